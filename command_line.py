@@ -1,0 +1,32 @@
+"""What all scripts of the toolbox share: how they end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from imagenets.errors import InputError
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a script's ``main`` and end the process: 0, or 1 after one clear message on stderr.
+
+    argparse itself ends with 2 for wrong usage. An interrupt ends with 130, as in a shell.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        # The reader of our output (head, say) has left; point stdout elsewhere so that exit does not flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

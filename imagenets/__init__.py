@@ -1,0 +1,1 @@
+"""The ImageNet-S toolbox as a library: classes, masks, contingency tables, matchings and scores."""
