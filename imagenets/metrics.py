@@ -188,4 +188,4 @@ def _sums(index: np.ndarray, pixels: np.ndarray, size: int) -> np.ndarray:
 
 def mean(values: np.ndarray) -> float:
     """Mean that no order of the values changes; nan of nothing."""
-    return math.fsum(values) / len(values) if len(values) else math.nan
+    return math.fsum(values.tolist()) / len(values) if len(values) else math.nan
