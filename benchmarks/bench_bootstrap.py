@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from imagenets.bootstrap import bootstrap_scores, drawn_images, intervals
+from imagenets.bootstrap import bootstrap_scores, drawn_images, percentile_intervals
 from imagenets.classes import MODES
 from imagenets.contingency import ContingencyTable, Rows, make_table
 from imagenets.metrics import evaluate
@@ -79,7 +79,7 @@ def main() -> None:
         f"the plain way: {plain_seconds:.2f} s a resample, "
         f"{plain_seconds * resamples / seconds:.0f} times as long; the same scores to the last digit"
     )
-    print(f"mIoU: 95% interval {intervals(scores)['mIoU']}")
+    print(f"mIoU: 95% interval {percentile_intervals(scores)['mIoU']}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array, vstack
@@ -41,6 +42,26 @@ Interval = tuple[float, float]
 # Resamples whose totals are computed at once: bounds the memory, changes no digit.
 _BLOCK = 64
 _PERCENTILES = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """95% intervals, (low, high) in percent by the names of SCORES, and how they were found.
+
+    (nan, nan) where a score exists in no resample.
+    """
+
+    resamples: int
+    seed: int
+    intervals: dict[str, Interval]
+
+
+def bootstrap_intervals(
+    table: ContingencyTable, classes: int, matching: np.ndarray | None, resamples: int, seed: int
+) -> Bootstrap:
+    """Find the 95% interval of every score; ``matching`` is that of ``metrics.evaluate``."""
+    scores = bootstrap_scores(table, classes, matching, resamples, seed)
+    return Bootstrap(resamples, seed, percentile_intervals(scores))
 
 
 def drawn_images(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -103,7 +124,7 @@ def _by_image(table: ContingencyTable, term: Term, classes: int) -> csr_array:
     return csr_array((pixels[counts], where), shape=(classes + 1, len(table.names)))
 
 
-def intervals(resampled: Mapping[str, np.ndarray]) -> dict[str, Interval]:
+def percentile_intervals(resampled: Mapping[str, np.ndarray]) -> dict[str, Interval]:
     """Give the 95% percentile interval of each score (or difference of scores), in percent.
 
     Resamples in which a score does not exist are left out of its interval; (nan, nan) if it exists in none.
