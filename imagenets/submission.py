@@ -231,7 +231,10 @@ def _compare_size(image_path: Path, height: int, width: int) -> tuple[str | None
             with Image.open(image_path) as image:
                 image_width, image_height = image.size
                 fits = (height, width) == (image_height, image_width)
-                if fits or ((width, height) == (image_height, image_width) and _is_turned(image)):
+                if fits or (
+                    (width, height) == (image_height, image_width)
+                    and image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+                ):
                     return None, None
     except FileNotFoundError:  # also what a link to nowhere gives
         return None, f"{image_path}: no such file"
@@ -241,13 +244,6 @@ def _compare_size(image_path: Path, height: int, width: int) -> tuple[str | None
         f"{width} x {height} pixels, but its test image has {image_width} x {image_height}; "
         "resize it (nearest neighbour) to its image's size"
     ), None
-
-
-def _is_turned(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-    except (SyntaxError, struct.error, ValueError, KeyError, TypeError):  # what broken EXIF raises
-        return False
 
 
 # Wraps the chunks as they arrive, to show progress; told the number of predictions.

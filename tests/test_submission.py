@@ -17,6 +17,7 @@ from PIL import Image
 from evaluation import submission
 from imagenets.classes import MODES
 from imagenets.errors import InputError
+from imagenets.submission import ArchiveSource
 
 NAMES = [f"n0000000{i % 3}/ILSVRC2012_val_{i:08d}" for i in range(20)]  # more than a worker's chunk
 METHOD = {
@@ -418,6 +419,15 @@ def test_check_finds_damage(prepared, submit, check):
     (prepared / "short.zip").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"short\.zip: no whole ZIP archive"):
         check("short.zip")
+
+
+def test_each_process_opens_the_archive_for_itself(prepared, submit, monkeypatch):
+    submit()
+    source = ArchiveSource(prepared / "out/s.zip")
+    opened = source.archive()
+    assert source.archive() is opened
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as after a fork
+    assert source.archive() is not opened
 
 
 def test_as_a_process(prepared):
