@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Find which class each cluster of a prediction stands for, and save it for evaluator.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line import run
+from evaluation.options import add_arguments, check_output, read_classes, read_table
+from imagenets.classes import MODES
+from imagenets.errors import InputError
+from imagenets.files import write_whole
+from imagenets.matching import METHODS, find_matching
+from imagenets.matching_file import matching_json
+from imagenets.report import matching_text
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    add_arguments(parser)
+    parser.add_argument(
+        "--session-name", required=True, help="the matching is saved as <results-dir>/<session-name>.json"
+    )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="image",
+        help="image: one-to-one, most images in common (the benchmark's own, default); pixel: one-to-one, "
+        "most pixels in common; majority: each cluster takes the class that it overlaps most",
+    )
+    return parser.parse_args()
+
+
+def matching_path(arguments: argparse.Namespace) -> Path:
+    """Where the matching is saved; InputError for a name that would leave the results folder."""
+    name = arguments.session_name
+    if name in ("", ".", "..") or set(name) & set("/\\\0") or name.endswith(".json"):
+        raise InputError(
+            f"--session-name {name!r}: give a plain name, without folders and without .json "
+            "(--results-dir chooses the folder)"
+        )
+    return arguments.results_dir / f"{name}.json"
+
+
+def main() -> None:
+    """Match clusters to classes, save the matching, print it."""
+    arguments = parse_arguments()
+    path = matching_path(arguments)
+    check_output(path)
+    number_of_classes = MODES[arguments.mode].classes
+    clusters = arguments.clusters or number_of_classes
+    table = read_table(arguments, clusters, "pass the number of clusters with --clusters")
+    classes = read_classes(arguments)
+    matching = find_matching(table, arguments.method, number_of_classes, clusters)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, matching_json(matching.classes))
+    print(matching_text(matching, classes))
+    print()
+    print(
+        f"{len(table.names)} images, method {arguments.method}: {(matching.classes > 0).sum()} of {clusters} "
+        f"clusters have a class; in common with it: {matching.images.sum()} images, "
+        f"{matching.pixels.sum()} pixels ({matching.percent_of_objects:.2f} % of all objects' pixels)"
+    )
+    print(f"saved: {path}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,139 @@
+"""The mask format: an 8-bit RGB PNG with label = R + 256 G (SPEC section 2), and its boundary width (5.3)."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import kornia_rs
+import numpy as np
+
+from imagenets.classes import IGNORE, MAX_LABEL
+from imagenets.errors import InputError
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_COLOUR_TYPES = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGBA"}
+_FORMAT = "masks are 8-bit RGB PNGs with id = R + 256 G, B = 0"
+# DEFLATE cannot shrink data by more than this factor.
+_MAX_DEFLATE_RATIO = 1032
+
+
+def boundary_distance(height: int, width: int) -> int:
+    """Boundary width d of an image, in pixels: 0.03 of its diagonal, rounded, at least 1.
+
+    Source: Cheng et al., Boundary IoU, CVPR 2021; SPEC section 5.3.
+    """
+    return max(1, round(0.03 * math.sqrt(height**2 + width**2)))
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """Read (height, width) in pixels from a mask's header, without decoding.
+
+    Raises InputError when ``data`` is no PNG or not 8-bit RGB.
+    """
+    if not data:
+        raise InputError("the file is empty; write it again")
+    if not data.startswith(_SIGNATURE):
+        raise InputError(f"not a PNG; {_FORMAT}")
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise InputError("the PNG is cut short; write it again")
+    width, height, depth, colour_type = struct.unpack(">IIBB", data[16:26])
+    if (depth, colour_type) != (8, 2):
+        kind = _COLOUR_TYPES.get(colour_type, f"colour type {colour_type}")
+        raise InputError(f"a {depth}-bit {kind} PNG; {_FORMAT}")
+    if not (height and width):
+        raise InputError("the PNG has no pixels; write it again")
+    return height, width
+
+
+def _check_chunks(data: bytes, height: int, width: int) -> None:
+    """Hold every chunk against its CRC: a damaged mask must not be decoded to plausible labels."""
+    position, compressed = len(_SIGNATURE), 0
+    kind = b""
+    while kind != b"IEND":
+        if position + 12 > len(data):
+            raise InputError("the PNG is cut short; write it again")
+        (length,) = struct.unpack_from(">I", data, position)
+        kind = data[position + 4 : position + 8]
+        end = position + 12 + length
+        if end > len(data):
+            raise InputError("the PNG is cut short; write it again")
+        (crc,) = struct.unpack_from(">I", data, end - 4)
+        if zlib.crc32(data[position + 4 : end - 4]) != crc:
+            raise InputError("the PNG is damaged (wrong checksum); write it again")
+        if kind == b"IDAT":
+            compressed += length
+        position = end
+    if height * (3 * width + 1) > _MAX_DEFLATE_RATIO * (compressed + 64):
+        raise InputError(f"the PNG has too little data for {height} x {width} pixels; write it again")
+
+
+def decode_rgb(data: bytes) -> np.ndarray:
+    """Decode a mask's bytes to (H, W, 3) uint8, C-contiguous; no colour profile or gamma is applied.
+
+    Raises InputError when ``data`` is no whole 8-bit RGB PNG.
+    """
+    height, width = png_size(data)
+    _check_chunks(data, height, width)
+    try:
+        return kornia_rs.io.decode_image_png_u8(data, (height, width), "rgb")
+    except Exception as error:  # the decoder raises this class itself, and no other
+        raise InputError(f"the PNG is damaged ({error}); write it again") from error
+
+
+def colour_problem(red: bool, blue: bool) -> str | None:
+    """Say what is wrong with a mask's colours, given which channels are not empty; None if nothing is."""
+    if not blue:
+        return None
+    if not red:
+        return (
+            "blue is not empty but red is: the channels look swapped, as cv2.imwrite does; "
+            "save as RGB (mask[..., ::-1] before cv2.imwrite)"
+        )
+    return f"the blue channel is not 0; {_FORMAT}"
+
+
+def decode_mask(source: Path | str | bytes, max_label: int | None = None) -> np.ndarray:
+    """Decode a mask to its labels, (H, W) uint16.
+
+    ``source`` is a file's path or a PNG's bytes. With ``max_label``, labels above it are refused, but for
+    1000 ("ignore").
+
+    Raises InputError, naming the file when a path is given, for what the format forbids, OSError when the
+    file cannot be read.
+    """
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        return _decode_labels(data, max_label)
+    except InputError as error:
+        if isinstance(source, bytes):
+            raise
+        raise InputError(f"{source}: {error}") from error
+
+
+def _decode_labels(data: bytes, max_label: int | None) -> np.ndarray:
+    rgb = decode_rgb(data)
+    problem = colour_problem(bool(rgb[..., 0].any()), bool(rgb[..., 2].any()))
+    if problem:
+        raise InputError(problem)
+    labels = rgb[..., 0] | rgb[..., 1].astype(np.uint16) << 8
+    if max_label is not None:
+        outside = labels[(labels > max_label) & (labels != IGNORE)]
+        if outside.size:
+            raise InputError(f"label {outside.max()} is outside 0..{max_label} and not {IGNORE}")
+    return labels
+
+
+def labels_to_rgb(labels: np.ndarray) -> np.ndarray:
+    """Write labels (H, W), integers 0..65535, as the mask's colours: (H, W, 3) uint8, C-contiguous.
+
+    Raises ValueError for a label outside 0..65535.
+    """
+    if labels.size and not (labels.min() >= 0 and labels.max() <= MAX_LABEL):
+        raise ValueError(f"labels {labels.min()}..{labels.max()} do not fit into 0..{MAX_LABEL}")
+    rgb = np.zeros((*labels.shape, 3), np.uint8)
+    rgb[..., 0] = labels & 0xFF
+    rgb[..., 1] = labels >> 8
+    return rgb
