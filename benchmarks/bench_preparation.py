@@ -1,7 +1,7 @@
 """Time the preparation of validation and test of mode 919 against cp and shutil.copy of the same files.
 
-An ImageNet val is generated: the official 50,000 names as small files, in class folders. In each round the three
-copy the same 39,842 files in turn, and then the preparation runs once more, with nothing left to do.
+An ImageNet val is generated: the official 50,000 names as small files, in class folders. In each round the
+three copy the same 39,842 files in turn, and then the preparation runs once more, with nothing left to do.
 
     python benchmarks/bench_preparation.py [--folder FOLDER] [--size BYTES] [--rounds N]
 """
@@ -32,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, help="where to work; a temporary folder in it is removed afterwards")
+    parser.add_argument(
+        "--folder", type=Path, help="where to work; a temporary folder in it is removed afterwards"
+    )
     parser.add_argument("--size", type=int, default=4000, help="bytes of a file")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -55,7 +57,11 @@ def measure(folder: Path, lists: dict[str, list[MappedImage]], size: int, rounds
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name, target, work in (
-            ("datapreparation_val.py", save, lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)),
+            (
+                "datapreparation_val.py",
+                save,
+                lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL),
+            ),
             ("cp -r", folder / "cp", lambda: subprocess.run(["cp", "-r", tree, folder / "cp"], check=True)),
             ("shutil.copy, one by one", folder / "loop", lambda: copy_loop(pairs)),
         ):

@@ -88,6 +88,12 @@ def verify_set(save: Path, lists: SetLists, deep: bool = False, show: Show = no_
 
     Headers of images and masks are read, and nothing is decoded; with ``deep`` every mask is.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decompressed
+        return SetReport(save / MODES[lists.mode].folder, _verify_splits(save, lists, deep, show))
+
+
+def _verify_splits(save: Path, lists: SetLists, deep: bool, show: Show) -> list[SplitReport]:
     root = save / MODES[lists.mode].folder
     semi = [image.target for image in lists.train_semi]
     validation = [image.target for image in lists.validation]
@@ -100,7 +106,7 @@ def verify_set(save: Path, lists: SetLists, deep: bool = False, show: Show = no_
     splits.append(_verify_images(root, "validation", validation, show))
     splits.append(_verify_masks(root, "validation", [(mask_of(i), i) for i in validation], lists, deep, show))
     splits.append(_verify_images(root, "test", [image.target for image in lists.test], show))
-    return SetReport(root, splits)
+    return splits
 
 
 def _verify_train_full(root: Path) -> SplitReport:
@@ -274,7 +280,7 @@ def _image_size(path: str) -> list[tuple[int, int]]:
 
 
 def _sizes_in_header(source: str | io.BytesIO) -> list[tuple[int, int]]:
-    with warnings.catch_warnings(), Image.open(source) as image:
+    with Image.open(source) as image:
         width, height = image.size
         orientation = image.getexif().get(EXIF_ORIENTATION, 1) if "exif" in image.info else 1
     return [(height, width), (width, height)] if orientation in (5, 6, 7, 8) else [(height, width)]
