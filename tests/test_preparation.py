@@ -551,10 +551,15 @@ def test_killed_at_random_moments(tmp_path, lists, layout, script, options):
     assert snapshot(save) == wanted
 
 
-@pytest.mark.parametrize("moment", [1, 2, 40, 41, 149, 150])
-def test_killed_between_two_renames(tmp_path, env, imagenet, moment):
+@pytest.mark.parametrize("partly", [False, True], ids=["new folders", "folders there"])
+@pytest.mark.parametrize("moment", [1, 2, 49, 50])
+def test_killed_between_two_renames(tmp_path, env, imagenet, moment, partly):
     """Every state that a kill can leave between copying and renaming ends in the same set."""
     step(SEMI, imagenet, tmp_path / "undisturbed", env=env)
+    if partly:
+        shutil.copytree(tmp_path / "undisturbed", tmp_path / "save")
+        for path in sorted((tmp_path / "save").rglob("*.JPEG"))[::2]:
+            path.unlink()
     program = f"""
 import os, signal, sys
 rename, count = os.rename, 0
