@@ -54,7 +54,8 @@ def measure(folder: Path, lists: dict[str, list[MappedImage]], size: int, rounds
     pairs = [(path, folder / "loop" / path.relative_to(tree)) for path in tree.rglob("*.JPEG")]
     save = folder / "save"
     script = CHECKOUT / "datapreparation/datapreparation_val.py"
-    prepare = [sys.executable, script, "--mode", "919", f"--imagenet-dir={imagenet}", f"--save-dir={save}"]
+    paths = [f"--imagenet-dir={imagenet}", f"--save-dir={save}"]
+    prepare = [sys.executable, str(script), "--mode", "919", *paths]
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
         for folder_made in (save, folder / "cp", folder / "loop"):

@@ -359,7 +359,7 @@ def _wrong_link(entry: os.DirEntry[str], leads_to: str) -> str | None:
 
 @dataclass(frozen=True)
 class _Job:
-    """Copies that one thread makes: all of a new folder, which appears whole, or some of one that is there."""
+    """Copies that one thread makes: all of a new folder, which appears whole, or some of an old one."""
 
     folder: str | None
     copies: list[tuple[Image, str]]
