@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
-from evaluation.options import add_arguments, check_output, read_classes, read_table
+from evaluation.options import add_arguments, check_output, matching_path, read_classes, read_table
 from imagenets.classes import MODES
 from imagenets.files import write_whole
 from imagenets.matching_file import matching_array, read_matching
@@ -52,13 +51,6 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.image_dir and not arguments.report:
         parser.error("--image-dir goes with --report: scores need no images")
     return arguments
-
-
-def matching_path(match: str, results_dir: Path) -> Path:
-    """Path of the matching: ``match`` itself if it looks like one, else that name among the results."""
-    if os.sep in match or match.endswith(".json"):
-        return Path(match)
-    return results_dir / f"{match}.json"
 
 
 def main() -> None:

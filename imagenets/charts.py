@@ -25,6 +25,7 @@ _NAMED_BARS = 60
 
 _STYLE = {
     "svg.fonttype": "none",
+    "text.hinting": "none",
     "font.size": 10,
     "text.color": _INK,
     "axes.edgecolor": _INK,
@@ -47,7 +48,7 @@ def bucket_chart(scores: Mapping[str, float], intervals: Mapping[str, tuple[floa
     """
     buckets = [name[1:] for name in SCORES if name.startswith("B")]
     with _style("buckets"):
-        figure = Figure(figsize=(6.4, 3.1), layout="constrained")
+        figure = Figure(figsize=(5, 2.9), layout="constrained")
         axes = figure.subplots()
         for prefix, colour, place, label in (
             ("", _REGION, -0.2, "IoU"),

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from imagenets.charts import bucket_chart, class_chart
-from imagenets.classes import BACKGROUND, MAX_LABEL, ClassInfo
+from imagenets.classes import BACKGROUND, MAX_LABEL, ClassInfo, label_name
 from imagenets.confusions import Confusions, MatchedCluster, find_confusions, matched_clusters
 from imagenets.contingency import ContingencyTable
 from imagenets.errors import InputError, listed
@@ -108,11 +108,6 @@ def html_report(
         groups=_image_groups(subject, labels, of_label, seed),
         kinds={kind: _hex(colour) for kind, colour in DISAGREEMENT.items()},
     )
-
-
-def label_name(label: ClassInfo) -> str:
-    """What people call a label: its name, else its wnid, else its id."""
-    return label.name or label.wnid or f"class {label.id}"
 
 
 def _class_lookup(clusters_to_classes: Mapping[int, int] | None) -> np.ndarray:
@@ -255,7 +250,7 @@ def _image_groups(
             problems.append(str(error))
             continue
         shown[image] = {
-            "name": subject.table.names[image],
+            "name": subject.table.names[image].removesuffix(".png"),
             "mean_iou": float(mean_iou[image]),
             "panels": panels,
             **_image_legend(subject.classes, labels, image),
