@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 from imagenets.charts import bucket_chart, class_chart
@@ -100,8 +99,8 @@ def html_report(
         images=evaluation.images,
         scores=_score_rows(evaluation, intervals),
         has_intervals=bool(intervals),
-        bucket_chart=Markup(bucket_chart(evaluation.scores, intervals)),
-        class_chart=Markup(class_chart(evaluation.iou, [label_name(c) for c in subject.classes])),
+        bucket_chart=bucket_chart(evaluation.scores, intervals),
+        class_chart=class_chart(evaluation.iou, [label_name(c) for c in subject.classes]),
         classes=_class_rows(subject, evaluation, confusions),
         confusions=_confusion_tables(subject.classes, evaluation, confusions),
         clusters=_cluster_rows(subject),

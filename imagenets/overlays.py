@@ -138,8 +138,8 @@ def _outline(labels: np.ndarray) -> np.ndarray:
             after = np.moveaxis(labels, axis, 0)[distance:]
             differs = before != after
             view = np.moveaxis(edge, axis, 0)
-            view[: differs.shape[0]] |= differs
-            view[-differs.shape[0] :] |= differs
+            view[: len(differs)] |= differs
+            view[len(view) - len(differs) :] |= differs
     return edge
 
 
