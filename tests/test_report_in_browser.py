@@ -201,7 +201,8 @@ def test_fits_and_is_legible(page, width, scheme):
     ground, text, chart = (sum(map(int, c[c.index("(") + 1 : -1].split(",")[:3])) / 765 for c in colour)
     assert (ground > 0.9) == (scheme == "light") == (text < 0.2) and chart == text
     smallest = page.execute_script(
-        "return Math.min(...[...document.querySelectorAll('.chart text')].map("
-        "(t) => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b)))"
+        "return Math.min(...[...document.querySelectorAll('.chart text')].map((text) => {"
+        "const matrix = text.getScreenCTM();"
+        "return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(matrix.a, matrix.b); }))"
     )
     assert smallest >= 8
