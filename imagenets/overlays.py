@@ -40,15 +40,16 @@ def draw_panels(picture: np.ndarray, ground_truth: np.ndarray, prediction: np.nd
     """Draw the masks over ``picture`` (H, W, 3) uint8.
 
     ``ground_truth`` (H, W) holds classes or 1000 (hatched: counts nowhere), ``prediction`` (H, W) the classes
-    after matching. A class has the same colour everywhere; the background is left as it is.
+    after matching. A class has the same colour everywhere, over a picture without colours of its own.
     """
     ignored = ground_truth == IGNORE
     disagreement = disagreement_kinds(ground_truth, prediction)
+    ground = _without_colour(picture)
     return Panels(
         picture,
-        _hatch(_paint(picture, np.where(ignored, BACKGROUND, ground_truth), label_colours), ignored),
-        _paint(picture, prediction, label_colours),
-        _hatch(_paint(picture, disagreement, _kind_colours), ignored),
+        _hatch(_paint(ground, np.where(ignored, BACKGROUND, ground_truth), label_colours), ignored),
+        _paint(ground, prediction, label_colours),
+        _hatch(_paint(ground, disagreement, _kind_colours), ignored),
     )
 
 
@@ -115,17 +116,23 @@ def oklab(colours: np.ndarray) -> np.ndarray:
     )
 
 
+def _without_colour(picture: np.ndarray) -> np.ndarray:
+    """Gray of the same luma (ITU-R BT.601)."""
+    luma = picture @ np.array([0.299, 0.587, 0.114])
+    return np.repeat(luma.round().astype(np.uint8)[..., None], 3, axis=-1)
+
+
 def _kind_colours(kinds: np.ndarray) -> np.ndarray:
     return np.array(list(DISAGREEMENT.values()), np.uint8)[kinds.astype(np.int64) - 1]
 
 
-def _paint(picture: np.ndarray, labels: np.ndarray, colours_of: Colours) -> np.ndarray:
-    """Lay each label but 0 over the picture in its colour: half transparent, with an opaque outline."""
-    painted = picture.copy()
+def _paint(ground: np.ndarray, labels: np.ndarray, colours_of: Colours) -> np.ndarray:
+    """Lay each label but 0 over the ground in its colour: half transparent, with an opaque outline."""
+    painted = ground.copy()
     region = labels != BACKGROUND
     colours = colours_of(labels[region])
     opacity = np.where(_outline(labels)[region], 1.0, _FILL)[:, None]
-    painted[region] = (opacity * colours + (1 - opacity) * picture[region]).round().astype(np.uint8)
+    painted[region] = (opacity * colours + (1 - opacity) * ground[region]).round().astype(np.uint8)
     return painted
 
 
