@@ -20,12 +20,14 @@ from evaluation.options import (
     read_matching_of,
     read_table,
 )
-from imagenets.bootstrap import bootstrap_intervals
 from imagenets.classes import MODES
 from imagenets.files import write_whole
 from imagenets.matching_file import matching_array
 from imagenets.metrics import evaluate
+from imagenets.pictures import check_image_dir
 from imagenets.report import class_text, evaluation_csv, evaluation_json, intervals_text, summary_text
+
+REPORT_RESAMPLES = 1000  # a report shows how sure its scores are, also without --bootstrap
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,13 +44,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="x.json: everything; x.csv: the table of classes"
     )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="one page to look at: scores, charts, tables, images"
+    )
+    parser.add_argument(
+        "--image-dir",
+        type=Path,
+        metavar="DIR",
+        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain ground)",
+    )
     arguments = parser.parse_args()
     if arguments.clusters and arguments.match is None:
         parser.error("--clusters goes with --match: without a matching, predictions hold class ids")
     if arguments.output and arguments.output.suffix not in (".json", ".csv"):
         parser.error(f"--output {arguments.output}: must end in .json or .csv")
-    if arguments.seed is not None and not arguments.bootstrap:
-        parser.error("--seed goes with --bootstrap")
+    if arguments.seed is not None and not (arguments.bootstrap or arguments.report):
+        parser.error("--seed goes with --bootstrap or --report")
+    if arguments.report and arguments.report.suffix != ".html":
+        parser.error(f"--report {arguments.report}: must end in .html")
+    if arguments.image_dir and not arguments.report:
+        parser.error("--image-dir goes with --report: scores need no images")
     return arguments
 
 
@@ -57,6 +72,10 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.output:
         check_output(arguments.output)
+    if arguments.report:
+        check_output(arguments.report)
+    if arguments.image_dir:
+        check_image_dir(arguments.image_dir)
     number_of_classes = MODES[arguments.mode].classes
     clusters_to_classes = read_matching_of(arguments, arguments.match)
     table = read_table(arguments, *label_limit(arguments, arguments.match))
@@ -70,20 +89,44 @@ def main() -> None:
     print()
     print(summary_text(evaluation))
     bootstrap = None
-    if arguments.bootstrap:
-        bootstrap = bootstrap_intervals(
-            table, number_of_classes, matching, arguments.bootstrap, arguments.seed or 0
-        )
+    resamples = arguments.bootstrap or (REPORT_RESAMPLES if arguments.report else 0)
+    if resamples:
+        from imagenets.bootstrap import bootstrap_intervals
+
+        bootstrap = bootstrap_intervals(table, number_of_classes, matching, resamples, arguments.seed or 0)
         print()
         print(intervals_text(evaluation, bootstrap))
+    saved = {}
     if arguments.output:
         if arguments.output.suffix == ".csv":
-            content = evaluation_csv(evaluation, classes)
+            saved[arguments.output] = evaluation_csv(evaluation, classes)
         else:
-            content = evaluation_json(evaluation, classes, arguments.mode, arguments.match, bootstrap)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.output, content)
-        print(f"\nsaved: {arguments.output}")
+            saved[arguments.output] = evaluation_json(
+                evaluation, classes, arguments.mode, arguments.match, bootstrap
+            )
+    if arguments.report:
+        # The charts' library takes a while, and scores alone do not need it.
+        from imagenets.html_report import Subject, html_report
+
+        subject = Subject(
+            mode=arguments.mode,
+            gt_dir=arguments.gt_dir,
+            predict_dir=arguments.predict_dir,
+            table=table,
+            classes=classes,
+            clusters_to_classes=clusters_to_classes,
+            match=arguments.match,
+            image_dir=arguments.image_dir,
+        )
+        saved[arguments.report] = html_report(
+            subject, evaluation, bootstrap and bootstrap.intervals, arguments.seed or 0
+        )
+    if saved:
+        print()
+    for path, content in saved.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+        print(f"saved: {path}")
 
 
 if __name__ == "__main__":
