@@ -87,7 +87,7 @@ def _leave_with_parent() -> None:
 def describe(
     folder: Path, images: Sequence[str], features: Features, mapper: Mapper, problems: list[str]
 ) -> Iterator[Described]:
-    """Describe images in batches, in order; those that cannot be read are left out and added to ``problems``."""
+    """Describe images in batches, in order; those that cannot be read go to ``problems`` instead."""
     prepare = partial(_prepare, os.fspath(folder), features.prepare)
     ahead: tuple[Sequence[str], Iterable[_Prepared | str]] | None = None
     for start in range(0, len(images), BATCH):
@@ -145,7 +145,8 @@ def feature_chunks(
     cannot be read, after all have been tried.
     """
     store.mkdir(parents=True, exist_ok=True)
-    paths, problems = [], []
+    paths: list[Path] = []
+    problems: list[str] = []
     identity = f"{features.identity} {code_version()}"
     for start in range(0, len(images), CHUNK):
         chunk = images[start : start + CHUNK]

@@ -1,4 +1,7 @@
-"""Feature vectors of a picture's foreground, made by hand: colour and texture, no weights needed."""
+"""Feature vectors of a picture's foreground: made by hand, of colour and texture; or left to a backbone.
+
+Worker processes import this module, and so never torch.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,13 @@ def colour_and_texture(image: np.ndarray, foreground: np.ndarray) -> np.ndarray:
             *(_TEXTURE_WEIGHT / np.sqrt(len(texture)) * _unit(histogram) for histogram in texture),
         ]
     ).astype(np.float32)
+
+
+def picture_and_mask(image: np.ndarray, foreground: np.ndarray, side: int) -> np.ndarray:
+    """Resize image (H, W, 3) uint8 and foreground (H, W) bool to one array, (side, side, 4) uint8."""
+    stacked = np.dstack([image, foreground.astype(np.uint8) * 255])
+    shrinks = side < min(image.shape[:2])
+    return cv2.resize(stacked, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _unit(histogram: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ from imagenets.files import whole_file, write_whole
 from imagenets.locks import locked
 
 SPLITS = ("validation", "test")
+CENTRES = "centres.npy"
 RECORD = "baseline.json"  # in the output folder: which run it holds
 
 
@@ -108,36 +109,49 @@ def chosen_splits(root: Path, splits: Sequence[str] | None) -> dict[str, list[st
     return {split: list_images(root / split) for split in chosen}
 
 
-def check_record(path: Path, record: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """Record of this run and of what was done before; InputError where the folder holds another run."""
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{key}: {before[part][key]!r} then, {value!r} now"
-            for part, values in record.items()
-            for key, value in values.items()
-            if before[part].get(key, value) != value
-        ]
-    except FileNotFoundError:
-        taken = [name for name in SPLITS if (path.parent / name).exists()]
-        if taken:
-            raise InputError(
-                f"{path.parent / taken[0]}: is there already, and not from this script; "
-                "name another --output-dir"
-            ) from None
-        return record
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged; remove {path.parent}, or name another --output-dir") from error
-    if changed:
-        raise InputError(
-            f"{path.parent}: holds another run ({'; '.join(changed)}); name another --output-dir"
-        )
-    return {part: before[part] | values for part, values in record.items()}
+def make_record(
+    arguments: argparse.Namespace, features: Features, images: dict[str, list[str]]
+) -> dict[str, dict[str, object]]:
+    """All that decides what this run writes."""
+    root = arguments.save_dir / MODES[arguments.mode].folder
+    return {
+        "settings": {
+            "mode": arguments.mode,
+            "clusters": arguments.clusters,
+            "seed": arguments.seed,
+            "features": features.identity,
+            "training images": len(images["train"]),
+            "code": code_version(),
+        },
+        "images": {split: fingerprint(root / split, of_split) for split, of_split in images.items()},
+    }
+
+
+def keep_record(path: Path, record: dict[str, dict[str, object]]) -> None:
+    """Write down which run the output folder holds; InputError where it holds another."""
+    folder = path.parent
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = [
+                f"{key}: {before[part][key]} then, {value} now"
+                for part, values in record.items()
+                for key, value in values.items()
+                if before[part].get(key, value) != value
+            ]
+            record = {part: before[part] | values for part, values in record.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: damaged; name another --output-dir") from error
+        if changed:
+            raise InputError(f"{folder}: holds another run ({'; '.join(changed)}); name another --output-dir")
+    elif any((folder / name).exists() for name in (*SPLITS, CENTRES)):
+        raise InputError(f"{folder}: holds what this script did not make; name another --output-dir")
+    write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 def train(arguments: argparse.Namespace, images: list[str], features: Features, mapper: Mapper) -> np.ndarray:
     """Centres of the clusters, from the output folder or by k-means."""
-    path = arguments.output_dir / "centres.npy"
+    path = arguments.output_dir / CENTRES
     if path.exists():
         return np.load(path)
     folder = arguments.save_dir / MODES[arguments.mode].folder / "train"
@@ -190,29 +204,15 @@ def main() -> None:
     root, output = arguments.save_dir / mode.folder, arguments.output_dir
     splits = chosen_splits(root, arguments.splits)
     images = list_images(root / "train")[: arguments.train_images]
-    features = chosen_features(arguments)
-    record = {
-        "settings": {
-            "mode": mode.name,
-            "clusters": arguments.clusters,
-            "seed": arguments.seed,
-            "features": features.identity,
-            "training images": len(images),
-            "code": code_version(),
-        },
-        "files": {
-            split: fingerprint(root / split, of_split)
-            for split, of_split in {"train": images, **splits}.items()
-        },
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    with locked(output / ".lock"), processes(arguments.workers) as mapper:
-        record = check_record(output / RECORD, record)
-        write_whole(output / RECORD, json.dumps(record, indent=2) + "\n")
-        centres = train(arguments, images, features, mapper)
-        for split, of_split in splits.items():
-            made = predict(root / split, of_split, output / split, centres, features, mapper)
-            print(f"{output / split}: {len(of_split)} predictions, {made} made now")
+    with processes(arguments.workers) as mapper:  # before torch comes in, which workers do without
+        features = chosen_features(arguments)
+        output.mkdir(parents=True, exist_ok=True)
+        with locked(output / ".lock"):
+            keep_record(output / RECORD, make_record(arguments, features, {"train": images, **splits}))
+            centres = train(arguments, images, features, mapper)
+            for split, of_split in splits.items():
+                made = predict(root / split, of_split, output / split, centres, features, mapper)
+                print(f"{output / split}: {len(of_split)} predictions, {made} made now")
 
 
 if __name__ == "__main__":

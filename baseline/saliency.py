@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-SIDE = 160  # longest side, in pixels, at which the foreground is sought
+SIDE = 128  # longest side, in pixels, at which the foreground is sought
 RING = 0.06  # width of what counts as border, as a part of the shorter side
 CENTRE_SIGMA = 0.7  # of the Gaussian around the middle, in half sides
 ITERATIONS = 2  # of GrabCut
@@ -38,13 +38,13 @@ def foreground(image: np.ndarray) -> np.ndarray:
 
 
 def enlarge(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a mask (h, w) bool to (height, width) with smooth outlines; never empty where ``mask`` is not."""
+    """Resize a mask (h, w) bool to (height, width) with smooth outlines; empty only where ``mask`` is."""
     resized = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     return resized >= min(0.5, resized.max() or 1)
 
 
 def _stands_out(image: np.ndarray) -> np.ndarray:
-    """First guess of the foreground, (H, W) bool: Otsu's threshold on rarity at the border × centre weight."""
+    """First guess of the foreground, (H, W) bool: colours rare at the border, near the middle, above Otsu."""
     height, width = image.shape[:2]
     ring = max(1, round(RING * min(height, width)))
     border = np.ones((height, width), bool)
@@ -84,8 +84,8 @@ def _grab_cut(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
         return guess
     mask = np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     cv2.setRNGSeed(0)  # GrabCut begins with a random k-means
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(image, mask, None, *models, ITERATIONS, cv2.GC_INIT_WITH_MASK)
+    ground, objects = np.zeros((1, 65)), np.zeros((1, 65))  # GrabCut's own colour models
+    cv2.grabCut(image, mask, (0, 0, 0, 0), ground, objects, ITERATIONS, cv2.GC_INIT_WITH_MASK)
     return mask == cv2.GC_PR_FGD
 
 

@@ -44,7 +44,10 @@ def main() -> None:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--predict-dir", type=Path, required=True, help="the given predictions, <predict-dir>/<wnid>/<name>.png"
+        "--predict-dir",
+        type=Path,
+        required=True,
+        help="the given predictions, <predict-dir>/<wnid>/<name>.png",
     )
     parser.add_argument("--mode", choices=MODES, required=True, help="number of clusters")
     parser.add_argument("--kind", choices=KINDS, required=True)

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The whole benchmark in one command, on synthetic pictures: bash demo/run.sh
+# Everything is made anew in demo/output; PYTHON chooses the interpreter.
+set -euo pipefail
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+bash "$root/setup.sh"
+export PYTHON=$root/.venv/bin/python
+
+output=$root/demo/output
+set=$output/prepared/ImageNetS50
+step() { printf '\n== %s\n' "$1"; }
+evaluate() { # name, folder of predictions, more arguments of evaluator.py
+    local name=$1 predictions=$2
+    local common=(--predict-dir "$predictions" --gt-dir "$set/validation-segmentation" --mode 50
+        --results-dir "$output/results")
+    "$PYTHON" "$root/evaluation/match.py" "${common[@]}" --session-name "$name" >"$output/$name-matching.txt"
+    "$PYTHON" "$root/evaluation/evaluator.py" "${common[@]}" --match "$name" --output "$output/$name.json" \
+        "${@:3}" >"$output/$name-scores.txt"
+    tail -n 4 "$output/$name-scores.txt"
+}
+
+rm -rf -- "$output"
+step "a synthetic ImageNet: no photographs, drawn objects; only the folder names are real"
+"$PYTHON" "$root/demo/make_imagenet.py" --output-dir "$output"
+export IMAGENETS_LISTS=$output/lists IMAGENETS_MIRROR=$output/mirror
+
+step "data preparation"
+bash "$root/datapreparation/data_preparation.sh" "$output/imagenet" "$output/prepared" 50 false
+"$PYTHON" "$root/datapreparation/verify.py" --save-dir "$output/prepared" --mode 50
+
+step "the unsupervised baseline: foregrounds, k-means over their features"
+"$PYTHON" "$root/baseline/kmeans.py" --save-dir "$output/prepared" --mode 50 --output-dir "$output/baseline"
+
+step "its scores, in percent"
+evaluate baseline "$output/baseline/validation"
+
+step "beside predictions that know nothing"
+for kind in background random random-clusters; do
+    "$PYTHON" "$root/baseline/trivial.py" --predict-dir "$output/baseline/validation" --mode 50 \
+        --kind "$kind" --output-dir "$output/$kind"
+    evaluate "$kind" "$output/$kind" >/dev/null
+done
+"$PYTHON" "$root/demo/print_scores.py" "$output"/{background,random,random-clusters,baseline}.json
+
+printf '\nAll pictures are synthetic: these numbers say that the toolbox works, nothing about a method.\n'
