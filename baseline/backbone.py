@@ -77,13 +77,13 @@ def build(name: str) -> Backbone:
         pass
     if not known:
         raise InputError("--backbone needs torchvision or timm, and neither is installed: pip install timm")
-    near = difflib.get_close_matches(name, known)
+    near = difflib.get_close_matches(name, sorted(set(known)))
     hint = f"; near: {', '.join(near)}" if near else ""
     raise InputError(f"--backbone {name}: neither torchvision nor timm as installed has this model{hint}")
 
 
 def last_map(model: torch.nn.Module, side: int) -> str:
-    """Name of the module whose output is the last feature map of ``model`` for square images of ``side``.
+    """Name of the module, before the head, that gives the last feature map of square images of ``side``.
 
     A feature map is (B, C, H, W) or (B, H, W, C), or tokens (B, T, C), of more than one place.
     Raises InputError when there is none.
@@ -97,7 +97,7 @@ def last_map(model: torch.nn.Module, side: int) -> str:
     hooks = [
         module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
         for name, module in model.named_modules()
-        if name
+        if name and not _is_head(name)
     ]
     with torch.inference_mode():
         model(torch.zeros(1, 3, side, side))
@@ -187,7 +187,8 @@ def pooled(backbone: Backbone, batch: np.ndarray) -> np.ndarray:
     hook = layer.register_forward_hook(lambda module, inputs, output: maps.append(as_map(output)))
     with torch.inference_mode():
         backbone.model((values[:, :3] - mean) / std)
-        weights = adaptive_avg_pool2d(values[:, 3:], tuple(maps[-1].shape[2:]))
+        height, width = maps[-1].shape[2:]
+        weights = adaptive_avg_pool2d(values[:, 3:], (height, width))
         means = (maps[-1] * weights).sum((2, 3)) / weights.sum((2, 3))
         vectors = normalize(means.float()).cpu().numpy()
     hook.remove()
