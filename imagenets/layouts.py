@@ -1,5 +1,8 @@
 """The forms that copies of ImageNet have, recognised by looking: class folders, flat val, untouched tars."""
 
+# Paths are plain strings where there are a million of them: pathlib would take longer than the disk.
+# ruff: noqa: PTH116
+
 from __future__ import annotations
 
 import os
@@ -60,7 +63,7 @@ class TrainFolder:
 
     def image(self, place: str) -> Image:
         """Find one image, ``<wnid>/<name>``."""
-        return _image_file(self.path / place)
+        return _image_file(f"{self.path}/{place}")
 
     def _entries(self, wnid: str) -> Iterator[os.DirEntry[str]]:
         try:
@@ -122,13 +125,13 @@ class ValFolder:
 
     def image(self, place: str) -> Image:
         """Find one image, ``<wnid>/<name>``."""
-        places = [place] * self.in_classes + [place.rpartition("/")[2]] * self.flat
-        for candidate in places[:-1]:
+        if self.in_classes:
             try:
-                return _image_file(self.path / candidate)
+                return _image_file(f"{self.path}/{place}")
             except MissingError:
-                continue
-        return _image_file(self.path / places[-1])
+                if not self.flat:
+                    raise
+        return _image_file(f"{self.path}/{place.rpartition('/')[2]}")
 
 
 @dataclass(frozen=True)
@@ -225,14 +228,14 @@ def _nothing_found(imagenet: Path, what: str, looked_for: list[str]) -> InputErr
     return InputError(f"no {what} found in {imagenet}; looked there for {', '.join(looked_for)}")
 
 
-def _image_file(path: Path) -> Image:
+def _image_file(path: str) -> Image:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError as error:
         raise MissingError(f"{path}: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         raise MissingError(f"{path}: no file")
-    return _not_empty(Image(str(path), status.st_size), str(path))
+    return _not_empty(Image(path, status.st_size), path)
 
 
 def _not_empty(image: Image, place: str) -> Image:

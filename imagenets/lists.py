@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,11 @@ SHA256 = {
     train_semi_path("300"): "05f032374bd7a9a81213828940809e09e1eeedc5b43d78a4e41c1d64cb7e492a",
     train_semi_path("919"): "d8a33edfeda5ea6a302fbf5bfc41735dc6b8f3d525a7dfc09bc5cb39d6ec44db",
 }
+
+# Names are not hidden, have no separators, and lead nowhere else.
+_NAME = re.compile(r"[^./\\\s\0][^/\\\s\0]*")
+_PLACE = rf"(({_NAME.pattern})/{_NAME.pattern})"
+_ROW = re.compile(f"{_PLACE} {_PLACE}")
 
 WAYS_OUT = (
     "Without a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a folder with the lists and "
@@ -151,7 +157,9 @@ def categories(mode: str, origin: Origin, show: Show = no_bar, warn: Warn = no_w
     """
     name = categories_path(mode)
     path, lines = _lines(name, origin, show, warn)
-    wrong = [f"{path}:{number}: {line!r} is no class name" for number, line in lines if not _is_name(line)]
+    wrong = [
+        f"{path}:{number}: {line!r} is no class name" for number, line in lines if not _NAME.fullmatch(line)
+    ]
     _refuse_lines(wrong)
     wnids = sorted({line for _, line in lines})
     if not len(wnids) == len(lines) == MODES[mode].classes:
@@ -166,7 +174,7 @@ def mapping(
 
     Raises InputError when the list cannot be had, is not the official one, or has lines that make no sense.
     """
-    rows = _rows(mapping_path(mode, split), wnids, origin, show, warn, target_column=1)
+    rows = _rows(mapping_path(mode, split), wnids, origin, show, warn, target_group=3)
     return [MappedImage(left, right) for left, right in rows]
 
 
@@ -178,7 +186,7 @@ def train_semi(
     An image's class folder there is the part of its file name before ``_`` (SPEC section 3: for merged
     classes it is another). Raises InputError as ``mapping`` does.
     """
-    rows = _rows(train_semi_path(mode), wnids, origin, show, warn, target_column=0)
+    rows = _rows(train_semi_path(mode), wnids, origin, show, warn, target_group=1)
     return [SemiImage(_train_source(image), image, mask) for image, mask in rows]
 
 
@@ -194,25 +202,25 @@ def _train_source(image: str) -> str:
 
 
 def _rows(
-    name: str, wnids: Iterable[str], origin: Origin, show: Show, warn: Warn, target_column: int
+    name: str, wnids: Iterable[str], origin: Origin, show: Show, warn: Warn, target_group: int
 ) -> list[tuple[str, str]]:
-    """Read a list of two paths a line; what stands in ``target_column`` is unique and of a known class."""
+    """Read a list of two paths a line; the target, a group of _ROW, is unique and of a known class."""
     known = set(wnids)
     path, lines = _lines(name, origin, show, warn)
     rows: dict[str, tuple[str, str]] = {}
     wrong = []
     for number, line in lines:
-        columns = line.split(" ")
-        if len(columns) != 2 or not all(_is_image_path(column) for column in columns):
+        match = _ROW.fullmatch(line)
+        if match is None:
             wrong.append(f"{path}:{number}: {line!r} is not two paths <wnid>/<name>, one blank between")
             continue
-        target = columns[target_column]
+        target, wnid = match.group(target_group, target_group + 1)
         if target in rows:
             wrong.append(f"{path}:{number}: {target} stands there twice")
-        elif target.split("/")[0] not in known:
-            wrong.append(f"{path}:{number}: {target.split('/')[0]} is no class of this mode")
+        elif wnid not in known:
+            wrong.append(f"{path}:{number}: {wnid} is no class of this mode")
         else:
-            rows[target] = (columns[0], columns[1])
+            rows[target] = (match[1], match[3])
     _refuse_lines(wrong)
     return list(rows.values())
 
@@ -220,16 +228,6 @@ def _rows(
 def _refuse_lines(wrong: list[str]) -> None:
     if wrong:
         raise InputError(f"{len(wrong)} lines of a list cannot be used:\n{listed(wrong)}")
-
-
-def _is_name(text: str) -> bool:
-    """Can this be one file or folder, not hidden, and nothing that leads elsewhere?"""
-    return bool(text) and not text.startswith(".") and not set(text) & set("/\\ \t\0")
-
-
-def _is_image_path(text: str) -> bool:
-    folder, _, name = text.partition("/")
-    return _is_name(folder) and _is_name(name) and "." in name
 
 
 def _lines(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, list[tuple[int, str]]]:

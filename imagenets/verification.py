@@ -1,13 +1,14 @@
 """Compare a prepared ImageNet-S with its lists: missing, unexpected, unreadable, of the wrong size."""
 
-# Paths are plain strings in the loops over a million images, where pathlib would take longer than the disk.
-# ruff: noqa: PTH116, PTH208
+# Paths are plain strings where there are a million of them: pathlib would take longer than the disk.
+# ruff: noqa: PTH116, PTH123, PTH208
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,15 @@ from imagenets.classes import IGNORE, MODES
 from imagenets.errors import InputError
 from imagenets.layouts import is_image
 from imagenets.lists import MappedImage, SemiImage, mask_of
-from imagenets.masks import decode_mask
+from imagenets.masks import decode_mask, png_size
 from imagenets.progress import Show, no_bar
 
-THREADS = 8  # readers of headers, so that a slow disk or network is asked for several at a time
+THREADS = 4  # readers of headers, so that a slow disk or network is asked for several at a time
+BATCH = 64  # files that a thread takes at a time
+HEAD = 1 << 15  # bytes that hold the header of nearly every JPEG
+PNG_HEAD = 33  # bytes that hold signature and IHDR
 EXIF_ORIENTATION = 0x0112
+_NO_HEADER = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,12 @@ def verify_set(save: Path, lists: SetLists, deep: bool = False, show: Show = no_
 
     Headers of images and masks are read, and nothing is decoded; with ``deep`` every mask is.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decompressed
+        return SetReport(save / MODES[lists.mode].folder, _verify_splits(save, lists, deep, show))
+
+
+def _verify_splits(save: Path, lists: SetLists, deep: bool, show: Show) -> list[SplitReport]:
     root = save / MODES[lists.mode].folder
     semi = [image.target for image in lists.train_semi]
     validation = [image.target for image in lists.validation]
@@ -95,7 +106,7 @@ def verify_set(save: Path, lists: SetLists, deep: bool = False, show: Show = no_
     splits.append(_verify_images(root, "validation", validation, show))
     splits.append(_verify_masks(root, "validation", [(mask_of(i), i) for i in validation], lists, deep, show))
     splits.append(_verify_images(root, "test", [image.target for image in lists.test], show))
-    return SetReport(root, splits)
+    return splits
 
 
 def _verify_train_full(root: Path) -> SplitReport:
@@ -158,7 +169,7 @@ def _verify_images(root: Path, name: str, wanted: Sequence[str], show: Show) -> 
 
     def fault(image: str) -> str | None:
         try:
-            _image_size(folder / image)
+            _image_size(f"{folder}/{image}")
         except InputError as error:
             return str(error)
         return None
@@ -179,7 +190,7 @@ def _verify_masks(
     misfits = []
 
     def fault(mask: str) -> str | None:
-        path = folder / mask
+        path = f"{folder}/{mask}"
         try:
             size = _mask_size(path)
             if deep:
@@ -187,11 +198,11 @@ def _verify_masks(
         except InputError as error:
             return str(error)
         try:
-            sizes = _image_size(root / split / image_of[mask])
+            sizes = _image_size(f"{root}/{split}/{image_of[mask]}")
         except InputError:
             return None  # the image's own split tells; without images there is no size to compare
         if size not in sizes:
-            misfits.append(f"{path}: {size[0]}x{size[1]} pixels, its image {sizes[0][0]}x{sizes[0][1]}")
+            misfits.append(f"{path}: {size[1]}x{size[0]} pixels, its image {sizes[0][1]}x{sizes[0][0]}")
         return None
 
     with show(f"{root.name}/{name}", len(there), unit="mask") as advance:
@@ -230,14 +241,19 @@ def _names(folder: Path, report: SplitReport) -> set[str]:
 
 
 def _faults(
-    names: Iterable[str], fault: Callable[[str], str | None], advance: Callable[[int], None]
+    names: Sequence[str], fault: Callable[[str], str | None], advance: Callable[[int], None]
 ) -> list[str]:
+    """Ask for each file's fault, in a few threads; the faults come in the order of the names."""
+
+    def faults_of(batch: Sequence[str]) -> list[str]:
+        return [found for name in batch if (found := fault(name)) is not None]
+
+    batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
     found = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for result in pool.map(fault, names):
-            if result is not None:
-                found.append(result)
-            advance(1)
+        for batch, results in zip(batches, pool.map(faults_of, batches), strict=True):
+            found += results
+            advance(len(batch))
     return found
 
 
@@ -249,37 +265,48 @@ def _stat_fault(path: str) -> str | None:
     return None if size else f"{path}: empty"
 
 
-def _image_size(path: Path) -> list[tuple[int, int]]:
-    """Sizes (width, height) that an image's mask may have: as stored, and as EXIF orientation turns it."""
-    with _header(path) as image:
+def _image_size(path: str) -> list[tuple[int, int]]:
+    """Sizes (height, width) that an image's mask may have: as stored, and as EXIF orientation turns it."""
+    head = _head(path, HEAD)
+    try:
+        sizes = _sizes_in_header(io.BytesIO(head))
+    except _NO_HEADER:
+        # Or the header is longer than what was read.
+        try:
+            sizes = _sizes_in_header(path)
+        except _NO_HEADER as error:
+            raise InputError(f"{path}: no image, or a broken one ({error})") from error
+    return sizes
+
+
+def _sizes_in_header(source: str | io.BytesIO) -> list[tuple[int, int]]:
+    with Image.open(source) as image:
         width, height = image.size
         orientation = image.getexif().get(EXIF_ORIENTATION, 1) if "exif" in image.info else 1
-    return [(width, height), (height, width)] if orientation in (5, 6, 7, 8) else [(width, height)]
+    return [(height, width), (width, height)] if orientation in (5, 6, 7, 8) else [(height, width)]
 
 
-def _mask_size(path: Path) -> tuple[int, int]:
-    with _header(path) as image:
-        if image.format != "PNG" or image.mode != "RGB":
-            raise InputError(f"{path}: {image.format} of mode {image.mode}, no 8-bit RGB PNG")
-        return image.size
-
-
-def _header(path: Path) -> Image.Image:
-    """Open an image, which reads its header alone. Raises InputError."""
-    fault = _stat_fault(str(path))
-    if fault:
-        raise InputError(fault)
+def _mask_size(path: str) -> tuple[int, int]:
+    """(height, width) from a mask's header. Raises InputError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
-    except Image.UnidentifiedImageError as error:
-        raise InputError(f"{path}: no image") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return png_size(_head(path, PNG_HEAD))
+    except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _check_labels(path: Path, classes: int) -> None:
+def _head(path: str, length: int) -> bytes:
+    """Read a file's first bytes. Raises InputError when there are none."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(length)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    if not head:
+        raise InputError(f"{path}: empty")
+    return head
+
+
+def _check_labels(path: str, classes: int) -> None:
     """Decode a ground-truth mask: labels are 0..N, and 1000 for ignored pixels. Raises InputError."""
     labels = np.unique(decode_mask(path))
     wrong = labels[(labels > classes) & (labels != IGNORE)]

@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -73,10 +73,8 @@ def _handler(current: Callable[[], Host]) -> type[BaseHTTPRequestHandler]:
             host.asked.append((path, asked_range))
             fault = host.faults.pop(0) if host.faults else Fault()
             self.close_connection = True
-            try:
+            with suppress(BrokenPipeError, ConnectionResetError):
                 self._answer(host, path, asked_range, fault)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
 
         def _answer(self, host: Host, path: str, asked_range: str | None, fault: Fault) -> None:
             if fault.stall and fault.cut_after is None:

@@ -13,7 +13,7 @@ DATA = CHECKOUT / "datapreparation"
 
 
 def environment(**extra: str | Path | None) -> dict[str, str]:
-    """The environment without what could lead to the network or to the user's own cache, and with ``extra``."""
+    """The environment without what could lead to the network or the user's cache, and with ``extra``."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("IMAGENETS_")}
     kept = {key: value for key, value in kept.items() if not key.lower().endswith("_proxy")}
     kept["PYTHON"] = sys.executable
