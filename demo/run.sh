@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
-# The whole benchmark in one command, on synthetic pictures: bash demo/run.sh
-# Everything is made anew in demo/output; PYTHON chooses the interpreter.
+# The whole benchmark in one command, on synthetic pictures: bash demo/run.sh [OUTPUT]
+# Everything is made anew in demo/output, or in OUTPUT, a folder that does not exist yet. PYTHON chooses an
+# interpreter that has all of requirements.txt; without it, setup.sh makes one.
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-bash "$root/setup.sh"
-export PYTHON=$root/.venv/bin/python
+if [ -z "${PYTHON:-}" ]; then
+    bash "$root/setup.sh"
+    PYTHON=$root/.venv/bin/python
+fi
+export PYTHON
 
-output=$root/demo/output
+if [ $# = 0 ]; then rm -rf -- "$root/demo/output"; fi
+output=${1:-$root/demo/output}
+case $output in /*) ;; *) output=$PWD/$output ;; esac
 set=$output/prepared/ImageNetS50
 step() { printf '\n== %s\n' "$1"; }
 evaluate() { # name, folder of predictions, more arguments of evaluator.py
@@ -19,7 +25,6 @@ evaluate() { # name, folder of predictions, more arguments of evaluator.py
     tail -n 4 "$output/$name-scores.txt"
 }
 
-rm -rf -- "$output"
 step "a synthetic ImageNet: no photographs, drawn objects; only the folder names are real"
 "$PYTHON" "$root/demo/make_imagenet.py" --output-dir "$output"
 export IMAGENETS_LISTS=$output/lists IMAGENETS_MIRROR=$output/mirror
