@@ -38,16 +38,17 @@ class Backbone(NamedTuple):
 def load_backbone(name: str, checkpoint: Path) -> Features:
     """Features of the model ``name``: its last feature map, averaged over the foreground, as unit vectors.
 
-    Raises InputError when there is no such model, or the checkpoint does not fit it.
+    Raises InputError when there is no such model, or the checkpoint does not fit it, OSError when it cannot
+    be read.
     """
-    backbone = build(name)
-    load_weights(backbone.model, checkpoint, name)
-    if torch.cuda.is_available():
-        backbone.model.cuda()
     with checkpoint.open("rb") as file:
         digest = hashlib.blake2b(digest_size=16)
         while block := file.read(1 << 20):
             digest.update(block)
+    backbone = build(name)
+    load_weights(backbone.model, checkpoint, name)
+    if torch.cuda.is_available():
+        backbone.model.cuda()
     prepare = partial(picture_and_mask, side=backbone.side)
     return Features(f"{name} {digest.hexdigest()}", prepare, partial(finish, backbone))
 
@@ -159,7 +160,8 @@ def _is_head(key: str) -> bool:
 def _read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     try:
         content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    # OSError is torch's for a file that is cut short.
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(
             f"{checkpoint}: cannot be read as weights; save them with torch.save(model.state_dict(), FILE)"
         ) from error

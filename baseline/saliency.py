@@ -33,12 +33,15 @@ def foreground(image: np.ndarray) -> np.ndarray:
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     found = _tidy(_grab_cut(small, _stands_out(small)))
     if not found.any() or found.all():
-        found = _centre_weight(*small.shape[:2]) > np.exp(-0.5 / CENTRE_SIGMA**2 / 4)
+        weight = _centre_weight(*small.shape[:2])
+        found = weight >= min(
+            weight.max(), np.exp(-0.5 * (0.5 / CENTRE_SIGMA) ** 2)
+        )  # half as wide as the image
     return enlarge(found, height, width)
 
 
 def enlarge(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a mask (h, w) bool to (height, width) with smooth outlines; empty only where ``mask`` is."""
+    """Resize a mask (h, w) bool to a larger (height, width), smooth outlines; empty only where ``mask`` is."""
     resized = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     return resized >= min(0.5, resized.max() or 1)
 
@@ -75,7 +78,8 @@ def _histogram(bins: np.ndarray) -> np.ndarray:
 
 
 def _centre_weight(height: int, width: int) -> np.ndarray:
-    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+    y = (2 * np.arange(height)[:, None] + 1) / height - 1  # -1..1 over the image
+    x = (2 * np.arange(width) + 1) / width - 1
     return np.exp(-(x**2 + y**2) / (2 * CENTRE_SIGMA**2)).astype(np.float32)
 
 

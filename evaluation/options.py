@@ -72,7 +72,8 @@ def read_table(arguments: argparse.Namespace, clusters: int, hint: str) -> Conti
     names = None if arguments.names is None else read_names(arguments.names)
     pairs = find_pairs(arguments.gt_dir, arguments.predict_dir, names)
     mode = MODES[arguments.mode]
-    if names is None and len(pairs.names) != mode.validation:
+    official = not os.environ.get("IMAGENETS_LISTS")  # lists of one's own have their own number of images
+    if names is None and official and len(pairs.names) != mode.validation:
         warn(
             f"{arguments.gt_dir}: {len(pairs.names)} masks, but the validation set of mode {mode.name} "
             f"has {mode.validation}"
