@@ -41,7 +41,7 @@ def foreground(image: np.ndarray) -> np.ndarray:
 
 
 def enlarge(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a mask (h, w) bool to a larger (height, width), smooth outlines; empty only where ``mask`` is."""
+    """Resize a mask (h, w) bool to a larger (height, width) with smooth outlines; empty where ``mask`` is."""
     resized = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     return resized >= min(0.5, resized.max() or 1)
 
