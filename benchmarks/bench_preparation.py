@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -52,24 +53,21 @@ def measure(folder: Path, lists: dict[str, list[MappedImage]], size: int, rounds
     link_tree(imagenet / "val", tree, lists)
     pairs = [(path, folder / "loop" / path.relative_to(tree)) for path in tree.rglob("*.JPEG")]
     save = folder / "save"
-    command = [sys.executable, CHECKOUT / "datapreparation/datapreparation_val.py", "--mode", "919"]
-    command += ["--imagenet-dir", imagenet, "--save-dir", save]
+    script = CHECKOUT / "datapreparation/datapreparation_val.py"
+    paths = [f"--imagenet-dir={imagenet}", f"--save-dir={save}"]
+    prepare = [sys.executable, str(script), "--mode", "919", *paths]
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
-        for name, target, work in (
-            (
-                "datapreparation_val.py",
-                save,
-                lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL),
-            ),
-            ("cp -r", folder / "cp", lambda: subprocess.run(["cp", "-r", tree, folder / "cp"], check=True)),
-            ("shutil.copy, one by one", folder / "loop", lambda: copy_loop(pairs)),
-        ):
-            shutil.rmtree(target, ignore_errors=True)
+        for folder_made in (save, folder / "cp", folder / "loop"):
+            shutil.rmtree(folder_made, ignore_errors=True)
+        for name, work in {
+            "datapreparation_val.py": lambda: process(*prepare),
+            "cp -r": lambda: process("cp", "-r", tree, folder / "cp"),
+            "shutil.copy, one by one": lambda: copy_loop(pairs),
+            "datapreparation_val.py again": lambda: process(*prepare),
+        }.items():
             os.sync()
             seconds.setdefault(name, []).append(timed(work))
-        again = lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: E731
-        seconds.setdefault("datapreparation_val.py again", []).append(timed(again))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"{len(pairs)} files of {size} bytes, {os.cpu_count()} cores, median of {rounds} rounds")
     for name, median in medians.items():
@@ -98,6 +96,11 @@ def link_tree(val: Path, tree: Path, lists: dict[str, list[MappedImage]]) -> Non
             target.hardlink_to(val / image.source)
 
 
+def process(*command: str | Path) -> None:
+    """Run a command without its output."""
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
 def copy_loop(pairs: list[tuple[Path, Path]]) -> None:
     """Copy as a first script would."""
     for source, target in pairs:
@@ -105,10 +108,10 @@ def copy_loop(pairs: list[tuple[Path, Path]]) -> None:
         shutil.copy(source, target)
 
 
-def timed(work: object) -> float:
+def timed(work: Callable[[], object]) -> float:
     """Seconds that a call takes."""
     begin = time.perf_counter()
-    work()  # type: ignore[operator]
+    work()
     return time.perf_counter() - begin
 
 

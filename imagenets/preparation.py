@@ -6,7 +6,7 @@ is never touched: it stops the run before anything is written.
 """
 
 # Paths are plain strings here: there are a million of them, and pathlib would take longer than the disk.
-# ruff: noqa: PTH100, PTH104, PTH115, PTH211
+# ruff: noqa: PTH100, PTH102, PTH104, PTH115, PTH211
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from imagenets.progress import Show, no_bar
 
 LOCK = ".imagenets.lock"  # in the folder that all sets lie in
 STAGING = ".incomplete-images"  # in a set's folder: files that are being written
-BATCH = 32  # files that a thread takes at a time
+BATCH = 32  # files that a thread takes at a time, in a folder that is there already
 
 
 @dataclass
@@ -262,21 +262,39 @@ class _Todo:
 
     def do(self, workers: int, show: Show) -> None:
         """Make what is left; files are written in a staging folder and renamed when whole."""
+        jobs = self._jobs()
+        filled = {job.folder for job in jobs}
         for folder in self.folders:
-            folder.mkdir()
+            if str(folder) not in filled:
+                folder.mkdir()
         for leads_to, target in self.links:
             os.symlink(leads_to, target)
-        if self.staged:
-            shutil.rmtree(self.root / STAGING)
-        if not self.copies:
-            return
         staging = self.root / STAGING
+        if self.staged:
+            shutil.rmtree(staging)
+        if not jobs:
+            return
         staging.mkdir()
         try:
             with show(self.plan.folder, len(self.copies), unit="image") as advance:
-                _copy_all(self.copies, str(staging), workers, advance)
+                _copy_all(jobs, str(staging), workers, advance)
         finally:
             shutil.rmtree(staging)
+
+    def _jobs(self) -> list[_Job]:
+        """Share out the copies: class folders that are not there yet as a whole, else a few files each."""
+        by_folder: dict[str, list[tuple[Image, str]]] = {}
+        for image, target in self.copies:
+            by_folder.setdefault(target.rpartition("/")[0], []).append((image, target))
+        with_links = {target.rpartition("/")[0] for _, target in self.links}
+        new = {str(folder) for folder in self.folders} - with_links
+        jobs = []
+        for folder, copies in by_folder.items():
+            if folder in new:
+                jobs.append(_Job(folder, copies))
+            else:
+                jobs += [_Job(None, copies[i : i + BATCH]) for i in range(0, len(copies), BATCH)]
+        return jobs
 
     def summary(self) -> list[Done]:
         """Count per folder, ``ImageNetS50/validation``, what is there now and what was made."""
@@ -339,20 +357,30 @@ def _wrong_link(entry: os.DirEntry[str], leads_to: str) -> str | None:
     return f"{entry.path}: a link to {says}, not to {leads_to}"
 
 
-def _copy_all(
-    copies: list[tuple[Image, str]], staging: str, workers: int, advance: Callable[[int], None]
-) -> None:
-    batches = [copies[i : i + BATCH] for i in range(0, len(copies), BATCH)]
+@dataclass(frozen=True)
+class _Job:
+    """Copies that one thread makes: all of a new folder, which appears whole, or some of an old one."""
 
-    def copy_batch(number: int) -> int:
-        for i, (image, target) in enumerate(batches[number]):
-            staged = f"{staging}/{number}-{i}"
-            copy_image(image, staged)
-            os.rename(staged, target)
-        return len(batches[number])
+    folder: str | None
+    copies: list[tuple[Image, str]]
 
+    def do(self, staged: str) -> int:
+        """Copy under the unused name ``staged``, rename, give the number of images."""
+        if self.folder is None:
+            for image, target in self.copies:
+                copy_image(image, staged)
+                os.rename(staged, target)
+        else:
+            os.mkdir(staged)
+            for image, target in self.copies:
+                copy_image(image, f"{staged}/{target.rpartition('/')[2]}")
+            os.rename(staged, self.folder)
+        return len(self.copies)
+
+
+def _copy_all(jobs: list[_Job], staging: str, workers: int, advance: Callable[[int], None]) -> None:
     with _interruptible(ThreadPoolExecutor(workers)) as pool:
-        for made in pool.map(copy_batch, range(len(batches))):
+        for made in pool.map(lambda number: jobs[number].do(f"{staging}/{number}"), range(len(jobs))):
             advance(made)
 
 
