@@ -22,7 +22,7 @@ evaluate() { # name, folder of predictions, more arguments of evaluator.py
     "$PYTHON" "$root/evaluation/match.py" "${common[@]}" --session-name "$name" >"$output/$name-matching.txt"
     "$PYTHON" "$root/evaluation/evaluator.py" "${common[@]}" --match "$name" --output "$output/$name.json" \
         "${@:3}" >"$output/$name-scores.txt"
-    tail -n 4 "$output/$name-scores.txt"
+    grep -A 1 mIoU "$output/$name-scores.txt"
 }
 
 step "a synthetic ImageNet: no photographs, drawn objects; only the folder names are real"
@@ -37,7 +37,8 @@ step "the unsupervised baseline: foregrounds, k-means over their features"
 "$PYTHON" "$root/baseline/kmeans.py" --save-dir "$output/prepared" --mode 50 --output-dir "$output/baseline"
 
 step "its scores, in percent"
-evaluate baseline "$output/baseline/validation"
+evaluate baseline "$output/baseline/validation" \
+    --report "$output/report.html" --image-dir "$set/validation"
 
 step "beside predictions that know nothing"
 for kind in background random random-clusters; do
@@ -47,4 +48,5 @@ for kind in background random random-clusters; do
 done
 "$PYTHON" "$root/demo/print_scores.py" "$output"/{background,random,random-clusters,baseline}.json
 
-printf '\nAll pictures are synthetic: these numbers say that the toolbox works, nothing about a method.\n'
+printf '\nThe pictures are synthetic: the numbers say that the toolbox works, nothing about how good a method is.\n'
+echo "The report to look at: $output/report.html"

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
-from evaluation.options import add_arguments, check_output, read_classes, read_table
+from evaluation.options import add_arguments, check_output, matching_path, read_classes, read_table
 from imagenets.classes import MODES
 from imagenets.files import write_whole
 from imagenets.matching_file import matching_array, read_matching
 from imagenets.metrics import evaluate
+from imagenets.pictures import check_image_dir
 from imagenets.report import class_text, evaluation_csv, evaluation_json, summary_text
 
 
@@ -32,19 +32,25 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="x.json: everything; x.csv: the table of classes"
     )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="one page to look at: scores, charts, tables, images"
+    )
+    parser.add_argument(
+        "--image-dir",
+        type=Path,
+        metavar="DIR",
+        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain ground)",
+    )
     arguments = parser.parse_args()
     if arguments.clusters and arguments.match is None:
         parser.error("--clusters goes with --match: without a matching, predictions hold class ids")
     if arguments.output and arguments.output.suffix not in (".json", ".csv"):
         parser.error(f"--output {arguments.output}: must end in .json or .csv")
+    if arguments.report and arguments.report.suffix != ".html":
+        parser.error(f"--report {arguments.report}: must end in .html")
+    if arguments.image_dir and not arguments.report:
+        parser.error("--image-dir goes with --report: scores need no images")
     return arguments
-
-
-def matching_path(match: str, results_dir: Path) -> Path:
-    """Path of the matching: ``match`` itself if it looks like one, else that name among the results."""
-    if os.sep in match or match.endswith(".json"):
-        return Path(match)
-    return results_dir / f"{match}.json"
 
 
 def main() -> None:
@@ -52,8 +58,12 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.output:
         check_output(arguments.output)
+    if arguments.report:
+        check_output(arguments.report)
+    if arguments.image_dir:
+        check_image_dir(arguments.image_dir)
     number_of_classes = MODES[arguments.mode].classes
-    matching = None
+    matching = clusters_to_classes = None
     if arguments.match is not None:
         path = matching_path(arguments.match, arguments.results_dir)
         clusters_to_classes = read_matching(path, number_of_classes)
@@ -68,14 +78,33 @@ def main() -> None:
     print(class_text(evaluation, classes))
     print()
     print(summary_text(evaluation))
+    saved = {}
     if arguments.output:
         if arguments.output.suffix == ".csv":
-            content = evaluation_csv(evaluation, classes)
+            saved[arguments.output] = evaluation_csv(evaluation, classes)
         else:
-            content = evaluation_json(evaluation, classes, arguments.mode, arguments.match)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.output, content)
-        print(f"\nsaved: {arguments.output}")
+            saved[arguments.output] = evaluation_json(evaluation, classes, arguments.mode, arguments.match)
+    if arguments.report:
+        # Loaded here: the charts' library takes a while, and scores alone do not need it.
+        from imagenets.html_report import Subject, html_report
+
+        subject = Subject(
+            mode=arguments.mode,
+            gt_dir=arguments.gt_dir,
+            predict_dir=arguments.predict_dir,
+            table=table,
+            classes=classes,
+            clusters_to_classes=clusters_to_classes,
+            match=arguments.match,
+            image_dir=arguments.image_dir,
+        )
+        saved[arguments.report] = html_report(subject, evaluation)
+    if saved:
+        print()
+    for path, content in saved.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+        print(f"saved: {path}")
 
 
 if __name__ == "__main__":

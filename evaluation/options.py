@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", type=Path, metavar="FILE", help="only these: one <wnid>/<name>.png a line")
     parser.add_argument(
         "--workers",
-        type=_worker_count,
+        type=worker_count,
         default=len(os.sched_getaffinity(0)),
         help="processes that decode (default: one per core; 0: no extra process)",
     )
@@ -54,7 +54,8 @@ def _cluster_count(text: str) -> int:
     return _whole_number(text, 1, MAX_LABEL)
 
 
-def _worker_count(text: str) -> int:
+def worker_count(text: str) -> int:
+    """Argument type: a number of worker processes."""
     return _whole_number(text, 0, 1024)
 
 
@@ -62,6 +63,13 @@ def _whole_number(text: str, lowest: int, highest: int) -> int:
     if not text.isascii() or not text.isdecimal() or not lowest <= int(text) <= highest:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number in {lowest}..{highest}")
     return int(text)
+
+
+def matching_path(match: str, results_dir: Path) -> Path:
+    """Path of the matching: ``match`` itself if it looks like one, else that name among the results."""
+    if os.sep in match or match.endswith(".json"):
+        return Path(match)
+    return results_dir / f"{match}.json"
 
 
 def read_table(arguments: argparse.Namespace, clusters: int, hint: str) -> ContingencyTable:
