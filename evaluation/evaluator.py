@@ -88,12 +88,13 @@ def main() -> None:
     print(class_text(evaluation, classes))
     print()
     print(summary_text(evaluation))
-    bootstrap = None
+    bootstrap = intervals = None
     resamples = arguments.bootstrap or (REPORT_RESAMPLES if arguments.report else 0)
     if resamples:
         from imagenets.bootstrap import bootstrap_intervals
 
         bootstrap = bootstrap_intervals(table, number_of_classes, matching, resamples, arguments.seed or 0)
+        intervals = bootstrap.intervals
         print()
         print(intervals_text(evaluation, bootstrap))
     saved = {}
@@ -118,9 +119,7 @@ def main() -> None:
             match=arguments.match,
             image_dir=arguments.image_dir,
         )
-        saved[arguments.report] = html_report(
-            subject, evaluation, bootstrap and bootstrap.intervals, arguments.seed or 0
-        )
+        saved[arguments.report] = html_report(subject, evaluation, intervals, arguments.seed or 0)
     if saved:
         print()
     for path, content in saved.items():

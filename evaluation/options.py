@@ -138,7 +138,8 @@ def list_pairs(arguments: argparse.Namespace, predict_dir: Path) -> Pairs:
 def warn_of_count(arguments: argparse.Namespace, pairs: Pairs) -> None:
     """Warn where the ground truth is not as many masks as the validation set has."""
     mode = MODES[arguments.mode]
-    if arguments.names is None and len(pairs.names) != mode.validation:
+    official = not os.environ.get("IMAGENETS_LISTS")  # lists of one's own have their own number of images
+    if arguments.names is None and official and len(pairs.names) != mode.validation:
         warn(
             f"{arguments.gt_dir}: {len(pairs.names)} masks, but the validation set of mode {mode.name} "
             f"has {mode.validation}"
