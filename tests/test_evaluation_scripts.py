@@ -1,0 +1,351 @@
+"""match.py and evaluator.py as a user runs them: results, refusals, the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+
+import numpy as np
+import pytest
+import reference
+from masksets import REAL, random_images, script, to_rgb, write_mask, write_pairs
+from PIL import Image
+
+NAME = "n00000001/image_1.png"
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """A handful of good pairs in tmp_path/gt and tmp_path/pred."""
+    rng = np.random.default_rng(0)
+    images = random_images(rng, 6, 50, 50)
+    images[1] = (np.ones((9, 12), int), np.full((9, 12), 2))
+    write_pairs(tmp_path, images)
+    return tmp_path, images
+
+
+def run(name, folder, *arguments, workers=0, **options):
+    common = ["--gt-dir", folder / "gt", "--predict-dir", folder / "pred", "--mode", 50, "--workers", workers]
+    return script(f"evaluation/{name}", *common, *arguments, cwd=folder, **options)
+
+
+def evaluate(folder, *arguments, **options):
+    done = run("evaluator.py", folder, *arguments, "--output", "scores.json", **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "scores.json").read_text())
+
+
+def test_match_then_evaluate(masks):
+    folder, images = masks
+    done = run("match.py", folder, "--session-name", "mine", workers=2)
+    assert done.returncode == 0, done.stderr
+    assert "50 of 50 clusters have a class" in done.stdout
+    matching = json.loads((folder / "results/mine.json").read_text())
+    assert list(matching) == [str(i) for i in range(51)]
+    result = evaluate(folder, "--match", "mine")
+    assert (result["mode"], result["images"], result["match"]) == ("50", 6, "mine")
+    expected = reference.scores(images, 50, {int(k): v for k, v in matching.items()})
+    for score, value in result["scores"].items():
+        assert value == (None if np.isnan(expected[score]) else pytest.approx(expected[score], abs=1e-11))
+    assert [c["IoU"] for c in result["classes"]] == expected["IoUs"]
+    assert result["classes"][0] == {
+        "id": 0,
+        "wnid": None,
+        "name": "background",
+        "IoU": expected["IoUs"][0],
+        "BIoU": expected["BIoUs"][0],
+        "pixels": sum(int((truth == 0).sum()) for truth, _ in images),
+    }
+    again = run("match.py", folder, "--session-name", "again", "--no-cache")
+    assert again.returncode == 0
+    assert (folder / "results/again.json").read_bytes() == (folder / "results/mine.json").read_bytes()
+
+
+def test_evaluator_prints_every_score_and_class(masks):
+    folder, _ = masks
+    done = run("evaluator.py", folder)
+    assert done.returncode == 0
+    header = done.stdout.splitlines()[-2].split()
+    assert header == ["Acc", "mIoU", "mBIoU", "S", "MS", "ML", "L", "BS", "BMS", "BML", "BL", "FMeasure"]
+    assert len(done.stdout.splitlines()) == 1 + 51 + 1 + 2
+    assert "warning" in done.stderr
+    assert "6 masks" in done.stderr
+    assert "752" in done.stderr
+
+
+def test_match_takes_a_path(masks):
+    folder, _ = masks
+    (folder / "m.json").write_text(json.dumps({str(i): 0 for i in range(51)}))
+    assert evaluate(folder, "--match", "m.json")["match"] == "m.json"
+    assert evaluate(folder, "--match", "./m.json")["scores"]["FMeasure"] == 0
+
+
+def test_csv_holds_the_classes(masks):
+    folder, _ = masks
+    assert run("evaluator.py", folder, "--output", "c.csv").returncode == 0
+    lines = (folder / "c.csv").read_text().splitlines()
+    assert lines[0] == "id,wnid,name,IoU,BIoU,pixels"
+    assert len(lines) == 52
+
+
+def test_names_choose_a_subset_and_give_no_warning(masks):
+    folder, images = masks
+    (folder / "names.txt").write_text(f"{NAME}\n\nn00000002/image_2.png\n")
+    done = run("evaluator.py", folder, "--names", "names.txt", "--output", "s.json")
+    assert "warning" not in done.stderr
+    result = json.loads((folder / "s.json").read_text())
+    assert result["images"] == 2
+    assert result["scores"]["mIoU"] == pytest.approx(reference.scores(images[1:3], 50)["mIoU"], abs=1e-11)
+
+
+def test_classes_are_named_by_the_folders_else_by_the_list_at_hand(masks):
+    folder, _ = masks
+    wnids = [f"n{i:08d}" for i in range(50)]
+    lists = folder / "lists/categories"
+    lists.mkdir(parents=True)
+    (lists / "ImageNetS_categories_im50.txt").write_text("\n".join(wnids))
+    environment = {**os.environ, "IMAGENETS_LISTS": str(folder / "lists")}
+    assert evaluate(folder, env=environment)["classes"][50]["wnid"] == wnids[-1]
+    assert evaluate(folder, env={**os.environ, "IMAGENETS_LISTS": "/nowhere"})["classes"][50]["wnid"] is None
+    for i in range(47):
+        (folder / f"gt/n1{i:07d}").mkdir()
+    (folder / "gt/n01443537").mkdir()
+    (folder / "gt/n00000000").rename(folder / "gt/n99999999")
+    (folder / "pred/n00000000").rename(folder / "pred/n99999999")
+    # 51 folders are one too many, 50 are the classes.
+    assert evaluate(folder, env=environment)["classes"][50]["wnid"] == wnids[-1]
+    (folder / "gt/n10000000").rmdir()
+    classes = evaluate(folder, env=environment)["classes"]
+    assert (classes[50]["wnid"], classes[3]["name"]) == ("n99999999", "goldfish")
+
+
+@pytest.mark.parametrize("method", ["image", "pixel", "majority"])
+def test_more_clusters_than_classes(masks, method):
+    folder, _ = masks
+    write_mask(folder / "pred" / NAME, np.full((9, 12), 300))
+    assert "--clusters" in run("match.py", folder, "--session-name", "k").stderr
+    done = run("match.py", folder, "--session-name", "k", "--clusters", 300, "--method", method)
+    assert done.returncode == 0, done.stderr
+    matching = json.loads((folder / "results/k.json").read_text())
+    assert len(matching) == 301
+    assert matching["300"] == 1
+    assert run("evaluator.py", folder, "--match", "k").returncode == 1
+    assert evaluate(folder, "--match", "k", "--clusters", 300)["images"] == 6
+
+
+def save_raw(array, mode):
+    return lambda path: Image.fromarray(array, mode).save(path)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[45] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def short_of_rows(path):
+    """A PNG whose chunks are whole, but whose data end early."""
+    data = path.read_bytes()
+    start = data.index(b"IDAT") - 4
+    stream = zlib.compress(zlib.decompress(data[start + 8 : -16])[:-40])
+    chunk = len(stream).to_bytes(4, "big") + b"IDAT" + stream
+    chunk += zlib.crc32(chunk[4:]).to_bytes(4, "big")
+    path.write_bytes(data[:start] + chunk + data[-12:])
+
+
+def palette(path):
+    Image.fromarray(np.ones((9, 12), np.uint8)).convert("P").save(path)
+
+
+def written_as_bgr(path):
+    Image.fromarray(to_rgb(np.full((9, 12), 2))[..., ::-1].copy()).save(path)
+
+
+BAD_PREDICTIONS = {
+    "missing": (lambda path: path.unlink(), "no such prediction"),
+    "not a PNG": (lambda path: path.write_text("hello"), "not a PNG"),
+    "JPEG in disguise": (lambda path: Image.new("RGB", (12, 9)).save(path, "JPEG"), "not a PNG"),
+    "empty": (lambda path: path.write_bytes(b""), "empty"),
+    "cut short": (truncated, "cut short"),
+    "cut in the header": (lambda path: path.write_bytes(path.read_bytes()[:20]), "cut short"),
+    "flipped bit": (flipped, "damaged"),
+    "short of rows": (short_of_rows, "damaged"),
+    "grayscale": (save_raw(np.ones((9, 12), np.uint8), "L"), "8-bit grayscale"),
+    "palette": (palette, "palette"),
+    "16-bit": (lambda path: Image.fromarray(np.ones((9, 12), np.uint16)).save(path), "16-bit"),
+    "RGBA": (save_raw(np.ones((9, 12, 4), np.uint8), "RGBA"), "RGBA"),
+    "another size": (lambda path: write_mask(path, np.ones((12, 9), int)), "12 x 9"),
+    "blue": (save_raw(np.full((9, 12, 3), 1, np.uint8), "RGB"), "blue channel"),
+    "swapped channels": (written_as_bgr, "cv2.imwrite"),
+    "label above N": (lambda path: write_mask(path, np.full((9, 12), 51)), "label 51 is outside 0..50"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "directory"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PREDICTIONS)
+def test_bad_prediction_is_named_and_nothing_written(masks, kind):
+    folder, _ = masks
+    spoil, message = BAD_PREDICTIONS[kind]
+    spoil(folder / "pred" / NAME)
+    done = run("evaluator.py", folder, "--output", "scores.json")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert f"pred/{NAME}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "scores.json").exists()
+    assert run("match.py", folder, "--session-name", "x").returncode == 1
+    assert not (folder / "results/x.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (truncated, "cut short"),
+        (lambda path: write_mask(path, np.full((9, 12), 51)), "label 51 is neither in 0..50 nor 1000"),
+        (save_raw(np.ones((9, 12), np.uint8), "L"), "grayscale"),
+    ],
+)
+def test_bad_ground_truth_is_named(masks, spoil, message):
+    folder, _ = masks
+    spoil(folder / "gt" / NAME)
+    done = run("evaluator.py", folder)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert f"gt/{NAME}" in done.stderr
+
+
+def test_a_bad_label_below_ignored_pixels_is_refused_too(masks):
+    folder, _ = masks
+    write_mask(folder / "gt" / NAME, np.full((9, 12), 1000))
+    write_mask(folder / "pred" / NAME, np.full((9, 12), 51))
+    assert "label 51" in run("evaluator.py", folder).stderr
+
+
+def test_several_bad_files_are_reported_together(masks):
+    folder, _ = masks
+    for i in range(3, 17):
+        write_mask(folder / f"gt/n00000005/{i:02d}.png", np.ones((4, 4), int))
+        write_mask(folder / f"pred/n00000005/{i:02d}.png", np.full((4, 4), 60))
+    truncated(folder / "pred/n00000000/image_0.png")
+    (folder / "pred" / NAME).unlink()
+    done = run("evaluator.py", folder, workers=2)
+    assert done.returncode == 1
+    assert "16 masks cannot be used" in done.stderr
+    assert "n00000000/image_0.png: the PNG is cut short" in done.stderr
+    assert f"{NAME}: no such prediction" in done.stderr
+    assert "… and 6 more" in done.stderr
+    assert len(done.stderr.splitlines()) < 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--match", "nothing"], "results/nothing.json: no such matching"),
+        (["--match", "x/nothing"], "x/nothing: no such matching"),
+        (["--match", "bad.json"], "not JSON"),
+        (["--match", "few.json"], "not in this matching"),
+        (["--names", "nowhere.txt"], "nowhere.txt"),
+        (["--names", "up.txt"], "../secret.png"),
+        (["--names", "blank.txt"], "no names there"),
+        (["--names", "twice.txt"], "more than once"),
+        (["--names", "unknown.txt"], "gt/n1/unknown.png: no such ground truth"),
+        (["--output", "gt/n00000001/image_1.png/x.json"], "cannot be written"),
+    ],
+)
+def test_bad_arguments_of_evaluator(masks, arguments, message):
+    folder, _ = masks
+    (folder / "bad.json").write_text("{")
+    (folder / "few.json").write_text('{"0": 0}')
+    (folder / "up.txt").write_text("../secret.png\n")
+    (folder / "blank.txt").write_text("\n")
+    (folder / "twice.txt").write_text(f"{NAME}\n{NAME}\n")
+    (folder / "unknown.txt").write_text("n1/unknown.png\n")
+    done = run("evaluator.py", folder, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", "/tmp/x", "x.json", "a\\b"])
+def test_session_name_stays_in_the_results_folder(masks, name):
+    folder, _ = masks
+    before = sorted(folder.rglob("*"))
+    done = run("match.py", folder, "--session-name", name)
+    assert done.returncode == 1
+    assert "--session-name" in done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_empty_folders_are_refused(masks):
+    folder, _ = masks
+    (folder / "void").mkdir()
+    assert "no masks there" in run("evaluator.py", folder, "--gt-dir", folder / "void").stderr
+    assert "no such folder" in run("evaluator.py", folder, "--gt-dir", folder / "nowhere").stderr
+    done = run("evaluator.py", folder, "--predict-dir", folder / "void")
+    assert done.returncode == 1
+    assert "6 masks cannot be used" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--clusters", "60"],
+        ["--output", "scores.txt"],
+        ["--workers", "-1"],
+        ["--match", "m.json", "--clusters", "65536"],
+        ["--match", "m.json", "--clusters", "0"],
+        ["--macth", "m.json"],
+        ["--mode", "51"],
+    ],
+)
+def test_wrong_usage_ends_with_2(masks, arguments):
+    assert run("evaluator.py", masks[0], *arguments).returncode == 2
+
+
+def test_an_unreadable_folder_is_one_sentence(masks):
+    folder, _ = masks
+    (folder / "results").write_text("a file in the way")
+    done = run("match.py", folder, "--session-name", "x")
+    assert done.returncode == 1
+    assert "results" in done.stderr
+    assert "Traceback" not in done.stderr
+    # The evaluator only loses its cache.
+    done = run("evaluator.py", folder)
+    assert done.returncode == 0
+    assert "not cached" in done.stderr
+
+
+real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real masks are not at {REAL}")
+
+
+@real
+@pytest.mark.parametrize("case", ["unmatched", "matched"])
+def test_real_masks_score_as_the_public_evaluator_says(tmp_path, case):
+    expected = json.loads((REAL / "expected.json").read_text())
+    (tmp_path / "given.json").write_text(json.dumps(expected["matching"]))
+    folders = ["--gt-dir", REAL / "validation-segmentation", "--predict-dir", REAL / "predictions"]
+    match = ["--match", "given.json"] if case == "matched" else []
+    done = script(
+        "evaluation/evaluator.py", *folders, "--mode", 50, *match, "--output", "s.json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    result = json.loads((tmp_path / "s.json").read_text())
+    ious = expected[case].pop("IoUs")
+    assert result["scores"] == pytest.approx(expected[case], abs=0.01)
+    assert [c["IoU"] for c in result["classes"]] == pytest.approx(ious, abs=0.01)
+
+
+@real
+def test_real_masks_match_as_well_as_can_be(tmp_path):
+    expected = json.loads((REAL / "expected.json").read_text())
+    folders = ["--gt-dir", REAL / "validation-segmentation", "--predict-dir", REAL / "predictions"]
+    done = script("evaluation/match.py", *folders, "--mode", 50, "--session-name", "real", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"in common with it: {expected['matching_total']} images" in done.stdout

@@ -1,0 +1,146 @@
+"""Matchings against trying every assignment."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masksets import random_images, table_of
+
+from imagenets import matching as matching_module
+from imagenets.errors import InputError
+from imagenets.matching import find_matching, overlapping_pixels, shared_images
+from imagenets.matching_file import matching_array, matching_json, read_matching
+
+SEEDS = st.integers(0, 2**32)
+
+
+def drawn(seed, count, classes, clusters):
+    return random_images(np.random.default_rng(seed), count, classes, clusters, size=12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(1, 8), st.integers(1, 5), st.integers(1, 5))
+def test_counts_are_those_of_the_reference(seed, count, classes, clusters):
+    images = drawn(seed, count, classes, clusters)
+    table = table_of(images)
+    shared = shared_images(table, classes, clusters).toarray()
+    assert shared.tolist() == reference.shared_images(images, classes, clusters).tolist()
+    overlap = overlapping_pixels(table, classes, clusters).toarray()
+    assert overlap.tolist() == reference.overlapping_pixels(images, classes, clusters).tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(1, 8), st.integers(1, 5), st.integers(1, 6))
+def test_image_method_has_the_largest_total_and_then_the_most_overlap(seed, count, classes, clusters):
+    images = drawn(seed, count, classes, clusters)
+    shared = reference.shared_images(images, classes, clusters).tolist()
+    overlap = reference.overlapping_pixels(images, classes, clusters).tolist()
+    weights = [[*map(tuple, zip(*rows, strict=True))] for rows in zip(shared, overlap, strict=True)]
+    found = find_matching(table_of(images), "image", classes, clusters)
+    assert (found.images.sum(), found.pixels.sum()) == reference.best_assignment(weights)
+    assert_one_to_one(found, classes, clusters)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(1, 8), st.integers(1, 5), st.integers(1, 6))
+def test_pixel_method_has_the_most_overlap(seed, count, classes, clusters):
+    images = drawn(seed, count, classes, clusters)
+    overlap = reference.overlapping_pixels(images, classes, clusters).tolist()
+    found = find_matching(table_of(images), "pixel", classes, clusters)
+    assert (found.pixels.sum(),) == reference.best_assignment([[(n,) for n in row] for row in overlap])
+    assert_one_to_one(found, classes, clusters)
+
+
+def assert_one_to_one(found, classes, clusters):
+    assert found.classes.size == clusters + 1
+    assert found.classes[0] == 0
+    given_away = found.classes[found.classes > 0].tolist()
+    assert len(given_away) == len(set(given_away)) == min(classes, clusters)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(1, 8), st.integers(1, 5), st.integers(1, 9))
+def test_majority_takes_the_class_overlapped_most(seed, count, classes, clusters):
+    images = drawn(seed, count, classes, clusters)
+    overlap = reference.overlapping_pixels(images, classes, clusters)
+    overlap[:, 0] = 0
+    found = find_matching(table_of(images), "majority", classes, clusters)
+    assert found.classes.tolist() == [int(np.argmax(row)) for row in overlap]
+
+
+def test_majority_takes_the_smallest_id_on_a_tie():
+    table = table_of([(np.array([[3, 2, 2, 3]]), np.array([[1, 1, 1, 1]]))])
+    assert find_matching(table, "majority", 3, 1).classes.tolist() == [0, 2]
+
+
+def test_occurring_in_the_same_image_is_enough_without_overlap():
+    images = [(np.array([[1, 0]]), np.array([[0, 2]]))]
+    assert find_matching(table_of(images), "image", 2, 2).classes[2] == 1
+
+
+def test_cluster_1000_is_a_cluster_like_any_other():
+    images = [(np.array([[1, 1, 2]]), np.array([[1000, 1000, 7]]))]
+    found = find_matching(table_of(images), "pixel", 2, 1000)
+    assert (found.classes[1000], found.classes[7]) == (1, 2)
+
+
+def test_many_clusters_leave_the_rest_at_zero():
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.integers(0, 3, (90, 90)), rng.integers(0, 65_536, (90, 90))
+    found = find_matching(table_of([(truth, prediction)]), "image", 2, 65_535)
+    assert_one_to_one(found, 2, 65_535)
+
+
+def test_weights_too_large_for_exact_sums_are_refused(monkeypatch):
+    monkeypatch.setattr(matching_module, "_EXACT", 10)
+    with pytest.raises(InputError, match="too many pixels"):
+        find_matching(table_of([(np.ones((5, 5), int), np.ones((5, 5), int))]), "image", 1, 1)
+
+
+def test_file_round_trip(tmp_path):
+    classes = np.array([0, 3, 1, 0])
+    path = tmp_path / "m.json"
+    path.write_text(matching_json(classes))
+    assert json.loads(path.read_text()) == {"0": 0, "1": 3, "2": 1, "3": 0}
+    matching = read_matching(path, 3)
+    table = table_of([(np.array([[1, 1]]), np.array([[2, 1]]))])
+    assert matching_array(matching, table, path).tolist() == [0, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[0, 1]", "not a matching"),
+        ("{}", "not a matching"),
+        ('"x"', "not a matching"),
+        ('{"0": 0, "1": 51}', "51 is no class in 0..50"),
+        ('{"0": 0, "1": -1}', "-1 is no class"),
+        ('{"0": 0, "1": 2.0}', "2.0 is no class"),
+        ('{"0": 0, "1": true}', "True is no class"),
+        ('{"0": 0, "1": null}', "None is no class"),
+        ('{"0": 0, "01": 1}', "'01' is no cluster id"),
+        ('{"0": 0, "x": 1}', "'x' is no cluster id"),
+        ('{"0": 0, "²": 1}', "'²' is no cluster id"),
+        ('{"0": 0, "1": 1, "1": 2}', "more than once"),
+        ("\udcff", "not JSON"),
+    ],
+)
+def test_bad_matching_files_are_named(tmp_path, content, message):
+    path = tmp_path / "m.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(InputError) as error:
+        read_matching(path, 50)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_clusters_that_the_matching_lacks_are_named(tmp_path):
+    table = table_of([(np.array([[1, 1, 1]]), np.array([[2, 1, 7]]))])
+    with pytest.raises(InputError, match=r"2 clusters .*\n  cluster 2\n  cluster 7"):
+        matching_array({0: 0, 1: 1}, table, tmp_path / "m.json")

@@ -1,0 +1,157 @@
+"""The cache of counted masks: used when it may be, rebuilt when it must be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+from masksets import random_images, write_mask, write_pairs
+from PIL import Image
+
+from imagenets import table_cache
+from imagenets.metrics import evaluate
+from imagenets.pairs import find_pairs
+from imagenets.table_cache import cached_table
+
+NAME = "n00000001/image_1.png"
+
+
+@pytest.fixture
+def masks(tmp_path):
+    write_pairs(tmp_path, random_images(np.random.default_rng(0), 5, 3, 3))
+    return tmp_path
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts the passes over masks that are really made."""
+    made = []
+    count = table_cache.count_pairs
+    monkeypatch.setattr(table_cache, "count_pairs", lambda *arguments: made.append(1) or count(*arguments))
+    return made
+
+
+def scores(folder, cache="cache"):
+    pairs = find_pairs(folder / "gt", folder / "pred")
+    table, problems = cached_table(pairs, cache and folder / cache, 0, lambda chunks, _: chunks)
+    assert not problems
+    return evaluate(table, 3).scores
+
+
+def cache_file(folder):
+    (file,) = (folder / "cache").iterdir()
+    return file
+
+
+def test_the_second_evaluation_reads_no_mask(masks, passes):
+    first = scores(masks)
+    assert scores(masks) == first
+    assert len(passes) == 1
+    scores(masks, cache=None)
+    assert len(passes) == 2
+
+
+CHANGES = {
+    "touched prediction": lambda folder: os.utime(folder / "pred" / NAME, ns=(1, 1)),
+    "touched ground truth": lambda folder: os.utime(folder / "gt" / NAME, ns=(1, 1)),
+    "other prediction": lambda folder: write_mask(folder / "pred" / NAME, mask_like(folder, 3)),
+    "other ground truth": lambda folder: write_mask(folder / "gt" / NAME, mask_like(folder, 3)),
+    "added": lambda folder: write_pairs(
+        folder, [(np.ones((3, 3), int), np.ones((3, 3), int))], ["n9/new.png"]
+    ),
+    "removed": lambda folder: (folder / "gt" / NAME).unlink(),
+}
+
+
+def mask_like(folder, label):
+    with Image.open(folder / "gt" / NAME) as image:
+        return np.full(image.size[::-1], label)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_any_file_is_noticed(masks, passes, change):
+    scores(masks)
+    CHANGES[change](masks)
+    changed = scores(masks)
+    assert len(passes) == 2
+    assert changed == scores(masks, cache=None)
+
+
+def test_a_prediction_that_went_missing_is_noticed(masks):
+    scores(masks)
+    (masks / "pred" / NAME).unlink()
+    pairs = find_pairs(masks / "gt", masks / "pred")
+    _, problems = cached_table(pairs, masks / "cache", 0, lambda chunks, _: chunks)
+    assert "no such prediction" in problems[0]
+
+
+def test_content_changed_under_the_same_size_and_time_is_noticed(masks, passes):
+    prediction = masks / "pred" / NAME
+    write_mask(masks / "gt" / NAME, [[1]])
+    write_mask(prediction, [[1]])
+    before = prediction.stat()
+    first = scores(masks)
+    write_mask(prediction, [[2]])
+    assert prediction.stat().st_size == before.st_size
+    os.utime(prediction, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert scores(masks) != first
+
+
+def test_predictions_of_two_methods_have_a_cache_each(masks, passes):
+    scores(masks)
+    (masks / "pred").rename(masks / "other")
+    (masks / "pred").mkdir()
+    pairs = find_pairs(masks / "gt", masks / "other")
+    cached_table(pairs, masks / "cache", 0, lambda chunks, _: chunks)
+    assert len(list((masks / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("spoiled", ["byte", "cut", "empty", "foreign", "another format", "folder"])
+def test_a_damaged_or_foreign_cache_is_rebuilt(masks, passes, spoiled):
+    first = scores(masks)
+    file = cache_file(masks)
+    good = content = file.read_bytes()
+    if spoiled == "byte":
+        content = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+    elif spoiled == "cut":
+        content = content[:-1]
+    elif spoiled == "empty":
+        content = b""
+    elif spoiled == "foreign":
+        content = b"PK\3\4 something else altogether"
+    elif spoiled == "another format":
+        body = content[32:].replace(b"contingency table 1", b"contingency table 0")
+        content = hashlib.sha256(body).digest() + body
+    file.write_bytes(content)
+    if spoiled == "folder":
+        file.unlink()
+        file.mkdir()
+        with pytest.warns(UserWarning, match="not cached"):
+            assert scores(masks) == first
+        return
+    assert scores(masks) == first
+    assert len(passes) == 2
+    assert file.read_bytes() == good
+
+
+def test_every_single_byte_counts(masks, passes):
+    first = scores(masks)
+    file = cache_file(masks)
+    good = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(good), 60):
+        content = bytearray(good)
+        content[position] ^= 1 << rng.integers(8)
+        file.write_bytes(bytes(content))
+        assert scores(masks) == first
+    assert len(passes) == 61
+
+
+def test_a_table_with_bad_masks_is_not_cached(masks):
+    (masks / "pred" / NAME).write_bytes(b"")
+    pairs = find_pairs(masks / "gt", masks / "pred")
+    _, problems = cached_table(pairs, masks / "cache", 0, lambda chunks, _: chunks)
+    assert len(problems) == 1
+    assert not (masks / "cache").exists()
