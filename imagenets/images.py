@@ -1,0 +1,77 @@
+"""Images beside masks: which reading of an image's EXIF orientation its mask was drawn on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageOps
+
+from imagenets.errors import InputError
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+
+# Values of the EXIF orientation that exchange height and width.
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+def must_turn(image: Image.Image, mask_size: tuple[int, int] | None) -> bool | None:
+    """Decide whether an opened image is read as its EXIF orientation says; its pixels are not decoded.
+
+    The reading whose size is the mask's, (height, width) in pixels, is right: True when only the turned one
+    is. Where both fit, or there is no mask (None), the raw pixels are: False. None when neither fits.
+    """
+    width, height = image.size
+    if mask_size is None or (height, width) == mask_size:
+        return False
+    if (width, height) != mask_size or "exif" not in image.info:
+        return None
+    return True if image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS else None
+
+
+def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:
+    """Hold an image's size against its mask's, (height, width) in pixels, by the header alone.
+
+    Raises InputError, naming the file, when it fits in neither reading or is no image, OSError when it
+    cannot be read.
+    """
+    with _opened(path) as image:
+        _turn_or_refuse(path, image, mask_size)
+
+
+def read_image(path: Path | str, mask_size: tuple[int, int] | None = None) -> Image.Image:
+    """Decode an image to RGB, in the reading that fits its mask of ``mask_size`` (height, width).
+
+    ``must_turn`` has the rule. Raises InputError, naming the file, when it fits in neither reading or is no
+    whole image, OSError when it cannot be read.
+    """
+    with _opened(path) as image:
+        turn = _turn_or_refuse(path, image, mask_size)
+        return (ImageOps.exif_transpose(image) if turn else image).convert("RGB")
+
+
+def _turn_or_refuse(path: Path | str, image: Image.Image, mask_size: tuple[int, int] | None) -> bool:
+    turn = must_turn(image, mask_size)
+    if turn is None and mask_size is not None:
+        width, height = image.size
+        raise InputError(
+            f"{path}: {width} x {height} pixels, but its mask has {mask_size[1]} x {mask_size[0]}"
+        )
+    return bool(turn)
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Image.Image]:
+    """Open an image, and turn what Pillow raises for a bad one, then or on decoding, into an InputError."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"{path}: no image; get it again") from error
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: damaged ({error}); get it again") from error
+    except OSError as error:
+        if error.errno is not None:  # Pillow's own have none
+            raise
+        raise InputError(f"{path}: damaged ({error}); get it again") from error
