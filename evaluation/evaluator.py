@@ -13,9 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import run
 from evaluation.options import add_arguments, check_output, read_classes, read_table
 from imagenets.classes import MODES
+from imagenets.contingency import CountPairs
 from imagenets.files import write_whole
 from imagenets.matching_file import matching_array, read_matching
 from imagenets.metrics import evaluate
+from imagenets.ranks import run_on_ranks
 from imagenets.report import class_text, evaluation_csv, evaluation_json, summary_text
 
 
@@ -47,7 +49,7 @@ def matching_path(match: str, results_dir: Path) -> Path:
     return results_dir / f"{match}.json"
 
 
-def main() -> None:
+def main(count: CountPairs) -> None:
     """Score the predictions, print the scores, save them."""
     arguments = parse_arguments()
     if arguments.output:
@@ -58,11 +60,11 @@ def main() -> None:
         path = matching_path(arguments.match, arguments.results_dir)
         clusters_to_classes = read_matching(path, number_of_classes)
         hint = "pass the number of clusters with --clusters"
-        table = read_table(arguments, arguments.clusters or number_of_classes, hint)
+        table = read_table(arguments, arguments.clusters or number_of_classes, hint, count)
         matching = matching_array(clusters_to_classes, table, path)
     else:
         hint = "cluster ids need a matching: run match.py, then pass --match"
-        table = read_table(arguments, number_of_classes, hint)
+        table = read_table(arguments, number_of_classes, hint, count)
     classes = read_classes(arguments)
     evaluation = evaluate(table, number_of_classes, matching)
     print(class_text(evaluation, classes))
@@ -79,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: run_on_ranks(main))

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from imagenets.classes import MAX_LABEL, MODES, ClassInfo, class_table
-from imagenets.contingency import Chunk, ContingencyTable, check_labels, refuse
+from imagenets.contingency import Chunk, ContingencyTable, CountPairs, check_labels, count_pairs, refuse
 from imagenets.errors import InputError
 from imagenets.lists import categories_at_hand
 from imagenets.pairs import find_pairs, read_names, wnid_folders
@@ -36,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=_worker_count,
-        default=len(os.sched_getaffinity(0)),
-        help="processes that decode (default: one per core; 0: no extra process)",
+        default=_cores(),
+        help="processes that decode (default: one per core; 0: no extra process); under torchrun, for each "
+        "of its processes (default: together one per core)",
     )
     parser.add_argument(
         "--results-dir",
@@ -48,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-cache", action="store_true", help="count all masks again; leave no cache behind"
     )
+
+
+def _cores() -> int:
+    """Cores for this process: its share, where torchrun started several on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _cluster_count(text: str) -> int:
@@ -64,10 +70,13 @@ def _whole_number(text: str, lowest: int, highest: int) -> int:
     return int(text)
 
 
-def read_table(arguments: argparse.Namespace, clusters: int, hint: str) -> ContingencyTable:
+def read_table(
+    arguments: argparse.Namespace, clusters: int, hint: str, count: CountPairs = count_pairs
+) -> ContingencyTable:
     """Count the masks that the arguments name, or take the counts from the cache; InputError if any is bad.
 
-    ``clusters`` is the largest label that a prediction may have, ``hint`` what to do where one is larger.
+    ``clusters`` is the largest label that a prediction may have, ``hint`` what to do where one is larger,
+    ``count`` what counts.
     """
     names = None if arguments.names is None else read_names(arguments.names)
     pairs = find_pairs(arguments.gt_dir, arguments.predict_dir, names)
@@ -80,7 +89,7 @@ def read_table(arguments: argparse.Namespace, clusters: int, hint: str) -> Conti
     cache = None if arguments.no_cache else arguments.results_dir / "cache"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        table, problems = cached_table(pairs, cache, arguments.workers, _with_bar)
+        table, problems = cached_table(pairs, cache, arguments.workers, _with_bar, count)
     for warning in caught:
         warn(str(warning.message))
     refuse([*problems, *check_labels(table, pairs, mode.classes, clusters, hint)])

@@ -110,6 +110,10 @@ class Chunk(NamedTuple):
 Progress = Callable[[Iterable[Chunk], int], Iterable[Chunk]]
 
 
+# Counts pairs with so many workers: count_pairs, or what does its work on several machines.
+CountPairs = Callable[["Pairs", int, Progress], "tuple[ContingencyTable, list[str]]"]
+
+
 class PairChunks:
     """A map-style data set of chunks of pairs, for torch.utils.data.DataLoader."""
 
