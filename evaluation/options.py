@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", type=Path, metavar="FILE", help="only these: one <wnid>/<name>.png a line")
     parser.add_argument(
         "--workers",
-        type=_worker_count,
-        default=_cores(),
+        type=worker_count,
+        default=default_workers(),
         help="processes that decode (default: one per core; 0: no extra process); under torchrun, for each "
         "of its processes (default: together one per core)",
     )
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _cores() -> int:
+def default_workers() -> int:
     """Cores for this process: its share, where torchrun started several on this machine."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -60,7 +60,8 @@ def _cluster_count(text: str) -> int:
     return _whole_number(text, 1, MAX_LABEL)
 
 
-def _worker_count(text: str) -> int:
+def worker_count(text: str) -> int:
+    """Read a number of worker processes; argparse's error for anything else."""
     return _whole_number(text, 0, 1024)
 
 
