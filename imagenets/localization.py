@@ -1,8 +1,8 @@
 """How well attribution maps find the object of an image's own class.
 
 Every score is taken per image and averaged over images. In an image, ``values`` (P,) are the map's values
-at the pixels that count, float64, finite, in row-major order, and ``inside`` (P,) bool tells which of them
-are the target class's; void pixels (label 1000) are left out before anything else is done.
+at the pixels that count, floating point, finite, in row-major order, and ``inside`` (P,) bool tells which of
+them are the target class's; void pixels (label 1000) are left out before anything else is done.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def energy(values: np.ndarray, inside: np.ndarray) -> float:
 
     Energy-based pointing game: Wang et al., Score-CAM, CVPR Workshops 2020.
     """
-    positive = np.maximum(values, 0)
+    positive = np.maximum(values, 0, dtype=np.float64)
     largest = positive.max()
     if largest == 0:
         return 0.0
@@ -88,10 +88,10 @@ def iou_at_thresholds(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     Cut at every threshold alike: Choe et al., Evaluating Weakly Supervised Object Localization Methods
     Right, CVPR 2020, here with masks in place of boxes.
     """
-    halved = values / 2  # exact, and no difference of huge values overflows
+    halved = values.astype(np.float64) / 2  # exact, and no difference of huge values overflows
     low, high = halved.min(), halved.max()
     scaled = np.zeros(values.size) if low == high else (halved - low) / (high - low)
-    # How many thresholds each pixel reaches; then, for each threshold, how many pixels reach it.
+    # For each threshold, how many pixels reach it: those that reach it and no more, and all that reach more.
     reached = np.searchsorted(IOU_THRESHOLDS, scaled, side="right")
     size = IOU_THRESHOLDS.size + 1
     predicted = np.bincount(reached, minlength=size)[:0:-1].cumsum()[::-1]
@@ -132,7 +132,7 @@ def score_map(
     inside = target[counted]
     if not inside.any():
         return None
-    values = attribution[counted].astype(np.float64)
+    values = attribution[counted]
     near = _within(target, values, counted, tolerance) if tolerance else inside
     return Scores(
         float(pointing_game(values, near)),

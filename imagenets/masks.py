@@ -173,7 +173,8 @@ def resize_mask(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize labels (H, W) to (height, width) in pixels, same dtype, by the nearest neighbour.
 
     Anything smoother would invent labels between two ids. Pixel centres lie at half-integers: output row y
-    is input row floor((y + 1/2) · H / height), as in Pillow and in PyTorch's ``nearest-exact``.
+    is input row floor((y + 1/2) · H / height), as in Pillow and in PyTorch's ``nearest-exact``, but for their
+    rounding.
 
     Raises ValueError for another shape or type, or a size below 1.
     """
