@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -82,7 +83,7 @@ def read_names(path: Path) -> list[str]:
     Raises InputError when the file cannot be read as such a list, holds no name, or a name twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: no text file; give one <wnid>/<name>.png a line") from error
     names = [line.strip() for line in lines if line.strip()]
@@ -91,8 +92,8 @@ def read_names(path: Path) -> list[str]:
         raise InputError(f"{path}: {len(problems)} lines are not <wnid>/<name>.png:\n{listed(problems)}")
     if not names:
         raise InputError(f"{path}: no names there; give one <wnid>/<name>.png a line")
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
         raise InputError(f"{path}: {len(twice)} names stand there more than once:\n{listed(twice)}")
     return names
 

@@ -54,6 +54,20 @@ def _grown(array: np.ndarray, size: int) -> np.ndarray:
     return longer
 
 
+@_compiled(numba.uintp(numba.uint64[::1], numba.uintp))
+def _first_set(words: np.ndarray, at: np.uint64) -> np.uint64:
+    """Index of the first word that is not 0, from ``at`` on; ``words.size`` if there is none."""
+    size = np.uintp(words.size)
+    while at + np.uintp(4) <= size:
+        four = words[at] | words[at + np.uintp(1)] | words[at + np.uintp(2)] | words[at + np.uintp(3)]
+        if four != 0:
+            break
+        at += np.uintp(4)
+    while at < size and words[at] == 0:
+        at += np.uintp(1)
+    return at
+
+
 @_compiled(
     numba.types.Tuple((*_RUNS, _INT32, numba.uint8, numba.uint8))(numba.uint8[:, :, ::1], numba.int32[::1])
 )
@@ -85,7 +99,6 @@ def _label_runs(rgb: np.ndarray, lookup: np.ndarray) -> Any:  # noqa: ANN401
         for byte in range(compared):
             change_row[byte] = here[byte] ^ right[byte]
         x = np.uintp(0)
-        word = np.uintp(0)
         i = np.uintp(0)
         last = np.uintp(8 * words)
         while True:
@@ -109,9 +122,7 @@ def _label_runs(rgb: np.ndarray, lookup: np.ndarray) -> Any:  # noqa: ANN401
             i = np.uintp(3) * x
             while i < last:
                 if i & np.uintp(7) == 0:
-                    word = i >> np.uintp(3)
-                    while word < np.uintp(words) and change_words[word] == 0:
-                        word += np.uintp(1)
+                    word = _first_set(change_words, i >> np.uintp(3))
                     i = word << np.uintp(3)
                     if i >= last:
                         break
@@ -188,9 +199,8 @@ def _boundary_runs(starts: np.ndarray, codes: np.ndarray, first: np.ndarray, dis
             for t in range(width):
                 change[t] = np.uint8(depth[t] == full) ^ np.uint8(depth[t + 1] == full)
             inside = np.int32(0)
-            for word in range(np.uintp(words)):
-                if change_words[word] == 0:
-                    continue
+            word = _first_set(change_words, np.uintp(0))
+            while word < np.uintp(words):
                 for t in range(word << np.uintp(3), (word << np.uintp(3)) + np.uintp(8)):
                     if change[t] == 0:
                         continue
@@ -204,6 +214,7 @@ def _boundary_runs(starts: np.ndarray, codes: np.ndarray, first: np.ndarray, dis
                     out_codes[m] = codes[run - np.uintp(1)] * np.int32(2) + inside
                     m += np.uintp(1)
                     inside ^= np.int32(1)
+                word = _first_set(change_words, word + np.uintp(1))
         while run < sentinel:
             out_starts[m] = starts[run]
             out_codes[m] = codes[run] * np.int32(2) + np.int32(1)

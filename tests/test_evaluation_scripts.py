@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
-from masksets import REAL, random_images, script, to_rgb, write_mask, write_pairs
+from masksets import CHECKOUT, REAL, random_images, script, to_rgb, write_mask, write_pairs
 from PIL import Image
 
 NAME = "n00000001/image_1.png"
@@ -198,8 +203,19 @@ def test_bad_prediction_is_named_and_nothing_written(masks, kind):
     assert f"pred/{NAME}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "scores.json").exists()
-    assert run("match.py", folder, "--session-name", "x").returncode == 1
-    assert not (folder / "results/x.json").exists()
+
+
+def test_match_refuses_bad_masks_too_and_leaves_an_older_matching(masks):
+    folder, _ = masks
+    assert run("match.py", folder, "--session-name", "x").returncode == 0
+    before = (folder / "results/x.json").read_bytes()
+    truncated(folder / "pred" / NAME)
+    done = run("match.py", folder, "--session-name", "x")
+    assert done.returncode == 1
+    assert "cut short" in done.stderr
+    assert (folder / "results/x.json").read_bytes() == before
+    assert run("match.py", folder, "--session-name", "y").returncode == 1
+    assert not (folder / "results/y.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -319,6 +335,38 @@ def test_an_unreadable_folder_is_one_sentence(masks):
     done = run("evaluator.py", folder)
     assert done.returncode == 0
     assert "not cached" in done.stderr
+
+
+def test_a_worker_that_dies_ends_the_run_with_a_sentence(masks):
+    folder, _ = masks
+    (folder / "pred" / NAME).unlink()
+    os.mkfifo(folder / "pred" / NAME)  # a worker waits here until it is killed
+    command = [sys.executable, CHECKOUT / "evaluation/evaluator.py", "--mode", "50", "--workers", "1"]
+    with subprocess.Popen(
+        [*command, "--gt-dir", folder / "gt", "--predict-dir", folder / "pred"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 60
+        while not children.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+        _, messages = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a worker process died" in messages
+    assert "Traceback" not in messages
+
+
+def test_a_reader_that_leaves_is_no_traceback(masks):
+    folder, _ = masks
+    command = f"{sys.executable} {CHECKOUT}/evaluation/evaluator.py --mode 50 --workers 0 --gt-dir gt "
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --predict-dir pred | true"], cwd=folder, capture_output=True, text=True
+    )
+    assert "Traceback" not in done.stderr
 
 
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real masks are not at {REAL}")

@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""How long counting, matching and scoring take, against decoding alone and against torchmetrics.
+
+All figures come from one run on one machine; ratios are what to compare. "floor": the same decoder in the
+same workers, both masks of every pair decoded and dropped. "first pass": the one pass over the masks.
+"torchmetrics": its pooled Jaccard index (mIoU alone) on the same pairs, decoded by the same workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from PIL import Image
+
+from command_line import run
+from imagenets.classes import MODES
+from imagenets.contingency import Chunk, PairChunks, count_pairs, load_chunks
+from imagenets.masks import decode_mask, decode_rgb, labels_to_rgb
+from imagenets.pairs import Pairs, find_pairs
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+class DecodedChunks(PairChunks):
+    """The floor: decode both masks of every pair and drop them."""
+
+    def __getitem__(self, index: int) -> Chunk:
+        """Decode one chunk."""
+        for image in self.chunks[index]:
+            for folder in (self.pairs.gt_dir, self.pairs.predict_dir):
+                decode_rgb((folder / self.pairs.names[image]).read_bytes())
+        return Chunk([], [0] * len(self.chunks[index]), [])
+
+
+class LabelChunks(PairChunks):
+    """For the peer: both label maps of every pair, as int64 tensors."""
+
+    def __getitem__(self, index: int) -> Any:  # noqa: ANN401
+        """Decode one chunk."""
+        import torch
+
+        return [
+            tuple(
+                torch.from_numpy(decode_mask(folder / self.pairs.names[image]).astype(np.int64))
+                for folder in (self.pairs.predict_dir, self.pairs.gt_dir)
+            )
+            for image in self.chunks[index]
+        ]
+
+
+def drain(chunks: Iterable[object]) -> None:
+    """Use up an iterable."""
+    for _ in chunks:
+        pass
+
+
+def torchmetrics_miou(pairs: Pairs, workers: int, classes: int) -> None:
+    """Pool the Jaccard index of all pairs."""
+    import torch
+    from torchmetrics.classification import MulticlassJaccardIndex
+
+    torch.set_num_threads(1)
+    metric = MulticlassJaccardIndex(classes + 1, ignore_index=1000, validate_args=False)
+    for chunk in load_chunks(LabelChunks(pairs, range(len(pairs.names))), workers):
+        for prediction, truth in cast(Any, chunk):
+            metric.update(prediction, truth)
+    metric.compute()
+
+
+def generate(folder: Path, mode: str, count: int, distinct: int = 500) -> None:
+    """Write ``distinct`` pairs of masks of 500 x 375 pixels, under ``count`` names."""
+    rng = np.random.default_rng(0)
+    classes = MODES[mode].classes
+    y, x = np.mgrid[:375, :500]
+    for i in range(distinct):
+        masks = np.zeros((2, 375, 500), np.int64)
+        for _ in range(rng.integers(1, 4)):
+            cy, cx, size, phase = (
+                rng.uniform(0, 375),
+                rng.uniform(0, 500),
+                rng.uniform(20, 200),
+                rng.uniform(0, 7),
+            )
+            angle = np.arctan2(y - cy, x - cx)
+            radius = np.hypot(y - cy, x - cx) / (1 + 0.3 * np.sin(3 * angle + phase))
+            label = rng.integers(1, classes + 1)
+            masks[0][radius < size] = label
+            masks[0][(radius >= size) & (radius < size + 3)] = 1000
+            wobble = 4 * np.sin(9 * angle + phase)
+            masks[1][radius < size + wobble] = label if rng.random() < 0.7 else rng.integers(1, classes + 1)
+        for side, mask in zip(("gt", "pred"), masks, strict=True):
+            path = folder / "distinct" / side / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(labels_to_rgb(mask)).save(path)
+    for i in range(count):
+        for side in ("gt", "pred"):
+            path = folder / side / f"n{i % classes:08d}" / f"ILSVRC2012_val_{i:08d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.link(folder / "distinct" / side / f"{i % distinct}.png", path)
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def process(script: str, pairs: Pairs, mode: str, folder: str, *arguments: str) -> tuple[float, float, float]:
+    """Run a script as a process: seconds, and its largest memory in MiB with all its children's.
+
+    Memory is given as the sum of what each process has resident, and as the sum of proportional shares,
+    where a page that processes share counts once.
+    """
+    command = [sys.executable, str(CHECKOUT / "evaluation" / script), "--mode", mode, *arguments]
+    command += ["--gt-dir", str(pairs.gt_dir), "--predict-dir", str(pairs.predict_dir)]
+    start = time.perf_counter()
+    child = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peaks = [0.0, 0.0]
+    watcher = threading.Thread(target=watch_memory, args=(child, peaks))
+    watcher.start()
+    if child.wait():
+        raise SystemExit(f"{script} failed")
+    elapsed = time.perf_counter() - start
+    watcher.join()
+    return elapsed, peaks[0], peaks[1]
+
+
+def watch_memory(child: subprocess.Popen[bytes], peaks: list[float]) -> None:
+    """Keep the largest sums of Rss and Pss (MiB) of a process and its children while it runs."""
+    while child.poll() is None:
+        try:
+            children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+            rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in (child.pid, *children)]
+        except OSError:  # one of them has just ended
+            continue
+        for i, field in enumerate(("Rss:", "Pss:")):
+            total = sum(int(text.split(field)[1].split()[0]) for text in rollups if field in text)
+            peaks[i] = max(peaks[i], total / 1024)
+        time.sleep(0.05)
+
+
+def bench(title: str, pairs: Pairs, mode: str, workers: int, rounds: int) -> None:
+    """Print one table."""
+    count, classes = len(pairs.names), MODES[mode].classes
+    everything = range(count)
+    actions: dict[str, Callable[[], object]] = {
+        "floor (decode both, drop)": lambda: drain(load_chunks(DecodedChunks(pairs, everything), workers)),
+        "first pass": lambda: count_pairs(pairs, workers, lambda chunks, _: chunks),
+        "torchmetrics (mIoU alone)": lambda: torchmetrics_miou(pairs, workers, classes),
+    }
+    drain(load_chunks(DecodedChunks(pairs, everything), workers))  # imports, compiles, fills the file cache
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            times[name].append(seconds(action))
+    floor = times["floor (decode both, drop)"]
+    print(f"\n{title}: {count} pairs, mode {mode}, {workers} workers, median of {rounds} rounds")
+    print(f"  {'':32}{'seconds':>9}{'pairs/s':>9}{'x floor':>9}")
+    for name, taken in times.items():
+        ratio = statistics.median(a / b for a, b in zip(taken, floor, strict=True))
+        median = statistics.median(taken)
+        print(f"  {name:32}{median:9.2f}{count / median:9.0f}{ratio:9.2f}")
+    with tempfile.TemporaryDirectory() as folder:
+        matching = ("--session-name", "x", "--workers", str(workers))
+        elapsed, resident, shared_once = process("match.py", pairs, mode, folder, *matching)
+        print(f"  match.py, whole process           {elapsed:7.2f} s, nothing cached")
+        print(f"    all its processes' memory       {resident:7.0f} MiB resident")
+        print(f"    with shared pages counted once  {shared_once:7.0f} MiB")
+        elapsed, resident, _ = process("evaluator.py", pairs, mode, folder, "--match", "x")
+        print(f"  evaluator.py, whole process       {elapsed:7.2f} s, from the cache")
+        print(f"    memory                          {resident:7.0f} MiB resident")
+
+
+def main() -> None:
+    """Bench the real masks where they are, and generated ones."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--real", type=Path, default=CHECKOUT.parent / "shared" / "real-masks-50")
+    parser.add_argument("--generated", type=int, default=12_419, help="number of generated pairs, mode 919")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.real.is_dir():
+        pairs = find_pairs(arguments.real / "validation-segmentation", arguments.real / "predictions")
+        bench("real masks", pairs, "50", arguments.workers, arguments.rounds)
+    else:
+        print(f"no real masks at {arguments.real}")
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder), "919", arguments.generated)
+        pairs = find_pairs(Path(folder, "gt"), Path(folder, "pred"))
+        bench("generated masks, 500 x 375", pairs, "919", arguments.workers, arguments.rounds)
+
+
+if __name__ == "__main__":
+    run(main)
