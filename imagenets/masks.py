@@ -136,8 +136,7 @@ def labels_to_rgb(labels: np.ndarray) -> np.ndarray:
     if labels.size and not (labels.min() >= 0 and labels.max() <= MAX_LABEL):
         raise ValueError(f"labels {labels.min()}..{labels.max()} do not fit into 0..{MAX_LABEL}")
     rgb = np.zeros((*labels.shape, 3), np.uint8)
-    rgb[..., 0] = labels & 0xFF
-    rgb[..., 1] = labels >> 8
+    rgb[..., :2] = np.ascontiguousarray(labels, "<u2")[..., None].view(np.uint8)
     return rgb
 
 

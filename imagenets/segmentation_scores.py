@@ -15,7 +15,7 @@ from imagenets.classes import IGNORE, MAX_LABEL, MODES
 from imagenets.contingency import ROW_TYPES, ContingencyTable, Rows, count_pair, make_table
 from imagenets.masks import boundary_distance, labels_to_rgb
 from imagenets.metrics import BOUNDARY_SCORES, SCORES, evaluate
-from imagenets.runs import label_runs
+from imagenets.runs import LabelRuns, label_runs
 
 # bool and the unsigned types apart from uint8 are no labels that PyTorch can calculate with.
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -43,7 +43,7 @@ class SegmentationScores:
         """Count for a mode (``"50"``) or for a number of classes without background (50 is the same).
 
         ``ignore_index`` is the target label of pixels that count nowhere. Without ``boundary`` the scores of
-        boundaries are nan, and most of the time of an update is saved.
+        boundaries are nan, and a little time is saved.
 
         Raises ValueError for an unknown mode, less than one class or too many, or an ``ignore_index`` that
         is a class.
@@ -59,6 +59,7 @@ class SegmentationScores:
         self.classes = number
         self.ignore_index = ignore_index
         self.boundary = boundary
+        self._ignore_label = ignore_index if 0 <= ignore_index <= MAX_LABEL else number + 1
         self._rows: list[Rows] = []
         self._largest: list[int] = []
 
@@ -70,40 +71,34 @@ class SegmentationScores:
 
         Raises ValueError for other types, shapes or labels; then nothing of the batch is counted.
         """
-        predictions, targets = self._on_cpu(_tensor(prediction, "prediction"), _tensor(target, "target"))
+        predictions, targets = _on_cpu(_tensor(prediction, "prediction"), _tensor(target, "target"))
+        if self._ignore_label != self.ignore_index:
+            targets = self._with_ignore_label(targets)
         distance = boundary_distance(*targets.shape[1:]) if self.boundary else None
+        rows: list[Rows] = []
+        largest: list[int] = []
         for one_prediction, one_target in zip(predictions, targets, strict=True):
-            truth = label_runs(labels_to_rgb(one_target))
-            guess = label_runs(labels_to_rgb(one_prediction))
-            image = len(self._largest)
-            self._rows.append(count_pair(truth, guess, image, distance, self.classes + 1))
-            self._largest.append(int(guess.palette.max()))
+            guess, truth = _runs(one_prediction, "prediction"), _runs(one_target, "target")
+            labels = truth.palette
+            self._refuse_outside(labels[(labels > self.classes) & (labels != self._ignore_label)])
+            image = len(self._largest) + len(largest)
+            rows.append(count_pair(truth, guess, image, distance, self._ignore_label))
+            largest.append(int(guess.palette.max()))
+        self._rows += rows
+        self._largest += largest
 
-    def _on_cpu(self, prediction: torch.Tensor, target: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Check a batch, (B, H, W) each, and move it to the CPU in one transfer; ignored is N + 1 there."""
-        if prediction.shape != target.shape:
+    def _with_ignore_label(self, targets: np.ndarray) -> np.ndarray:
+        """Replace an ``ignore_index`` that is no label by one that is."""
+        ignored = targets == self.ignore_index
+        self._refuse_outside(targets[~ignored & (targets > self.classes)])
+        return np.where(ignored, self._ignore_label, targets.astype(np.int64))
+
+    def _refuse_outside(self, outside: np.ndarray) -> None:
+        if outside.size:
             raise ValueError(
-                f"prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}; "
-                "resize the prediction (nearest neighbour, or its logits) to the target"
+                f"target has label {outside[0]}, which is neither in 0..{self.classes} nor ignore_index "
+                f"{self.ignore_index}"
             )
-        if prediction.ndim not in (2, 3) or 0 in prediction.shape[-2:]:
-            raise ValueError(f"labels have shape {tuple(prediction.shape)}; give (B, H, W) or (H, W)")
-        if prediction.ndim == 2:
-            prediction, target = prediction[None], target[None]
-        # 64 bits, so that no ignore_index and no N + 1 overflows; clamped to 32 for the transfer.
-        target = target.to(prediction.device, torch.int64)
-        ignored = target == self.ignore_index
-        wrong = ~ignored & ((target < 0) | (target > self.classes))
-        target = torch.where(ignored, self.classes + 1, target.masked_fill(wrong, -1))
-        both = torch.stack((prediction.to(torch.int64).clamp(-1, MAX_LABEL + 1), target)).to(torch.int32)
-        predictions, targets = both.cpu().numpy()
-        if targets.min(initial=0) < 0:
-            raise ValueError(
-                f"target has a label outside 0..{self.classes} that is not ignore_index {self.ignore_index}"
-            )
-        if predictions.min(initial=0) < 0 or predictions.max(initial=0) > MAX_LABEL:
-            raise ValueError(f"prediction has a label outside 0..{MAX_LABEL}")
-        return predictions, targets
 
     def table(self) -> ContingencyTable:
         """Give the contingency table of all images, of all ranks; what ``find_matching`` needs.
@@ -229,6 +224,33 @@ def _tensor(labels: torch.Tensor, what: str) -> torch.Tensor:
         kind = getattr(labels, "dtype", type(labels).__name__)
         raise ValueError(f"{what} is of type {kind}; give integer labels (logits need an argmax first)")
     return labels
+
+
+def _on_cpu(prediction: torch.Tensor, target: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Check the shapes of a batch; give it as arrays (B, H, W), moved to the CPU in one transfer if need be.
+
+    What is on the CPU is not touched: PyTorch's threads would be slower than the work is long.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}; "
+            "resize the prediction (nearest neighbour, or its logits) to the target"
+        )
+    if prediction.ndim not in (2, 3) or 0 in prediction.shape[-2:]:
+        raise ValueError(f"labels have shape {tuple(prediction.shape)}; give (B, H, W) or (H, W)")
+    if prediction.is_cuda and target.is_cuda:
+        dtype = torch.promote_types(prediction.dtype, target.dtype)
+        both = torch.stack((prediction.to(dtype), target.to(prediction.device, dtype))).cpu()
+        prediction, target = both[0], both[1]
+    batch = (-1, *prediction.shape[-2:])
+    return prediction.cpu().numpy().reshape(batch), target.cpu().numpy().reshape(batch)
+
+
+def _runs(labels: np.ndarray, what: str) -> LabelRuns:
+    try:
+        return label_runs(labels_to_rgb(labels))
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _concatenated(parts: Sequence[tuple[np.ndarray, Rows]]) -> tuple[np.ndarray, Rows]:

@@ -173,12 +173,12 @@ INTS = torch.zeros((2, 3, 4), dtype=torch.int64)
         (INTS[None], INTS[None], r"\(1, 2, 3, 4\)"),
         (INTS[0, 0], INTS[0, 0], r"\(4,\)"),
         (INTS[:, :0], INTS[:, :0], r"\(2, 0, 4\)"),
-        (INTS, INTS + 6, r"target has a label outside 0..5 that is not ignore_index 1000"),
-        (INTS, INTS - 1, "target has a label"),
-        (INTS, INTS + 2**32, "target has a label"),
-        (INTS - 1, INTS, r"prediction has a label outside 0..65535"),
-        (INTS + 65536, INTS, "prediction has a label"),
-        (INTS + 2**32, INTS, "prediction has a label"),
+        (INTS, INTS + 6, r"target has label 6, which is neither in 0..5 nor ignore_index 1000"),
+        (INTS, INTS - 1, "target: labels -1"),
+        (INTS, INTS + 2**32, "target: labels 4294967296"),
+        (INTS - 1, INTS, r"prediction: labels -1..-1 do not fit into 0..65535"),
+        (INTS + 65536, INTS, "prediction: labels 65536"),
+        (INTS + 2**32, INTS, "prediction: labels 4294967296"),
     ],
 )
 def test_what_are_no_labels_is_refused_and_not_counted(prediction, target, message):
@@ -186,6 +186,16 @@ def test_what_are_no_labels_is_refused_and_not_counted(prediction, target, messa
     with pytest.raises(ValueError, match=message):
         scores.update(prediction, target)
     assert math.isnan(scores.compute()["Acc"])
+
+
+def test_a_bad_image_leaves_the_batch_uncounted():
+    target = INTS.clone()
+    target[1, 0, 0] = 6
+    for ignore_index in (1000, -100):
+        scores = SegmentationScores(5, ignore_index)
+        with pytest.raises(ValueError, match="target has label 6"):
+            scores.update(INTS, target)
+        assert math.isnan(scores.compute()["Acc"])
 
 
 def test_clusters_need_a_matching_that_has_them():
