@@ -96,7 +96,8 @@ def iou_at_thresholds(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     size = IOU_THRESHOLDS.size + 1
     predicted = np.bincount(reached, minlength=size)[:0:-1].cumsum()[::-1]
     both = np.bincount(reached[inside], minlength=size)[:0:-1].cumsum()[::-1]
-    return both / (predicted + np.count_nonzero(inside) - both)
+    union = predicted + np.count_nonzero(inside) - both
+    return both / np.maximum(union, 1)
 
 
 def roc_auc(values: np.ndarray, inside: np.ndarray) -> float:

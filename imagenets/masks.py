@@ -136,7 +136,8 @@ def labels_to_rgb(labels: np.ndarray) -> np.ndarray:
     if labels.size and not (labels.min() >= 0 and labels.max() <= MAX_LABEL):
         raise ValueError(f"labels {labels.min()}..{labels.max()} do not fit into 0..{MAX_LABEL}")
     rgb = np.zeros((*labels.shape, 3), np.uint8)
-    rgb[..., :2] = np.ascontiguousarray(labels, "<u2")[..., None].view(np.uint8)
+    low_and_high = labels.astype("<u2", order="C")[..., None].view(np.uint8)
+    rgb[..., 0], rgb[..., 1] = low_and_high[..., 0], low_and_high[..., 1]
     return rgb
 
 
