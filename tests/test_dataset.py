@@ -226,12 +226,12 @@ def test_a_bad_label_or_image_names_its_file(save):
     place = f"{WNIDS[0]}/{VALIDATION[0][2]}"
     dataset = ImageNetS(save, "50", "validation")
     write_mask(root / f"validation-segmentation/{place}.png", np.full((20, 30), 51))
-    with pytest.raises(InputError, match=r"00000003\.png: label 51"):
+    with pytest.raises(InputError, match=r"00004677\.png: label 51"):
         dataset[0]
     write_mask(root / f"validation-segmentation/{place}.png", np.full((20, 30), 50))
     image = root / f"validation/{place}.JPEG"
     image.write_bytes(image.read_bytes()[:-200])
-    with pytest.raises(InputError, match=r"00000003\.JPEG: damaged"):
+    with pytest.raises(InputError, match=r"00004677\.JPEG: damaged"):
         dataset[0]
 
 

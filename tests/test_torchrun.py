@@ -127,3 +127,10 @@ def test_a_rank_0_that_refuses_its_arguments_ends_the_others(folder):
     assert "missing.json: no such matching" in error
     assert "error" not in silent
     assert "Traceback" not in silent
+
+
+def test_without_torchrun_nothing_of_pytorch_is_loaded():
+    """A cached evaluation takes less time than PyTorch takes to load."""
+    check = "import sys, imagenets.ranks, evaluation.evaluator, evaluation.match, evaluation.localization; "
+    check += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=CHECKOUT, check=True)
