@@ -129,6 +129,30 @@ def test_a_rank_0_that_refuses_its_arguments_ends_the_others(folder):
     assert "Traceback" not in silent
 
 
+def test_a_rank_that_never_comes_is_told(folder):
+    """As where a script is called from within a torchrun job, whose variables it inherits."""
+    main = "import datetime, imagenets.ranks as ranks; from command_line import run; "
+    main += (
+        "ranks._ALL_STARTED_WITHIN = datetime.timedelta(seconds=1); run(lambda: ranks.run_on_ranks(print))"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", main],
+        cwd=CHECKOUT,
+        env={**os.environ, **variables, "TORCHELASTIC_RUN_ID": "test"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "not all of the 2 processes" in done.stderr
+    assert "unset TORCHELASTIC_RUN_ID" in done.stderr
+
+
 def test_without_torchrun_nothing_of_pytorch_is_loaded():
     """A cached evaluation takes less time than PyTorch takes to load."""
     check = "import sys, imagenets.ranks, evaluation.evaluator, evaluation.match, evaluation.localization; "
