@@ -21,10 +21,12 @@ from evaluation.options import (
     read_table,
 )
 from imagenets.classes import MODES
+from imagenets.contingency import CountPairs
 from imagenets.files import write_whole
+from imagenets.images import check_image_dir
 from imagenets.matching_file import matching_array
 from imagenets.metrics import evaluate
-from imagenets.pictures import check_image_dir
+from imagenets.ranks import run_on_ranks
 from imagenets.report import class_text, evaluation_csv, evaluation_json, intervals_text, summary_text
 
 REPORT_RESAMPLES = 1000  # a report shows how sure its scores are, also without --bootstrap
@@ -67,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
+def main(count: CountPairs) -> None:
     """Score the predictions, print the scores, save them."""
     arguments = parse_arguments()
     if arguments.output:
@@ -78,7 +80,7 @@ def main() -> None:
         check_image_dir(arguments.image_dir)
     number_of_classes = MODES[arguments.mode].classes
     clusters_to_classes = read_matching_of(arguments, arguments.match)
-    table = read_table(arguments, *label_limit(arguments, arguments.match))
+    table = read_table(arguments, *label_limit(arguments, arguments.match), count)
     matching = None
     if clusters_to_classes is not None:
         path = matching_path(arguments.match, arguments.results_dir)
@@ -129,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: run_on_ranks(main))

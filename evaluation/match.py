@@ -12,10 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import run
 from evaluation.options import add_arguments, check_output, read_classes, read_table
 from imagenets.classes import MODES
+from imagenets.contingency import CountPairs
 from imagenets.errors import InputError
 from imagenets.files import write_whole
 from imagenets.matching import METHODS, find_matching
 from imagenets.matching_file import matching_json
+from imagenets.ranks import run_on_ranks
 from imagenets.report import matching_text
 
 
@@ -47,14 +49,14 @@ def matching_path(arguments: argparse.Namespace) -> Path:
     return arguments.results_dir / f"{name}.json"
 
 
-def main() -> None:
+def main(count: CountPairs) -> None:
     """Match clusters to classes, save the matching, print it."""
     arguments = parse_arguments()
     path = matching_path(arguments)
     check_output(path)
     number_of_classes = MODES[arguments.mode].classes
     clusters = arguments.clusters or number_of_classes
-    table = read_table(arguments, clusters, "pass the number of clusters with --clusters")
+    table = read_table(arguments, clusters, "pass the number of clusters with --clusters", count)
     classes = read_classes(arguments)
     matching = find_matching(table, arguments.method, number_of_classes, clusters)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: run_on_ranks(main))

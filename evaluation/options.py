@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from imagenets.classes import MAX_LABEL, MODES, ClassInfo, class_table
-from imagenets.contingency import Chunk, ContingencyTable, check_labels, refuse
+from imagenets.contingency import Chunk, ContingencyTable, CountPairs, check_labels, count_pairs, refuse
 from imagenets.errors import InputError
 from imagenets.lists import categories_at_hand
 from imagenets.matching_file import read_matching
@@ -42,8 +42,9 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=worker_count,
-        default=len(os.sched_getaffinity(0)),
-        help="processes that decode (default: one per core; 0: no extra process)",
+        default=default_workers(),
+        help="processes that decode (default: one per core; 0: no extra process); under torchrun, for each "
+        "of its processes (default: together one per core)",
     )
     parser.add_argument(
         "--results-dir",
@@ -54,6 +55,11 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-cache", action="store_true", help="count all masks again; leave no cache behind"
     )
+
+
+def default_workers() -> int:
+    """Cores for this process: its share, where torchrun started several on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def add_bootstrap_arguments(parser: argparse.ArgumentParser, resamples: int | None) -> None:
@@ -117,14 +123,17 @@ def label_limit(arguments: argparse.Namespace, match: str | None) -> tuple[int, 
     return arguments.clusters or number_of_classes, "pass the number of clusters with --clusters"
 
 
-def read_table(arguments: argparse.Namespace, clusters: int, hint: str) -> ContingencyTable:
+def read_table(
+    arguments: argparse.Namespace, clusters: int, hint: str, count: CountPairs = count_pairs
+) -> ContingencyTable:
     """Count the masks that the arguments name, or take the counts from the cache; InputError if any is bad.
 
-    ``clusters`` is the largest label that a prediction may have, ``hint`` what to do where one is larger.
+    ``clusters`` is the largest label that a prediction may have, ``hint`` what to do where one is larger,
+    ``count`` what counts.
     """
     pairs = list_pairs(arguments, arguments.predict_dir)
     warn_of_count(arguments, pairs)
-    table, problems = count_masks(arguments, pairs, clusters, hint)
+    table, problems = count_masks(arguments, pairs, clusters, hint, count)
     refuse(problems)
     return table
 
@@ -147,13 +156,13 @@ def warn_of_count(arguments: argparse.Namespace, pairs: Pairs) -> None:
 
 
 def count_masks(
-    arguments: argparse.Namespace, pairs: Pairs, clusters: int, hint: str
+    arguments: argparse.Namespace, pairs: Pairs, clusters: int, hint: str, count: CountPairs = count_pairs
 ) -> tuple[ContingencyTable, list[str]]:
     """Count masks as ``read_table`` does; returns the table and one message for each bad file."""
     cache = None if arguments.no_cache else arguments.results_dir / "cache"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        table, problems = cached_table(pairs, cache, arguments.workers, _with_bar)
+        table, problems = cached_table(pairs, cache, arguments.workers, _with_bar, count)
     for warning in caught:
         warn(str(warning.message))
     return table, [*problems, *check_labels(table, pairs, MODES[arguments.mode].classes, clusters, hint)]

@@ -15,7 +15,7 @@ from imagenets.masks import boundary_distance, colour_problem, decode_rgb, png_s
 from imagenets.pairs import Pairs
 
 if TYPE_CHECKING:
-    from imagenets.runs import LabelRuns
+    from imagenets.runs import LabelRuns, Runs
 
 # Pairs that a worker hands over at once.
 CHUNK = 16
@@ -66,18 +66,27 @@ def make_table(
     return ContingencyTable(tuple(names), np.asarray(largest_prediction, np.int32), *columns)
 
 
-def count_pair(ground_truth: LabelRuns, prediction: LabelRuns, image: int, distance: int) -> Rows:
-    """Count the pixels of one pair of masks of the same size, given as runs; ``distance`` in pixels."""
+def count_pair(
+    ground_truth: LabelRuns, prediction: LabelRuns, image: int, distance: int | None, ignore: int = IGNORE
+) -> Rows:
+    """Count the pixels of one pair of masks of the same size, given as runs.
+
+    ``distance`` is the boundary width in pixels; with None, no pixel is said to be on a boundary. Pixels of
+    the ground-truth label ``ignore`` are left out.
+    """
     from imagenets.runs import boundary_runs, overlap_counts
 
+    def codes(runs: Runs) -> Runs:
+        return runs._replace(codes=2 * runs.codes) if distance is None else boundary_runs(runs, distance)
+
     gt_code, prediction_code, pixels = overlap_counts(
-        boundary_runs(ground_truth.runs, distance),
-        boundary_runs(prediction.runs, distance),
+        codes(ground_truth.runs),
+        codes(prediction.runs),
         2 * ground_truth.palette.size,
         2 * prediction.palette.size,
     )
     gt_label = ground_truth.palette[gt_code >> 1]
-    counted = gt_label != IGNORE
+    counted = gt_label != ignore
     columns = (
         np.full(gt_label.size, image),
         gt_label,
@@ -99,6 +108,10 @@ class Chunk(NamedTuple):
 
 # Wraps the chunks as they arrive, to show progress; told the number of images.
 Progress = Callable[[Iterable[Chunk], int], Iterable[Chunk]]
+
+
+# Counts pairs with so many workers: count_pairs, or what does its work on several machines.
+CountPairs = Callable[["Pairs", int, Progress], "tuple[ContingencyTable, list[str]]"]
 
 
 class PairChunks:

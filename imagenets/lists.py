@@ -190,6 +190,17 @@ def train_semi(
     return [SemiImage(_train_source(image), image, mask) for image, mask in rows]
 
 
+def mapping_at_hand(mode: str, split: str, wnids: Iterable[str]) -> list[MappedImage] | None:
+    """List ``mapping`` from where ``categories_at_hand`` looks; None without the list, nothing is downloaded.
+
+    Raises InputError when the list is there, but has lines that make no sense.
+    """
+    folder = Path(os.environ.get("IMAGENETS_LISTS") or cache_folder())
+    if not (folder / mapping_path(mode, split)).is_file():
+        return None
+    return mapping(mode, split, wnids, Origin(lists=folder))
+
+
 def mask_of(image: str) -> str:
     """Relative path of an image's mask: ``n01/a.JPEG`` → ``n01/a.png``."""
     return image.rpartition(".")[0] + ".png"

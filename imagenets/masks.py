@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zlib
@@ -10,8 +11,9 @@ from pathlib import Path
 import kornia_rs
 import numpy as np
 
-from imagenets.classes import IGNORE, MAX_LABEL
+from imagenets.classes import BACKGROUND, IGNORE, MAX_LABEL
 from imagenets.errors import InputError
+from imagenets.files import write_whole
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGBA"}
@@ -134,6 +136,68 @@ def labels_to_rgb(labels: np.ndarray) -> np.ndarray:
     if labels.size and not (labels.min() >= 0 and labels.max() <= MAX_LABEL):
         raise ValueError(f"labels {labels.min()}..{labels.max()} do not fit into 0..{MAX_LABEL}")
     rgb = np.zeros((*labels.shape, 3), np.uint8)
-    rgb[..., 0] = labels & 0xFF
-    rgb[..., 1] = labels >> 8
+    low_and_high = labels.astype("<u2", order="C")[..., None].view(np.uint8)
+    rgb[..., 0], rgb[..., 1] = low_and_high[..., 0], low_and_high[..., 1]
     return rgb
+
+
+def encode_mask(labels: np.ndarray, path: Path | str) -> None:
+    """Write labels (H, W), integers 0..65535, as a mask that ``decode_mask`` reads back unchanged.
+
+    The file appears under its name only when it is whole; folders above it are made.
+
+    Raises ValueError for another shape or type, a label outside 0..65535 or no pixels, OSError when the
+    file cannot be written.
+    """
+    from PIL import Image  # not at the top: reading masks does not need it
+
+    labels = np.asarray(labels)
+    _check_label_array(labels)
+    if labels.size == 0:
+        raise ValueError(f"labels of shape {labels.shape} have no pixels")
+    content = io.BytesIO()
+    Image.fromarray(labels_to_rgb(labels)).save(content, "PNG")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content.getvalue())
+
+
+def _check_label_array(labels: np.ndarray) -> None:
+    if labels.ndim != 2:
+        raise ValueError(f"labels have shape {labels.shape}; give one image's, (height, width)")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels have dtype {labels.dtype}; give integers (logits need an argmax first)")
+
+
+def resize_mask(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize labels (H, W) to (height, width) in pixels, same dtype, by the nearest neighbour.
+
+    Anything smoother would invent labels between two ids. Pixel centres lie at half-integers: output row y
+    is input row floor((y + 1/2) · H / height), as in Pillow and in PyTorch's ``nearest-exact``, but for their
+    rounding.
+
+    Raises ValueError for another shape or type, or a size below 1.
+    """
+    labels = np.asarray(labels)
+    _check_label_array(labels)
+    if height < 1 or width < 1 or labels.size == 0:
+        raise ValueError(f"cannot resize {labels.shape} to ({height}, {width}): no pixels")
+    return labels[_nearest(labels.shape[0], height)[:, None], _nearest(labels.shape[1], width)]
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Index of the old pixel under the centre of each new one; in integers, so without rounding."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
+
+
+def target_mask(labels: np.ndarray, class_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split labels (H, W) for one class: its object and the void, both (H, W) bool.
+
+    Void pixels (label 1000) are neither object nor background, and should count nowhere. An object that is
+    not in the image has no pixels. Raises ValueError for a ``class_id`` that no object has.
+    """
+    labels = np.asarray(labels)
+    _check_label_array(labels)
+    if not BACKGROUND < class_id <= MAX_LABEL or class_id == IGNORE:
+        raise ValueError(f"{class_id} is no class id; classes are 1..N, {IGNORE} is void")
+    return labels == class_id, labels == IGNORE

@@ -11,6 +11,7 @@ from imagenets.classes import BACKGROUND
 from imagenets.contingency import ContingencyTable
 
 SCORES = ("Acc", "mIoU", "mBIoU", "S", "MS", "ML", "L", "BS", "BMS", "BML", "BL", "FMeasure")
+BOUNDARY_SCORES = ("mBIoU", "BS", "BMS", "BML", "BL")
 
 # Largest size of the buckets S, MS and ML, in percent of the image's pixels that are not ignored.
 _BUCKET_LIMITS = (5, 25, 50)

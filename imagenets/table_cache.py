@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from imagenets.contingency import ROW_TYPES, ContingencyTable, Progress, Rows, count_pairs, make_table
+from imagenets.contingency import (
+    ROW_TYPES,
+    ContingencyTable,
+    CountPairs,
+    Progress,
+    Rows,
+    count_pairs,
+    make_table,
+)
 from imagenets.files import write_whole
 from imagenets.pairs import Pairs
 
@@ -55,23 +63,23 @@ def load_table(path: Path, names: tuple[str, ...], fingerprint: str) -> Continge
 
 
 def cached_table(
-    pairs: Pairs, folder: Path | None, workers: int, progress: Progress
+    pairs: Pairs, folder: Path | None, workers: int, progress: Progress, count: CountPairs = count_pairs
 ) -> tuple[ContingencyTable, list[str]]:
     """Give the pairs' contingency table, from the cache in ``folder`` or by the one pass over the masks.
 
-    Without a folder nothing is read or written there. Returns, like ``count_pairs``, one message for every
-    file that cannot be used; such a table is not cached. A cache that cannot be written is a message of a
-    ``UserWarning``, for the table is good without it.
+    Without a folder nothing is read or written there. ``count`` does the pass. Returns, like
+    ``count_pairs``, one message for every file that cannot be used; such a table is not cached. A cache that
+    cannot be written is a message of a ``UserWarning``, for the table is good without it.
     """
     if folder is None:
-        return count_pairs(pairs, workers, progress)
+        return count(pairs, workers, progress)
     # Before the pass: a mask that changes while it runs must be noticed by the next one.
     fingerprint = pairs.fingerprint()
     path = cache_path(folder, pairs)
     table = load_table(path, pairs.names, fingerprint)
     if table is not None:
         return table, []
-    table, problems = count_pairs(pairs, workers, progress)
+    table, problems = count(pairs, workers, progress)
     if not problems:
         try:
             save_table(path, table, fingerprint)

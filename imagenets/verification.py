@@ -18,6 +18,7 @@ from PIL import Image
 
 from imagenets.classes import IGNORE, MODES
 from imagenets.errors import InputError
+from imagenets.images import mask_sizes
 from imagenets.layouts import is_image
 from imagenets.lists import MappedImage, SemiImage, mask_of
 from imagenets.masks import decode_mask, png_size
@@ -27,7 +28,6 @@ THREADS = 4  # readers of headers, so that a slow disk or network is asked for s
 BATCH = 64  # files that a thread takes at a time
 HEAD = 1 << 15  # bytes that hold the header of nearly every JPEG
 PNG_HEAD = 33  # bytes that hold signature and IHDR
-EXIF_ORIENTATION = 0x0112
 _NO_HEADER = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -281,9 +281,7 @@ def _image_size(path: str) -> list[tuple[int, int]]:
 
 def _sizes_in_header(source: str | io.BytesIO) -> list[tuple[int, int]]:
     with Image.open(source) as image:
-        width, height = image.size
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1) if "exif" in image.info else 1
-    return [(height, width), (width, height)] if orientation in (5, 6, 7, 8) else [(height, width)]
+        return mask_sizes(image)
 
 
 def _mask_size(path: str) -> tuple[int, int]:

