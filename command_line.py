@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     argparse itself ends with 2 for wrong usage. An interrupt ends with 130, as in a shell.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without some letter must not end the run
     try:
         main()
         sys.stdout.flush()

@@ -1,14 +1,52 @@
 #!/usr/bin/env bash
-# Makes a small set of synthetic masks and predictions, matches their clusters to classes, and scores them.
+# The whole benchmark in one command, on synthetic pictures: bash demo/run.sh [OUTPUT]
+# Everything is made anew in demo/output, or in OUTPUT, a folder that does not exist yet. PYTHON chooses an
+# interpreter that has all of requirements.txt; without it, setup.sh makes one.
 set -euo pipefail
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-bash "$root/setup.sh"
-python=$root/.venv/bin/python
-output=$root/demo/output
-rm -rf -- "$output"
-"$python" "$root/demo/make_masks.py" "$output"
-cd -- "$output"
-masks=(--predict-dir predictions --gt-dir validation-segmentation --mode 50)
-"$python" "$root/evaluation/match.py" "${masks[@]}" --session-name demo
-"$python" "$root/evaluation/evaluator.py" "${masks[@]}" --match demo --output scores.json
-echo "These masks are synthetic; everything lies in $output"
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+if [ -z "${PYTHON:-}" ]; then
+    bash "$root/setup.sh"
+    PYTHON=$root/.venv/bin/python
+fi
+export PYTHON
+
+if [ $# = 0 ]; then rm -rf -- "$root/demo/output"; fi
+output=${1:-$root/demo/output}
+case $output in /*) ;; *) output=$PWD/$output ;; esac
+set=$output/prepared/ImageNetS50
+step() { printf '\n== %s\n' "$1"; }
+evaluate() { # name, folder of predictions, more arguments of evaluator.py
+    local name=$1 predictions=$2
+    local common=(--predict-dir "$predictions" --gt-dir "$set/validation-segmentation" --mode 50
+        --results-dir "$output/results")
+    "$PYTHON" "$root/evaluation/match.py" "${common[@]}" --session-name "$name" >"$output/$name-matching.txt"
+    "$PYTHON" "$root/evaluation/evaluator.py" "${common[@]}" --match "$name" --output "$output/$name.json" \
+        "${@:3}" >"$output/$name-scores.txt"
+    grep -A 1 mIoU "$output/$name-scores.txt"
+}
+
+step "a synthetic ImageNet: no photographs, drawn objects; only the folder names are real"
+"$PYTHON" "$root/demo/make_imagenet.py" --output-dir "$output"
+export IMAGENETS_LISTS=$output/lists IMAGENETS_MIRROR=$output/mirror
+
+step "data preparation"
+bash "$root/datapreparation/data_preparation.sh" "$output/imagenet" "$output/prepared" 50 false
+"$PYTHON" "$root/datapreparation/verify.py" --save-dir "$output/prepared" --mode 50
+
+step "the unsupervised baseline: foregrounds, k-means over their features"
+"$PYTHON" "$root/baseline/kmeans.py" --save-dir "$output/prepared" --mode 50 --output-dir "$output/baseline"
+
+step "its scores, in percent"
+evaluate baseline "$output/baseline/validation" \
+    --report "$output/report.html" --image-dir "$set/validation"
+
+step "beside predictions that know nothing"
+for kind in background random random-clusters; do
+    "$PYTHON" "$root/baseline/trivial.py" --predict-dir "$output/baseline/validation" --mode 50 \
+        --kind "$kind" --output-dir "$output/$kind"
+    evaluate "$kind" "$output/$kind" >/dev/null
+done
+"$PYTHON" "$root/demo/print_scores.py" "$output"/{background,random,random-clusters,baseline}.json
+
+printf '\nThe pictures are synthetic: the numbers say that the toolbox works, nothing about how good a method is.\n'
+echo "The report to look at: $output/report.html"

@@ -4,21 +4,32 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
-from evaluation.options import add_arguments, check_output, read_classes, read_table
+from evaluation.options import (
+    add_arguments,
+    add_bootstrap_arguments,
+    check_output,
+    label_limit,
+    matching_path,
+    read_classes,
+    read_matching_of,
+    read_table,
+)
 from imagenets.classes import MODES
 from imagenets.contingency import CountPairs
 from imagenets.files import write_whole
-from imagenets.matching_file import matching_array, read_matching
+from imagenets.matching_file import matching_array
 from imagenets.metrics import evaluate
+from imagenets.pictures import check_image_dir
 from imagenets.ranks import run_on_ranks
-from imagenets.report import class_text, evaluation_csv, evaluation_json, summary_text
+from imagenets.report import class_text, evaluation_csv, evaluation_json, intervals_text, summary_text
+
+REPORT_RESAMPLES = 1000  # a report shows how sure its scores are, also without --bootstrap
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,22 +42,31 @@ def parse_arguments() -> argparse.Namespace:
         help="the matching that match.py saved as --session-name NAME, or the path of a matching file; "
         "without it the predictions hold class ids",
     )
+    add_bootstrap_arguments(parser, resamples=None)
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="x.json: everything; x.csv: the table of classes"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="one page to look at: scores, charts, tables, images"
+    )
+    parser.add_argument(
+        "--image-dir",
+        type=Path,
+        metavar="DIR",
+        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain ground)",
     )
     arguments = parser.parse_args()
     if arguments.clusters and arguments.match is None:
         parser.error("--clusters goes with --match: without a matching, predictions hold class ids")
     if arguments.output and arguments.output.suffix not in (".json", ".csv"):
         parser.error(f"--output {arguments.output}: must end in .json or .csv")
+    if arguments.seed is not None and not (arguments.bootstrap or arguments.report):
+        parser.error("--seed goes with --bootstrap or --report")
+    if arguments.report and arguments.report.suffix != ".html":
+        parser.error(f"--report {arguments.report}: must end in .html")
+    if arguments.image_dir and not arguments.report:
+        parser.error("--image-dir goes with --report: scores need no images")
     return arguments
-
-
-def matching_path(match: str, results_dir: Path) -> Path:
-    """Path of the matching: ``match`` itself if it looks like one, else that name among the results."""
-    if os.sep in match or match.endswith(".json"):
-        return Path(match)
-    return results_dir / f"{match}.json"
 
 
 def main(count: CountPairs) -> None:
@@ -54,30 +74,60 @@ def main(count: CountPairs) -> None:
     arguments = parse_arguments()
     if arguments.output:
         check_output(arguments.output)
+    if arguments.report:
+        check_output(arguments.report)
+    if arguments.image_dir:
+        check_image_dir(arguments.image_dir)
     number_of_classes = MODES[arguments.mode].classes
+    clusters_to_classes = read_matching_of(arguments, arguments.match)
+    table = read_table(arguments, *label_limit(arguments, arguments.match), count)
     matching = None
-    if arguments.match is not None:
+    if clusters_to_classes is not None:
         path = matching_path(arguments.match, arguments.results_dir)
-        clusters_to_classes = read_matching(path, number_of_classes)
-        hint = "pass the number of clusters with --clusters"
-        table = read_table(arguments, arguments.clusters or number_of_classes, hint, count)
         matching = matching_array(clusters_to_classes, table, path)
-    else:
-        hint = "cluster ids need a matching: run match.py, then pass --match"
-        table = read_table(arguments, number_of_classes, hint, count)
     classes = read_classes(arguments)
     evaluation = evaluate(table, number_of_classes, matching)
     print(class_text(evaluation, classes))
     print()
     print(summary_text(evaluation))
+    bootstrap = intervals = None
+    resamples = arguments.bootstrap or (REPORT_RESAMPLES if arguments.report else 0)
+    if resamples:
+        from imagenets.bootstrap import bootstrap_intervals
+
+        bootstrap = bootstrap_intervals(table, number_of_classes, matching, resamples, arguments.seed or 0)
+        intervals = bootstrap.intervals
+        print()
+        print(intervals_text(evaluation, bootstrap))
+    saved = {}
     if arguments.output:
         if arguments.output.suffix == ".csv":
-            content = evaluation_csv(evaluation, classes)
+            saved[arguments.output] = evaluation_csv(evaluation, classes)
         else:
-            content = evaluation_json(evaluation, classes, arguments.mode, arguments.match)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.output, content)
-        print(f"\nsaved: {arguments.output}")
+            saved[arguments.output] = evaluation_json(
+                evaluation, classes, arguments.mode, arguments.match, bootstrap
+            )
+    if arguments.report:
+        # The charts' library takes a while, and scores alone do not need it.
+        from imagenets.html_report import Subject, html_report
+
+        subject = Subject(
+            mode=arguments.mode,
+            gt_dir=arguments.gt_dir,
+            predict_dir=arguments.predict_dir,
+            table=table,
+            classes=classes,
+            clusters_to_classes=clusters_to_classes,
+            match=arguments.match,
+            image_dir=arguments.image_dir,
+        )
+        saved[arguments.report] = html_report(subject, evaluation, intervals, arguments.seed or 0)
+    if saved:
+        print()
+    for path, content in saved.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+        print(f"saved: {path}")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,11 @@ class ClassInfo:
     merged: tuple[str, ...] = ()
 
 
+def label_name(label: ClassInfo) -> str:
+    """What people call a label: its name, else its wnid, else its id."""
+    return label.name or label.wnid or f"class {label.id}"
+
+
 def class_table(number_of_classes: int, wnids: Sequence[str] | None) -> list[ClassInfo]:
     """List the N + 1 labels of a mode, background first.
 

@@ -10,8 +10,6 @@ from PIL import ExifTags, Image, ImageOps
 
 from imagenets.errors import InputError
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
-
 # Values of the EXIF orientation that exchange height and width.
 _QUARTER_TURNS = (5, 6, 7, 8)
 
@@ -24,10 +22,15 @@ def must_turn(image: Image.Image, mask_size: tuple[int, int] | None) -> bool | N
     """
     width, height = image.size
     if mask_size is None or (height, width) == mask_size:
-        return False
-    if (width, height) != mask_size or "exif" not in image.info:
-        return None
-    return True if image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS else None
+        return False  # most images end here, and their EXIF is not read
+    return True if mask_size in mask_sizes(image) else None
+
+
+def mask_sizes(image: Image.Image) -> list[tuple[int, int]]:
+    """Sizes (height, width) that the mask of an opened image may have: as stored, and as EXIF turns it."""
+    width, height = image.size
+    turns = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
+    return [(height, width), (width, height)] if turns else [(height, width)]
 
 
 def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:

@@ -1,18 +1,36 @@
-"""The benchmark's official lists: where they are on this machine (SPEC section 3)."""
+"""The benchmark's official lists and archives: where they are and what they say (SPEC sections 3 and 4).
+
+No list is part of this project. They are downloaded on first use, checked and cached; or they come from a
+mirror, checked alike; or from a folder of the user's own lists, which are taken as they are.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from imagenets.classes import MODES
+from imagenets.download import discard, download
 from imagenets.errors import InputError, listed
+from imagenets.files import write_whole
+from imagenets.locks import locked
+from imagenets.progress import Show, Warn, no_bar, no_warning
 
+LISTS_URL = (
+    "https://raw.githubusercontent.com/LUSSeg/ImageNet-S/b2312ba7396151f883362bdc86d71469aa81066e/data"
+)
+ARCHIVES_URL = "https://github.com/LUSSeg/ImageNet-S/releases/download/ImageNet-S"
 
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/imagenets``, else ``~/.cache/imagenets``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "imagenets"
+ARCHIVES = {
+    "50": "ImageNetS50-a0fe9d82231f9bc4787ee76e304dfa51.zip",
+    "300": "ImageNetS300-dd8e42e156bac415a35c3c239de297bf.zip",
+    "919": "ImageNetS919-5f7f58ae1003d21da9409a8576bf7680.zip",
+}
 
 
 def categories_path(mode: str) -> str:
@@ -23,6 +41,100 @@ def categories_path(mode: str) -> str:
 def mapping_path(mode: str, split: str) -> str:
     """Relative path of a mode's list of ``validation`` or ``test`` images."""
     return f"mapping/ImageNetS_im{mode}_mapping_{split}.txt"
+
+
+def train_semi_path(mode: str) -> str:
+    """Relative path of a mode's list of ``train-semi`` images."""
+    return f"names/ImageNetSemi_im{mode}_train.txt"
+
+
+SHA256 = {
+    categories_path("50"): "cba1701f5d94bf0dfbb40f2d529daab362dff552b9bfcea4bcdddbb5fcf762ad",
+    categories_path("300"): "9327409a512019ff7be95354f33daf2735852c04fecd0ac261790ce23e4115ca",
+    categories_path("919"): "b2ee89cf2d5def583dcea806b8cc99def3d9bb7355ae981fc4c986c6d8dec1da",
+    mapping_path("50", "validation"): "d51e06461f83d3742527768a86e7cb2543adad64ba273cd22dfb27d57ea02458",
+    mapping_path("50", "test"): "27b06a0b774f2a47b7660cee64187bf051ed98b734a0402f4b0c00e04f1dcbb4",
+    mapping_path("300", "validation"): "d887652204f140a57775740f000ea7660f7e34a458d7bcfcf9b3898501351482",
+    mapping_path("300", "test"): "94f26c4bc8c1acf4b2756138055c621df01b064094d863289cd3d6c81476cb64",
+    mapping_path("919", "validation"): "52de0512c75cd04289f1b5be7fe2aad932a6f6e47288947d63e724985c5904b3",
+    mapping_path("919", "test"): "b2e60b72dafe47c71ba3d912d912dce5d4b612aae60ee6dfbdd95d780133dd61",
+    train_semi_path("50"): "830e654142938b28f8856951bc4b264018cc1c13bf577777bb1359cf37a7f969",
+    train_semi_path("300"): "05f032374bd7a9a81213828940809e09e1eeedc5b43d78a4e41c1d64cb7e492a",
+    train_semi_path("919"): "d8a33edfeda5ea6a302fbf5bfc41735dc6b8f3d525a7dfc09bc5cb39d6ec44db",
+}
+
+# Names are not hidden, have no separators, and lead nowhere else.
+_NAME = re.compile(r"[^./\\\s\0][^/\\\s\0]*")
+_PLACE = rf"(({_NAME.pattern})/{_NAME.pattern})"
+_ROW = re.compile(f"{_PLACE} {_PLACE}")
+
+WAYS_OUT = (
+    "Without a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a folder with the lists and "
+    "the archives; or IMAGENETS_LISTS (or --lists), a folder of your own lists"
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where lists and archives come from.
+
+    ``mirror``: a URL or a folder in place of the official hosts, which holds the lists' relative paths and
+    the archives under their own names. ``lists``: a folder of lists that are taken as they are.
+    """
+
+    mirror: str | None = None
+    lists: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can be no mirror."""
+        if self.mirror and "://" in self.mirror and not _is_url(self.mirror):
+            raise InputError(f"mirror {self.mirror}: neither a http(s) URL nor a folder")
+
+    @classmethod
+    def chosen(cls, mirror: str | None = None, lists: str | None = None) -> Origin:
+        """Take what is given, else ``$IMAGENETS_MIRROR`` and ``$IMAGENETS_LISTS``, else what is official."""
+        mirror = mirror or os.environ.get("IMAGENETS_MIRROR") or None
+        lists = lists or os.environ.get("IMAGENETS_LISTS") or None
+        return cls(mirror, Path(lists) if lists else None)
+
+    @property
+    def official(self) -> bool:
+        """Are the lists the official ones, so that the official numbers hold?"""
+        return self.lists is None
+
+    def archive(self, mode: str) -> str | Path:
+        """URL or path of a mode's annotation archive."""
+        return self._place(ARCHIVES_URL, ARCHIVES[mode])
+
+    def list_place(self, name: str) -> str | Path:
+        """URL or path of the list with the relative path ``name``, the cache left aside."""
+        return self._place(LISTS_URL, name)
+
+    def _place(self, official_url: str, name: str) -> str | Path:
+        if self.mirror and not _is_url(self.mirror):
+            return Path(self.mirror) / name
+        return f"{(self.mirror or official_url).rstrip('/')}/{name}"
+
+
+class MappedImage(NamedTuple):
+    """An image of ImageNet's val, and its place in ``validation`` or ``test``: both ``<wnid>/<image>``."""
+
+    source: str
+    target: str
+
+
+class SemiImage(NamedTuple):
+    """An image of ``train-semi``, its mask, and where it lies in ImageNet's train: all ``<wnid>/<name>``."""
+
+    source: str
+    target: str
+    mask: str
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/imagenets``, else ``~/.cache/imagenets``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "imagenets"
 
 
 def categories_at_hand(mode: str) -> list[str] | None:
@@ -38,30 +150,161 @@ def categories_at_hand(mode: str) -> list[str] | None:
     return wnids if len(set(wnids)) == len(wnids) == MODES[mode].classes else None
 
 
-def mapping_at_hand(mode: str, split: str) -> dict[str, str] | None:
-    """Read where each image of ``validation`` or ``test`` lies in ImageNet's val; None without the list.
+def categories(mode: str, origin: Origin, show: Show = no_bar, warn: Warn = no_warning) -> list[str]:
+    """List a mode's N wnids, sorted.
 
-    Keys are places in the split, values in ImageNet's val, both ``<wnid>/<image>``: the value's wnid is
-    ImageNet's own label. Looked for where ``categories_at_hand`` looks; nothing is downloaded.
-
-    Raises InputError when the list is there, but not two such places a line.
+    Raises InputError when the list cannot be had, is not the official one, or has not N different wnids.
     """
-    path = Path(os.environ.get("IMAGENETS_LISTS") or cache_folder()) / mapping_path(mode, split)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: no text file; get the list again") from error
-    rows = [(number, line.split()) for number, line in enumerate(lines, start=1) if line.strip()]
+    name = categories_path(mode)
+    path, lines = _lines(name, origin, show, warn)
     wrong = [
-        f"line {number}: {' '.join(columns)}"
-        for number, columns in rows
-        if len(columns) != 2 or not all(column.count("/") == 1 for column in columns)
+        f"{path}:{number}: {line!r} is no class name" for number, line in lines if not _NAME.fullmatch(line)
     ]
+    _refuse_lines(wrong)
+    wnids = sorted({line for _, line in lines})
+    if not len(wnids) == len(lines) == MODES[mode].classes:
+        raise InputError(f"{path}: {len(wnids)} different classes, mode {mode} has {MODES[mode].classes}")
+    return wnids
+
+
+def mapping(
+    mode: str, split: str, wnids: Iterable[str], origin: Origin, show: Show = no_bar, warn: Warn = no_warning
+) -> list[MappedImage]:
+    """List the images of ``validation`` or ``test`` (SPEC section 3) with where each lies in ImageNet's val.
+
+    Raises InputError when the list cannot be had, is not the official one, or has lines that make no sense.
+    """
+    rows = _rows(mapping_path(mode, split), wnids, origin, show, warn, target_group=3)
+    return [MappedImage(left, right) for left, right in rows]
+
+
+def mapping_at_hand(mode: str, split: str, wnids: Iterable[str]) -> list[MappedImage] | None:
+    """Read the list of ``mapping`` from where ``categories_at_hand`` looks; None when it is not there.
+
+    Nothing is downloaded. Raises InputError when it has lines that make no sense.
+    """
+    folder = Path(os.environ.get("IMAGENETS_LISTS") or cache_folder())
+    if not (folder / mapping_path(mode, split)).exists():
+        return None
+    return mapping(mode, split, wnids, Origin(lists=folder))
+
+
+def train_semi(
+    mode: str, wnids: Iterable[str], origin: Origin, show: Show = no_bar, warn: Warn = no_warning
+) -> list[SemiImage]:
+    """List the images of ``train-semi`` with mask and place in ImageNet's train.
+
+    An image's class folder there is the part of its file name before ``_`` (SPEC section 3: for merged
+    classes it is another). Raises InputError as ``mapping`` does.
+    """
+    rows = _rows(train_semi_path(mode), wnids, origin, show, warn, target_group=1)
+    return [SemiImage(_train_source(image), image, mask) for image, mask in rows]
+
+
+def mask_of(image: str) -> str:
+    """Relative path of an image's mask: ``n01/a.JPEG`` → ``n01/a.png``."""
+    return image.rpartition(".")[0] + ".png"
+
+
+def _train_source(image: str) -> str:
+    folder, name = image.split("/")
+    before, underscore, _ = name.partition("_")
+    return f"{before if underscore else folder}/{name}"
+
+
+def _rows(
+    name: str, wnids: Iterable[str], origin: Origin, show: Show, warn: Warn, target_group: int
+) -> list[tuple[str, str]]:
+    """Read a list of two paths a line; the target, a group of _ROW, is unique and of a known class."""
+    known = set(wnids)
+    path, lines = _lines(name, origin, show, warn)
+    rows: dict[str, tuple[str, str]] = {}
+    wrong = []
+    for number, line in lines:
+        match = _ROW.fullmatch(line)
+        if match is None:
+            wrong.append(f"{path}:{number}: {line!r} is not two paths <wnid>/<name>, one blank between")
+            continue
+        target, wnid = match.group(target_group, target_group + 1)
+        if target in rows:
+            wrong.append(f"{path}:{number}: {target} stands there twice")
+        elif wnid not in known:
+            wrong.append(f"{path}:{number}: {wnid} is no class of this mode")
+        else:
+            rows[target] = (match[1], match[3])
+    _refuse_lines(wrong)
+    return list(rows.values())
+
+
+def _refuse_lines(wrong: list[str]) -> None:
     if wrong:
+        raise InputError(f"{len(wrong)} lines of a list cannot be used:\n{listed(wrong)}")
+
+
+def _lines(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, list[tuple[int, str]]]:
+    """Path or URL for messages, and the numbered lines that are not empty."""
+    place, content = _content(name, origin, show, warn)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place}: no UTF-8 text ({error})") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
+    return place, [(number, line) for number, line in lines if line]
+
+
+def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, bytes]:
+    if origin.lists is not None:
+        return str(origin.lists / name), _read(origin.lists / name)
+    cached = cache_folder() / name
+    if not _is_official(cached, name):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with locked(cached.with_name(f".{cached.name}.lock"), wait=True):
+            if not _is_official(cached, name):  # another run may have got it while we waited
+                _fetch(name, cached, origin.list_place(name), show, warn)
+    return str(cached), cached.read_bytes()
+
+
+def _fetch(name: str, cached: Path, place: str | Path, show: Show, warn: Warn) -> None:
+    """Put an official list into the cache, from a mirror's folder or by download."""
+    if isinstance(place, Path):
+        content = _read(place)
+        _refuse_other(content, name, place)
+        write_whole(cached, content)
+        return
+    fresh = cached.with_name(f".{cached.name}.download")
+    try:
+        download(place, fresh, show=show, warn=warn)
+    except InputError as error:
+        raise InputError(f"{error}.\n{WAYS_OUT}.") from error
+    try:
+        _refuse_other(fresh.read_bytes(), name, place)
+        fresh.replace(cached)
+    finally:
+        discard(fresh)
+
+
+def _refuse_other(content: bytes, name: str, place: str | Path) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != SHA256[name]:
         raise InputError(
-            f"{path}: {len(wrong)} lines are not two places <wnid>/<image>; get the list again:\n"
-            f"{listed(wrong)}"
+            f"{place} is not the official list: its SHA-256 is {found}, that of the list {SHA256[name]}. "
+            "Lists of your own go by IMAGENETS_LISTS (or --lists)"
         )
-    return {target: source for _, (source, target) in rows}
+
+
+def _is_official(path: Path, name: str) -> bool:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[name]
+    except FileNotFoundError:
+        return False
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}. {WAYS_OUT}") from error
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))

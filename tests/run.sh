@@ -7,5 +7,5 @@ bash setup.sh dev
 export PATH="$root/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
-mypy imagenets command_line.py evaluation demo benchmarks
+mypy imagenets command_line.py evaluation baseline demo benchmarks datapreparation
 exec python -m pytest -n auto "$@"

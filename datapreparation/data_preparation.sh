@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# From an ImageNet copy to a whole ImageNet-S: bash data_preparation.sh IMAGENET SAVE {50,300,919,all} [true|false]
+# The last argument: copy the training images (true) or link them (false, the default).
+# Stops at the first step that fails, with its exit status. PYTHON chooses the interpreter.
+set -euo pipefail
+usage() {
+    echo "usage: bash data_preparation.sh IMAGENET SAVE {50,300,919,all} [copy train images: true|false]" >&2
+    exit 2
+}
+if [ $# -lt 3 ] || [ $# -gt 4 ]; then usage; fi
+case $3 in 50 | 300 | 919 | all) ;; *) usage ;; esac
+copy=()
+case ${4:-false} in true) copy=(--copy) ;; false) ;; *) usage ;; esac
+
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+python=$here/../.venv/bin/python
+if [ ! -x "$python" ]; then python=python3; fi
+PYTHON=${PYTHON:-$python}
+export PYTHON
+
+"$PYTHON" "$here/datapreparation_train.py" "--imagenet-dir=$1" "--save-dir=$2" "--mode=$3" ${copy[@]+"${copy[@]}"}
+"$PYTHON" "$here/datapreparation_val.py" "--imagenet-dir=$1" "--save-dir=$2" "--mode=$3"
+"$PYTHON" "$here/datapreparation_train_semi.py" "--imagenet-dir=$1" "--save-dir=$2" "--mode=$3"
+bash "$here/datapreparation_anno.sh" "$2" "$3"

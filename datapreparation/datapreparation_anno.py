@@ -1,0 +1,45 @@
+"""Download the annotation archive of ImageNet-S and put its masks in place."""
+
+from pathlib import Path
+
+from script_arguments import bar, modes_of, new_parser, origin_of, parse, warn  # isort: skip
+
+from command_line import run
+from imagenets.annotations import MaskList, put_annotations
+from imagenets.lists import categories, mapping, mask_of, train_semi
+
+
+def main() -> None:
+    """Parse, fetch the archives, put the masks in place, print."""
+    parser = new_parser(
+        "Put SAVE/ImageNetS*/validation-segmentation and train-semi-segmentation in place, from the\n"
+        "archive of the official release, which is downloaded and removed afterwards."
+    )
+    parser.add_argument(
+        "--archive", type=Path, metavar="FILE", help="a ZIP that you have; goes with one mode"
+    )
+    arguments = parse(parser)
+    if arguments.archive is not None and arguments.mode == "all":
+        parser.error("--archive goes with one mode, not with all")
+    origin = origin_of(arguments)
+    lists = []
+    for mode in modes_of(arguments):
+        wnids = categories(mode, origin, bar, warn)
+        validation = [
+            mask_of(image.target) for image in mapping(mode, "validation", wnids, origin, bar, warn)
+        ]
+        semi = [image.mask for image in train_semi(mode, wnids, origin, bar, warn)]
+        lists.append(MaskList(mode, validation, semi))
+
+    for masks in lists:
+        for placed in put_annotations(masks, arguments.save_dir, origin, arguments.archive, bar, warn):
+            if not placed.masks:
+                print(f"{placed.folder}: none")
+            else:
+                print(
+                    f"{placed.folder}: {placed.masks} masks, {'made now' if placed.made else 'there before'}"
+                )
+
+
+if __name__ == "__main__":
+    run(main)

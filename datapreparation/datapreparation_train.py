@@ -1,0 +1,50 @@
+"""Make train/ of ImageNet-S from a copy of ImageNet, by links or, with --copy, by real files."""
+
+from script_arguments import add_workers, bar, modes_of, new_parser, origin_of, parse, print_done, warn  # isort: skip
+
+from command_line import run
+from imagenets.classes import MODES
+from imagenets.layouts import TRAIN_TAR, TrainTar, find_train
+from imagenets.lists import categories
+from imagenets.preparation import Done, plan_train, prepare
+
+
+def main() -> None:
+    """Parse, plan, prepare, print."""
+    parser = new_parser(
+        "Make SAVE/ImageNetS*/train: a soft link for each class folder; the merged classes of mode 919\n"
+        "become real folders of links. Mode 919 also gets train-full, a link to the whole train folder of\n"
+        f"ImageNet: a link also with --copy, and not made from {TRAIN_TAR}.",
+        layouts=True,
+    )
+    parser.add_argument("--copy", action="store_true", help="real copies; train-full stays a link")
+    add_workers(parser)
+    arguments = parse(parser)
+    origin = origin_of(arguments)
+    wnids = {mode: categories(mode, origin, bar, warn) for mode in modes_of(arguments)}
+
+    train = find_train(arguments.imagenet_dir)
+    print(f"ImageNet's training images: {train}")
+    if isinstance(train, TrainTar):
+        print("from a tar, train is made of real files, and there is no train-full")
+    plans = [plan_train(mode, wnids[mode], train, arguments.copy) for mode in wnids]
+    done = prepare(plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar)
+    print_done(done)
+    if origin.official:
+        warn_of_totals(done)
+
+
+def warn_of_totals(done: list[Done]) -> None:
+    """Warn where copied images are not as many as the official set has; behind links nobody has counted."""
+    official = {f"{mode.folder}/train": mode.train for mode in MODES.values()}
+    for folder in done:
+        expected = official.get(folder.folder)
+        if expected is not None and not folder.links and folder.copies != expected:
+            warn(
+                f"{folder.folder} has {folder.copies} images, the official set {expected}: "
+                "is the ImageNet copy whole?"
+            )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,35 @@
+"""Make train-semi/ of ImageNet-S, ten training images a class, from a copy of ImageNet."""
+
+from script_arguments import add_workers, bar, modes_of, new_parser, origin_of, parse, print_done, warn  # isort: skip
+
+from command_line import run
+from imagenets.layouts import TrainTar, find_train
+from imagenets.lists import categories, train_semi
+from imagenets.preparation import plan_train_semi, prepare
+
+
+def main() -> None:
+    """Parse, plan, prepare, print."""
+    parser = new_parser(
+        "Make SAVE/ImageNetS*/train-semi: copies of the ten training images a class that have masks.",
+        layouts=True,
+    )
+    parser.add_argument("--link", action="store_true", help="soft links in place of copies")
+    add_workers(parser)
+    arguments = parse(parser)
+    origin = origin_of(arguments)
+    lists = {
+        mode: train_semi(mode, categories(mode, origin, bar, warn), origin, bar, warn)
+        for mode in modes_of(arguments)
+    }
+
+    train = find_train(arguments.imagenet_dir)
+    print(f"ImageNet's training images: {train}")
+    if isinstance(train, TrainTar) and arguments.link:
+        print("from a tar, train-semi is made of real files, also with --link")
+    plans = [plan_train_semi(mode, images, train, arguments.link) for mode, images in lists.items()]
+    print_done(prepare(plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar))
+
+
+if __name__ == "__main__":
+    run(main)

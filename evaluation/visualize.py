@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Draw masks over their images: ground truth, prediction and their disagreement, one PNG for each image."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from command_line import run
+from evaluation.options import check_output, matching_path, read_classes, worker_count
+from imagenets.classes import MAX_LABEL, MODES, label_name
+from imagenets.matching_file import read_matching
+from imagenets.overlay_files import Drawing, write_overlays
+from imagenets.pairs import find_pairs, read_names, wnid_folders
+from imagenets.pictures import check_image_dir
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--image-dir", type=Path, required=True, help="images, <image-dir>/<wnid>/<name>.JPEG"
+    )
+    parser.add_argument("--gt-dir", type=Path, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png")
+    parser.add_argument(
+        "--predict-dir", type=Path, required=True, help="predictions, <predict-dir>/<wnid>/<name>.png"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where the drawings go, <out>/<wnid>/<name>.png"
+    )
+    parser.add_argument("--names", type=Path, metavar="FILE", help="only these: one <wnid>/<name>.png a line")
+    parser.add_argument(
+        "--mode", choices=MODES, help="number of classes (default: the number of folders in --gt-dir)"
+    )
+    parser.add_argument(
+        "--match",
+        metavar="NAME",
+        help="the matching that match.py saved as --session-name NAME, or the path of a matching file; "
+        "without it the predictions hold class ids",
+    )
+    parser.add_argument(
+        "--results-dir", type=Path, default=Path("results"), help="matchings (default: results)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=worker_count,
+        default=len(os.sched_getaffinity(0)),
+        help="processes that draw (default: one per core; 0: no extra process)",
+    )
+    return parser.parse_args()
+
+
+def label_names(arguments: argparse.Namespace) -> list[str] | None:
+    """Names of the mode's labels; None when neither --mode nor the folders of --gt-dir tell the mode."""
+    if arguments.mode is None:
+        by_count = {mode.classes: mode.name for mode in MODES.values()}
+        arguments.mode = by_count.get(len(wnid_folders(arguments.gt_dir)))
+    return arguments.mode and [label_name(c) for c in read_classes(arguments)]
+
+
+def main() -> None:
+    """Draw the overlays, or say which inputs cannot be used."""
+    arguments = parse_arguments()
+    check_image_dir(arguments.image_dir)
+    check_output(arguments.out / "overlay.png")
+    names = None if arguments.names is None else read_names(arguments.names)
+    pairs = find_pairs(arguments.gt_dir, arguments.predict_dir, names)
+    labels = label_names(arguments)
+    matching = None
+    if arguments.match is not None:
+        path = matching_path(arguments.match, arguments.results_dir)
+        matching = read_matching(path, MAX_LABEL if labels is None else len(labels) - 1)
+    drawing = Drawing(arguments.image_dir, labels, matching)
+    write_overlays(pairs, drawing, arguments.out, arguments.workers, with_bar)
+    print(f"saved: {len(pairs.names)} overlays in {arguments.out}")
+
+
+def with_bar(results: Iterable[list[str]], images: int) -> Iterable[list[str]]:
+    """Show progress on a terminal."""
+    return tqdm(results, total=images, unit="image", disable=None)
+
+
+if __name__ == "__main__":
+    run(main)

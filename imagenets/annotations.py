@@ -1,0 +1,320 @@
+"""Put the masks of an annotation archive in place (SPEC section 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagenets.classes import MODES
+from imagenets.disk import check_room, on_disk
+from imagenets.download import discard, download, leftovers
+from imagenets.errors import InputError, listed
+from imagenets.lists import ARCHIVES, Origin
+from imagenets.locks import locked
+from imagenets.preparation import LOCK, is_there
+from imagenets.progress import Show, Warn, no_bar, no_warning
+
+VALIDATION = "validation-segmentation"
+TRAIN_SEMI = "train-semi-segmentation"
+STAGING = ".incomplete-masks"  # in a set's folder: mask folders that are being filled
+
+_MASK_MEMBER = re.compile(rf"(?:.*/)?({VALIDATION}|{TRAIN_SEMI})/(.+)", re.DOTALL)
+_DRIVE = re.compile(r"[A-Za-z]:")
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError)
+
+
+@dataclass(frozen=True)
+class MaskList:
+    """The masks of a mode, ``<wnid>/<name>.png``, that its lists name."""
+
+    mode: str
+    validation: Sequence[str]
+    train_semi: Sequence[str]
+
+    @property
+    def by_folder(self) -> dict[str, Sequence[str]]:
+        """Masks of each folder, in the order in which the folders are put in place.
+
+        Validation is last: where it is, an earlier run has come to its end.
+        """
+        return {TRAIN_SEMI: self.train_semi, VALIDATION: self.validation}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What became of one mask folder, ``ImageNetS50/validation-segmentation``."""
+
+    folder: str
+    masks: int  # 0: there is no such folder
+    made: bool  # by this run
+
+
+def put_annotations(
+    masks: MaskList,
+    save: Path,
+    origin: Origin,
+    archive: Path | None = None,
+    show: Show = no_bar,
+    warn: Warn = no_warning,
+) -> list[Placed]:
+    """Put ``train-semi-segmentation`` and ``validation-segmentation`` in place, each whole or not at all.
+
+    The archive is ``archive``, or that of ``origin``, which is downloaded into the set's folder and removed
+    at the end. Nothing is read or downloaded when the folders are there. Raises InputError when something
+    else is in the way, when the archive cannot be had, is hostile or broken or lacks masks, when the disk is
+    too small, and when another run is at work in ``save``.
+    """
+    root = save / MODES[masks.mode].folder
+    absent = _absent(masks, root, archive)
+    if absent or _left_behind(root, masks.mode) or is_there(save / LOCK):
+        if absent and archive is not None:
+            with _opened(archive) as opened:  # refused before anything is written
+                _select(opened, archive, masks, no_warning)
+        save.mkdir(parents=True, exist_ok=True)
+        with locked(save / LOCK):
+            absent = _absent(masks, root, archive)  # what was looked at before may have changed
+            _fill(masks, root, absent, origin, archive, show, warn)
+    return [
+        Placed(f"{root.name}/{name}", len(wanted) if is_there(root / name) else 0, name in absent)
+        for name, wanted in masks.by_folder.items()
+    ]
+
+
+def _fill(
+    masks: MaskList,
+    root: Path,
+    absent: list[str],
+    origin: Origin,
+    archive: Path | None,
+    show: Show,
+    warn: Warn,
+) -> None:
+    """Make the ``absent`` folders, and remove what an earlier run left behind."""
+    root.mkdir(exist_ok=True)
+    download_path = _download_path(root, masks.mode)
+    try:
+        if (root / STAGING).exists():
+            shutil.rmtree(root / STAGING)
+        if absent:
+            path = archive or _fetch(masks.mode, root, origin, show, warn)
+            _warn_of_md5(path, masks.mode, origin, warn)
+            _extract(masks, path, root, absent, show, warn)
+    except _RefusedArchiveError:
+        discard(download_path)  # of no use to the next run
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            root.rmdir()  # when the run came to nothing
+    discard(download_path)
+
+
+class _RefusedArchiveError(InputError):
+    """What is in the archive is at fault."""
+
+
+def _absent(masks: MaskList, root: Path, archive: Path | None) -> list[str]:
+    """Which mask folders are to be made? Raises InputError on what is in the way."""
+    problems = [
+        f"{path}: a link to {path.readlink()}, which is not followed"
+        for path in (root, root / STAGING, _download_path(root, masks.mode))
+        if path.is_symlink()
+    ]
+    if not problems and root.exists() and not root.is_dir():
+        problems.append(f"{root}: a file, where a folder would be made")
+    if not problems:
+        there = [name for name in masks.by_folder if is_there(root / name)]
+        problems = [problem for name in there for problem in _faults(root / name, masks.by_folder[name])]
+    if problems:
+        raise InputError(
+            f"{len(problems)} things in the way; nothing was written. Move them away and run this again:\n"
+            f"{listed(problems)}"
+        )
+    absent = [name for name in masks.by_folder if name not in there]
+    # Validation comes last: where it is, the archive of that run had no masks for train-semi.
+    return [] if absent == [TRAIN_SEMI] and archive is None else absent
+
+
+def _faults(folder: Path, masks: Sequence[str]) -> list[str]:
+    """Why is this not a whole folder of masks?"""
+    if folder.is_symlink() or not folder.is_dir():
+        return [f"{folder}: no real folder, where a folder of masks would be made"]
+    lacking = [mask for mask in masks if not _is_filled_file(folder / mask)]
+    if not lacking:
+        return []
+    return [f"{folder}: lacks {len(lacking)} of its {len(masks)} masks, {lacking[0]} is the first"]
+
+
+def _is_filled_file(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+
+def _left_behind(root: Path, mode: str) -> bool:
+    """Did a killed run leave something that is no part of the set?"""
+    return (root / STAGING).exists() or bool(leftovers(_download_path(root, mode)))
+
+
+def _download_path(root: Path, mode: str) -> Path:
+    return root / f".{ARCHIVES[mode]}"
+
+
+def _fetch(mode: str, root: Path, origin: Origin, show: Show, warn: Warn) -> Path:
+    """Give the path of a mode's archive: in the mirror's folder, or downloaded, now or earlier."""
+    place = origin.archive(mode)
+    if isinstance(place, Path):
+        return place
+    target = _download_path(root, mode)
+    if not target.exists():
+        try:
+            download(place, target, zip_expected=True, show=show, warn=warn)
+        except InputError as error:
+            raise InputError(
+                f"{error}.\nWithout a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a "
+                f"folder with {ARCHIVES[mode]}; or datapreparation_anno.py --archive FILE"
+            ) from error
+    return target
+
+
+def _warn_of_md5(path: Path, mode: str, origin: Origin, warn: Warn) -> None:
+    """Compare with what seems to be the MD5 in the official name; nobody could confirm it: no refusal."""
+    if not origin.official:
+        return
+    named = ARCHIVES[mode].removesuffix(".zip").rpartition("-")[2]
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != named:
+        found = digest.hexdigest()
+        warn(f"{path}: its MD5 is {found}, the official name says {named}; it is used all the same")
+
+
+def _extract(masks: MaskList, path: Path, root: Path, absent: list[str], show: Show, warn: Warn) -> None:
+    """Unpack into a staging folder, and rename each mask folder when it is whole."""
+    staging = root / STAGING
+    with _opened(path) as archive:
+        selected = {
+            name: infos for name, infos in _select(archive, path, masks, warn).items() if name in absent
+        }
+        infos = [info for members in selected.values() for info in members.values()]
+        check_room(root, sum(on_disk(info.file_size) for info in infos), "unpacking the masks")
+        staging.mkdir()
+        try:
+            with show(root.name, len(infos), unit="mask") as advance:
+                broken = []
+                for name, members in selected.items():
+                    for mask, info in members.items():
+                        broken += _extract_member(archive, info, staging / name / mask)
+                        advance(1)
+            if broken:
+                raise _RefusedArchiveError(
+                    f"{path}: {len(broken)} masks are broken, get it again:\n{listed(broken)}"
+                )
+            for name in selected:
+                (staging / name).rename(root / name)
+        finally:
+            shutil.rmtree(staging)
+
+
+def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> list[str]:
+    """Write one member and check its CRC; give what is wrong with it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with archive.open(info) as member, target.open("xb") as file:
+            shutil.copyfileobj(member, file)
+    except _BROKEN as error:
+        return [f"{info.filename}: {error}"]
+    return []
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except _BROKEN as error:
+        raise _RefusedArchiveError(f"{path}: no whole ZIP ({error}): get it again") from error
+    with archive:
+        yield archive
+
+
+def _select(
+    archive: zipfile.ZipFile, path: Path, masks: MaskList, warn: Warn
+) -> dict[str, dict[str, zipfile.ZipInfo]]:
+    """Find each folder's masks in the archive, whatever stands before the folder's name.
+
+    Raises InputError on members that lead elsewhere, on masks that are there twice and on missing ones. A
+    folder of train-semi masks that is wholly missing is left out with a warning.
+    """
+    _refuse_hostile(archive, path)
+    wanted = {name: set(listed_masks) for name, listed_masks in masks.by_folder.items()}
+    found: dict[str, dict[str, zipfile.ZipInfo]] = {name: {} for name in wanted}
+    unknown, twice = [], []
+    for info in archive.infolist():
+        match = _MASK_MEMBER.fullmatch(info.filename)
+        if match is None or info.is_dir():
+            continue
+        folder, mask = match.groups()
+        if mask not in wanted[folder]:
+            unknown.append(info.filename)
+        elif mask in found[folder]:
+            twice.append(f"{info.filename}, and {found[folder][mask].filename}")
+        else:
+            found[folder][mask] = info
+    if twice:
+        raise _RefusedArchiveError(f"{path}: {len(twice)} masks are there twice:\n{listed(twice)}")
+    if unknown:
+        warn(f"{path}: skipped {len(unknown)} members that the list does not know:\n{listed(unknown)}")
+    if masks.train_semi and not found[TRAIN_SEMI]:
+        warn(f"{path}: no masks for train-semi in it")
+        del found[TRAIN_SEMI]
+    missing = [
+        f"{name}/{mask}" for name in found for mask in masks.by_folder[name] if mask not in found[name]
+    ]
+    if missing:
+        raise _RefusedArchiveError(
+            f"{path}: {len(missing)} masks of mode {masks.mode} are missing (another mode's archive?):\n"
+            f"{listed(missing)}"
+        )
+    return found
+
+
+def _refuse_hostile(archive: zipfile.ZipFile, path: Path) -> None:
+    hostile = [
+        f"{info.filename!r}: {reason}"
+        for info in archive.infolist()
+        if (reason := _why_hostile(info)) is not None
+    ]
+    if hostile:
+        raise _RefusedArchiveError(
+            f"{path}: refused, {len(hostile)} members could lead out of the folder:\n{listed(hostile)}"
+        )
+
+
+def _why_hostile(info: zipfile.ZipInfo) -> str | None:
+    name = info.orig_filename.replace("\\", "/")
+    mode = info.external_attr >> 16
+    if name.startswith("/"):
+        return "an absolute path"
+    if ".." in name.split("/"):
+        return "'..' in the path"
+    if any(_DRIVE.match(part) for part in name.split("/")):
+        return "a drive letter"
+    if stat.S_ISLNK(mode):
+        return "a link"
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "a special file"
+    return None

@@ -1,0 +1,161 @@
+"""Masks drawn over their picture: ground truth, prediction, and where the two disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from imagenets.classes import BACKGROUND, IGNORE, MODES
+
+GROUND_GRAY = 200  # of the plain ground that stands in for a picture
+_FILL = 0.5  # opacity of a region; its outline is opaque
+_COLOURS = MODES["919"].classes
+
+# What a pixel of the disagreement is, and its colour: Okabe and Ito's, which colour-blind readers tell apart.
+DISAGREEMENT = {
+    "right": (0, 158, 115),
+    "missed (background predicted)": (240, 228, 66),
+    "wrong class": (213, 94, 0),
+    "invented (background in truth)": (86, 180, 233),
+}
+
+
+# Gives labels > 0 (n,) their colours (n, 3) uint8.
+Colours = Callable[[np.ndarray], np.ndarray]
+
+
+class Panels(NamedTuple):
+    """The four views of one image, (H, W, 3) uint8 each."""
+
+    picture: np.ndarray
+    ground_truth: np.ndarray
+    prediction: np.ndarray
+    disagreement: np.ndarray
+
+
+def draw_panels(picture: np.ndarray, ground_truth: np.ndarray, prediction: np.ndarray) -> Panels:
+    """Draw the masks over ``picture`` (H, W, 3) uint8.
+
+    ``ground_truth`` (H, W) holds classes or 1000 (hatched: counts nowhere), ``prediction`` (H, W) the classes
+    after matching. A class has the same colour everywhere, over a picture without colours of its own.
+    """
+    ignored = ground_truth == IGNORE
+    disagreement = disagreement_kinds(ground_truth, prediction)
+    ground = _without_colour(picture)
+    return Panels(
+        picture,
+        _hatch(_paint(ground, np.where(ignored, BACKGROUND, ground_truth), label_colours), ignored),
+        _paint(ground, prediction, label_colours),
+        _hatch(_paint(ground, disagreement, _kind_colours), ignored),
+    )
+
+
+def disagreement_kinds(ground_truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Tell each pixel's place in DISAGREEMENT, from 1, (H, W) uint8; 0: background in both, or ignored."""
+    labelled, predicted = ground_truth != BACKGROUND, prediction != BACKGROUND
+    kinds = np.select(
+        [ground_truth == IGNORE, labelled & (ground_truth == prediction), labelled & ~predicted, labelled],
+        [0, 1, 2, 3],
+        default=4 * predicted,
+    )
+    return kinds.astype(np.uint8)
+
+
+def plain_ground(height: int, width: int) -> np.ndarray:
+    """Give a gray picture (height, width, 3) uint8, for images whose picture is not at hand."""
+    return np.full((height, width, 3), GROUND_GRAY, np.uint8)
+
+
+def label_colours(labels: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) uint8 of labels 1 and up; beyond 919, the size of the palette, colours repeat."""
+    return palette()[(labels.astype(np.int64) - 1) % _COLOURS]
+
+
+@lru_cache(maxsize=1)
+def palette() -> np.ndarray:
+    """Colours of classes 1..919, (919, 3) uint8: always the same, each as far as can be from those before.
+
+    Greedy choice in the Oklab colour space, where distance is about what the eye sees
+    (Ottosson, 2020, https://bottosson.github.io/posts/oklab/), among colours that are neither gray, nor
+    nearly black or white.
+    """
+    levels = np.linspace(0, 255, 24).round().astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = oklab(colours)
+    lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
+    usable = (lightness > 0.42) & (lightness < 0.9) & (chroma > 0.08)
+    colours, lab = colours[usable], lab[usable]
+    chosen = [int(np.argmax(np.hypot(lab[:, 1], lab[:, 2])))]
+    distance = np.full(len(lab), np.inf)
+    while len(chosen) < _COLOURS:
+        distance = np.minimum(distance, ((lab - lab[chosen[-1]]) ** 2).sum(axis=1))
+        chosen.append(int(np.argmax(distance.round(12))))
+    return colours[chosen]
+
+
+def oklab(colours: np.ndarray) -> np.ndarray:
+    """Convert sRGB (n, 3) uint8 to Oklab (n, 3): lightness 0..1, green to red, blue to yellow."""
+    value = colours / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    cones = linear @ np.array(
+        [
+            [0.4122214708, 0.2119034982, 0.0883024619],
+            [0.5363325363, 0.6806995451, 0.2817188376],
+            [0.0514459929, 0.1073969566, 0.6299787005],
+        ]
+    )
+    return np.cbrt(cones) @ np.array(
+        [
+            [0.2104542553, 1.9779984951, 0.0259040371],
+            [0.7936177850, -2.4285922050, 0.7827717662],
+            [-0.0040720468, 0.4505937099, -0.8086757660],
+        ]
+    )
+
+
+def _without_colour(picture: np.ndarray) -> np.ndarray:
+    """Gray of the same luma (ITU-R BT.601)."""
+    luma = picture @ np.array([0.299, 0.587, 0.114])
+    return np.repeat(luma.round().astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _kind_colours(kinds: np.ndarray) -> np.ndarray:
+    return np.array(list(DISAGREEMENT.values()), np.uint8)[kinds.astype(np.int64) - 1]
+
+
+def _paint(ground: np.ndarray, labels: np.ndarray, colours_of: Colours) -> np.ndarray:
+    """Lay each label but 0 over the ground in its colour: half transparent, with an opaque outline."""
+    painted = ground.copy()
+    region = labels != BACKGROUND
+    colours = colours_of(labels[region])
+    opacity = np.where(_outline(labels)[region], 1.0, _FILL)[:, None]
+    painted[region] = (opacity * colours + (1 - opacity) * ground[region]).round().astype(np.uint8)
+    return painted
+
+
+def _outline(labels: np.ndarray) -> np.ndarray:
+    """Pixels within a line's width of another label, (H, W) bool; a line grows with the image."""
+    edge = np.zeros(labels.shape, bool)
+    for distance in range(1, 1 + max(1, round(max(labels.shape) / 250))):
+        for axis in (0, 1):
+            before = np.moveaxis(labels, axis, 0)[:-distance]
+            after = np.moveaxis(labels, axis, 0)[distance:]
+            differs = before != after
+            view = np.moveaxis(edge, axis, 0)
+            view[: len(differs)] |= differs
+            view[len(view) - len(differs) :] |= differs
+    return edge
+
+
+def _hatch(painted: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Draw gray stripes, half of them see-through, over the pixels ``ignored`` (H, W) bool."""
+    rows, columns = np.nonzero(ignored)
+    period = max(4, 2 * round(max(ignored.shape) / 90))
+    dark = (rows + columns) % period < period // 2
+    hatched = painted.copy()
+    stripe = np.where(dark[:, None], 70, 150)
+    hatched[rows, columns] = (0.75 * stripe + 0.25 * painted[rows, columns]).round().astype(np.uint8)
+    return hatched

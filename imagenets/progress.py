@@ -1,0 +1,29 @@
+"""How the library tells a script that it gets on: it asks for a bar, and the script decides what that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Advance = Callable[[int], None]
+Warn = Callable[[str], None]
+
+
+class Show(Protocol):
+    """Opens a progress bar and gives the function that moves it on by a number of units."""
+
+    def __call__(
+        self, description: str, total: int | None, *, unit: str, done: int = 0
+    ) -> AbstractContextManager[Advance]:
+        """Open a bar of ``total`` units (None: not known), ``done`` of which are behind us."""
+
+
+@contextmanager
+def no_bar(description: str, total: int | None, *, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Show nothing."""
+    yield lambda units: None
+
+
+def no_warning(message: str) -> None:
+    """Tell nobody."""

