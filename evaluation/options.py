@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from imagenets.classes import MAX_LABEL, MODES, ClassInfo, class_table
-from imagenets.contingency import Chunk, ContingencyTable, CountPairs, check_labels, count_pairs, refuse
+from imagenets.contingency import Chunk, ContingencyTable, CountPairs, check_labels, refuse
 from imagenets.errors import InputError
 from imagenets.lists import categories_at_hand
 from imagenets.matching_file import read_matching
@@ -124,7 +124,7 @@ def label_limit(arguments: argparse.Namespace, match: str | None) -> tuple[int, 
 
 
 def read_table(
-    arguments: argparse.Namespace, clusters: int, hint: str, count: CountPairs = count_pairs
+    arguments: argparse.Namespace, clusters: int, hint: str, count: CountPairs | None = None
 ) -> ContingencyTable:
     """Count the masks that the arguments name, or take the counts from the cache; InputError if any is bad.
 
@@ -156,7 +156,7 @@ def warn_of_count(arguments: argparse.Namespace, pairs: Pairs) -> None:
 
 
 def count_masks(
-    arguments: argparse.Namespace, pairs: Pairs, clusters: int, hint: str, count: CountPairs = count_pairs
+    arguments: argparse.Namespace, pairs: Pairs, clusters: int, hint: str, count: CountPairs | None = None
 ) -> tuple[ContingencyTable, list[str]]:
     """Count masks as ``read_table`` does; returns the table and one message for each bad file."""
     cache = None if arguments.no_cache else arguments.results_dir / "cache"

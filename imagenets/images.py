@@ -10,8 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from imagenets.errors import InputError
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")  # in lower case
-_SUFFIXES = (".JPEG", ".jpg", ".jpeg", ".png")  # as they are looked for beside a mask
+_SUFFIXES = (".JPEG", ".jpg", ".jpeg", ".png")  # in this order
 
 # Values of the EXIF orientation that exchange height and width.
 _QUARTER_TURNS = (5, 6, 7, 8)
@@ -53,10 +52,9 @@ def must_turn(image: Image.Image, mask_size: tuple[int, int] | None) -> bool | N
     The reading whose size is the mask's, (height, width) in pixels, is right: True when only the turned one
     is. Where both fit, or there is no mask (None), the raw pixels are: False. None when neither fits.
     """
-    sizes = mask_sizes(image)
-    if mask_size is None or mask_size == sizes[0]:
-        return False
-    return True if mask_size in sizes else None
+    if mask_size is None or mask_size == image.size[::-1]:
+        return False  # most images end here, and their EXIF is not read
+    return True if mask_size in mask_sizes(image) else None
 
 
 def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:

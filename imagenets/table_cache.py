@@ -63,14 +63,15 @@ def load_table(path: Path, names: tuple[str, ...], fingerprint: str) -> Continge
 
 
 def cached_table(
-    pairs: Pairs, folder: Path | None, workers: int, progress: Progress, count: CountPairs = count_pairs
+    pairs: Pairs, folder: Path | None, workers: int, progress: Progress, count: CountPairs | None = None
 ) -> tuple[ContingencyTable, list[str]]:
     """Give the pairs' contingency table, from the cache in ``folder`` or by the one pass over the masks.
 
-    Without a folder nothing is read or written there. ``count`` does the pass. Returns, like
-    ``count_pairs``, one message for every file that cannot be used; such a table is not cached. A cache that
-    cannot be written is a message of a ``UserWarning``, for the table is good without it.
+    Without a folder nothing is read or written there. ``count`` does the pass, ``count_pairs`` by default.
+    Returns, like it, one message for every file that cannot be used; such a table is not cached. A cache
+    that cannot be written is a message of a ``UserWarning``, for the table is good without it.
     """
+    count = count or count_pairs
     if folder is None:
         return count(pairs, workers, progress)
     # Before the pass: a mask that changes while it runs must be noticed by the next one.
