@@ -1,8 +1,9 @@
-"""What all scripts of the toolbox share: how they end."""
+"""What all scripts of the toolbox share: how they end, and whole numbers as arguments."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -27,6 +28,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     argparse itself ends with 2 for wrong usage. An interrupt ends with 130, as in a shell.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without some letter must not end the run
     try:
         main()
         sys.stdout.flush()

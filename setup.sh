@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv in the checkout, once, with the tested versions: bash setup.sh [dev]
-# With "dev", also what the tests and benchmarks need. PYTHON chooses the interpreter.
+# With "dev", also what the tests and benchmarks need. BASE_PYTHON chooses the interpreter.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 kind=${1:-user}
@@ -11,13 +11,13 @@ stamp=$root/.venv/.installed-$kind
 wanted=$(cat "$root"/requirements*.txt | cksum)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
 
-python=${PYTHON:-python3}
+python=${BASE_PYTHON:-python3}
 if ! command -v "$python" >/dev/null; then
-    echo "error: no $python found: install Python 3.10 or newer (apt install python3 python3-venv), or name one: PYTHON=/path/to/python bash setup.sh" >&2
+    echo "error: no $python found: install Python 3.10 or newer (apt install python3 python3-venv), or name one: BASE_PYTHON=/path/to/python bash setup.sh" >&2
     exit 1
 fi
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-    echo "error: $("$python" --version) is too old: Python 3.10 or newer is needed; name one: PYTHON=/path/to/python bash setup.sh" >&2
+    echo "error: $("$python" --version) is too old: Python 3.10 or newer is needed; name one: BASE_PYTHON=/path/to/python bash setup.sh" >&2
     exit 1
 fi
 # Debian and Ubuntu ship Python without ensurepip; its package is python3-venv.

@@ -10,13 +10,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
-from evaluation.options import add_arguments, check_output, matching_path, read_classes, read_table
+from evaluation.options import (
+    add_arguments,
+    add_bootstrap_arguments,
+    check_output,
+    label_limit,
+    matching_path,
+    read_classes,
+    read_matching_of,
+    read_table,
+)
 from imagenets.classes import MODES
 from imagenets.files import write_whole
-from imagenets.matching_file import matching_array, read_matching
+from imagenets.matching_file import matching_array
 from imagenets.metrics import evaluate
 from imagenets.pictures import check_image_dir
-from imagenets.report import class_text, evaluation_csv, evaluation_json, summary_text
+from imagenets.report import class_text, evaluation_csv, evaluation_json, intervals_text, summary_text
+
+REPORT_RESAMPLES = 1000  # a report shows how sure its scores are, also without --bootstrap
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -29,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
         help="the matching that match.py saved as --session-name NAME, or the path of a matching file; "
         "without it the predictions hold class ids",
     )
+    add_bootstrap_arguments(parser, resamples=None)
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="x.json: everything; x.csv: the table of classes"
     )
@@ -46,6 +58,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--clusters goes with --match: without a matching, predictions hold class ids")
     if arguments.output and arguments.output.suffix not in (".json", ".csv"):
         parser.error(f"--output {arguments.output}: must end in .json or .csv")
+    if arguments.seed is not None and not (arguments.bootstrap or arguments.report):
+        parser.error("--seed goes with --bootstrap or --report")
     if arguments.report and arguments.report.suffix != ".html":
         parser.error(f"--report {arguments.report}: must end in .html")
     if arguments.image_dir and not arguments.report:
@@ -63,29 +77,36 @@ def main() -> None:
     if arguments.image_dir:
         check_image_dir(arguments.image_dir)
     number_of_classes = MODES[arguments.mode].classes
-    matching = clusters_to_classes = None
-    if arguments.match is not None:
+    clusters_to_classes = read_matching_of(arguments, arguments.match)
+    table = read_table(arguments, *label_limit(arguments, arguments.match))
+    matching = None
+    if clusters_to_classes is not None:
         path = matching_path(arguments.match, arguments.results_dir)
-        clusters_to_classes = read_matching(path, number_of_classes)
-        hint = "pass the number of clusters with --clusters"
-        table = read_table(arguments, arguments.clusters or number_of_classes, hint)
         matching = matching_array(clusters_to_classes, table, path)
-    else:
-        hint = "cluster ids need a matching: run match.py, then pass --match"
-        table = read_table(arguments, number_of_classes, hint)
     classes = read_classes(arguments)
     evaluation = evaluate(table, number_of_classes, matching)
     print(class_text(evaluation, classes))
     print()
     print(summary_text(evaluation))
+    bootstrap = intervals = None
+    resamples = arguments.bootstrap or (REPORT_RESAMPLES if arguments.report else 0)
+    if resamples:
+        from imagenets.bootstrap import bootstrap_intervals
+
+        bootstrap = bootstrap_intervals(table, number_of_classes, matching, resamples, arguments.seed or 0)
+        intervals = bootstrap.intervals
+        print()
+        print(intervals_text(evaluation, bootstrap))
     saved = {}
     if arguments.output:
         if arguments.output.suffix == ".csv":
             saved[arguments.output] = evaluation_csv(evaluation, classes)
         else:
-            saved[arguments.output] = evaluation_json(evaluation, classes, arguments.mode, arguments.match)
+            saved[arguments.output] = evaluation_json(
+                evaluation, classes, arguments.mode, arguments.match, bootstrap
+            )
     if arguments.report:
-        # Loaded here: the charts' library takes a while, and scores alone do not need it.
+        # The charts' library takes a while, and scores alone do not need it.
         from imagenets.html_report import Subject, html_report
 
         subject = Subject(
@@ -98,7 +119,7 @@ def main() -> None:
             match=arguments.match,
             image_dir=arguments.image_dir,
         )
-        saved[arguments.report] = html_report(subject, evaluation)
+        saved[arguments.report] = html_report(subject, evaluation, intervals, arguments.seed or 0)
     if saved:
         print()
     for path, content in saved.items():

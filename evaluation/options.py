@@ -15,7 +15,8 @@ from imagenets.classes import MAX_LABEL, MODES, ClassInfo, class_table
 from imagenets.contingency import Chunk, ContingencyTable, check_labels, refuse
 from imagenets.errors import InputError
 from imagenets.lists import categories_at_hand
-from imagenets.pairs import find_pairs, read_names, wnid_folders
+from imagenets.matching_file import read_matching
+from imagenets.pairs import Pairs, find_pairs, read_names, wnid_folders
 from imagenets.table_cache import cached_table
 
 
@@ -24,11 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--predict-dir", type=Path, required=True, help="predictions, <predict-dir>/<wnid>/<name>.png"
     )
+    add_ground_truth_arguments(parser)
+
+
+def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``add_arguments`` but for the predictions."""
     parser.add_argument("--gt-dir", type=Path, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png")
     parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
     parser.add_argument(
         "--clusters",
-        type=_cluster_count,
+        type=cluster_count,
         metavar="K",
         help="the predictions hold cluster ids 1..K (default: as many as the mode has classes)",
     )
@@ -50,13 +56,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _cluster_count(text: str) -> int:
+def add_bootstrap_arguments(parser: argparse.ArgumentParser, resamples: int | None) -> None:
+    """Add --bootstrap, with ``resamples`` as its default, and --seed, whose default (0) is None here."""
+    parser.add_argument(
+        "--bootstrap",
+        type=resample_count,
+        default=resamples,
+        metavar="B",
+        help="95%% intervals from B resamples of the images; 1000 is usual (default: "
+        + ("none)" if resamples is None else f"{resamples})"),
+    )
+    parser.add_argument("--seed", type=seed_number, help="of the resamples (default: 0)")
+
+
+def cluster_count(text: str) -> int:
+    """Argument type: a number of clusters."""
     return _whole_number(text, 1, MAX_LABEL)
 
 
 def worker_count(text: str) -> int:
     """Argument type: a number of worker processes."""
     return _whole_number(text, 0, 1024)
+
+
+def resample_count(text: str) -> int:
+    """Argument type: a number of bootstrap resamples."""
+    return _whole_number(text, 1, 1_000_000)
+
+
+def seed_number(text: str) -> int:
+    """Argument type: a seed of a random generator."""
+    return _whole_number(text, 0, 2**63 - 1)
 
 
 def _whole_number(text: str, lowest: int, highest: int) -> int:
@@ -72,28 +102,61 @@ def matching_path(match: str, results_dir: Path) -> Path:
     return results_dir / f"{match}.json"
 
 
+def read_matching_of(arguments: argparse.Namespace, match: str | None) -> dict[int, int] | None:
+    """Read the matching that an argument names, None without one; InputError if it is not good."""
+    if match is None:
+        return None
+    return read_matching(matching_path(match, arguments.results_dir), MODES[arguments.mode].classes)
+
+
+def label_limit(arguments: argparse.Namespace, match: str | None) -> tuple[int, str]:
+    """Give the largest label that a prediction may have, and what to do where one is larger."""
+    number_of_classes = MODES[arguments.mode].classes
+    if match is None:
+        return number_of_classes, "cluster ids need a matching: run match.py, then pass --match"
+    return arguments.clusters or number_of_classes, "pass the number of clusters with --clusters"
+
+
 def read_table(arguments: argparse.Namespace, clusters: int, hint: str) -> ContingencyTable:
     """Count the masks that the arguments name, or take the counts from the cache; InputError if any is bad.
 
     ``clusters`` is the largest label that a prediction may have, ``hint`` what to do where one is larger.
     """
+    pairs = list_pairs(arguments, arguments.predict_dir)
+    warn_of_count(arguments, pairs)
+    table, problems = count_masks(arguments, pairs, clusters, hint)
+    refuse(problems)
+    return table
+
+
+def list_pairs(arguments: argparse.Namespace, predict_dir: Path) -> Pairs:
+    """List the pairs of masks that the arguments name, with the predictions in ``predict_dir``."""
     names = None if arguments.names is None else read_names(arguments.names)
-    pairs = find_pairs(arguments.gt_dir, arguments.predict_dir, names)
+    return find_pairs(arguments.gt_dir, predict_dir, names)
+
+
+def warn_of_count(arguments: argparse.Namespace, pairs: Pairs) -> None:
+    """Warn where the ground truth is not as many masks as the validation set has."""
     mode = MODES[arguments.mode]
     official = not os.environ.get("IMAGENETS_LISTS")  # lists of one's own have their own number of images
-    if names is None and official and len(pairs.names) != mode.validation:
+    if arguments.names is None and official and len(pairs.names) != mode.validation:
         warn(
             f"{arguments.gt_dir}: {len(pairs.names)} masks, but the validation set of mode {mode.name} "
             f"has {mode.validation}"
         )
+
+
+def count_masks(
+    arguments: argparse.Namespace, pairs: Pairs, clusters: int, hint: str
+) -> tuple[ContingencyTable, list[str]]:
+    """Count masks as ``read_table`` does; returns the table and one message for each bad file."""
     cache = None if arguments.no_cache else arguments.results_dir / "cache"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         table, problems = cached_table(pairs, cache, arguments.workers, _with_bar)
     for warning in caught:
         warn(str(warning.message))
-    refuse([*problems, *check_labels(table, pairs, mode.classes, clusters, hint)])
-    return table
+    return table, [*problems, *check_labels(table, pairs, MODES[arguments.mode].classes, clusters, hint)]
 
 
 def read_classes(arguments: argparse.Namespace) -> list[ClassInfo]:

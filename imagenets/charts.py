@@ -41,7 +41,7 @@ _STYLE = {
 }
 
 
-def bucket_chart(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]] | None) -> str:
+def bucket_chart(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
     """Draw the scores of the size buckets as SVG: IoU and boundary IoU side by side, with intervals.
 
     ``scores`` and ``intervals`` are percentages by the names of SCORES; nan is drawn as a dash.
@@ -71,7 +71,7 @@ def _bar(
     x: float,
     name: str,
     scores: Mapping[str, float],
-    intervals: Mapping[str, tuple[float, float]] | None,
+    intervals: Mapping[str, tuple[float, float]],
     colour: str,
     label: str | None,
 ) -> None:
@@ -79,7 +79,7 @@ def _bar(
     exists = not math.isnan(score)
     axes.bar(x, score if exists else 0, width=0.38, color=colour, label=label)
     top = score if exists else 0
-    interval = (intervals or {}).get(name)
+    interval = intervals.get(name)
     if exists and interval:
         low, high = interval
         axes.vlines(x, low, high, color=_INK, linewidth=1.5)

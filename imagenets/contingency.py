@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -192,7 +192,20 @@ def count_pairs(
     return make_table(pairs.names, largest, rows), problems
 
 
-def load_chunks(dataset: PairChunks, workers: int) -> Iterator[Chunk]:
+Item = TypeVar("Item", covariant=True)
+
+
+class Chunks(Protocol[Item]):
+    """A map-style data set, as torch.utils.data.DataLoader takes it."""
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+
+    def __getitem__(self, index: int) -> Item:
+        """Make one chunk."""
+
+
+def load_chunks(dataset: Chunks[Item], workers: int) -> Iterator[Item]:
     """Go through a data set's chunks in order, loaded by ``workers`` processes (0: this one).
 
     Raises InputError when a worker process dies.
@@ -204,10 +217,10 @@ def load_chunks(dataset: PairChunks, workers: int) -> Iterator[Chunk]:
 
     import imagenets.runs  # noqa: F401 - loaded here once, so that forked workers share it
 
-    loader: DataLoader[Chunk] = DataLoader(
+    loader: DataLoader[Item] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=None,
-        collate_fn=_unchanged,  # type: ignore[arg-type]
+        collate_fn=_unchanged,
         num_workers=min(workers, len(dataset)),
         multiprocessing_context="fork",
         worker_init_fn=_start_worker,
@@ -225,7 +238,7 @@ def _start_worker(worker: int) -> None:
     gc.freeze()
 
 
-def _unchanged(chunk: Chunk) -> Chunk:
+def _unchanged(chunk: Any) -> Any:  # noqa: ANN401
     return chunk
 
 

@@ -75,11 +75,13 @@ def html_report(
 ) -> str:
     """Format an evaluation as a page; the same input gives the same page.
 
-    ``intervals`` are confidence intervals in percent by the names of the scores; a score without one is shown
-    alone. ``seed`` draws the random images. Masks and images are read of the images shown, and no others.
+    ``intervals`` are confidence intervals in percent by the names of the scores; a score without one, or with
+    one of nan, is shown alone. ``seed`` draws the random images. Masks and images are read of the images
+    shown, and no others.
 
     Raises InputError, listing them, when images that are shown cannot be read.
     """
+    intervals = {name: i for name, i in (intervals or {}).items() if not any(map(math.isnan, i))}
     table = subject.table
     of_label = _class_lookup(subject.clusters_to_classes)
     predicted = of_label[table.prediction]
@@ -139,10 +141,10 @@ class _Score(NamedTuple):
     note: str
 
 
-def _score_rows(evaluation: Evaluation, intervals: Mapping[str, tuple[float, float]] | None) -> list[_Score]:
+def _score_rows(evaluation: Evaluation, intervals: Mapping[str, tuple[float, float]]) -> list[_Score]:
     labels = evaluation.iou.size
     return [
-        _Score(name, evaluation.scores[name], (intervals or {}).get(name), note.format(labels=labels))
+        _Score(name, evaluation.scores[name], intervals.get(name), note.format(labels=labels))
         for name, note in _NOTES.items()
     ]
 

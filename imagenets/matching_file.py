@@ -22,19 +22,26 @@ def read_matching(path: Path, classes: int) -> dict[int, int]:
     Raises InputError when it is missing, no such JSON, or has classes outside 0..``classes``.
     """
     try:
-        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such matching; run match.py first, or give its path") from error
+    return parse_matching(content, classes, str(path))
+
+
+def parse_matching(content: bytes, classes: int, where: str) -> dict[int, int]:
+    """Read the content of a matching file as ``read_matching`` does; ``where`` names it in messages."""
+    try:
+        pairs = json.loads(content.decode(), object_pairs_hook=_Pairs)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); run match.py again") from error
+        raise InputError(f"{where}: not JSON ({error}); run match.py again") from error
     if not isinstance(pairs, _Pairs) or not pairs:
-        raise InputError(f'{path}: not a matching; it must look like {{"0": 0, "1": 17, …}}')
+        raise InputError(f'{where}: not a matching; it must look like {{"0": 0, "1": 17, …}}')
     problems = [problem for key, value in pairs if (problem := _entry_problem(key, value, classes))]
     if problems:
-        raise InputError(f"{path}: {len(problems)} entries of the matching are wrong:\n{listed(problems)}")
+        raise InputError(f"{where}: {len(problems)} entries of the matching are wrong:\n{listed(problems)}")
     matching = {int(key): value for key, value in pairs}
     if len(matching) < len(pairs):
-        raise InputError(f"{path}: a cluster stands there more than once; run match.py again")
+        raise InputError(f"{where}: a cluster stands there more than once; run match.py again")
     return matching
 
 

@@ -48,7 +48,7 @@ class Areas:
     def mean_iou_of_labelled(self) -> float:
         """Return the mean IoU in percent over the labels with P > 0, nan when there is none."""
         present = self.labelled > 0
-        return _mean(self.iou()[present])
+        return mean(self.iou()[present])
 
 
 def evaluate(table: ContingencyTable, classes: int, matching: np.ndarray | None = None) -> Evaluation:
@@ -58,49 +58,73 @@ def evaluate(table: ContingencyTable, classes: int, matching: np.ndarray | None 
     classes. Pixels are pooled over all images before a ratio is taken, but for FMeasure and Acc, which are
     means over images.
     """
-    predicted = table.prediction.astype(np.int64) if matching is None else matching[table.prediction]
-    everywhere = np.ones(table.image.size, bool)
-    region = count_areas(table, predicted, everywhere, classes)
-    boundary = count_boundary_areas(table, predicted, everywhere, classes)
+    predicted = predicted_classes(table, matching)
+    areas = {}
+    for region, boundary, rows in pooled_selections(table):
+        areas[region] = count_areas(table, predicted, rows, classes)
+        areas[boundary] = count_boundary_areas(table, predicted, rows, classes)
     scores = {
-        "Acc": 100 * _mean(image_accuracy(table, predicted)),
-        "mIoU": _mean(region.iou()),
-        "mBIoU": _mean(boundary.iou()),
-        "FMeasure": 100 * _mean(image_fmeasure(table, predicted)),
+        "Acc": 100 * mean(image_accuracy(table, predicted)),
+        "FMeasure": 100 * mean(image_fmeasure(table, predicted)),
+        **{name: pooled_score(name, area) for name, area in areas.items()},
     }
-    for bucket, rows in zip(_BUCKETS, size_buckets(table), strict=True):
-        scores[bucket] = count_areas(table, predicted, rows, classes).mean_iou_of_labelled()
-        scores[f"B{bucket}"] = count_boundary_areas(table, predicted, rows, classes).mean_iou_of_labelled()
     return Evaluation(
         images=len(table.names),
         scores={name: scores[name] for name in SCORES},
-        iou=region.iou(),
-        boundary_iou=boundary.iou(),
-        pixels=region.labelled,
+        iou=areas["mIoU"].iou(),
+        boundary_iou=areas["mBIoU"].iou(),
+        pixels=areas["mIoU"].labelled,
     )
+
+
+def predicted_classes(table: ContingencyTable, matching: np.ndarray | None) -> np.ndarray:
+    """Return the class that each row is predicted as, (R,) int64; see ``evaluate`` for ``matching``."""
+    return table.prediction.astype(np.int64) if matching is None else matching[table.prediction]
+
+
+def pooled_selections(table: ContingencyTable) -> list[tuple[str, str, np.ndarray]]:
+    """List the scores that pool pixels: names by region and by boundary, the rows that count, (R,) bool."""
+    everywhere = np.ones(table.image.size, bool)
+    buckets = zip(_BUCKETS, size_buckets(table), strict=True)
+    return [("mIoU", "mBIoU", everywhere), *((name, f"B{name}", rows) for name, rows in buckets)]
+
+
+def pooled_score(name: str, areas: Areas) -> float:
+    """Return the score ``name`` of ``pooled_selections`` in percent, nan if it does not exist."""
+    return mean(areas.iou()) if name in ("mIoU", "mBIoU") else areas.mean_iou_of_labelled()
+
+
+# What T, P or TP is the sum of: labels (R,) and pixels (R,), 0 where a row does not count.
+Term = tuple[np.ndarray, np.ndarray]
+
+
+def region_terms(table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray) -> tuple[Term, Term, Term]:
+    """List what T, P and TP add up over the rows (R,) bool; ``predicted`` (R,) are classes after matching."""
+    pixels = table.pixels * rows
+    on_both = pixels * (predicted == table.ground_truth)
+    return (predicted, pixels), (table.ground_truth, pixels), (predicted, on_both)
+
+
+def boundary_terms(
+    table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray
+) -> tuple[Term, Term, Term]:
+    """List what T, P and TP add up of boundary pixels alone over the rows (R,) bool (SPEC section 5.3)."""
+    on_prediction = table.pixels * (rows & table.on_prediction_boundary)
+    on_ground_truth = table.pixels * (rows & table.on_gt_boundary)
+    on_both = on_prediction * (table.on_gt_boundary & (predicted == table.ground_truth))
+    return (predicted, on_prediction), (table.ground_truth, on_ground_truth), (predicted, on_both)
 
 
 def count_areas(table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray, classes: int) -> Areas:
     """Add up T, P and TP over the rows (R,) bool; ``predicted`` (R,) are the classes after matching."""
-    pixels = table.pixels * rows
-    return Areas(
-        _sums(predicted, pixels, classes + 1),
-        _sums(table.ground_truth, pixels, classes + 1),
-        _sums(predicted, pixels * (predicted == table.ground_truth), classes + 1),
-    )
+    return Areas(*(_sums(*term, classes + 1) for term in region_terms(table, predicted, rows)))
 
 
 def count_boundary_areas(
     table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray, classes: int
 ) -> Areas:
     """Add up T, P and TP of boundary pixels alone over the rows (R,) bool (SPEC section 5.3)."""
-    on_prediction = table.pixels * (rows & table.on_prediction_boundary)
-    on_both = on_prediction * (table.on_gt_boundary & (predicted == table.ground_truth))
-    return Areas(
-        _sums(predicted, on_prediction, classes + 1),
-        _sums(table.ground_truth, table.pixels * (rows & table.on_gt_boundary), classes + 1),
-        _sums(predicted, on_both, classes + 1),
-    )
+    return Areas(*(_sums(*term, classes + 1) for term in boundary_terms(table, predicted, rows)))
 
 
 def size_buckets(table: ContingencyTable) -> list[np.ndarray]:
@@ -162,6 +186,6 @@ def _sums(index: np.ndarray, pixels: np.ndarray, size: int) -> np.ndarray:
     return np.bincount(index, weights=pixels, minlength=size).astype(np.int64)
 
 
-def _mean(values: np.ndarray) -> float:
+def mean(values: np.ndarray) -> float:
     """Mean that no order of the values changes; nan of nothing."""
-    return math.fsum(values) / len(values) if len(values) else math.nan
+    return math.fsum(values.tolist()) / len(values) if len(values) else math.nan

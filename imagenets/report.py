@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from imagenets.classes import ClassInfo
 from imagenets.metrics import Evaluation
 
 if TYPE_CHECKING:
+    from imagenets.bootstrap import Bootstrap
     from imagenets.matching import Matching
 
 
@@ -28,14 +29,15 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Seque
     )
 
 
-def _number(score: float) -> str:
+def number_text(score: float) -> str:
+    """Format a percentage, ``-`` where it does not exist."""
     return "-" if math.isnan(score) else f"{score:.2f}"
 
 
 def class_text(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:
     """Table of all labels: id, wnid, name, IoU and boundary IoU in percent, ground-truth pixels."""
     rows = [
-        (str(c.id), c.wnid or "-", c.name or "-", _number(iou), _number(boundary_iou), str(pixels))
+        (str(c.id), c.wnid or "-", c.name or "-", number_text(iou), number_text(boundary_iou), str(pixels))
         for c, iou, boundary_iou, pixels in _class_rows(evaluation, classes)
     ]
     return text_table(("id", "wnid", "name", "IoU", "BIoU", "pixels"), rows, left=(1, 2))
@@ -44,18 +46,49 @@ def class_text(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:
 def summary_text(evaluation: Evaluation) -> str:
     """Two lines: the scores' names, and the scores in percent, ``-`` where one does not exist."""
     scores = evaluation.scores
-    return text_table(tuple(scores), [tuple(_number(score) for score in scores.values())])
+    return text_table(tuple(scores), [tuple(number_text(score) for score in scores.values())])
+
+
+def intervals_text(evaluation: Evaluation, bootstrap: Bootstrap) -> str:
+    """Table of the scores, each with its 95% interval beside it, low–high in percent."""
+    rows = []
+    for name, (low, high) in bootstrap.intervals.items():
+        interval = "-" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
+        rows.append((name, number_text(evaluation.scores[name]), interval))
+    table = text_table(("score", "value", "95% interval"), rows, left=(0,))
+    return f"{table}\n({bootstrap_note(bootstrap)})"
+
+
+def bootstrap_note(bootstrap: Bootstrap) -> str:
+    """Say in a line how the intervals were found."""
+    return f"percentile bootstrap, {bootstrap.resamples} resamples of the images, seed {bootstrap.seed}"
+
+
+def bootstrap_json(bootstrap: Bootstrap) -> dict[str, object]:
+    """Lay out intervals for JSON: [low, high] in percent, null where a score exists in no resample."""
+    intervals = {
+        name: None if math.isnan(low) else [low, high] for name, (low, high) in bootstrap.intervals.items()
+    }
+    return {
+        "intervals": intervals,
+        "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed},
+    }
 
 
 def evaluation_json(
-    evaluation: Evaluation, classes: Sequence[ClassInfo], mode: str, match: str | None
+    evaluation: Evaluation,
+    classes: Sequence[ClassInfo],
+    mode: str,
+    match: str | None,
+    bootstrap: Bootstrap | None = None,
 ) -> str:
     """Format everything as JSON; percentages, null where a score does not exist."""
     content = {
         "mode": mode,
         "images": evaluation.images,
         "match": match,
-        "scores": {name: None if math.isnan(score) else score for name, score in evaluation.scores.items()},
+        "scores": scores_json(evaluation.scores),
+        **({} if bootstrap is None else bootstrap_json(bootstrap)),
         "classes": [
             {
                 "id": c.id,
@@ -69,6 +102,11 @@ def evaluation_json(
         ],
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def scores_json(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Lay out scores for JSON, null where one does not exist."""
+    return {name: None if math.isnan(score) else score for name, score in scores.items()}
 
 
 def evaluation_csv(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:

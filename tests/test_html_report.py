@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from html.parser import HTMLParser
 
@@ -126,7 +127,7 @@ def test_same_input_same_page(subject, tmp_path):
 def test_intervals_where_given(subject):
     text = Page(page_of(subject)).text
     assert "confidence" not in text
-    text = Page(page_of(subject, intervals={"mIoU": (1.234, 5.678)})).text
+    text = Page(page_of(subject, intervals={"mIoU": (1.234, 5.678), "L": (math.nan, math.nan)})).text
     assert "1.23 to 5.68" in text and text.count(" to ") == text.count("1.23 to") + text.count("a to b") + 1
     assert "95 % confidence interval" in text
 

@@ -1,11 +1,13 @@
 """From an ImageNet copy of any layout to train, validation, test and train-semi."""
 
 import errno
+import io
 import os
 import random
 import shutil
 import signal
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -304,6 +306,22 @@ def test_a_tar_that_is_cut_off(tmp_path, env, toy, cut):
     assert not (tmp_path / "save").exists()
 
 
+def test_a_class_tar_that_is_cut_off_within_the_whole_one(tmp_path, env, toy):
+    """Its last image would go on into the next class."""
+    imagenet = write_imagenet(tmp_path / "imagenet", "tars", toy)
+    whole, broken = imagenet / "ILSVRC2012_img_train.tar", tmp_path / "broken.tar"
+    with tarfile.open(whole) as tar, tarfile.open(broken, "w") as cut:
+        for member in tar:
+            content = tar.extractfile(member).read()
+            if member.name == "n00001007.tar":
+                content = content[: content.rindex(b"\xff\xd9") - 100]
+                member.size = len(content)
+            cut.addfile(member, io.BytesIO(content))
+    broken.replace(whole)
+    result = step(TRAIN, imagenet, tmp_path / "save", env=env, status=1)
+    assert f"{whole}: cut off in n00001007_" in result.stderr
+
+
 # Nothing of the user's is lost.
 
 
@@ -583,6 +601,37 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     python, *arguments = command(
         SEMI, "--imagenet-dir", imagenet, "--save-dir", tmp_path / "save", "--mode", "50"
     )
+    died = subprocess.run([python, "-c", program, *arguments], env=env, stdout=subprocess.DEVNULL)
+    assert died.returncode == -signal.SIGKILL
+    step(SEMI, imagenet, tmp_path / "save", env=env)
+    assert snapshot(tmp_path / "save") == snapshot(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("partly", [False, True], ids=["new folders", "folders there"])
+def test_killed_in_the_middle_of_a_file(tmp_path, env, imagenet, partly):
+    """What is half written has no final name: the next run would take it for the user's."""
+    step(SEMI, imagenet, tmp_path / "undisturbed", env=env)
+    if partly:
+        shutil.copytree(tmp_path / "undisturbed", tmp_path / "save")
+        for path in sorted((tmp_path / "save").rglob("*.JPEG"))[::2]:
+            path.unlink()
+    program = """
+import os, runpy, signal, sys
+count = 0
+def dying(source, target, size, offset, at):
+    global count
+    count += 1
+    if count == 30:
+        os.pwrite(target, os.pread(source, size // 2, offset), at)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.pwrite(target, os.pread(source, size, offset), at)
+os.copy_file_range = dying
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    arguments = ("--imagenet-dir", imagenet, "--save-dir", tmp_path / "save", "--mode", "50")
+    python, *arguments = command(SEMI, *arguments)
     died = subprocess.run([python, "-c", program, *arguments], env=env, stdout=subprocess.DEVNULL)
     assert died.returncode == -signal.SIGKILL
     step(SEMI, imagenet, tmp_path / "save", env=env)

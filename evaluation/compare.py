@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""Compare two methods on the same images: both scores, the differences A - B, and how sure they are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line import run
+from evaluation.options import (
+    add_bootstrap_arguments,
+    add_ground_truth_arguments,
+    check_output,
+    count_masks,
+    label_limit,
+    list_pairs,
+    matching_path,
+    read_classes,
+    read_matching_of,
+    warn_of_count,
+)
+from imagenets.classes import MODES
+from imagenets.comparison import Method, compare, comparison_json, comparison_text
+from imagenets.contingency import refuse
+from imagenets.files import write_whole
+from imagenets.matching_file import matching_array
+
+Side = tuple[Path, str | None]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        epilog="--clusters is for the sides with a MATCH; where A and B differ, give the larger number.",
+    )
+    for side in ("a", "b"):
+        parser.add_argument(
+            f"--{side}",
+            type=predictions_and_match,
+            required=True,
+            metavar="PREDICT_DIR[,MATCH]",
+            help=f"predictions of method {side.upper()} and, if they hold cluster ids, their matching: a "
+            "name given to match.py or a path (a folder whose name has a comma in it is taken as it is)",
+        )
+    add_ground_truth_arguments(parser)
+    add_bootstrap_arguments(parser, resamples=1000)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="x.json: everything")
+    arguments = parser.parse_args()
+    if arguments.clusters and arguments.a[1] is None and arguments.b[1] is None:
+        parser.error("--clusters goes with a MATCH: without a matching, predictions hold class ids")
+    if arguments.output and arguments.output.suffix != ".json":
+        parser.error(f"--output {arguments.output}: must end in .json")
+    return arguments
+
+
+def predictions_and_match(text: str) -> Side:
+    """Argument type: ``PREDICT_DIR[,MATCH]``."""
+    folder, comma, match = text.rpartition(",")
+    if not comma or Path(text).is_dir():
+        return Path(text), None
+    if not folder or not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PREDICT_DIR or PREDICT_DIR,MATCH")
+    return Path(folder), match
+
+
+def read_methods(arguments: argparse.Namespace) -> list[Method]:
+    """Count the masks of both methods; InputError, for both together, if any is bad."""
+    sides: list[Side] = [arguments.a, arguments.b]
+    matchings = [read_matching_of(arguments, match) for _, match in sides]
+    pairs = [list_pairs(arguments, folder) for folder, _ in sides]
+    warn_of_count(arguments, pairs[0])
+    tables, problems = [], []
+    for (_, match), side_pairs in zip(sides, pairs, strict=True):
+        table, side_problems = count_masks(arguments, side_pairs, *label_limit(arguments, match))
+        tables.append(table)
+        problems.extend(side_problems)
+    refuse(list(dict.fromkeys(problems)))  # a bad ground truth is one, though both passes meet it
+    methods = []
+    for (folder, match), matching, table in zip(sides, matchings, tables, strict=True):
+        laid_out = None
+        if match is not None and matching is not None:
+            laid_out = matching_array(matching, table, matching_path(match, arguments.results_dir))
+        methods.append(Method(str(folder), match, table, laid_out))
+    return methods
+
+
+def main() -> None:
+    """Compare the methods, print the comparison, save it."""
+    arguments = parse_arguments()
+    if arguments.output:
+        check_output(arguments.output)
+    a, b = read_methods(arguments)
+    classes = read_classes(arguments)
+    number_of_classes = MODES[arguments.mode].classes
+    comparison = compare(a, b, number_of_classes, arguments.bootstrap, arguments.seed or 0)
+    print(f"A: {arguments.a[0]}")
+    print(f"B: {arguments.b[0]}\n")
+    print(comparison_text(comparison, classes))
+    if arguments.output:
+        content = comparison_json(comparison, classes, arguments.mode, a, b)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(arguments.output, content)
+        print(f"\nsaved: {arguments.output}")
+
+
+if __name__ == "__main__":
+    run(main)

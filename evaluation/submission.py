@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""Check the predictions of all test images and pack them as a submission; or check an archive (--check)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from command_line import run
+from evaluation.options import (
+    check_output,
+    cluster_count,
+    label_limit,
+    matching_path,
+    read_matching_of,
+    warn,
+    worker_count,
+)
+from imagenets.classes import MODES
+from imagenets.errors import InputError, listed
+from imagenets.submission import (
+    MATCHING,
+    METHOD,
+    METHOD_LINES,
+    Checked,
+    ExpectedPredictions,
+    check_submission,
+    extra_predictions,
+    find_test_predictions,
+    method_text,
+    method_value,
+    submission_matching,
+    write_submission,
+)
+
+METHOD_FLAGS = (
+    "--method-name",
+    "--training-data",
+    "--training-scheme",
+    "--networks",
+    "--link",
+    "--description",
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
+    parser.add_argument("--predict-dir", type=Path, help="predictions, <predict-dir>/<wnid>/<name>.png")
+    parser.add_argument(
+        "--save-dir",
+        type=Path,
+        help="the prepared set, with <save-dir>/ImageNetS<mode>/test/<wnid>/<name>.JPEG",
+    )
+    parser.add_argument(
+        "--match",
+        metavar="NAME",
+        help="the matching that match.py saved as --session-name NAME, or the path of a matching file; "
+        "without it the predictions hold class ids",
+    )
+    parser.add_argument(
+        "--clusters",
+        type=cluster_count,
+        metavar="K",
+        help="the predictions hold cluster ids 1..K (default: as many as the mode has classes)",
+    )
+    for flag, line in zip(METHOD_FLAGS, METHOD_LINES, strict=True):
+        parser.add_argument(flag, type=one_line, metavar="TEXT", help=f"{METHOD}: {line}")
+    parser.add_argument("--output", type=Path, metavar="FILE.zip", help="the archive to write")
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="FILE.zip",
+        help="check this archive instead; with --save-dir also that it has every test image, in its size",
+    )
+    parser.add_argument(
+        "--workers",
+        type=worker_count,
+        default=len(os.sched_getaffinity(0)),
+        help="processes that decode (default: one per core; 0: no extra process)",
+    )
+    parser.add_argument(
+        "--results-dir", type=Path, default=Path("results"), help="matchings (default: results)"
+    )
+    arguments = parser.parse_args()
+    check_usage(parser, arguments)
+    return arguments
+
+
+def one_line(text: str) -> str:
+    """Argument type: one line of text."""
+    try:
+        return method_value(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with wrong usage where flags are missing or do not go together."""
+
+    def given(flags: Sequence[str]) -> list[str]:
+        values = vars(arguments)
+        return [flag for flag in flags if values[flag[2:].replace("-", "_")] is not None]
+
+    if arguments.check:
+        stray = given(["--predict-dir", "--match", "--output", *METHOD_FLAGS])
+        if stray:
+            parser.error(f"--check reads an archive, it does not go with {', '.join(stray)}")
+        return
+    needed = ["--predict-dir", "--save-dir", *METHOD_FLAGS, "--output"]
+    missing = sorted(set(needed) - set(given(needed)), key=needed.index)
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    if arguments.output.suffix != ".zip":
+        parser.error(f"--output {arguments.output}: must end in .zip")
+    if arguments.clusters and arguments.match is None:
+        parser.error("--clusters goes with --match: without a matching, predictions hold class ids")
+
+
+def find_expected(arguments: argparse.Namespace) -> ExpectedPredictions:
+    """List the predictions that the test images call for; warn of what is unusual there."""
+    expected = find_test_predictions(arguments.save_dir, arguments.mode)
+    warn_of_count(len(expected.names), f"{expected.image_dir}: {len(expected.names)} images", arguments.mode)
+    if expected.others:
+        count = len(expected.others)
+        warn(f"{expected.image_dir}: {count} files are no <wnid>/<name>.JPEG:\n{listed(expected.others)}")
+    return expected
+
+
+def warn_of_count(count: int, found: str, mode: str) -> None:
+    """Warn where there are not as many images as the test set has."""
+    if count != MODES[mode].test:
+        warn(f"{found}, but the test set of mode {mode} has {MODES[mode].test}")
+
+
+def warn_of_unreadable(images: Sequence[str]) -> None:
+    """Warn of test images that could not be opened."""
+    if images:
+        warn(
+            f"{len(images)} test images cannot be opened, so the sizes of their predictions were not "
+            f"checked:\n{listed(images)}"
+        )
+
+
+def write(arguments: argparse.Namespace) -> None:
+    """Pack a submission."""
+    check_output(arguments.output)
+    limit, hint = label_limit(arguments, arguments.match)
+    matching = read_matching_of(arguments, arguments.match)
+    values = [getattr(arguments, flag[2:].replace("-", "_")) for flag in METHOD_FLAGS]
+    files = {METHOD: method_text(values)}
+    if matching is not None:
+        where = str(matching_path(arguments.match, arguments.results_dir))
+        files = {MATCHING: submission_matching(matching, limit, where), **files}
+    expected = find_expected(arguments)
+    if not arguments.predict_dir.is_dir():
+        raise InputError(
+            f"{arguments.predict_dir}: no such folder; predictions lie in <predict-dir>/<wnid>/<name>.png"
+        )
+    extra = extra_predictions(arguments.predict_dir, expected.names)
+    if extra:
+        warn(
+            f"{arguments.predict_dir}: {len(extra)} predictions belong to no test image and are not packed:\n"
+            f"{listed(extra)}"
+        )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    packed = write_submission(
+        arguments.output, expected, arguments.predict_dir, files, limit, hint, arguments.workers, _with_bar
+    )
+    warn_of_unreadable(packed.unreadable_images)
+    print(f"{packed.predictions} predictions, {', '.join(files)}")
+    print(f"saved: {arguments.output}")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Check an archive."""
+    expected = None if arguments.save_dir is None else find_expected(arguments)
+    report = check_submission(
+        arguments.check, arguments.mode, arguments.clusters, expected, arguments.workers, _with_bar
+    )
+    if expected is None:
+        found = f"{arguments.check}: {report.predictions} predictions"
+        warn_of_count(report.predictions, found, arguments.mode)
+    warn_of_unreadable(report.unreadable_images)
+    matching = f"no {MATCHING}" if report.clusters is None else f"{MATCHING} of {report.clusters} clusters"
+    print(f"{arguments.check}: good; {report.predictions} predictions, {matching}, {METHOD}")
+
+
+def _with_bar(chunks: Iterable[list[Checked]], predictions: int) -> Iterator[list[Checked]]:
+    with tqdm(total=predictions, unit="mask", disable=None) as bar:
+        for chunk in chunks:
+            yield chunk
+            bar.update(len(chunk))
+
+
+def main() -> None:
+    """Pack a submission, or check one."""
+    arguments = parse_arguments()
+    if arguments.check:
+        check(arguments)
+    else:
+        write(arguments)
+
+
+if __name__ == "__main__":
+    run(main)
