@@ -1,7 +1,8 @@
-"""What all scripts of the toolbox share: how they end."""
+"""What all scripts of the toolbox share: how they end, and whole numbers as arguments."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import sys
@@ -9,6 +10,17 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from imagenets.errors import InputError
+
+
+def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """Give a type for argparse: whole numbers from ``lowest``, not negative, to ``highest``."""
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdecimal() or not lowest <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number in {lowest}..{highest}")
+        return int(text)
+
+    return parse
 
 
 def run(main: Callable[[], None]) -> NoReturn:

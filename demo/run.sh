@@ -4,6 +4,10 @@
 # interpreter that has all of requirements.txt; without it, setup.sh makes one.
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+case $#:${1:-} in
+0: | 1:[!-]*) ;;
+*) echo "usage: bash demo/run.sh [OUTPUT]" >&2 && exit 2 ;;
+esac
 if [ -z "${PYTHON:-}" ]; then
     bash "$root/setup.sh"
     PYTHON=$root/.venv/bin/python
