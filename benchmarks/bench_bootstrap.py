@@ -34,7 +34,9 @@ def generated_table(images: int, classes: int, generator: np.random.Generator) -
         kinds = np.unique(np.array(np.meshgrid(truth, predicted, [0, 1], [0, 1])).reshape(4, -1), axis=1)
         scale = 10 ** generator.uniform(2, 5, classes + 1)
         pixels = generator.integers(1, scale[kinds[0]])
-        rows.append(Rows._make([np.full(pixels.size, image), *kinds, pixels]))
+        truths, predictions, on_gt, on_prediction = kinds
+        image_column = np.full(pixels.size, image)
+        rows.append(Rows(image_column, truths, predictions, on_gt, on_prediction, pixels))
     names = [f"n{image:08d}/image.png" for image in range(images)]
     return make_table(names, np.full(images, classes), rows)
 

@@ -23,9 +23,9 @@ from evaluation.options import (
 from imagenets.classes import MODES
 from imagenets.contingency import CountPairs
 from imagenets.files import write_whole
+from imagenets.images import check_image_dir
 from imagenets.matching_file import matching_array
 from imagenets.metrics import evaluate
-from imagenets.pictures import check_image_dir
 from imagenets.ranks import run_on_ranks
 from imagenets.report import class_text, evaluation_csv, evaluation_json, intervals_text, summary_text
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -123,8 +122,7 @@ def main() -> None:
         check_output(arguments.output)
     pairs = find_pairs(arguments.gt_dir, arguments.attribution_dir)
     class_ids = find_class_ids(pairs, arguments.mode)
-    official = not os.environ.get("IMAGENETS_LISTS")  # lists of one's own have their own number of images
-    if official and len(pairs.names) != MODES[arguments.mode].validation:
+    if len(pairs.names) != MODES[arguments.mode].validation:
         warn(
             f"{arguments.gt_dir}: {len(pairs.names)} masks, but the validation set of mode {arguments.mode} "
             f"has {MODES[arguments.mode].validation}"

@@ -57,6 +57,11 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def default_workers() -> int:
+    """Cores for this process: its share, where torchrun started several on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def add_bootstrap_arguments(parser: argparse.ArgumentParser, resamples: int | None) -> None:
     """Add --bootstrap, with ``resamples`` as its default, and --seed, whose default (0) is None here."""
     parser.add_argument(
@@ -68,11 +73,6 @@ def add_bootstrap_arguments(parser: argparse.ArgumentParser, resamples: int | No
         + ("none)" if resamples is None else f"{resamples})"),
     )
     parser.add_argument("--seed", type=seed_number, help="of the resamples (default: 0)")
-
-
-def default_workers() -> int:
-    """Cores for this process: its share, where torchrun started several on this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def cluster_count(text: str) -> int:

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from command_line import run
 from evaluation.options import check_output, matching_path, read_classes, worker_count
 from imagenets.classes import MAX_LABEL, MODES, label_name
+from imagenets.images import check_image_dir
 from imagenets.matching_file import read_matching
 from imagenets.overlay_files import Drawing, write_overlays
 from imagenets.pairs import find_pairs, read_names, wnid_folders
-from imagenets.pictures import check_image_dir
 
 
 def parse_arguments() -> argparse.Namespace:

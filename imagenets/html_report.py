@@ -19,10 +19,10 @@ from imagenets.classes import BACKGROUND, MAX_LABEL, ClassInfo, label_name
 from imagenets.confusions import Confusions, MatchedCluster, find_confusions, matched_clusters
 from imagenets.contingency import ContingencyTable
 from imagenets.errors import InputError, listed
+from imagenets.images import find_image, read_image
 from imagenets.masks import decode_mask
 from imagenets.metrics import Evaluation
 from imagenets.overlays import DISAGREEMENT, draw_panels, label_colours, plain_ground
-from imagenets.pictures import find_picture, read_picture
 from imagenets.samples import ImageLabels, choose_images, image_label_ious, image_mean_iou
 
 IMAGES_PER_GROUP = 8
@@ -290,8 +290,8 @@ def _image_panels(subject: Subject, image: int, of_label: np.ndarray) -> list[_P
     if subject.image_dir is None:
         picture = plain_ground(*small)
     else:
-        original = read_picture(find_picture(subject.image_dir, name), height, width)
-        picture = np.asarray(Image.fromarray(original).resize(small[::-1], Image.Resampling.LANCZOS))
+        original = read_image(find_image(subject.image_dir, name), (height, width))
+        picture = np.asarray(original.resize(small[::-1], Image.Resampling.LANCZOS))
     # Nearest neighbour, for both masks alike.
     rows, columns = (
         ((np.arange(to) + 0.5) * size / to).astype(int)

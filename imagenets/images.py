@@ -1,4 +1,4 @@
-"""Images beside masks: which reading of an image's EXIF orientation its mask was drawn on."""
+"""Images beside masks: where they lie, and which reading of their EXIF orientation a mask was drawn on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,41 @@ from PIL import ExifTags, Image, ImageOps
 
 from imagenets.errors import InputError
 
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")  # in lower case
+_SUFFIXES = (".JPEG", ".jpg", ".jpeg", ".png")  # as they are looked for beside a mask
+
 # Values of the EXIF orientation that exchange height and width.
 _QUARTER_TURNS = (5, 6, 7, 8)
+
+
+def check_image_dir(image_dir: Path) -> None:
+    """Raise InputError when there is no such folder."""
+    if not image_dir.is_dir():
+        raise InputError(f"{image_dir}: no such folder; images lie in <image-dir>/<wnid>/<name>.JPEG")
+
+
+def find_image(image_dir: Path, mask_name: str) -> Path:
+    """Find the image of a mask ``<wnid>/<name>.png``: .JPEG, .jpg, .jpeg or .png, the first that is there.
+
+    Raises InputError when there is none.
+    """
+    stem = mask_name.removesuffix(".png")
+    for suffix in _SUFFIXES:
+        path = image_dir / f"{stem}{suffix}"
+        if path.is_file():
+            return path
+    raise InputError(f"{image_dir / stem}.JPEG: no such image, nor with {', '.join(_SUFFIXES[1:])}")
+
+
+def mask_sizes(image: Image.Image) -> list[tuple[int, int]]:
+    """Sizes (height, width) in pixels that an opened image's mask may have; its pixels are not decoded.
+
+    The size as it is stored comes first; a second is there where the EXIF orientation turns the image.
+    """
+    width, height = image.size
+    if "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS:
+        return [(height, width), (width, height)]
+    return [(height, width)]
 
 
 def must_turn(image: Image.Image, mask_size: tuple[int, int] | None) -> bool | None:
@@ -20,17 +53,10 @@ def must_turn(image: Image.Image, mask_size: tuple[int, int] | None) -> bool | N
     The reading whose size is the mask's, (height, width) in pixels, is right: True when only the turned one
     is. Where both fit, or there is no mask (None), the raw pixels are: False. None when neither fits.
     """
-    width, height = image.size
-    if mask_size is None or (height, width) == mask_size:
-        return False  # most images end here, and their EXIF is not read
-    return True if mask_size in mask_sizes(image) else None
-
-
-def mask_sizes(image: Image.Image) -> list[tuple[int, int]]:
-    """Sizes (height, width) that the mask of an opened image may have: as stored, and as EXIF turns it."""
-    width, height = image.size
-    turns = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
-    return [(height, width), (width, height)] if turns else [(height, width)]
+    sizes = mask_sizes(image)
+    if mask_size is None or mask_size == sizes[0]:
+        return False
+    return True if mask_size in sizes else None
 
 
 def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:

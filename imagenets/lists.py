@@ -178,17 +178,6 @@ def mapping(
     return [MappedImage(left, right) for left, right in rows]
 
 
-def mapping_at_hand(mode: str, split: str, wnids: Iterable[str]) -> list[MappedImage] | None:
-    """Read the list of ``mapping`` from where ``categories_at_hand`` looks; None when it is not there.
-
-    Nothing is downloaded. Raises InputError when it has lines that make no sense.
-    """
-    folder = Path(os.environ.get("IMAGENETS_LISTS") or cache_folder())
-    if not (folder / mapping_path(mode, split)).exists():
-        return None
-    return mapping(mode, split, wnids, Origin(lists=folder))
-
-
 def train_semi(
     mode: str, wnids: Iterable[str], origin: Origin, show: Show = no_bar, warn: Warn = no_warning
 ) -> list[SemiImage]:
@@ -199,6 +188,17 @@ def train_semi(
     """
     rows = _rows(train_semi_path(mode), wnids, origin, show, warn, target_group=1)
     return [SemiImage(_train_source(image), image, mask) for image, mask in rows]
+
+
+def mapping_at_hand(mode: str, split: str, wnids: Iterable[str]) -> list[MappedImage] | None:
+    """List ``mapping`` from where ``categories_at_hand`` looks; None without the list, nothing is downloaded.
+
+    Raises InputError when the list is there, but has lines that make no sense.
+    """
+    folder = Path(os.environ.get("IMAGENETS_LISTS") or cache_folder())
+    if not (folder / mapping_path(mode, split)).is_file():
+        return None
+    return mapping(mode, split, wnids, Origin(lists=folder))
 
 
 def mask_of(image: str) -> str:

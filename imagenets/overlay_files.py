@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from imagenets.classes import BACKGROUND, IGNORE, MAX_LABEL
 from imagenets.errors import InputError, listed
+from imagenets.images import find_image, read_image
 from imagenets.masks import decode_mask
 from imagenets.overlays import DISAGREEMENT, Panels, draw_panels, label_colours
 from imagenets.pairs import Pairs
-from imagenets.pictures import find_picture, read_picture
 
 # Stands in every overlay, so that nothing else is ever replaced by one.
 _MARK = ("Software", "ImageNet-S toolbox: overlay")
@@ -111,13 +111,13 @@ def _draw_file(pairs: Pairs, drawing: Drawing, folder: Path, name: str) -> list[
     """Draw one pair; one message if it cannot be."""
     try:
         ground_truth, prediction = _read_masks(pairs, drawing, name)
-        picture = read_picture(find_picture(drawing.image_dir, name), *ground_truth.shape)
+        image = read_image(find_image(drawing.image_dir, name), ground_truth.shape)
     except InputError as error:
         return [str(error)]
     except OSError as error:
         return [f"{error.filename}: {error.strerror}"]
     strip = draw_strip(
-        draw_panels(picture, ground_truth, prediction), _legend(ground_truth, prediction, drawing)
+        draw_panels(np.asarray(image), ground_truth, prediction), _legend(ground_truth, prediction, drawing)
     )
     path = folder / name
     path.parent.mkdir(exist_ok=True)

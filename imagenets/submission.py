@@ -26,6 +26,7 @@ from imagenets.classes import MODES
 from imagenets.contingency import load_chunks, refuse
 from imagenets.errors import InputError, listed
 from imagenets.files import whole_file
+from imagenets.images import mask_sizes
 from imagenets.masks import colour_problem, decode_rgb, png_size
 from imagenets.matching_file import parse_matching
 
@@ -48,8 +49,6 @@ _PREDICTION_NAME = re.compile(r"n\d{8}/[^/]+\.png")
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a ZIP can hold
 _PERMISSIONS = 0o100644 << 16  # a file, rw-r--r--, where a ZIP keeps them
 _LARGEST_ENTRY = 1 << 28  # bytes; no mask comes near
-_EXIF_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 @dataclass(frozen=True)
@@ -230,11 +229,7 @@ def _compare_size(image_path: Path, height: int, width: int) -> tuple[str | None
             warnings.simplefilter("ignore")  # about EXIF that Pillow does not understand, or large images
             with Image.open(image_path) as image:
                 image_width, image_height = image.size
-                fits = (height, width) == (image_height, image_width)
-                if fits or (
-                    (width, height) == (image_height, image_width)
-                    and image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-                ):
+                if (height, width) in mask_sizes(image):
                     return None, None
     except FileNotFoundError:  # also what a link to nowhere gives
         return None, f"{image_path}: no such file"

@@ -67,9 +67,9 @@ def cached_table(
 ) -> tuple[ContingencyTable, list[str]]:
     """Give the pairs' contingency table, from the cache in ``folder`` or by the one pass over the masks.
 
-    Without a folder nothing is read or written there. ``count`` does the pass, ``count_pairs`` by default.
-    Returns, like it, one message for every file that cannot be used; such a table is not cached. A cache
-    that cannot be written is a message of a ``UserWarning``, for the table is good without it.
+    Without a folder nothing is read or written there. ``count`` does the pass. Returns, like
+    ``count_pairs``, one message for every file that cannot be used; such a table is not cached. A cache that
+    cannot be written is a message of a ``UserWarning``, for the table is good without it.
     """
     count = count or count_pairs
     if folder is None:

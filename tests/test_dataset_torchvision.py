@@ -14,6 +14,8 @@ from torchvision.transforms import v2
 
 from imagenets import ImageNetS
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*officially there are:UserWarning")
+
 
 @pytest.fixture
 def save(tmp_path, monkeypatch):

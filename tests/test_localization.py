@@ -171,7 +171,7 @@ def test_the_script_averages_over_images(folder):
     assert list(result["iou"]) == [f"{k * 0.05:.2f}" for k in range(1, 20)]
     assert list(result["iou"].values()) == pytest.approx(iou.tolist())
     assert result["iou_best"] == max(result["iou"].values())
-    for warning in ("1 images do not show", "1 images are filled"):
+    for warning in ("6 masks", "1 images do not show", "1 images are filled"):
         assert warning in done.stderr
     assert f"{result['pointing_game']:.2f}" in done.stdout
     far = run(folder, "--output", "far.json", "--workers", 0, "--tolerance", 100)

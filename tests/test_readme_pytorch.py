@@ -16,6 +16,7 @@ from prepared_set import write_lists, write_set
 README = Path(os.environ.get("IMAGENETS_README", CHECKOUT / "README.md"))
 
 
+@pytest.mark.filterwarnings("ignore:.*officially there are:UserWarning")
 def test_the_examples_run(tmp_path, monkeypatch):
     section = (
         README.read_text(encoding="utf-8").partition("<!-- pytorch -->")[2].partition("<!-- /pytorch -->")[0]
