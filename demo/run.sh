@@ -26,7 +26,7 @@ evaluate() { # name, folder of predictions, more arguments of evaluator.py
     "$PYTHON" "$root/evaluation/match.py" "${common[@]}" --session-name "$name" >"$output/$name-matching.txt"
     "$PYTHON" "$root/evaluation/evaluator.py" "${common[@]}" --match "$name" --output "$output/$name.json" \
         "${@:3}" >"$output/$name-scores.txt"
-    grep -A 1 mIoU "$output/$name-scores.txt"
+    grep -A 1 '^ *Acc  *mIoU' "$output/$name-scores.txt"
 }
 
 step "a synthetic ImageNet: no photographs, drawn objects; only the folder names are real"

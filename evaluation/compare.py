@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def predictions_and_match(text: str) -> Side:
     """Argument type: ``PREDICT_DIR[,MATCH]``."""
-    folder, comma, match = text.rpartition(",")
+    folder, comma, match = (part.strip() for part in text.rpartition(","))
     if not comma or Path(text).is_dir():
         return Path(text), None
     if not folder or not match:
@@ -98,8 +98,10 @@ def main() -> None:
     classes = read_classes(arguments)
     number_of_classes = MODES[arguments.mode].classes
     comparison = compare(a, b, number_of_classes, arguments.bootstrap, arguments.seed or 0)
-    print(f"A: {arguments.a[0]}")
-    print(f"B: {arguments.b[0]}\n")
+    for side, method in (("A", a), ("B", b)):
+        matched = "class ids, not matched" if method.match is None else f"matching {method.match}"
+        print(f"{side}: {method.predict_dir}, {matched}")
+    print()
     print(comparison_text(comparison, classes))
     if arguments.output:
         content = comparison_json(comparison, classes, arguments.mode, a, b)

@@ -88,7 +88,8 @@ def main(count: CountPairs) -> None:
     classes = read_classes(arguments)
     evaluation = evaluate(table, number_of_classes, matching)
     print(class_text(evaluation, classes))
-    print()
+    matched = "class ids, not matched" if arguments.match is None else f"matching {arguments.match}"
+    print(f"\n{evaluation.images} images, mode {arguments.mode}, {matched}; scores in percent:")
     print(summary_text(evaluation))
     bootstrap = intervals = None
     resamples = arguments.bootstrap or (REPORT_RESAMPLES if arguments.report else 0)

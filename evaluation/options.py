@@ -16,7 +16,7 @@ from imagenets.contingency import Chunk, ContingencyTable, CountPairs, check_lab
 from imagenets.errors import InputError
 from imagenets.lists import categories_at_hand
 from imagenets.matching_file import read_matching
-from imagenets.pairs import Pairs, find_pairs, read_names, wnid_folders
+from imagenets.pairs import Pairs, check_predict_dir, find_pairs, read_names, wnid_folders
 from imagenets.table_cache import cached_table
 
 
@@ -112,7 +112,15 @@ def read_matching_of(arguments: argparse.Namespace, match: str | None) -> dict[i
     """Read the matching that an argument names, None without one; InputError if it is not good."""
     if match is None:
         return None
-    return read_matching(matching_path(match, arguments.results_dir), MODES[arguments.mode].classes)
+    path = matching_path(match, arguments.results_dir)
+    matching = read_matching(path, MODES[arguments.mode].classes)
+    clusters, _ = label_limit(arguments, match)
+    if max(matching) != clusters:
+        warn(
+            f"{path}: a matching of clusters 0..{max(matching)}, but the predictions are taken to hold "
+            f"0..{clusters}; is it theirs?"
+        )
+    return matching
 
 
 def label_limit(arguments: argparse.Namespace, match: str | None) -> tuple[int, str]:
@@ -141,7 +149,10 @@ def read_table(
 def list_pairs(arguments: argparse.Namespace, predict_dir: Path) -> Pairs:
     """List the pairs of masks that the arguments name, with the predictions in ``predict_dir``."""
     names = None if arguments.names is None else read_names(arguments.names)
-    return find_pairs(arguments.gt_dir, predict_dir, names)
+    pairs = find_pairs(arguments.gt_dir, predict_dir, names)
+    if names is None:
+        check_predict_dir(pairs)
+    return pairs
 
 
 def warn_of_count(arguments: argparse.Namespace, pairs: Pairs) -> None:
@@ -149,9 +160,10 @@ def warn_of_count(arguments: argparse.Namespace, pairs: Pairs) -> None:
     mode = MODES[arguments.mode]
     official = not os.environ.get("IMAGENETS_LISTS")  # lists of one's own have their own number of images
     if arguments.names is None and official and len(pairs.names) != mode.validation:
+        others = [other.name for other in MODES.values() if other.validation == len(pairs.names)]
         warn(
             f"{arguments.gt_dir}: {len(pairs.names)} masks, but the validation set of mode {mode.name} "
-            f"has {mode.validation}"
+            f"has {mode.validation}" + "".join(f"; is this --mode {other}?" for other in others)
         )
 
 

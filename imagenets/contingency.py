@@ -17,6 +17,8 @@ from imagenets.pairs import Pairs
 if TYPE_CHECKING:
     from imagenets.runs import LabelRuns, Runs
 
+_SWAPPED = f"{IGNORE} is the ground truth's label for ignored pixels: are the two folders swapped?"
+
 # Pairs that a worker hands over at once.
 CHUNK = 16
 
@@ -270,7 +272,7 @@ def check_labels(table: ContingencyTable, pairs: Pairs, classes: int, clusters: 
     }
     return list(gt_problems.values()) + [
         f"{pairs.predict_dir / table.names[image]}: label {table.largest_prediction[image]} "
-        f"is outside 0..{clusters}; {hint}"
+        f"is outside 0..{clusters}; {_SWAPPED if table.largest_prediction[image] == IGNORE else hint}"
         for image in np.flatnonzero(table.largest_prediction > clusters)
     ]
 

@@ -24,7 +24,9 @@ def read_matching(path: Path, classes: int) -> dict[int, int]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such matching; run match.py first, or give its path") from error
+        raise InputError(
+            f"{path}: no such matching; run match.py first, or give its path or --results-dir"
+        ) from error
     return parse_matching(content, classes, str(path))
 
 

@@ -46,7 +46,7 @@ def _identity(path: str) -> str:
 def find_pairs(gt_dir: Path, predict_dir: Path, names: Sequence[str] | None = None) -> Pairs:
     """List the pairs under two folders: ``names`` where given, else every mask under ``gt_dir``.
 
-    Predictions without a ground truth are not looked at; whether the files of a name exist is not checked.
+    Predictions without a ground truth are not looked at. Whether files are missing is not found here.
 
     Raises InputError for a folder that is missing, or a ``gt_dir`` without any mask.
     """
@@ -55,6 +55,21 @@ def find_pairs(gt_dir: Path, predict_dir: Path, names: Sequence[str] | None = No
             raise InputError(f"{folder}: no such folder; masks lie in <folder>/<wnid>/<name>.png")
     if names is not None:
         return Pairs(tuple(sorted(names)), gt_dir, predict_dir)
+    return Pairs(_mask_names(gt_dir), gt_dir, predict_dir)
+
+
+def check_predict_dir(pairs: Pairs) -> None:
+    """Raise InputError when there is no prediction of any name: another folder was meant."""
+    if any((pairs.predict_dir / name).exists() for name in pairs.names):
+        return
+    held = [entry.name for entry in _entries(pairs.predict_dir)][:3]
+    raise InputError(
+        f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths; predictions lie "
+        f"in <predict-dir>/<wnid>/<name>.png, and there is {', '.join(sorted(held)) or 'nothing'}"
+    )
+
+
+def _mask_names(gt_dir: Path) -> tuple[str, ...]:
     found = sorted(
         f"{folder.name}/{mask.name}"
         for folder in _entries(gt_dir)
@@ -64,7 +79,7 @@ def find_pairs(gt_dir: Path, predict_dir: Path, names: Sequence[str] | None = No
     )
     if not found:
         raise InputError(f"{gt_dir}: no masks there; ground truth lies in <gt-dir>/<wnid>/<name>.png")
-    return Pairs(tuple(found), gt_dir, predict_dir)
+    return tuple(found)
 
 
 def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:

@@ -73,7 +73,8 @@ def test_evaluator_prints_every_score_and_class(masks):
     assert done.returncode == 0
     header = done.stdout.splitlines()[-2].split()
     assert header == ["Acc", "mIoU", "mBIoU", "S", "MS", "ML", "L", "BS", "BMS", "BML", "BL", "FMeasure"]
-    assert len(done.stdout.splitlines()) == 1 + 51 + 1 + 2
+    assert len(done.stdout.splitlines()) == 1 + 51 + 1 + 3
+    assert "6 images, mode 50, class ids, not matched" in done.stdout
     assert "warning" in done.stderr
     assert "6 masks" in done.stderr
     assert "752" in done.stderr
@@ -305,7 +306,24 @@ def test_empty_folders_are_refused(masks):
     assert "no such folder" in run("evaluator.py", folder, "--gt-dir", folder / "nowhere").stderr
     done = run("evaluator.py", folder, "--predict-dir", folder / "void")
     assert done.returncode == 1
-    assert "6 masks cannot be used" in done.stderr
+    assert "no prediction of any of the 6 ground truths" in done.stderr
+    assert done.stderr.count("\n") <= 2
+
+
+def test_a_swap_of_the_two_folders_is_guessed(masks):
+    folder, _ = masks
+    write_mask(folder / "gt" / NAME, np.full((9, 12), 1000))
+    done = run("evaluator.py", folder, "--gt-dir", folder / "pred", "--predict-dir", folder / "gt")
+    assert done.returncode == 1
+    assert "are the two folders swapped?" in done.stderr
+
+
+def test_a_matching_of_another_number_of_clusters_warns(masks):
+    folder, _ = masks
+    (folder / "m.json").write_text(json.dumps({str(i): 0 for i in range(201)}))
+    done = run("evaluator.py", folder, "--match", "m.json")
+    assert done.returncode == 0
+    assert "0..200" in done.stderr and "0..50" in done.stderr
 
 
 @pytest.mark.parametrize(

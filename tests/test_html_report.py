@@ -228,7 +228,7 @@ def test_report_of_the_script(subject, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "saved: made/report.html" in done.stdout
     page = Page((tmp_path / "made/report.html").read_text())
-    header, scores = done.stdout.split("\n\n")[1].splitlines()
+    header, scores = done.stdout.split("\n\n")[1].splitlines()[1:]
     miou = scores.split()[header.split().index("mIoU")]
     assert re.search(rf"mIoU {re.escape(miou)} \d+\.\d\d to \d+\.\d\d mean IoU over all 51 labels", page.text)
     assert any(EVIL in a.get("alt", "") for _, a in page.tags), "classes are named by the folders"
