@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 # Before anything else of the toolbox is imported: without its packages, say what to do about it.
@@ -26,6 +27,13 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def path_argument(text: str) -> Path:
+    """Argument type: a path. Nothing, which a shell's unset variable gives, would mean the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("no path is given")
+    return Path(text)
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import run
+from command_line import path_argument, run
 from evaluation.options import (
     add_bootstrap_arguments,
     add_ground_truth_arguments,
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
         )
     add_ground_truth_arguments(parser)
     add_bootstrap_arguments(parser, resamples=1000)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="x.json: everything")
+    parser.add_argument("--output", type=path_argument, metavar="FILE", help="x.json: everything")
     arguments = parser.parse_args()
     if arguments.clusters and arguments.a[1] is None and arguments.b[1] is None:
         parser.error("--clusters goes with a MATCH: without a matching, predictions hold class ids")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import run
+from command_line import path_argument, run
 from evaluation.options import (
     add_arguments,
     add_bootstrap_arguments,
@@ -44,14 +44,17 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_bootstrap_arguments(parser, resamples=None)
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="x.json: everything; x.csv: the table of classes"
+        "--output", type=path_argument, metavar="FILE", help="x.json: everything; x.csv: the table of classes"
     )
     parser.add_argument(
-        "--report", type=Path, metavar="FILE.html", help="one page to look at: scores, charts, tables, images"
+        "--report",
+        type=path_argument,
+        metavar="FILE.html",
+        help="one page to look at: scores, charts, tables, images",
     )
     parser.add_argument(
         "--image-dir",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain ground)",
     )

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from command_line import run
+from command_line import path_argument, run
 from evaluation.options import check_output, default_workers, warn, worker_count
 from imagenets.classes import MODES
 from imagenets.errors import InputError, listed
@@ -41,11 +41,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--attribution-dir",
-        type=Path,
+        type=path_argument,
         required=True,
         help="maps, <attribution-dir>/<wnid>/<name>.npy: floating point, (height, width) of the image",
     )
-    parser.add_argument("--gt-dir", type=Path, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png")
+    parser.add_argument(
+        "--gt-dir", type=path_argument, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png"
+    )
     parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
     parser.add_argument(
         "--tolerance",
@@ -60,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
         default=default_workers(),
         help="processes (default: one per core; 0: no extra process)",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="save the scores: x.json")
+    parser.add_argument("--output", type=path_argument, metavar="FILE", help="save the scores: x.json")
     arguments = parser.parse_args()
     if arguments.output and arguments.output.suffix != ".json":
         parser.error(f"--output {arguments.output}: must end in .json")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from command_line import path_argument
 from imagenets.classes import MAX_LABEL, MODES, ClassInfo, class_table
 from imagenets.contingency import Chunk, ContingencyTable, CountPairs, check_labels, refuse
 from imagenets.errors import InputError
@@ -23,14 +24,19 @@ from imagenets.table_cache import cached_table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which masks are read, and how."""
     parser.add_argument(
-        "--predict-dir", type=Path, required=True, help="predictions, <predict-dir>/<wnid>/<name>.png"
+        "--predict-dir",
+        type=path_argument,
+        required=True,
+        help="predictions, <predict-dir>/<wnid>/<name>.png",
     )
     add_ground_truth_arguments(parser)
 
 
 def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``add_arguments`` but for the predictions."""
-    parser.add_argument("--gt-dir", type=Path, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png")
+    parser.add_argument(
+        "--gt-dir", type=path_argument, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png"
+    )
     parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
     parser.add_argument(
         "--clusters",
@@ -38,7 +44,9 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="the predictions hold cluster ids 1..K (default: as many as the mode has classes)",
     )
-    parser.add_argument("--names", type=Path, metavar="FILE", help="only these: one <wnid>/<name>.png a line")
+    parser.add_argument(
+        "--names", type=path_argument, metavar="FILE", help="only these: one <wnid>/<name>.png a line"
+    )
     parser.add_argument(
         "--workers",
         type=worker_count,
@@ -48,7 +56,7 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--results-dir",
-        type=Path,
+        type=path_argument,
         default=Path("results"),
         help="matchings, and the cache of counted masks (default: results)",
     )

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from command_line import run
+from command_line import path_argument, run
 from evaluation.options import (
     check_output,
     cluster_count,
@@ -54,10 +54,12 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
-    parser.add_argument("--predict-dir", type=Path, help="predictions, <predict-dir>/<wnid>/<name>.png")
+    parser.add_argument(
+        "--predict-dir", type=path_argument, help="predictions, <predict-dir>/<wnid>/<name>.png"
+    )
     parser.add_argument(
         "--save-dir",
-        type=Path,
+        type=path_argument,
         help="the prepared set, with <save-dir>/ImageNetS<mode>/test/<wnid>/<name>.JPEG",
     )
     parser.add_argument(
@@ -74,10 +76,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     for flag, line in zip(METHOD_FLAGS, METHOD_LINES, strict=True):
         parser.add_argument(flag, type=one_line, metavar="TEXT", help=f"{METHOD}: {line}")
-    parser.add_argument("--output", type=Path, metavar="FILE.zip", help="the archive to write")
+    parser.add_argument("--output", type=path_argument, metavar="FILE.zip", help="the archive to write")
     parser.add_argument(
         "--check",
-        type=Path,
+        type=path_argument,
         metavar="FILE.zip",
         help="check this archive instead; with --save-dir also that it has every test image, in its size",
     )
@@ -88,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
         help="processes that decode (default: one per core; 0: no extra process)",
     )
     parser.add_argument(
-        "--results-dir", type=Path, default=Path("results"), help="matchings (default: results)"
+        "--results-dir", type=path_argument, default=Path("results"), help="matchings (default: results)"
     )
     arguments = parser.parse_args()
     check_usage(parser, arguments)

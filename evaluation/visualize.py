@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from command_line import run
+from command_line import path_argument, run
 from evaluation.options import check_output, matching_path, read_classes, worker_count
 from imagenets.classes import MAX_LABEL, MODES, label_name
 from imagenets.images import check_image_dir
@@ -26,16 +26,23 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--image-dir", type=Path, required=True, help="images, <image-dir>/<wnid>/<name>.JPEG"
-    )
-    parser.add_argument("--gt-dir", type=Path, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png")
-    parser.add_argument(
-        "--predict-dir", type=Path, required=True, help="predictions, <predict-dir>/<wnid>/<name>.png"
+        "--image-dir", type=path_argument, required=True, help="images, <image-dir>/<wnid>/<name>.JPEG"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="where the drawings go, <out>/<wnid>/<name>.png"
+        "--gt-dir", type=path_argument, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png"
     )
-    parser.add_argument("--names", type=Path, metavar="FILE", help="only these: one <wnid>/<name>.png a line")
+    parser.add_argument(
+        "--predict-dir",
+        type=path_argument,
+        required=True,
+        help="predictions, <predict-dir>/<wnid>/<name>.png",
+    )
+    parser.add_argument(
+        "--out", type=path_argument, required=True, help="where the drawings go, <out>/<wnid>/<name>.png"
+    )
+    parser.add_argument(
+        "--names", type=path_argument, metavar="FILE", help="only these: one <wnid>/<name>.png a line"
+    )
     parser.add_argument(
         "--mode", choices=MODES, help="number of classes (default: the number of folders in --gt-dir)"
     )
@@ -46,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
         "without it the predictions hold class ids",
     )
     parser.add_argument(
-        "--results-dir", type=Path, default=Path("results"), help="matchings (default: results)"
+        "--results-dir", type=path_argument, default=Path("results"), help="matchings (default: results)"
     )
     parser.add_argument(
         "--workers",

@@ -16,12 +16,18 @@ def whole_file(path: Path) -> Iterator[Path]:
     The temporary file lies in the same folder, so that the rename is atomic, and is made with the
     permissions of the user's umask.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        # Of what failed, name the file that the user knows.
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -34,7 +34,7 @@ def parse_matching(content: bytes, classes: int, where: str) -> dict[int, int]:
     """Read the content of a matching file as ``read_matching`` does; ``where`` names it in messages."""
     try:
         pairs = json.loads(content.decode(), object_pairs_hook=_Pairs)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
         raise InputError(f"{where}: not JSON ({error}); run match.py again") from error
     if not isinstance(pairs, _Pairs) or not pairs:
         raise InputError(f'{where}: not a matching; it must look like {{"0": 0, "1": 17, …}}')
@@ -52,8 +52,8 @@ class _Pairs(list):
 
 
 def _entry_problem(key: str, value: object, classes: int) -> str | None:
-    if not (key.isascii() and key.isdecimal()) or str(int(key)) != key:
-        return f"{key!r} is no cluster id"
+    if not (key.isascii() and key.isdecimal() and len(key) <= 5) or str(int(key)) != key:
+        return f"{key[:20]!r} is no cluster id"
     if type(value) is not int or not 0 <= value <= classes:
         return f"cluster {key}: {value!r} is no class in 0..{classes}"
     return None

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from imagenets.errors import InputError, listed
 
@@ -98,13 +98,14 @@ def read_names(path: Path) -> list[str]:
     Raises InputError when the file cannot be read as such a list, holds no name, or a name twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: no text file; give one <wnid>/<name>.png a line") from error
-    names = [line.strip() for line in lines if line.strip()]
-    problems = [f"line {i}: {name}" for i, name in enumerate(names, start=1) if not _is_mask_name(name)]
+    numbered = [(i, line.strip()) for i, line in enumerate(lines, start=1) if line.strip()]
+    problems = [f"line {i}: {name!r}" for i, name in numbered if not _is_mask_name(name)]
     if problems:
         raise InputError(f"{path}: {len(problems)} lines are not <wnid>/<name>.png:\n{listed(problems)}")
+    names = [name for _, name in numbered]
     if not names:
         raise InputError(f"{path}: no names there; give one <wnid>/<name>.png a line")
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -114,5 +115,6 @@ def read_names(path: Path) -> list[str]:
 
 
 def _is_mask_name(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return len(parts) == 2 and ".." not in parts and parts[0] != "/" and name.endswith(".png")
+    """Is this one way alone to name a file: a folder, a slash, a file? Others could name a mask twice."""
+    folder, _, file = name.partition("/")
+    return folder not in ("", ".", "..") and file.endswith(".png") and "/" not in file and "\0" not in name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from imagenets.pairs import Pairs
 
 # Part of every cache file; to be changed with whatever alters what a table holds.
 _FORMAT = "imagenets contingency table 1"
+_LARGEST_TYPE = np.dtype("int32")
 
 
 def cache_path(folder: Path, pairs: Pairs) -> Path:
@@ -33,9 +33,8 @@ def cache_path(folder: Path, pairs: Pairs) -> Path:
 
 def save_table(path: Path, table: ContingencyTable, fingerprint: str) -> None:
     """Write a table of masks with this fingerprint; OSError when the file cannot be written."""
-    header = {"format": _FORMAT, "fingerprint": fingerprint, "rows": table.image.size}
     columns = [table.largest_prediction, *(getattr(table, name) for name in Rows._fields)]
-    content = json.dumps(header).encode() + b"\n" + b"".join(column.tobytes() for column in columns)
+    content = _heading(fingerprint) + b"".join(column.tobytes() for column in columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, hashlib.sha256(content).digest() + content)
 
@@ -47,19 +46,22 @@ def load_table(path: Path, names: tuple[str, ...], fingerprint: str) -> Continge
     except OSError:
         return None
     digest, content = content[:32], content[32:]
-    # Only a file whose digest holds is looked into: what it says was then written by save_table.
-    if hashlib.sha256(content).digest() != digest:
+    heading = _heading(fingerprint)
+    if hashlib.sha256(content).digest() != digest or not content.startswith(heading):
         return None
-    first_line, _, data = content.partition(b"\n")
-    header = json.loads(first_line)
-    if header["format"] != _FORMAT or header["fingerprint"] != fingerprint:
+    of_images = _LARGEST_TYPE.itemsize * len(names)
+    rows, rest = divmod(len(content) - len(heading) - of_images, sum(dtype.itemsize for dtype in ROW_TYPES))
+    if rows < 0 or rest:
         return None
-    sizes = [len(names)] + [header["rows"]] * len(ROW_TYPES)
-    columns, position = [], 0
-    for dtype, size in zip((np.dtype("int32"), *ROW_TYPES), sizes, strict=True):
-        columns.append(np.frombuffer(data, dtype, size, position))
+    columns, position = [], len(heading)
+    for dtype, size in ((_LARGEST_TYPE, len(names)), *((dtype, rows) for dtype in ROW_TYPES)):
+        columns.append(np.frombuffer(content, dtype, size, position))
         position += dtype.itemsize * size
     return make_table(names, columns[0], [Rows(*columns[1:])])
+
+
+def _heading(fingerprint: str) -> bytes:
+    return f"{_FORMAT}\n{fingerprint}\n".encode()
 
 
 def cached_table(

@@ -17,6 +17,8 @@ import reference
 from masksets import CHECKOUT, REAL, random_images, script, to_rgb, write_mask, write_pairs
 from PIL import Image
 
+from imagenets.files import write_whole
+
 NAME = "n00000001/image_1.png"
 
 
@@ -269,6 +271,8 @@ def test_several_bad_files_are_reported_together(masks):
         (["--names", "nowhere.txt"], "nowhere.txt"),
         (["--names", "up.txt"], "../secret.png"),
         (["--names", "blank.txt"], "no names there"),
+        (["--names", "other-spelling.txt"], "line 3: 'n00000001//image_1.png'"),
+        (["--names", "nul.txt"], "line 1"),
         (["--names", "twice.txt"], "more than once"),
         (["--names", "unknown.txt"], "gt/n1/unknown.png: no such ground truth"),
         (["--output", "gt/n00000001/image_1.png/x.json"], "cannot be written"),
@@ -279,6 +283,8 @@ def test_bad_arguments_of_evaluator(masks, arguments, message):
     (folder / "bad.json").write_text("{")
     (folder / "few.json").write_text('{"0": 0}')
     (folder / "up.txt").write_text("../secret.png\n")
+    (folder / "other-spelling.txt").write_text(f"{NAME}\n\n{NAME.replace('/', '//')}\n./{NAME}\n")
+    (folder / "nul.txt").write_text("n1/\0.png\n")
     (folder / "blank.txt").write_text("\n")
     (folder / "twice.txt").write_text(f"{NAME}\n{NAME}\n")
     (folder / "unknown.txt").write_text("n1/unknown.png\n")
@@ -336,10 +342,20 @@ def test_a_matching_of_another_number_of_clusters_warns(masks):
         ["--match", "m.json", "--clusters", "0"],
         ["--macth", "m.json"],
         ["--mode", "51"],
+        ["--gt-dir", ""],
     ],
 )
 def test_wrong_usage_ends_with_2(masks, arguments):
     assert run("evaluator.py", masks[0], *arguments).returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    with pytest.raises(OSError) as error:
+        write_whole(tmp_path / "scores.json", "x")
+    assert error.value.filename == str(tmp_path / "scores.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unreadable_folder_is_one_sentence(masks):

@@ -129,6 +129,8 @@ def test_file_round_trip(tmp_path):
         ('{"0": 0, "²": 1}', "'²' is no cluster id"),
         ('{"0": 0, "1": 1, "1": 2}', "more than once"),
         ("\udcff", "not JSON"),
+        ('{"0": ' + "9" * 5000 + "}", "not JSON"),
+        ('{"' + "9" * 5000 + '": 0}', "is no cluster id"),
     ],
 )
 def test_bad_matching_files_are_named(tmp_path, content, message):

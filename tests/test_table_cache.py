@@ -108,7 +108,7 @@ def test_predictions_of_two_methods_have_a_cache_each(masks, passes):
     assert len(list((masks / "cache").iterdir())) == 2
 
 
-@pytest.mark.parametrize("spoiled", ["byte", "cut", "empty", "foreign", "another format", "folder"])
+@pytest.mark.parametrize("spoiled", ["byte", "cut", "empty", "foreign", "another format", "short", "folder"])
 def test_a_damaged_or_foreign_cache_is_rebuilt(masks, passes, spoiled):
     first = scores(masks)
     file = cache_file(masks)
@@ -124,6 +124,9 @@ def test_a_damaged_or_foreign_cache_is_rebuilt(masks, passes, spoiled):
     elif spoiled == "another format":
         body = content[32:].replace(b"contingency table 1", b"contingency table 0")
         content = hashlib.sha256(body).digest() + body
+    elif spoiled == "short":
+        body = content[32:-1]
+        content = hashlib.sha256(body).digest() + body
     file.write_bytes(content)
     if spoiled == "folder":
         file.unlink()
@@ -134,6 +137,14 @@ def test_a_damaged_or_foreign_cache_is_rebuilt(masks, passes, spoiled):
     assert scores(masks) == first
     assert len(passes) == 2
     assert file.read_bytes() == good
+
+
+@pytest.mark.parametrize("body", [b"", b"{}\n", b"\xff", b"imagenets contingency table 1\n"])
+def test_a_foreign_file_with_a_right_digest_is_rebuilt(masks, passes, body):
+    first = scores(masks)
+    cache_file(masks).write_bytes(hashlib.sha256(body).digest() + body)
+    assert scores(masks) == first
+    assert len(passes) == 2
 
 
 def test_every_single_byte_counts(masks, passes):
