@@ -322,6 +322,42 @@ def test_a_class_tar_that_is_cut_off_within_the_whole_one(tmp_path, env, toy):
     assert f"{whole}: cut off in n00001007_" in result.stderr
 
 
+@pytest.mark.parametrize("damage", [b"\xff", b"\0"], ids=["garbage", "zeros"])
+@pytest.mark.parametrize("header", ["n00001007_0.JPEG", "n00001007.tar"])
+def test_a_damaged_header_within_a_tar(tmp_path, env, toy, header, damage):
+    """The reader would take it for the end, and go on without the rest."""
+    imagenet = write_imagenet(tmp_path / "imagenet", "tars", toy)
+    whole = imagenet / "ILSVRC2012_img_train.tar"
+    content = bytearray(whole.read_bytes())
+    at = content.index(header.encode() + b"\0")
+    content[at : at + 512] = damage * 512
+    whole.write_bytes(content)
+    result = step(TRAIN, imagenet, tmp_path / "save", env=env, status=1)
+    assert f"{whole}: damaged header at byte {at}" in result.stderr
+    assert not (tmp_path / "save").exists()
+
+
+def test_class_tars_without_end_blocks(tmp_path, env, toy):
+    """What follows them in the outer tar is not theirs; an empty one has no images."""
+    imagenet = write_imagenet(tmp_path / "imagenet", "tars", toy)
+    whole, cut = imagenet / "ILSVRC2012_img_train.tar", tmp_path / "cut.tar"
+    for empty in (False, True):
+        with tarfile.open(whole) as tar, tarfile.open(cut, "w") as made:
+            for member in tar:
+                content = tar.extractfile(member).read()
+                with tarfile.open(fileobj=io.BytesIO(content)) as inner:
+                    inner.getmembers()
+                    member.size = inner.offset
+                if empty and member.name == "n00001007.tar":
+                    member.size = 0
+                made.addfile(member, io.BytesIO(content))
+        cut.replace(whole)
+        result = step(TRAIN, imagenet, tmp_path / f"save {empty}", env=env, status=int(empty))
+    assert f"{whole}: no image in its n00001007.tar" in result.stderr
+    made = {p.name for p in (tmp_path / "save False/ImageNetS50/train").rglob("*.JPEG")}
+    assert made == {Path(place).name for place in toy.train}
+
+
 # Nothing of the user's is lost.
 
 
