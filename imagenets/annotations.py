@@ -16,7 +16,7 @@ from pathlib import Path
 
 from imagenets.classes import MODES
 from imagenets.disk import check_room, on_disk
-from imagenets.download import discard, download, leftovers
+from imagenets.download import discard, download, leftovers, places
 from imagenets.errors import InputError, listed
 from imagenets.lists import ARCHIVES, Origin
 from imagenets.locks import locked
@@ -125,7 +125,7 @@ def _absent(masks: MaskList, root: Path, archive: Path | None) -> list[str]:
     """Which mask folders are to be made? Raises InputError on what is in the way."""
     problems = [
         f"{path}: a link to {path.readlink()}, which is not followed"
-        for path in (root, root / STAGING, _download_path(root, masks.mode))
+        for path in (root, root / STAGING, *places(_download_path(root, masks.mode)))
         if path.is_symlink()
     ]
     if not problems and root.exists() and not root.is_dir():

@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import requests
 
@@ -91,8 +91,13 @@ def discard(target: Path) -> None:
 
 def leftovers(target: Path) -> list[Path]:
     """What a download to ``target`` left behind, whole or not."""
+    return [path for path in places(target) if os.path.lexists(path)]
+
+
+def places(target: Path) -> list[Path]:
+    """All files that a download to ``target`` writes."""
     part = target.with_name(target.name + ".part")
-    return [path for path in (target, part, _state(part)) if path.exists()]
+    return [target, part, _state(part)]
 
 
 def _one_attempt(
@@ -123,7 +128,8 @@ def _one_attempt(
                 part.unlink(
                     missing_ok=True
                 )  # before its version is written: the old bytes are not of this one
-                _state(part).write_text(json.dumps(asdict(version)), encoding="utf-8")
+                with _opened_here(_state(part), "wb") as file:
+                    file.write(json.dumps(asdict(version)).encode())
             _receive(response, part, have, version.length, zip_expected, show)
     except (requests.exceptions.SSLError, requests.exceptions.InvalidSchema) as error:
         raise InputError(f"cannot download {url}: {error}") from error
@@ -145,7 +151,10 @@ def _receive(
     if length is not None:
         check_room(part.parent, length - have, f"the download of {response.url}")
     name = part.name.removesuffix(".part").lstrip(".")
-    with part.open("ab" if have else "wb") as file, show(name, length, unit="B", done=have) as advance:
+    with (
+        _opened_here(part, "ab" if have else "wb") as file,
+        show(name, length, unit="B", done=have) as advance,
+    ):
         for chunk in response.iter_content(CHUNK):
             if zip_expected and not have and not chunk.startswith(b"PK"):
                 part.unlink()
@@ -154,6 +163,11 @@ def _receive(
             have += file.write(chunk)
             file.flush()  # what is here counts for a resume, however the process ends
             advance(len(chunk))
+
+
+def _opened_here(path: Path, mode: str) -> IO[bytes]:
+    """Open to write, through no link: it could lead to somebody's file."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
 def _refuse(response: requests.Response, url: str, zip_expected: bool) -> None:

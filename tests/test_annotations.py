@@ -281,6 +281,18 @@ def test_what_is_in_the_way_is_named_and_kept(tmp_path, env, host, members, kind
     assert len(host.asked) == asked
 
 
+@pytest.mark.parametrize("end", ["", ".part", ".part.json"])
+def test_links_where_the_download_writes(tmp_path, env, host, end):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "save/ImageNetS50").mkdir(parents=True)
+    link = tmp_path / f"save/ImageNetS50/.{NAME}{end}"
+    link.symlink_to(tmp_path / "mine")
+    result = anno(tmp_path / "save", env=env, status=1)
+    assert f"{link}: a link to {tmp_path / 'mine'}" in result.stderr
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert link.is_symlink()
+
+
 def test_two_runs_into_one_save(tmp_path, env, host, members):
     save = tmp_path / "save"
     host.pause, host.piece = 0.5, 20_000
