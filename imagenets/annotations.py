@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import lzma
 import re
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,7 +31,12 @@ STAGING = ".incomplete-masks"  # in a set's folder: mask folders that are being 
 
 _MASK_MEMBER = re.compile(rf"(?:.*/)?({VALIDATION}|{TRAIN_SEMI})/(.+)", re.DOTALL)
 _DRIVE = re.compile(r"[A-Za-z]:")
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError)
+_PNG = b"\x89PNG\r\n\x1a\n"
+# What reading a damaged ZIP raises: OSError comes from bz2, ValueError and struct.error from offsets.
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, NotImplementedError, RuntimeError, ValueError, OSError),
+)
 
 
 @dataclass(frozen=True)
@@ -108,9 +115,11 @@ def _fill(
             path = archive or _fetch(masks.mode, root, origin, show, warn)
             _warn_of_md5(path, masks.mode, origin, warn)
             _extract(masks, path, root, absent, show, warn)
-    except _RefusedArchiveError:
+    except _RefusedArchiveError as error:
+        if not leftovers(download_path):
+            raise
         discard(download_path)  # of no use to the next run
-        raise
+        raise InputError(f"{error}\nIt came from {origin.archive(masks.mode)}, and was removed") from error
     finally:
         with contextlib.suppress(OSError):
             root.rmdir()  # when the run came to nothing
@@ -229,13 +238,16 @@ def _extract(masks: MaskList, path: Path, root: Path, absent: list[str], show: S
 
 
 def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> list[str]:
-    """Write one member and check its CRC; give what is wrong with it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Write one member, a PNG, and check its CRC; give what is wrong with it."""
     try:
-        with archive.open(info) as member, target.open("xb") as file:
-            shutil.copyfileobj(member, file)
+        content = archive.read(info)
     except _BROKEN as error:
         return [f"{info.filename}: {error}"]
+    if not content.startswith(_PNG):
+        return [f"{info.filename}: {'no PNG' if content else 'empty'}"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as file:
+        file.write(content)
     return []
 
 
@@ -243,9 +255,9 @@ def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Pat
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
     except _BROKEN as error:
+        if isinstance(error, OSError) and error.filename:  # not opened: nothing is known of its content
+            raise InputError(f"{path}: {error.strerror}") from error
         raise _RefusedArchiveError(f"{path}: no whole ZIP ({error}): get it again") from error
     with archive:
         yield archive

@@ -211,6 +211,41 @@ def test_no_zip(tmp_path, env, members, content):
     refused(tmp_path, env, archive, "no whole ZIP", str(archive))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_in_a_compressed_member(tmp_path, env, members, method):
+    archive, victim = tmp_path / "a.zip", sorted(members)[3]
+    with zipfile.ZipFile(archive, "w", method) as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+        info = opened.getinfo(victim)
+    content = bytearray(archive.read_bytes())
+    at = info.header_offset + 30 + len(victim)
+    content[at + 4 : at + info.compress_size] = b"\xff" * (info.compress_size - 4)
+    archive.write_bytes(content)
+    refused(tmp_path, env, archive, f"{archive}: 1 masks are broken", victim)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xff\xff\x7f", b"\0\0\0\0"])
+@pytest.mark.parametrize("field", [12, 16], ids=["size", "offset"])
+def test_a_damaged_directory_of_the_zip(tmp_path, env, members, field, damage):
+    archive = write_archive(tmp_path / "a.zip", members)
+    content = bytearray(archive.read_bytes())
+    at = content.rindex(b"PK\5\6") + field
+    content[at : at + 4] = damage
+    archive.write_bytes(content)
+    refused(tmp_path, env, archive, str(archive))
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"<html>", "no PNG")])
+def test_masks_that_are_no_png(tmp_path, env, host, members, content, reason):
+    victim = sorted(members)[3]
+    host.files[NAME] = write_archive(tmp_path / "a.zip", members | {victim: content}).read_bytes()
+    result = anno(tmp_path / "save", env=env, status=1)
+    assert f"{victim}: {reason}" in result.stderr
+    assert f"It came from {host.url}/{NAME}" in result.stderr
+    assert snapshot(tmp_path / "save") == {}
+
+
 def test_no_such_archive(tmp_path, env):
     refused(tmp_path, env, tmp_path / "none.zip", f"{tmp_path / 'none.zip'}: No such file")
 
