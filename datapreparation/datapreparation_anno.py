@@ -36,9 +36,9 @@ def main() -> None:
             if not placed.masks:
                 print(f"{placed.folder}: none")
             else:
-                print(
-                    f"{placed.folder}: {placed.masks} masks, {'made now' if placed.made else 'there before'}"
-                )
+                made = "there before" if not placed.made else f"{placed.made} of them made now"
+                made = "made now" if placed.made == placed.masks else made
+                print(f"{placed.folder}: {placed.masks} masks, {made}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from imagenets.classes import MERGED, MODES
 from imagenets.disk import check_room, on_disk
-from imagenets.errors import InputError, listed
+from imagenets.errors import InputError, counted, listed
 from imagenets.layouts import KAGGLE, Image, MissingError, Train, TrainFolder, Val
 from imagenets.lists import MappedImage, SemiImage
 from imagenets.locks import locked
@@ -247,7 +247,7 @@ class _Todo:
             problems.append(f"{staging}: the run needs this name for a folder of its own")
         if problems:
             raise InputError(
-                f"{len(problems)} things in the way; nothing was written. "
+                f"{counted(len(problems), 'thing')} in the way; nothing was written. "
                 f"Move them away, or choose another folder:\n{listed(problems)}"
             )
         return cls(plan, root, folders, links, copies, staged=staging.exists())

@@ -288,19 +288,41 @@ def test_too_little_room_to_unpack(tmp_path, lists, members, monkeypatch):
     assert snapshot(tmp_path / "save") == {}
 
 
+def test_lost_masks_are_filled_in(tmp_path, env, host, members):
+    anno(tmp_path / "save", env=env)
+    whole, root = snapshot(tmp_path / "save"), tmp_path / "save/ImageNetS50"
+    (root / next(name for name in members if name.startswith("train-semi"))).unlink()
+    shutil.rmtree(root / "validation-segmentation/n00001003")
+    mine = root / "validation-segmentation/n00001004/mine.png"
+    mine.write_bytes(b"mine")
+    kept = root / next(name for name in members if "n00001005" in name)
+    kept.write_bytes(b"edited")
+    result = anno(tmp_path / "save", env=env)
+    assert "train-semi-segmentation: 150 masks, 1 of them made now" in result.stdout
+    edits = {str(path.relative_to(tmp_path / "save")): path.read_bytes() for path in (mine, kept)}
+    assert snapshot(tmp_path / "save") == whole | edits
+    (root / next(name for name in members if name.startswith("train-semi"))).unlink()
+    archive = write_archive(tmp_path / "a.zip", members)
+    anno(tmp_path / "save", "--archive", archive, env=env)
+    assert snapshot(tmp_path / "save") == whole | edits
+    assert len(host.asked) == 2
+
+
 # What is in the way.
 
 
-@pytest.mark.parametrize("kind", ["partial folder", "empty mask", "link", "file", "link to the set"])
+@pytest.mark.parametrize("kind", ["class link", "empty mask", "link", "file", "link to the set"])
 def test_what_is_in_the_way_is_named_and_kept(tmp_path, env, host, members, kind):
     folder = tmp_path / "save/ImageNetS50/validation-segmentation"
     (tmp_path / "elsewhere").mkdir()
-    if kind == "partial folder":
-        (folder / "n00001000").mkdir(parents=True)
-        (folder / "n00001000/mine.png").write_bytes(b"mine")
+    if kind == "class link":
+        folder.mkdir(parents=True)
+        folder /= "n00001000"
+        folder.symlink_to(tmp_path / "elsewhere")
     elif kind == "empty mask":
         anno(tmp_path / "save", env=env)
-        next(path for path in folder.rglob("*.png")).write_bytes(b"")
+        folder = next(path for path in folder.rglob("*.png"))
+        folder.write_bytes(b"")
     elif kind == "link to the set":
         folder.parent.parent.mkdir()
         folder.parent.symlink_to(tmp_path / "elsewhere")
@@ -310,6 +332,7 @@ def test_what_is_in_the_way_is_named_and_kept(tmp_path, env, host, members, kind
         folder.symlink_to(tmp_path / "elsewhere") if kind == "link" else folder.write_bytes(b"mine")
     before, asked = snapshot(tmp_path / "save"), len(host.asked)
     result = anno(tmp_path / "save", env=env, status=1)
+    assert "1 thing in the way" in result.stderr
     assert f"{folder}: " in result.stderr
     assert snapshot(tmp_path / "save") == before
     assert not any((tmp_path / "elsewhere").iterdir())
