@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,18 +148,21 @@ def _verify_train(root: Path, lists: SetLists, show: Show) -> list[SplitReport]:
 
 
 def _count_images(folder: Path, images: SplitReport, classes: SplitReport) -> int:
-    """Count the images of a class; broken links and empty files go into the report."""
+    """Count the images of a class; broken links, empty files and what is no file go into the report."""
     count = 0
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if is_image(entry.name):
-                    count += 1
                     fault = _stat_fault(entry.path)
                     if fault:
                         images.unreadable.append(fault)
+                    count += not entry.is_dir()
     except OSError as error:
         classes.unreadable.append(f"{folder}: {error.strerror}")
+        return count
+    if not count:
+        classes.unreadable.append(f"{folder}: no image in it")
     return count
 
 
@@ -259,10 +263,12 @@ def _faults(
 
 def _stat_fault(path: str) -> str | None:
     try:
-        size = os.stat(path).st_size
+        status = os.stat(path)
     except OSError as error:
         return f"{path}: {error.strerror}"
-    return None if size else f"{path}: empty"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path}: no file"
+    return None if status.st_size else f"{path}: empty"
 
 
 def _image_size(path: str) -> list[tuple[int, int]]:

@@ -162,6 +162,20 @@ def test_train(save, env):
         assert f"  {train / name}" in output
 
 
+def test_a_class_folder_without_images(save, env):
+    """Without a known total nothing else tells."""
+    folder = save / "ImageNetS50/train/n00001003"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    output = verify(save, env=env, status=1)
+    assert f"  {folder}: no image in it" in output
+    (folder / "a.JPEG").mkdir()
+    output = verify(save, env=env, status=1)
+    assert f"  {folder}: no image in it" in output
+    assert f"  {folder / 'a.JPEG'}: no file" in output
+    assert row(output, "train (images)")[1] == "245"
+
+
 def test_a_class_link_that_leads_nowhere(save, env):
     folder = save / "ImageNetS50/train/n00001003"
     shutil.rmtree(folder)
