@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -135,7 +136,7 @@ def _one_attempt(
         raise InputError(f"cannot download {url}: {error}") from error
     except (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
         raise _PassingError(_reason(error)) from error
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: sent on to what is no URL
         raise InputError(f"cannot download {url}: {error}") from error
     if version.length is not None and _size(part) != version.length:
         came = _size(part)
@@ -155,7 +156,7 @@ def _receive(
         _opened_here(part, "ab" if have else "wb") as file,
         show(name, length, unit="B", done=have) as advance,
     ):
-        for chunk in response.iter_content(CHUNK):
+        for chunk in _with_long_first(response.iter_content(CHUNK)):
             if zip_expected and not have and not chunk.startswith(b"PK"):
                 part.unlink()
                 _state(part).unlink()
@@ -163,6 +164,18 @@ def _receive(
             have += file.write(chunk)
             file.flush()  # what is here counts for a resume, however the process ends
             advance(len(chunk))
+
+
+def _with_long_first(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Join the first chunks until they tell what kind of file it is; a server may send single bytes."""
+    first = b""
+    for chunk in chunks:
+        first += chunk
+        if len(first) >= 4:
+            break
+    if first:
+        yield first
+    yield from chunks
 
 
 def _opened_here(path: Path, mode: str) -> IO[bytes]:

@@ -165,6 +165,17 @@ def test_a_web_page_that_calls_itself_a_zip(host, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_zip_whose_first_byte_comes_alone(host, get):
+    host.faults = [Fault(chunked=True)]
+    assert get(zip_expected=True) == []
+
+
+def test_sent_on_to_what_is_no_url(host, tmp_path):
+    host.faults = [Fault(location="http://[::bad")]
+    with pytest.raises(InputError, match=rf"cannot download {host.url}/a.zip: "):
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK)
+
+
 def test_wrong_length(host, tmp_path):
     host.faults = [Fault(announce=len(BODY) + 1000)] * 9
     with pytest.raises(InputError, match=rf"{host.url}/a.zip: "):
