@@ -1,8 +1,6 @@
 """Download the annotation archive of ImageNet-S and put its masks in place."""
 
-from pathlib import Path
-
-from script_arguments import bar, modes_of, new_parser, origin_of, parse, warn  # isort: skip
+from script_arguments import bar, modes_of, new_parser, origin_of, parse, path, warn  # isort: skip
 
 from command_line import run
 from imagenets.annotations import MaskList, put_annotations
@@ -16,7 +14,7 @@ def main() -> None:
         "archive of the official release, which is downloaded and removed afterwards."
     )
     parser.add_argument(
-        "--archive", type=Path, metavar="FILE", help="a ZIP that you have; goes with one mode"
+        "--archive", type=path, metavar="FILE", help="a ZIP that you have; goes with one mode"
     )
     arguments = parse(parser)
     if arguments.archive is not None and arguments.mode == "all":

@@ -35,9 +35,9 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if layouts:
-        parser.add_argument("--imagenet-dir", type=Path, required=True, help="your ImageNet copy; only read")
+        parser.add_argument("--imagenet-dir", type=path, required=True, help="your ImageNet copy; only read")
     parser.add_argument(
-        "--save-dir", type=Path, required=True, help="folder of the sets: SAVE/ImageNetS50 and so on"
+        "--save-dir", type=path, required=True, help="folder of the sets: SAVE/ImageNetS50 and so on"
     )
     parser.add_argument(
         "--mode", choices=[*MODES, "all"], required=True, help="which set; all: 50, 300 and 919"
@@ -71,6 +71,13 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     # Paths that are no text in the terminal's encoding are printed with escapes.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     return parser.parse_args(arguments)
+
+
+def path(text: str) -> Path:
+    """Parse a path; an empty one, an unset shell variable maybe, would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path: is a shell variable unset?")
+    return Path(text)
 
 
 def modes_of(arguments: argparse.Namespace) -> list[str]:

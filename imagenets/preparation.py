@@ -155,7 +155,7 @@ def prepare(
     when ``save`` lies in ``imagenet``, when something else is where a file, folder or link belongs, when the
     disk is too small, and when another run is at work in ``save``.
     """
-    _refuse_missing(plans, imagenet)
+    refuse_missing(plans, imagenet)
     for plan in plans:
         _refuse_nested(imagenet, save, plan.folder)
     todo = [_Todo.of(plan, save) for plan in plans]
@@ -174,7 +174,8 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def _refuse_missing(plans: Sequence[Plan], imagenet: Path) -> None:
+def refuse_missing(plans: Sequence[Plan], imagenet: Path) -> None:
+    """Raise InputError, which lists them, when ImageNet lacks images that the plans need."""
     needed_by: dict[str, list[str]] = {}
     for plan in plans:
         for thing in plan.missing:

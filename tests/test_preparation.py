@@ -358,6 +358,27 @@ def test_class_tars_without_end_blocks(tmp_path, env, toy):
     assert made == {Path(place).name for place in toy.train}
 
 
+@pytest.mark.parametrize("empty", ["--imagenet-dir", "--save-dir"])
+def test_an_empty_path_is_not_the_current_folder(tmp_path, env, imagenet, empty):
+    paths = {"--imagenet-dir": imagenet, "--save-dir": tmp_path / "save"} | {empty: ""}
+    options = [f"{option}={path}" for option, path in paths.items()]
+    result = run(VAL, *options, "--mode", "50", env=env, status=2, cwd=tmp_path)
+    assert f"{empty}: an empty path" in result.stderr
+    assert (
+        "usage" in run("data_preparation.sh", *paths.values(), "50", env=env, status=2, cwd=tmp_path).stderr
+    )
+    run("datapreparation_anno.sh", "", "50", env=env, status=2, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_val_is_looked_for_before_train_is_made(tmp_path, env, toy):
+    imagenet = write_imagenet(tmp_path / "imagenet", "folders", toy)
+    (imagenet / "val" / toy.val[3]).unlink()
+    result = run("data_preparation.sh", imagenet, tmp_path / "save", "50", "true", env=env, status=1)
+    assert "lacks 1 needed image" in result.stderr
+    assert not (tmp_path / "save").exists()
+
+
 # Nothing of the user's is lost.
 
 
@@ -518,10 +539,11 @@ def test_wrong_usage(tmp_path, env):
 
 def test_data_preparation_stops_at_the_first_failure(tmp_path, env, toy):
     imagenet = write_imagenet(tmp_path / "imagenet", "folders", toy)
-    shutil.rmtree(imagenet / "val")
+    (imagenet / "train/n00001000/n00001000_0.JPEG").unlink()
     result = run("data_preparation.sh", imagenet, tmp_path / "save", "50", "true", env=env, status=1)
-    assert "no validation images found" in result.stderr
-    assert [path.name for path in (tmp_path / "save/ImageNetS50").iterdir()] == ["train"]
+    assert "n00001000_0.JPEG: No such file" in result.stderr
+    made = {path.name for path in (tmp_path / "save/ImageNetS50").iterdir()}
+    assert made == {"train", "validation", "test"}
     assert not (tmp_path / "save/ImageNetS50/train/n00001000").is_symlink()
 
 
