@@ -191,17 +191,20 @@ def _download_path(root: Path, mode: str) -> Path:
 def _fetch(mode: str, root: Path, origin: Origin, show: Show, warn: Warn) -> Path:
     """Give the path of a mode's archive: in the mirror's folder, or downloaded, now or earlier."""
     place = origin.archive(mode)
+    ways_out = (
+        f"Without a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a folder with "
+        f"{ARCHIVES[mode]}; or datapreparation_anno.py --archive FILE"
+    )
     if isinstance(place, Path):
+        if not place.exists():
+            raise InputError(f"{place}: No such file.\n{ways_out}")
         return place
     target = _download_path(root, mode)
     if not target.exists():
         try:
             download(place, target, zip_expected=True, show=show, warn=warn)
         except InputError as error:
-            raise InputError(
-                f"{error}.\nWithout a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a "
-                f"folder with {ARCHIVES[mode]}; or datapreparation_anno.py --archive FILE"
-            ) from error
+            raise InputError(f"{error}.\n{ways_out}") from error
     return target
 
 

@@ -80,6 +80,8 @@ def test_a_folder_as_mirror(tmp_path, env, members):
     assert archive.exists()
     result = anno(tmp_path / "other", "--mirror", tmp_path / "nothing", env=env, status=1)
     assert f"{tmp_path / 'nothing' / NAME}: No such file" in result.stderr
+    assert "IMAGENETS_MIRROR" in result.stderr
+    assert "--archive FILE" in result.stderr
 
 
 def test_cut_off_and_503(tmp_path, env, host, members):
