@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ KAGGLE = "ILSVRC/Data/CLS-LOC"
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 
+_WNID = re.compile(r"n\d{8}")
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
@@ -225,6 +227,10 @@ def _holds(folder: Path) -> tuple[bool, bool]:
 def _nothing_found(imagenet: Path, what: str, looked_for: list[str]) -> InputError:
     if not imagenet.is_dir():
         return InputError(f"{imagenet}: no such folder; name the folder of your ImageNet copy")
+    if any(_WNID.fullmatch(path.name) for path in imagenet.iterdir()):
+        return InputError(
+            f"{imagenet} holds class folders itself: name its parent, {imagenet.absolute().parent}"
+        )
     return InputError(f"no {what} found in {imagenet}; looked there for {', '.join(looked_for)}")
 
 

@@ -255,6 +255,9 @@ def test_nothing_recognised(tmp_path, env, script):
     assert not (tmp_path / "save").exists()
     result = step(script, tmp_path / "nowhere", tmp_path / "save", env=env, status=1)
     assert "no such folder" in result.stderr
+    (tmp_path / "imagenet/images/n00001000").mkdir()
+    result = step(script, tmp_path / "imagenet/images", tmp_path / "save", env=env, status=1)
+    assert f"name its parent, {tmp_path / 'imagenet'}" in result.stderr
 
 
 def test_missing_images_are_reported_together(tmp_path, toy):
