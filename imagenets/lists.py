@@ -151,7 +151,7 @@ def categories_at_hand(mode: str) -> list[str] | None:
     """
     folder = os.environ.get("IMAGENETS_LISTS") or cache_folder()
     try:
-        wnids = (Path(folder) / categories_path(mode)).read_text(encoding="utf-8").split()
+        wnids = (Path(folder) / categories_path(mode)).read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError):
         return None
     return wnids if len(set(wnids)) == len(wnids) == MODES[mode].classes else None
@@ -252,7 +252,7 @@ def _lines(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, list
     """Path or URL for messages, and the numbered lines that are not empty."""
     place, content = _content(name, origin, show, warn)
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{place}: no UTF-8 text ({error})") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]

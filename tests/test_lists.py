@@ -130,6 +130,13 @@ def test_a_web_page_is_no_list():
         categories("50", Origin(host.url))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    lists = write_toy_lists(tmp_path / "lists")
+    path = lists / categories_path("50")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert categories("50", Origin(lists=lists))[0] == "n00001000"
+
+
 def test_own_lists_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match=r"No such file or directory. IMAGENETS_LISTS") as caught:
         categories("50", Origin(lists=tmp_path))
