@@ -714,6 +714,15 @@ def test_two_runs_into_one_save(tmp_path, env, imagenet):
     assert [path.name for path in save.iterdir()] == ["ImageNetS50"]
 
 
+def test_a_file_in_place_of_the_lock_is_kept(tmp_path, env, imagenet):
+    mine = tmp_path / "save" / preparation.LOCK
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    result = step(VAL, imagenet, tmp_path / "save", env=env, status=1)
+    assert f"{mine}: no lock file" in result.stderr
+    assert mine.read_text() == "mine"
+
+
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path, env, imagenet):
     (tmp_path / "save").mkdir()
     (tmp_path / "mine").write_text("mine")
