@@ -32,7 +32,7 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
 def path_argument(text: str) -> Path:
     """Argument type: a path. Nothing, which a shell's unset variable gives, would mean the working folder."""
     if not text:
-        raise argparse.ArgumentTypeError("no path is given")
+        raise argparse.ArgumentTypeError("an empty path: is a shell variable unset?")
     return Path(text)
 
 

@@ -7,7 +7,7 @@ usage() {
     echo "usage: bash data_preparation.sh IMAGENET SAVE {50,300,919,all} [copy train images: true|false]" >&2
     exit 2
 }
-if [ $# -lt 3 ] || [ $# -gt 4 ]; then usage; fi
+if [ $# -lt 3 ] || [ $# -gt 4 ] || [ -z "$1" ] || [ -z "$2" ]; then usage; fi
 case $3 in 50 | 300 | 919 | all) ;; *) usage ;; esac
 copy=()
 case ${4:-false} in true) copy=(--copy) ;; false) ;; *) usage ;; esac
@@ -18,6 +18,8 @@ if [ ! -x "$python" ]; then python=python3; fi
 PYTHON=${PYTHON:-$python}
 export PYTHON
 
+# Hours of copying train should not end with val that is not there.
+"$PYTHON" "$here/datapreparation_val.py" "--imagenet-dir=$1" "--save-dir=$2" "--mode=$3" --check
 "$PYTHON" "$here/datapreparation_train.py" "--imagenet-dir=$1" "--save-dir=$2" "--mode=$3" ${copy[@]+"${copy[@]}"}
 "$PYTHON" "$here/datapreparation_val.py" "--imagenet-dir=$1" "--save-dir=$2" "--mode=$3"
 "$PYTHON" "$here/datapreparation_train_semi.py" "--imagenet-dir=$1" "--save-dir=$2" "--mode=$3"

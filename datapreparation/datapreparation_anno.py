@@ -1,10 +1,8 @@
 """Download the annotation archive of ImageNet-S and put its masks in place."""
 
-from pathlib import Path
-
 from script_arguments import bar, modes_of, new_parser, origin_of, parse, warn  # isort: skip
 
-from command_line import run
+from command_line import path_argument, run
 from imagenets.annotations import MaskList, put_annotations
 from imagenets.lists import categories, mapping, mask_of, train_semi
 
@@ -16,7 +14,7 @@ def main() -> None:
         "archive of the official release, which is downloaded and removed afterwards."
     )
     parser.add_argument(
-        "--archive", type=Path, metavar="FILE", help="a ZIP that you have; goes with one mode"
+        "--archive", type=path_argument, metavar="FILE", help="a ZIP that you have; goes with one mode"
     )
     arguments = parse(parser)
     if arguments.archive is not None and arguments.mode == "all":
@@ -36,9 +34,9 @@ def main() -> None:
             if not placed.masks:
                 print(f"{placed.folder}: none")
             else:
-                print(
-                    f"{placed.folder}: {placed.masks} masks, {'made now' if placed.made else 'there before'}"
-                )
+                made = "there before" if not placed.made else f"{placed.made} of them made now"
+                made = "made now" if placed.made == placed.masks else made
+                print(f"{placed.folder}: {placed.masks} masks, {made}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # Downloads the annotation archive and puts its masks in place: bash datapreparation_anno.sh SAVE {50,300,919,all}
 # PYTHON chooses the interpreter.
 set -euo pipefail
-if [ $# -ne 2 ]; then
+if [ $# -ne 2 ] || [ -z "$1" ]; then
     echo "usage: bash datapreparation_anno.sh SAVE {50,300,919,all}" >&2
     exit 2
 fi

@@ -5,7 +5,7 @@ from script_arguments import add_workers, bar, modes_of, new_parser, origin_of, 
 from command_line import run
 from imagenets.layouts import ValTar, find_val
 from imagenets.lists import MappedImage, categories, mapping
-from imagenets.preparation import plan_val, prepare
+from imagenets.preparation import plan_val, prepare, refuse_missing
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
         layouts=True,
     )
     parser.add_argument("--link", action="store_true", help="soft links in place of copies")
+    parser.add_argument("--check", action="store_true", help="only see whether the images are there")
     add_workers(parser)
     arguments = parse(parser)
     origin = origin_of(arguments)
@@ -27,10 +28,14 @@ def main() -> None:
         }
 
     val = find_val(arguments.imagenet_dir)
-    print(f"ImageNet's validation images: {val}")
+    if not arguments.check:
+        print(f"ImageNet's validation images: {val}")
     if isinstance(val, ValTar) and arguments.link:
         print("from a tar, validation and test are made of real files, also with --link")
     plans = [plan_val(mode, splits, val, arguments.link) for mode, splits in lists.items()]
+    if arguments.check:
+        refuse_missing(plans, arguments.imagenet_dir)
+        return
     print_done(prepare(plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar))
 
 

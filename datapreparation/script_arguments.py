@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
+from command_line import path_argument
 from imagenets.classes import MODES
 from imagenets.layouts import KAGGLE, TRAIN_TAR, VAL_TAR
 from imagenets.lists import Origin
@@ -35,9 +36,11 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if layouts:
-        parser.add_argument("--imagenet-dir", type=Path, required=True, help="your ImageNet copy; only read")
+        parser.add_argument(
+            "--imagenet-dir", type=path_argument, required=True, help="your ImageNet copy; only read"
+        )
     parser.add_argument(
-        "--save-dir", type=Path, required=True, help="folder of the sets: SAVE/ImageNetS50 and so on"
+        "--save-dir", type=path_argument, required=True, help="folder of the sets: SAVE/ImageNetS50 and so on"
     )
     parser.add_argument(
         "--mode", choices=[*MODES, "all"], required=True, help="which set; all: 50, 300 and 919"

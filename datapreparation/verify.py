@@ -1,12 +1,13 @@
 """Compare a prepared ImageNet-S with its lists: exit 0 only when something is there and all is right."""
 
 import sys
+from pathlib import Path
 
 from script_arguments import bar, modes_of, new_parser, origin_of, parse, warn  # isort: skip
 
 from command_line import run
 from imagenets.classes import MODES
-from imagenets.errors import listed
+from imagenets.errors import InputError, listed
 from imagenets.lists import Origin, categories, mapping, train_semi
 from imagenets.verification import SetLists, SetReport, SplitReport, verify_set
 
@@ -22,6 +23,7 @@ def main() -> None:
     )
     parser.add_argument("--deep", action="store_true", help="decode every mask; without it headers are read")
     arguments = parse(parser)
+    refuse_wrong_folder(arguments.save_dir)
     origin = origin_of(arguments)
     lists = [read_lists(mode, origin) for mode in modes_of(arguments)]
     reports = [verify_set(arguments.save_dir, of_mode, arguments.deep, bar) for of_mode in lists]
@@ -30,6 +32,16 @@ def main() -> None:
     if not all(report.right for report in reports):
         sys.stdout.flush()
         sys.exit(1)
+
+
+def refuse_wrong_folder(save: Path) -> None:
+    """Raise InputError where the folder of the sets cannot be this one."""
+    if not save.is_dir():
+        raise InputError(
+            f"{save}: no such folder; --save-dir is the folder that holds {MODES['50'].folder} and so on"
+        )
+    if save.absolute().name in {mode.folder for mode in MODES.values()}:
+        raise InputError(f"{save} is a set itself: name its parent, {save.absolute().parent}")
 
 
 def read_lists(mode: str, origin: Origin) -> SetLists:
@@ -58,7 +70,10 @@ def print_report(report: SetReport) -> None:
         print("  " + "  ".join((first, *others)).rstrip())
     for split in report.splits:
         print_faults(split)
-    print(f"{report.folder.name}: {verdict(report)}\n")
+    print(f"{report.folder.name}: {verdict(report)}")
+    for cure in cures(report):
+        print(f"  {cure}")
+    print()
 
 
 def row(split: SplitReport) -> tuple[str, ...]:
@@ -83,10 +98,30 @@ def print_faults(split: SplitReport) -> None:
         "unexpected": split.unexpected,
         "unreadable or empty": split.unreadable,
         "wrong size": split.misfits,
+        "hidden, which is no fault": split.ignored,
     }
     for kind, things in kinds.items():
         if things:
             print(f"{split.name}: {len(things)} {kind}\n{listed(things)}")
+
+
+def cures(report: SetReport) -> list[str]:
+    """Say what to do about the faults."""
+    found = []
+    faulty = [split for split in report.splits if not split.right]
+    if any(split.missing for split in faulty):
+        found.append("missing: run data_preparation.sh again, which makes what is not there")
+    train = [split for split in faulty if split.name.startswith("train (")]
+    if any(split.lacking or split.surplus or split.unreadable for split in train):
+        found.append("train: is the ImageNet copy whole?")
+    if any(split.unreadable or split.misfits for split in faulty if split not in train):
+        found.append(
+            "unreadable, empty or of the wrong size: remove those files, then run data_preparation.sh again "
+            "(for masks alone datapreparation_anno.sh)"
+        )
+    if any(split.unexpected for split in faulty):
+        found.append("unexpected: move it away")
+    return found
 
 
 def verdict(report: SetReport) -> str:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import lzma
 import re
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagenets.classes import MODES
 from imagenets.disk import check_room, on_disk
-from imagenets.download import discard, download, leftovers
-from imagenets.errors import InputError, listed
+from imagenets.download import discard, download, leftovers, places
+from imagenets.errors import InputError, counted, listed
 from imagenets.lists import ARCHIVES, Origin
 from imagenets.locks import locked
 from imagenets.preparation import LOCK, is_there
@@ -29,7 +31,12 @@ STAGING = ".incomplete-masks"  # in a set's folder: mask folders that are being 
 
 _MASK_MEMBER = re.compile(rf"(?:.*/)?({VALIDATION}|{TRAIN_SEMI})/(.+)", re.DOTALL)
 _DRIVE = re.compile(r"[A-Za-z]:")
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError)
+_PNG = b"\x89PNG\r\n\x1a\n"
+# What reading a damaged ZIP raises: OSError comes from bz2, ValueError and struct.error from offsets.
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, NotImplementedError, RuntimeError, ValueError, OSError),
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Placed:
 
     folder: str
     masks: int  # 0: there is no such folder
-    made: bool  # by this run
+    made: int  # those that this run made
 
 
 def put_annotations(
@@ -68,23 +75,26 @@ def put_annotations(
 ) -> list[Placed]:
     """Put ``train-semi-segmentation`` and ``validation-segmentation`` in place, each whole or not at all.
 
-    The archive is ``archive``, or that of ``origin``, which is downloaded into the set's folder and removed
-    at the end. Nothing is read or downloaded when the folders are there. Raises InputError when something
-    else is in the way, when the archive cannot be had, is hostile or broken or lacks masks, when the disk is
-    too small, and when another run is at work in ``save``.
+    Masks that a folder lacks are filled in, and what is there is never overwritten. The archive is
+    ``archive``, or that of ``origin``, which is downloaded into the set's folder and removed at the end.
+    Nothing is read or downloaded when all masks are there. Raises InputError when something else is in the
+    way, when the archive cannot be had, is hostile or broken or lacks masks, when the disk is too small, and
+    when another run is at work in ``save``.
     """
     root = save / MODES[masks.mode].folder
-    absent = _absent(masks, root, archive)
-    if absent or _left_behind(root, masks.mode) or is_there(save / LOCK):
-        if absent and archive is not None:
+    lacking = _lacking(masks, root, archive)
+    if lacking or _left_behind(root, masks.mode) or is_there(save / LOCK):
+        if lacking and archive is not None:
             with _opened(archive) as opened:  # refused before anything is written
                 _select(opened, archive, masks, no_warning)
         save.mkdir(parents=True, exist_ok=True)
         with locked(save / LOCK):
-            absent = _absent(masks, root, archive)  # what was looked at before may have changed
-            _fill(masks, root, absent, origin, archive, show, warn)
+            lacking = _lacking(masks, root, archive)  # what was looked at before may have changed
+            _fill(masks, root, lacking, origin, archive, show, warn)
     return [
-        Placed(f"{root.name}/{name}", len(wanted) if is_there(root / name) else 0, name in absent)
+        Placed(f"{root.name}/{name}", len(wanted), len(lacking.get(name, ())))
+        if is_there(root / name)
+        else Placed(f"{root.name}/{name}", 0, 0)
         for name, wanted in masks.by_folder.items()
     ]
 
@@ -92,25 +102,27 @@ def put_annotations(
 def _fill(
     masks: MaskList,
     root: Path,
-    absent: list[str],
+    lacking: dict[str, set[str]],
     origin: Origin,
     archive: Path | None,
     show: Show,
     warn: Warn,
 ) -> None:
-    """Make the ``absent`` folders, and remove what an earlier run left behind."""
+    """Put the ``lacking`` masks in place, and remove what an earlier run left behind."""
     root.mkdir(exist_ok=True)
     download_path = _download_path(root, masks.mode)
     try:
         if (root / STAGING).exists():
             shutil.rmtree(root / STAGING)
-        if absent:
+        if lacking:
             path = archive or _fetch(masks.mode, root, origin, show, warn)
             _warn_of_md5(path, masks.mode, origin, warn)
-            _extract(masks, path, root, absent, show, warn)
-    except _RefusedArchiveError:
+            _extract(masks, path, root, lacking, show, warn)
+    except _RefusedArchiveError as error:
+        if archive is not None or not leftovers(download_path):
+            raise
         discard(download_path)  # of no use to the next run
-        raise
+        raise InputError(f"{error}\nIt came from {origin.archive(masks.mode)}, and was removed") from error
     finally:
         with contextlib.suppress(OSError):
             root.rmdir()  # when the run came to nothing
@@ -121,36 +133,42 @@ class _RefusedArchiveError(InputError):
     """What is in the archive is at fault."""
 
 
-def _absent(masks: MaskList, root: Path, archive: Path | None) -> list[str]:
-    """Which mask folders are to be made? Raises InputError on what is in the way."""
+def _lacking(masks: MaskList, root: Path, archive: Path | None) -> dict[str, set[str]]:
+    """Which masks of which folders are to be made? Raises InputError on what is in the way."""
     problems = [
         f"{path}: a link to {path.readlink()}, which is not followed"
-        for path in (root, root / STAGING, _download_path(root, masks.mode))
+        for path in (root, root / STAGING, *places(_download_path(root, masks.mode)))
         if path.is_symlink()
     ]
     if not problems and root.exists() and not root.is_dir():
         problems.append(f"{root}: a file, where a folder would be made")
+    lacking: dict[str, set[str]] = {}
     if not problems:
-        there = [name for name in masks.by_folder if is_there(root / name)]
-        problems = [problem for name in there for problem in _faults(root / name, masks.by_folder[name])]
+        for name, wanted in masks.by_folder.items():
+            absent = {mask for mask in wanted if not _is_filled_file(root / name / mask)}
+            problems += _obstacles(root / name, absent)
+            if absent:
+                lacking[name] = absent
     if problems:
         raise InputError(
-            f"{len(problems)} things in the way; nothing was written. Move them away and run this again:\n"
-            f"{listed(problems)}"
+            f"{counted(len(problems), 'thing')} in the way; nothing was written. "
+            f"Move them away and run this again:\n{listed(problems)}"
         )
-    absent = [name for name in masks.by_folder if name not in there]
     # Validation comes last: where it is, the archive of that run had no masks for train-semi.
-    return [] if absent == [TRAIN_SEMI] and archive is None else absent
+    given_up = set(lacking) == {TRAIN_SEMI} and archive is None and not is_there(root / TRAIN_SEMI)
+    return {} if given_up else lacking
 
 
-def _faults(folder: Path, masks: Sequence[str]) -> list[str]:
-    """Why is this not a whole folder of masks?"""
-    if folder.is_symlink() or not folder.is_dir():
-        return [f"{folder}: no real folder, where a folder of masks would be made"]
-    lacking = [mask for mask in masks if not _is_filled_file(folder / mask)]
-    if not lacking:
+def _obstacles(folder: Path, absent: set[str]) -> list[str]:
+    """What is in the way of a mask folder, or of the masks that are absent from it?"""
+    if not is_there(folder):
         return []
-    return [f"{folder}: lacks {len(lacking)} of its {len(masks)} masks, {lacking[0]} is the first"]
+    folders = [folder, *sorted({(folder / mask).parent for mask in absent})]
+    no_folders = [path for path in folders if is_there(path) and (path.is_symlink() or not path.is_dir())]
+    if no_folders:
+        return [f"{path}: no real folder, where a folder of masks would be made" for path in no_folders]
+    there = [folder / mask for mask in sorted(absent) if is_there(folder / mask)]
+    return [f"{path}: empty or no real file, where a mask would be made" for path in there]
 
 
 def _is_filled_file(path: Path) -> bool:
@@ -173,17 +191,20 @@ def _download_path(root: Path, mode: str) -> Path:
 def _fetch(mode: str, root: Path, origin: Origin, show: Show, warn: Warn) -> Path:
     """Give the path of a mode's archive: in the mirror's folder, or downloaded, now or earlier."""
     place = origin.archive(mode)
+    ways_out = (
+        f"Without a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a folder with "
+        f"{ARCHIVES[mode]}; or datapreparation_anno.py --archive FILE"
+    )
     if isinstance(place, Path):
+        if not place.exists():
+            raise InputError(f"{place}: No such file.\n{ways_out}")
         return place
     target = _download_path(root, mode)
     if not target.exists():
         try:
             download(place, target, zip_expected=True, show=show, warn=warn)
         except InputError as error:
-            raise InputError(
-                f"{error}.\nWithout a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a "
-                f"folder with {ARCHIVES[mode]}; or datapreparation_anno.py --archive FILE"
-            ) from error
+            raise InputError(f"{error}.\n{ways_out}") from error
     return target
 
 
@@ -201,13 +222,20 @@ def _warn_of_md5(path: Path, mode: str, origin: Origin, warn: Warn) -> None:
         warn(f"{path}: its MD5 is {found}, the official name says {named}; it is used all the same")
 
 
-def _extract(masks: MaskList, path: Path, root: Path, absent: list[str], show: Show, warn: Warn) -> None:
-    """Unpack into a staging folder, and rename each mask folder when it is whole."""
+def _extract(
+    masks: MaskList, path: Path, root: Path, lacking: dict[str, set[str]], show: Show, warn: Warn
+) -> None:
+    """Unpack into a staging folder; rename each mask folder when it is whole, or the masks that one lacks."""
     staging = root / STAGING
     with _opened(path) as archive:
         selected = {
-            name: infos for name, infos in _select(archive, path, masks, warn).items() if name in absent
+            name: {mask: info for mask, info in members.items() if mask in lacking[name]}
+            for name, members in _select(archive, path, masks, warn).items()
+            if name in lacking
         }
+        unmended = [str(root / name) for name in lacking if name not in selected and is_there(root / name)]
+        if unmended:
+            raise _RefusedArchiveError(f"{path}: no mask in it for {unmended[0]}, which lacks some")
         infos = [info for members in selected.values() for info in members.values()]
         check_room(root, sum(on_disk(info.file_size) for info in infos), "unpacking the masks")
         staging.mkdir()
@@ -222,20 +250,33 @@ def _extract(masks: MaskList, path: Path, root: Path, absent: list[str], show: S
                 raise _RefusedArchiveError(
                     f"{path}: {len(broken)} masks are broken, get it again:\n{listed(broken)}"
                 )
-            for name in selected:
-                (staging / name).rename(root / name)
+            for name, members in selected.items():
+                _move(staging / name, root / name, members)
         finally:
             shutil.rmtree(staging)
 
 
+def _move(staged: Path, folder: Path, masks: Iterable[str]) -> None:
+    """Rename a whole folder where there is none, else each of its masks."""
+    if not is_there(folder):
+        staged.rename(folder)
+        return
+    for mask in masks:
+        (folder / mask).parent.mkdir(exist_ok=True)
+        (staged / mask).rename(folder / mask)
+
+
 def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> list[str]:
-    """Write one member and check its CRC; give what is wrong with it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Write one member, a PNG, and check its CRC; give what is wrong with it."""
     try:
-        with archive.open(info) as member, target.open("xb") as file:
-            shutil.copyfileobj(member, file)
+        content = archive.read(info)
     except _BROKEN as error:
         return [f"{info.filename}: {error}"]
+    if not content.startswith(_PNG):
+        return [f"{info.filename}: {'no PNG' if content else 'empty'}"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as file:
+        file.write(content)
     return []
 
 
@@ -243,9 +284,9 @@ def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Pat
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
     except _BROKEN as error:
+        if isinstance(error, OSError) and error.filename:  # not opened: nothing is known of its content
+            raise InputError(f"{path}: {error.strerror}") from error
         raise _RefusedArchiveError(f"{path}: no whole ZIP ({error}): get it again") from error
     with archive:
         yield archive

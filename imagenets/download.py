@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import requests
 
@@ -91,8 +92,13 @@ def discard(target: Path) -> None:
 
 def leftovers(target: Path) -> list[Path]:
     """What a download to ``target`` left behind, whole or not."""
+    return [path for path in places(target) if os.path.lexists(path)]
+
+
+def places(target: Path) -> list[Path]:
+    """All files that a download to ``target`` writes."""
     part = target.with_name(target.name + ".part")
-    return [path for path in (target, part, _state(part)) if path.exists()]
+    return [target, part, _state(part)]
 
 
 def _one_attempt(
@@ -123,13 +129,14 @@ def _one_attempt(
                 part.unlink(
                     missing_ok=True
                 )  # before its version is written: the old bytes are not of this one
-                _state(part).write_text(json.dumps(asdict(version)), encoding="utf-8")
+                with _opened_here(_state(part), "wb") as file:
+                    file.write(json.dumps(asdict(version)).encode())
             _receive(response, part, have, version.length, zip_expected, show)
     except (requests.exceptions.SSLError, requests.exceptions.InvalidSchema) as error:
         raise InputError(f"cannot download {url}: {error}") from error
     except (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
         raise _PassingError(_reason(error)) from error
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: sent on to what is no URL
         raise InputError(f"cannot download {url}: {error}") from error
     if version.length is not None and _size(part) != version.length:
         came = _size(part)
@@ -145,8 +152,11 @@ def _receive(
     if length is not None:
         check_room(part.parent, length - have, f"the download of {response.url}")
     name = part.name.removesuffix(".part").lstrip(".")
-    with part.open("ab" if have else "wb") as file, show(name, length, unit="B", done=have) as advance:
-        for chunk in response.iter_content(CHUNK):
+    with (
+        _opened_here(part, "ab" if have else "wb") as file,
+        show(name, length, unit="B", done=have) as advance,
+    ):
+        for chunk in _with_long_first(response.iter_content(CHUNK)):
             if zip_expected and not have and not chunk.startswith(b"PK"):
                 part.unlink()
                 _state(part).unlink()
@@ -154,6 +164,23 @@ def _receive(
             have += file.write(chunk)
             file.flush()  # what is here counts for a resume, however the process ends
             advance(len(chunk))
+
+
+def _with_long_first(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Join the first chunks until they tell what kind of file it is; a server may send single bytes."""
+    first = b""
+    for chunk in chunks:
+        first += chunk
+        if len(first) >= 4:
+            break
+    if first:
+        yield first
+    yield from chunks
+
+
+def _opened_here(path: Path, mode: str) -> IO[bytes]:
+    """Open to write, through no link: it could lead to somebody's file."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
 def _refuse(response: requests.Response, url: str, zip_expected: bool) -> None:

@@ -17,3 +17,8 @@ def listed(problems: Sequence[str]) -> str:
     if len(problems) > SHOWN:
         lines.append(f"  … and {len(problems) - SHOWN} more")
     return "\n".join(lines)
+
+
+def counted(number: int, noun: str) -> str:
+    """Write ``1 thing`` or ``2 things``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

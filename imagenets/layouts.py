@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from imagenets.errors import InputError
 
@@ -20,6 +21,7 @@ KAGGLE = "ILSVRC/Data/CLS-LOC"
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 
+_WNID = re.compile(r"n\d{8}")
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
@@ -225,6 +227,10 @@ def _holds(folder: Path) -> tuple[bool, bool]:
 def _nothing_found(imagenet: Path, what: str, looked_for: list[str]) -> InputError:
     if not imagenet.is_dir():
         return InputError(f"{imagenet}: no such folder; name the folder of your ImageNet copy")
+    if any(_WNID.fullmatch(path.name) for path in imagenet.iterdir()):
+        return InputError(
+            f"{imagenet} holds class folders itself: name its parent, {imagenet.absolute().parent}"
+        )
     return InputError(f"no {what} found in {imagenet}; looked there for {', '.join(looked_for)}")
 
 
@@ -247,7 +253,7 @@ def _not_empty(image: Image, place: str) -> Image:
 def _members(path: Path, inner: Image | None = None) -> Iterator[tuple[str, Image]]:
     """Name (without folders) and place of each file in a tar, or in the tar that is ``inner`` within it.
 
-    Only headers are read. Raises InputError when the tar is broken or cut off.
+    Only headers and the end are read. Raises InputError when the tar is damaged or cut off.
     """
     try:
         with path.open("rb") as file:
@@ -260,10 +266,24 @@ def _members(path: Path, inner: Image | None = None) -> Iterator[tuple[str, Imag
             # TarFile counts offsets from the file's own beginning, also when it begins to read further on.
             with tarfile.TarFile(fileobj=file) as tar:
                 for member in tar:
+                    if member.offset >= end:
+                        return  # a tar without end blocks: what follows is the outer tar's
                     if not member.isreg():
                         continue
                     if member.offset_data + member.size > end:
                         raise InputError(f"{path}: cut off in {member.name}: get it again")
                     yield member.name.rpartition("/")[2], Image(str(path), member.size, member.offset_data)
+                if not _only_zeros(file, tar.offset, end):  # TarFile takes any bad header for the end
+                    raise InputError(f"{path}: damaged header at byte {tar.offset}: get it again")
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{path}: cannot be read as a tar ({error}): get it again") from error
+
+
+def _only_zeros(file: BinaryIO, begin: int, end: int) -> bool:
+    file.seek(begin)
+    while begin < end:
+        piece = file.read(min(end - begin, 1 << 20))
+        if not piece or piece.count(0) != len(piece):
+            return False
+        begin += len(piece)
+    return True

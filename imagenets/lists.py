@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -69,8 +70,12 @@ _PLACE = rf"(({_NAME.pattern})/{_NAME.pattern})"
 _ROW = re.compile(f"{_PLACE} {_PLACE}")
 
 WAYS_OUT = (
-    "Without a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a folder with the lists and "
-    "the archives; or IMAGENETS_LISTS (or --lists), a folder of your own lists"
+    "Without a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a folder with categories/, "
+    "mapping/, names/ and the archives; or IMAGENETS_LISTS (or --lists), a folder of your own lists"
+)
+OWN_LISTS = (
+    "IMAGENETS_LISTS (or --lists) names a folder with categories/, mapping/ and names/, which hold lists of "
+    "the official names"
 )
 
 
@@ -112,7 +117,9 @@ class Origin:
 
     def _place(self, official_url: str, name: str) -> str | Path:
         if self.mirror and not _is_url(self.mirror):
-            return Path(self.mirror) / name
+            folder = Path(self.mirror)
+            in_clone = folder / "data" / name  # a clone of the official repository
+            return in_clone if in_clone.exists() and not (folder / name).exists() else folder / name
         return f"{(self.mirror or official_url).rstrip('/')}/{name}"
 
 
@@ -144,7 +151,7 @@ def categories_at_hand(mode: str) -> list[str] | None:
     """
     folder = os.environ.get("IMAGENETS_LISTS") or cache_folder()
     try:
-        wnids = (Path(folder) / categories_path(mode)).read_text(encoding="utf-8").split()
+        wnids = (Path(folder) / categories_path(mode)).read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError):
         return None
     return wnids if len(set(wnids)) == len(wnids) == MODES[mode].classes else None
@@ -245,7 +252,7 @@ def _lines(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, list
     """Path or URL for messages, and the numbered lines that are not empty."""
     place, content = _content(name, origin, show, warn)
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{place}: no UTF-8 text ({error})") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
@@ -254,23 +261,33 @@ def _lines(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, list
 
 def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, bytes]:
     if origin.lists is not None:
-        return str(origin.lists / name), _read(origin.lists / name)
+        return str(origin.lists / name), _read(origin.lists / name, OWN_LISTS)
     cached = cache_folder() / name
-    if not _is_official(cached, name):
+    if _is_official(cached, name):
+        return str(cached), cached.read_bytes()
+    place = origin.list_place(name)
+    if isinstance(place, Path):
+        content = _read(place, WAYS_OUT)
+        _refuse_other(content, name, place)
+        with suppress(OSError):  # the cache is a help here, no need
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(cached, content)
+        return str(place), content
+    try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with locked(cached.with_name(f".{cached.name}.lock"), wait=True):
             if not _is_official(cached, name):  # another run may have got it while we waited
-                _fetch(name, cached, origin.list_place(name), show, warn)
-    return str(cached), cached.read_bytes()
+                _fetch(name, cached, place, show, warn)
+        return str(cached), cached.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or cached.parent}: {error.strerror}. Lists are kept there; "
+            "choose another folder for that by XDG_CACHE_HOME"
+        ) from error
 
 
-def _fetch(name: str, cached: Path, place: str | Path, show: Show, warn: Warn) -> None:
-    """Put an official list into the cache, from a mirror's folder or by download."""
-    if isinstance(place, Path):
-        content = _read(place)
-        _refuse_other(content, name, place)
-        write_whole(cached, content)
-        return
+def _fetch(name: str, cached: Path, place: str, show: Show, warn: Warn) -> None:
+    """Download an official list into the cache."""
     fresh = cached.with_name(f".{cached.name}.download")
     try:
         download(place, fresh, show=show, warn=warn)
@@ -284,6 +301,8 @@ def _fetch(name: str, cached: Path, place: str | Path, show: Show, warn: Warn) -
 
 
 def _refuse_other(content: bytes, name: str, place: str | Path) -> None:
+    if content.lstrip().startswith(b"<"):
+        raise InputError(f"{place} gave a web page in place of the list. {WAYS_OUT}")
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[name]:
         raise InputError(
@@ -295,15 +314,15 @@ def _refuse_other(content: bytes, name: str, place: str | Path) -> None:
 def _is_official(path: Path, name: str) -> bool:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[name]
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, way_out: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}. {WAYS_OUT}") from error
+        raise InputError(f"{path}: {error.strerror}. {way_out}") from error
 
 
 def _is_url(text: str) -> bool:

@@ -22,7 +22,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     The lock is the kernel's (flock), so that it ends with the process, however that ends; a lock file which
     a killed process left behind is taken over. With ``wait``, wait for its holder.
 
-    Raises InputError when another process holds it.
+    Raises InputError when another process holds it, and when it is somebody's file.
     """
     descriptor = _hold(path, wait)
     try:
@@ -38,6 +38,8 @@ def _hold(path: Path, wait: bool) -> int:
         try:
             _flock(descriptor, path, wait)
             if _is_still(path, descriptor):
+                if os.pread(descriptor, 21, 0).strip(b"0123456789"):  # a lock file holds a process id
+                    raise InputError(f"{path}: no lock file of this toolbox, move it away")
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, str(os.getpid()).encode())
                 return descriptor

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from imagenets.classes import MERGED, MODES
 from imagenets.disk import check_room, on_disk
-from imagenets.errors import InputError, listed
+from imagenets.errors import InputError, counted, listed
 from imagenets.layouts import KAGGLE, Image, MissingError, Train, TrainFolder, Val
 from imagenets.lists import MappedImage, SemiImage
 from imagenets.locks import locked
@@ -155,7 +155,7 @@ def prepare(
     when ``save`` lies in ``imagenet``, when something else is where a file, folder or link belongs, when the
     disk is too small, and when another run is at work in ``save``.
     """
-    _refuse_missing(plans, imagenet)
+    refuse_missing(plans, imagenet)
     for plan in plans:
         _refuse_nested(imagenet, save, plan.folder)
     todo = [_Todo.of(plan, save) for plan in plans]
@@ -174,7 +174,8 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def _refuse_missing(plans: Sequence[Plan], imagenet: Path) -> None:
+def refuse_missing(plans: Sequence[Plan], imagenet: Path) -> None:
+    """Raise InputError, which lists them, when ImageNet lacks images that the plans need."""
     needed_by: dict[str, list[str]] = {}
     for plan in plans:
         for thing in plan.missing:
@@ -247,7 +248,7 @@ class _Todo:
             problems.append(f"{staging}: the run needs this name for a folder of its own")
         if problems:
             raise InputError(
-                f"{len(problems)} things in the way; nothing was written. "
+                f"{counted(len(problems), 'thing')} in the way; nothing was written. "
                 f"Move them away, or choose another folder:\n{listed(problems)}"
             )
         return cls(plan, root, folders, links, copies, staged=staging.exists())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,7 @@ class SplitReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)  # with the reason
+    ignored: list[str] = field(default_factory=list)  # hidden files that are no part of it, and no fault
     misfits: list[str] = field(default_factory=list)  # masks whose size is not their image's
     lacking: int = 0  # images too few, where a total is all that is known
     surplus: int = 0  # and too many
@@ -133,7 +135,8 @@ def _verify_train(root: Path, lists: SetLists, show: Show) -> list[SplitReport]:
     there = _names(folder, classes)
     known = set(lists.wnids)
     classes.missing = [f"{folder / wnid}" for wnid in lists.wnids if wnid not in there]
-    classes.unexpected = [f"{folder / name}" for name in sorted(there - known)]
+    for name in sorted(there - known):
+        _note_extra(folder / name, classes)
     wnids = sorted(there & known)
     classes.found = len(wnids)
     with show(f"{root.name}/train", len(wnids), unit="class") as advance:
@@ -147,18 +150,21 @@ def _verify_train(root: Path, lists: SetLists, show: Show) -> list[SplitReport]:
 
 
 def _count_images(folder: Path, images: SplitReport, classes: SplitReport) -> int:
-    """Count the images of a class; broken links and empty files go into the report."""
+    """Count the images of a class; broken links, empty files and what is no file go into the report."""
     count = 0
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if is_image(entry.name):
-                    count += 1
                     fault = _stat_fault(entry.path)
                     if fault:
                         images.unreadable.append(fault)
+                    count += not entry.is_dir()
     except OSError as error:
         classes.unreadable.append(f"{folder}: {error.strerror}")
+        return count
+    if not count:
+        classes.unreadable.append(f"{folder}: no image in it")
     return count
 
 
@@ -223,13 +229,20 @@ def _compare(folder: Path, name: str, wanted: Sequence[str]) -> tuple[SplitRepor
         if wnid in known and (folder / wnid).is_dir():
             there.update(f"{wnid}/{file}" for file in _names(folder / wnid, report))
         else:
-            report.unexpected.append(f"{folder / wnid}")
+            _note_extra(folder / wnid, report)
     every = set(wanted)
     report.missing = [f"{folder / path}" for path in wanted if path not in there]
-    report.unexpected += [f"{folder / path}" for path in sorted(there - every)]
+    for path in sorted(there - every):
+        _note_extra(folder / path, report)
     found = sorted(there & every)
     report.found = len(found)
     return report, found
+
+
+def _note_extra(path: Path, report: SplitReport) -> None:
+    """Tell of what the list does not know: hidden files, ``.DS_Store``, are no fault."""
+    hidden = path.name.startswith(".") and path.is_file()
+    (report.ignored if hidden else report.unexpected).append(str(path))
 
 
 def _names(folder: Path, report: SplitReport) -> set[str]:
@@ -259,10 +272,12 @@ def _faults(
 
 def _stat_fault(path: str) -> str | None:
     try:
-        size = os.stat(path).st_size
+        status = os.stat(path)
     except OSError as error:
         return f"{path}: {error.strerror}"
-    return None if size else f"{path}: empty"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path}: no file"
+    return None if status.st_size else f"{path}: empty"
 
 
 def _image_size(path: str) -> list[tuple[int, int]]:

@@ -80,6 +80,8 @@ def test_a_folder_as_mirror(tmp_path, env, members):
     assert archive.exists()
     result = anno(tmp_path / "other", "--mirror", tmp_path / "nothing", env=env, status=1)
     assert f"{tmp_path / 'nothing' / NAME}: No such file" in result.stderr
+    assert "IMAGENETS_MIRROR" in result.stderr
+    assert "--archive FILE" in result.stderr
 
 
 def test_cut_off_and_503(tmp_path, env, host, members):
@@ -211,6 +213,41 @@ def test_no_zip(tmp_path, env, members, content):
     refused(tmp_path, env, archive, "no whole ZIP", str(archive))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_in_a_compressed_member(tmp_path, env, members, method):
+    archive, victim = tmp_path / "a.zip", sorted(members)[3]
+    with zipfile.ZipFile(archive, "w", method) as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+        info = opened.getinfo(victim)
+    content = bytearray(archive.read_bytes())
+    at = info.header_offset + 30 + len(victim)
+    content[at + 4 : at + info.compress_size] = b"\xff" * (info.compress_size - 4)
+    archive.write_bytes(content)
+    refused(tmp_path, env, archive, f"{archive}: 1 masks are broken", victim)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xff\xff\x7f", b"\0\0\0\0"])
+@pytest.mark.parametrize("field", [12, 16], ids=["size", "offset"])
+def test_a_damaged_directory_of_the_zip(tmp_path, env, members, field, damage):
+    archive = write_archive(tmp_path / "a.zip", members)
+    content = bytearray(archive.read_bytes())
+    at = content.rindex(b"PK\5\6") + field
+    content[at : at + 4] = damage
+    archive.write_bytes(content)
+    refused(tmp_path, env, archive, str(archive))
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"<html>", "no PNG")])
+def test_masks_that_are_no_png(tmp_path, env, host, members, content, reason):
+    victim = sorted(members)[3]
+    host.files[NAME] = write_archive(tmp_path / "a.zip", members | {victim: content}).read_bytes()
+    result = anno(tmp_path / "save", env=env, status=1)
+    assert f"{victim}: {reason}" in result.stderr
+    assert f"It came from {host.url}/{NAME}" in result.stderr
+    assert snapshot(tmp_path / "save") == {}
+
+
 def test_no_such_archive(tmp_path, env):
     refused(tmp_path, env, tmp_path / "none.zip", f"{tmp_path / 'none.zip'}: No such file")
 
@@ -253,19 +290,41 @@ def test_too_little_room_to_unpack(tmp_path, lists, members, monkeypatch):
     assert snapshot(tmp_path / "save") == {}
 
 
+def test_lost_masks_are_filled_in(tmp_path, env, host, members):
+    anno(tmp_path / "save", env=env)
+    whole, root = snapshot(tmp_path / "save"), tmp_path / "save/ImageNetS50"
+    (root / next(name for name in members if name.startswith("train-semi"))).unlink()
+    shutil.rmtree(root / "validation-segmentation/n00001003")
+    mine = root / "validation-segmentation/n00001004/mine.png"
+    mine.write_bytes(b"mine")
+    kept = root / next(name for name in members if "n00001005" in name)
+    kept.write_bytes(b"edited")
+    result = anno(tmp_path / "save", env=env)
+    assert "train-semi-segmentation: 150 masks, 1 of them made now" in result.stdout
+    edits = {str(path.relative_to(tmp_path / "save")): path.read_bytes() for path in (mine, kept)}
+    assert snapshot(tmp_path / "save") == whole | edits
+    (root / next(name for name in members if name.startswith("train-semi"))).unlink()
+    archive = write_archive(tmp_path / "a.zip", members)
+    anno(tmp_path / "save", "--archive", archive, env=env)
+    assert snapshot(tmp_path / "save") == whole | edits
+    assert len(host.asked) == 2
+
+
 # What is in the way.
 
 
-@pytest.mark.parametrize("kind", ["partial folder", "empty mask", "link", "file", "link to the set"])
+@pytest.mark.parametrize("kind", ["class link", "empty mask", "link", "file", "link to the set"])
 def test_what_is_in_the_way_is_named_and_kept(tmp_path, env, host, members, kind):
     folder = tmp_path / "save/ImageNetS50/validation-segmentation"
     (tmp_path / "elsewhere").mkdir()
-    if kind == "partial folder":
-        (folder / "n00001000").mkdir(parents=True)
-        (folder / "n00001000/mine.png").write_bytes(b"mine")
+    if kind == "class link":
+        folder.mkdir(parents=True)
+        folder /= "n00001000"
+        folder.symlink_to(tmp_path / "elsewhere")
     elif kind == "empty mask":
         anno(tmp_path / "save", env=env)
-        next(path for path in folder.rglob("*.png")).write_bytes(b"")
+        folder = next(path for path in folder.rglob("*.png"))
+        folder.write_bytes(b"")
     elif kind == "link to the set":
         folder.parent.parent.mkdir()
         folder.parent.symlink_to(tmp_path / "elsewhere")
@@ -275,10 +334,23 @@ def test_what_is_in_the_way_is_named_and_kept(tmp_path, env, host, members, kind
         folder.symlink_to(tmp_path / "elsewhere") if kind == "link" else folder.write_bytes(b"mine")
     before, asked = snapshot(tmp_path / "save"), len(host.asked)
     result = anno(tmp_path / "save", env=env, status=1)
+    assert "1 thing in the way" in result.stderr
     assert f"{folder}: " in result.stderr
     assert snapshot(tmp_path / "save") == before
     assert not any((tmp_path / "elsewhere").iterdir())
     assert len(host.asked) == asked
+
+
+@pytest.mark.parametrize("end", ["", ".part", ".part.json"])
+def test_links_where_the_download_writes(tmp_path, env, host, end):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "save/ImageNetS50").mkdir(parents=True)
+    link = tmp_path / f"save/ImageNetS50/.{NAME}{end}"
+    link.symlink_to(tmp_path / "mine")
+    result = anno(tmp_path / "save", env=env, status=1)
+    assert f"{link}: a link to {tmp_path / 'mine'}" in result.stderr
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert link.is_symlink()
 
 
 def test_two_runs_into_one_save(tmp_path, env, host, members):

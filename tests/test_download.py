@@ -96,6 +96,17 @@ def test_a_part_of_unknown_origin_is_not_trusted(host, get, tmp_path):
     get()
 
 
+@pytest.mark.parametrize("end", [".part", ".part.json"])
+def test_a_link_is_not_written_through(host, get, tmp_path, monkeypatch, end):
+    """Also where the link came after somebody had looked."""
+    monkeypatch.setattr("pathlib.Path.unlink", lambda path, missing_ok=False: None)
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / f"a.zip{end}").symlink_to("mine")
+    with pytest.raises(OSError, match="symbolic links"):
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK)
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+
+
 def test_server_without_etag_resumes_by_length(host, get, tmp_path):
     host.etag = None
     have = half_done(host, tmp_path)
@@ -152,6 +163,17 @@ def test_a_web_page_that_calls_itself_a_zip(host, tmp_path):
     with pytest.raises(InputError, match="gave no ZIP: it begins with b'<html>"):
         download(f"{host.url}/a.zip", tmp_path / "a.zip", zip_expected=True, patience=QUICK)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_zip_whose_first_byte_comes_alone(host, get):
+    host.faults = [Fault(chunked=True)]
+    assert get(zip_expected=True) == []
+
+
+def test_sent_on_to_what_is_no_url(host, tmp_path):
+    host.faults = [Fault(location="http://[::bad")]
+    with pytest.raises(InputError, match=rf"cannot download {host.url}/a.zip: "):
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK)
 
 
 def test_wrong_length(host, tmp_path):

@@ -109,6 +109,40 @@ def test_a_list_arrives_in_spite_of_503_and_a_cut(tmp_path):
         assert host.asked[-1][1].startswith("bytes=")
 
 
+@official
+def test_a_clone_of_the_official_repository_is_a_mirror(tmp_path):
+    shutil.copytree(OFFICIAL_LISTS, tmp_path / "clone/data")
+    assert len(categories("50", Origin(str(tmp_path / "clone")))) == 50
+
+
+@official
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(categories("50", Origin(str(OFFICIAL_LISTS)))) == 50
+    with serve({}) as host, pytest.raises(InputError, match=r"file/imagenets.*: Not a dir.*XDG_CACHE_HOME"):
+        categories("50", Origin(host.url))
+
+
+def test_a_web_page_is_no_list():
+    page = {categories_path("50"): b"<!DOCTYPE html><html></html>"}
+    with serve(page) as host, pytest.raises(InputError, match=r"a web page in place of the list"):
+        categories("50", Origin(host.url))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    lists = write_toy_lists(tmp_path / "lists")
+    path = lists / categories_path("50")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert categories("50", Origin(lists=lists))[0] == "n00001000"
+
+
+def test_own_lists_that_are_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"No such file or directory. IMAGENETS_LISTS") as caught:
+        categories("50", Origin(lists=tmp_path))
+    assert "network" not in str(caught.value)
+
+
 def test_own_lists_are_taken_as_they_are(tmp_path):
     lists = write_toy_lists(tmp_path / "lists")
     origin = Origin(lists=lists)

@@ -255,6 +255,9 @@ def test_nothing_recognised(tmp_path, env, script):
     assert not (tmp_path / "save").exists()
     result = step(script, tmp_path / "nowhere", tmp_path / "save", env=env, status=1)
     assert "no such folder" in result.stderr
+    (tmp_path / "imagenet/images/n00001000").mkdir()
+    result = step(script, tmp_path / "imagenet/images", tmp_path / "save", env=env, status=1)
+    assert f"name its parent, {tmp_path / 'imagenet'}" in result.stderr
 
 
 def test_missing_images_are_reported_together(tmp_path, toy):
@@ -320,6 +323,63 @@ def test_a_class_tar_that_is_cut_off_within_the_whole_one(tmp_path, env, toy):
     broken.replace(whole)
     result = step(TRAIN, imagenet, tmp_path / "save", env=env, status=1)
     assert f"{whole}: cut off in n00001007_" in result.stderr
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"\0"], ids=["garbage", "zeros"])
+@pytest.mark.parametrize("header", ["n00001007_0.JPEG", "n00001007.tar"])
+def test_a_damaged_header_within_a_tar(tmp_path, env, toy, header, damage):
+    """The reader would take it for the end, and go on without the rest."""
+    imagenet = write_imagenet(tmp_path / "imagenet", "tars", toy)
+    whole = imagenet / "ILSVRC2012_img_train.tar"
+    content = bytearray(whole.read_bytes())
+    at = content.index(header.encode() + b"\0")
+    content[at : at + 512] = damage * 512
+    whole.write_bytes(content)
+    result = step(TRAIN, imagenet, tmp_path / "save", env=env, status=1)
+    assert f"{whole}: damaged header at byte {at}" in result.stderr
+    assert not (tmp_path / "save").exists()
+
+
+def test_class_tars_without_end_blocks(tmp_path, env, toy):
+    """What follows them in the outer tar is not theirs; an empty one has no images."""
+    imagenet = write_imagenet(tmp_path / "imagenet", "tars", toy)
+    whole, cut = imagenet / "ILSVRC2012_img_train.tar", tmp_path / "cut.tar"
+    for empty in (False, True):
+        with tarfile.open(whole) as tar, tarfile.open(cut, "w") as made:
+            for member in tar:
+                content = tar.extractfile(member).read()
+                with tarfile.open(fileobj=io.BytesIO(content)) as inner:
+                    inner.getmembers()
+                    member.size = inner.offset
+                if empty and member.name == "n00001007.tar":
+                    member.size = 0
+                made.addfile(member, io.BytesIO(content))
+        cut.replace(whole)
+        result = step(TRAIN, imagenet, tmp_path / f"save {empty}", env=env, status=int(empty))
+    assert f"{whole}: no image in its n00001007.tar" in result.stderr
+    made = {p.name for p in (tmp_path / "save False/ImageNetS50/train").rglob("*.JPEG")}
+    assert made == {Path(place).name for place in toy.train}
+
+
+@pytest.mark.parametrize("empty", ["--imagenet-dir", "--save-dir"])
+def test_an_empty_path_is_not_the_current_folder(tmp_path, env, imagenet, empty):
+    paths = {"--imagenet-dir": imagenet, "--save-dir": tmp_path / "save"} | {empty: ""}
+    options = [f"{option}={path}" for option, path in paths.items()]
+    result = run(VAL, *options, "--mode", "50", env=env, status=2, cwd=tmp_path)
+    assert f"{empty}: an empty path" in result.stderr
+    assert (
+        "usage" in run("data_preparation.sh", *paths.values(), "50", env=env, status=2, cwd=tmp_path).stderr
+    )
+    run("datapreparation_anno.sh", "", "50", env=env, status=2, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_val_is_looked_for_before_train_is_made(tmp_path, env, toy):
+    imagenet = write_imagenet(tmp_path / "imagenet", "folders", toy)
+    (imagenet / "val" / toy.val[3]).unlink()
+    result = run("data_preparation.sh", imagenet, tmp_path / "save", "50", "true", env=env, status=1)
+    assert "lacks 1 needed image" in result.stderr
+    assert not (tmp_path / "save").exists()
 
 
 # Nothing of the user's is lost.
@@ -482,10 +542,11 @@ def test_wrong_usage(tmp_path, env):
 
 def test_data_preparation_stops_at_the_first_failure(tmp_path, env, toy):
     imagenet = write_imagenet(tmp_path / "imagenet", "folders", toy)
-    shutil.rmtree(imagenet / "val")
+    (imagenet / "train/n00001000/n00001000_0.JPEG").unlink()
     result = run("data_preparation.sh", imagenet, tmp_path / "save", "50", "true", env=env, status=1)
-    assert "no validation images found" in result.stderr
-    assert [path.name for path in (tmp_path / "save/ImageNetS50").iterdir()] == ["train"]
+    assert "n00001000_0.JPEG: No such file" in result.stderr
+    made = {path.name for path in (tmp_path / "save/ImageNetS50").iterdir()}
+    assert made == {"train", "validation", "test"}
     assert not (tmp_path / "save/ImageNetS50/train/n00001000").is_symlink()
 
 
@@ -651,6 +712,15 @@ def test_two_runs_into_one_save(tmp_path, env, imagenet):
     (save / preparation.LOCK).write_text("12345")  # left by a killed run
     step(VAL, imagenet, save, env=env)
     assert [path.name for path in save.iterdir()] == ["ImageNetS50"]
+
+
+def test_a_file_in_place_of_the_lock_is_kept(tmp_path, env, imagenet):
+    mine = tmp_path / "save" / preparation.LOCK
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    result = step(VAL, imagenet, tmp_path / "save", env=env, status=1)
+    assert f"{mine}: no lock file" in result.stderr
+    assert mine.read_text() == "mine"
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path, env, imagenet):

@@ -78,7 +78,15 @@ def test_complete(whole, env, deep):
 
 
 def test_nothing_there(tmp_path, env):
-    assert "ImageNetS50: nothing there" in verify(tmp_path / "save", env=env, status=1)
+    assert "ImageNetS50: nothing there" in verify(tmp_path, env=env, status=1)
+
+
+def test_folders_that_hold_no_sets(tmp_path, whole, env):
+    def complaint(save):
+        return run("verify.py", "--save-dir", save, "--mode", "50", env=env, status=1).stderr
+
+    assert f"{tmp_path / 'none'}: no such folder" in complaint(tmp_path / "none")
+    assert f"name its parent, {whole}" in complaint(whole / "ImageNetS50")
 
 
 def test_absent_splits_are_named_and_no_fault(save, env):
@@ -141,13 +149,34 @@ def test_one_faulty_file(save, env, split, file, fault, kind):
     assert all(row(output, other) == ["150", "150", "0", "0", "0", "0"] for other in others)
 
 
-@pytest.mark.parametrize("place", ["test/n99999999", f"test/{CLASS}/more.JPEG", "validation/.DS_Store"])
+@pytest.mark.parametrize("place", ["test/n99999999", f"test/{CLASS}/more.JPEG", "validation/mine.txt"])
 def test_unexpected_things(save, env, place):
     path = save / "ImageNetS50" / place
     path.mkdir() if place.endswith("9") else path.write_bytes(b"x")
     output = verify(save, env=env, status=1)
     assert row(output, place.split("/")[0])[COLUMN["unexpected"]] == "1"
     assert f"  {path}" in output
+
+
+@pytest.mark.parametrize("place", ["train", "validation", f"test/{CLASS}"])
+def test_hidden_files_are_told_and_no_fault(save, env, place):
+    path = save / "ImageNetS50" / place / ".DS_Store"
+    path.write_bytes(b"x")
+    output = verify(save, env=env)
+    assert f"1 hidden, which is no fault\n  {path}" in output
+    assert "ImageNetS50: complete" in output
+
+
+def test_cures(save, env):
+    root = save / "ImageNetS50"
+    spoil(root / f"validation-segmentation/{CLASS}/{IMAGE}.png")
+    remove(root / f"validation/{CLASS}/{IMAGE}.JPEG")
+    output = verify(save, env=env, status=1)
+    assert "remove those files, then run data_preparation.sh again" in output
+    assert "missing: run data_preparation.sh again" in output
+    assert "is the ImageNet copy whole?" not in output
+    empty(next(iter((root / f"train/{CLASS}").iterdir())))
+    assert "train: is the ImageNet copy whole?" in verify(save, env=env, status=1)
 
 
 def test_train(save, env):
@@ -160,6 +189,20 @@ def test_train(save, env):
     assert row(output, "train (images)") == ["-", "240", "0", "0", "1", "0"]
     for name in ("n00001003", "n00001004", "n99999999", "n00001005"):
         assert f"  {train / name}" in output
+
+
+def test_a_class_folder_without_images(save, env):
+    """Without a known total nothing else tells."""
+    folder = save / "ImageNetS50/train/n00001003"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    output = verify(save, env=env, status=1)
+    assert f"  {folder}: no image in it" in output
+    (folder / "a.JPEG").mkdir()
+    output = verify(save, env=env, status=1)
+    assert f"  {folder}: no image in it" in output
+    assert f"  {folder / 'a.JPEG'}: no file" in output
+    assert row(output, "train (images)")[1] == "245"
 
 
 def test_a_class_link_that_leads_nowhere(save, env):

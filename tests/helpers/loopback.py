@@ -21,6 +21,8 @@ class Fault:
     reset: bool = False  # with a TCP reset
     stall: float = 0.0  # seconds of silence, at the cut or at the beginning
     html: bool = False  # a web page in place of the file
+    location: str | None = None  # sent on to there
+    chunked: bool = False  # the first byte alone
     announce: int | None = None  # a Content-Length that is not the body's
 
 
@@ -82,6 +84,14 @@ def _handler(current: Callable[[], Host]) -> type[BaseHTTPRequestHandler]:
             if fault.status != 200 or path not in host.files:
                 self.send_error(fault.status if fault.status != 200 else 404)
                 return
+            if fault.location:
+                self.send_response(302)
+                self.send_header("Location", fault.location)
+                self.end_headers()
+                return
+            if fault.chunked:
+                self._send_chunks(host.files[path])
+                return
             body, status, start = host.files[path], 200, 0
             if fault.html:
                 body = b"<!DOCTYPE html><html><body>Sign in to the hotel's network</body></html>"
@@ -101,6 +111,13 @@ def _handler(current: Callable[[], Host]) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(length))
             self.end_headers()
             self._send(host, body[start:], fault)
+
+        def _send_chunks(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for chunk in (body[:1], body[1:], b""):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
 
         def _send(self, host: Host, body: bytes, fault: Fault) -> None:
             body = body if fault.cut_after is None else body[: fault.cut_after]
