@@ -1,6 +1,7 @@
 """Compare a prepared ImageNet-S with its lists: exit 0 only when something is there and all is right."""
 
 import sys
+import warnings
 from pathlib import Path
 
 from script_arguments import bar, modes_of, new_parser, origin_of, parse, warn  # isort: skip
@@ -16,6 +17,7 @@ COLUMNS = ("split", "expected", "found", "missing", "unexpected", "unreadable", 
 
 def main() -> None:
     """Parse, verify, print a table for each set, end with 1 when one is not right."""
+    warnings.filterwarnings("ignore", module="PIL")  # about EXIF that Pillow cannot read: no fault of a set
     parser = new_parser(
         "Compare SAVE/ImageNetS* with its lists, split by split. Exit status 0 only when all that is there\n"
         "is right and something is there; splits that are absent are named. Train has no list of images:\n"
