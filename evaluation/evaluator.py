@@ -13,6 +13,7 @@ from command_line import path_argument, run
 from evaluation.options import (
     add_arguments,
     add_bootstrap_arguments,
+    add_match_argument,
     check_output,
     label_limit,
     matching_path,
@@ -36,12 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_arguments(parser)
-    parser.add_argument(
-        "--match",
-        metavar="NAME",
-        help="the matching that match.py saved as --session-name NAME, or the path of a matching file; "
-        "without it the predictions hold class ids",
-    )
+    add_match_argument(parser)
     add_bootstrap_arguments(parser, resamples=None)
     parser.add_argument(
         "--output", type=path_argument, metavar="FILE", help="x.json: everything; x.csv: the table of classes"

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from command_line import path_argument, run
-from evaluation.options import check_output, default_workers, warn, worker_count
+from evaluation.options import add_gt_dir_argument, check_output, default_workers, warn, worker_count
 from imagenets.classes import MODES
 from imagenets.errors import InputError, listed
 from imagenets.files import write_whole
@@ -45,9 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         required=True,
         help="maps, <attribution-dir>/<wnid>/<name>.npy: floating point, (height, width) of the image",
     )
-    parser.add_argument(
-        "--gt-dir", type=path_argument, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png"
-    )
+    add_gt_dir_argument(parser)
     parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
     parser.add_argument(
         "--tolerance",

@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``add_arguments`` but for the predictions."""
-    parser.add_argument(
-        "--gt-dir", type=path_argument, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png"
-    )
+    add_gt_dir_argument(parser)
     parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
     parser.add_argument(
         "--clusters",
@@ -68,6 +66,23 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
 def default_workers() -> int:
     """Cores for this process: its share, where torchrun started several on this machine."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def add_gt_dir_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --gt-dir."""
+    parser.add_argument(
+        "--gt-dir", type=path_argument, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png"
+    )
+
+
+def add_match_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --match."""
+    parser.add_argument(
+        "--match",
+        metavar="NAME",
+        help="the matching that match.py saved as --session-name NAME, or the path of a matching file; "
+        "without it the predictions hold class ids",
+    )
 
 
 def add_bootstrap_arguments(parser: argparse.ArgumentParser, resamples: int | None) -> None:

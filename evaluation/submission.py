@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from command_line import path_argument, run
 from evaluation.options import (
+    add_match_argument,
     check_output,
     cluster_count,
     label_limit,
@@ -62,12 +63,7 @@ def parse_arguments() -> argparse.Namespace:
         type=path_argument,
         help="the prepared set, with <save-dir>/ImageNetS<mode>/test/<wnid>/<name>.JPEG",
     )
-    parser.add_argument(
-        "--match",
-        metavar="NAME",
-        help="the matching that match.py saved as --session-name NAME, or the path of a matching file; "
-        "without it the predictions hold class ids",
-    )
+    add_match_argument(parser)
     parser.add_argument(
         "--clusters",
         type=cluster_count,

@@ -14,7 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from command_line import path_argument, run
-from evaluation.options import check_output, matching_path, read_classes, worker_count
+from evaluation.options import (
+    add_gt_dir_argument,
+    add_match_argument,
+    check_output,
+    matching_path,
+    read_classes,
+    worker_count,
+)
 from imagenets.classes import MAX_LABEL, MODES, label_name
 from imagenets.images import check_image_dir
 from imagenets.matching_file import read_matching
@@ -28,9 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--image-dir", type=path_argument, required=True, help="images, <image-dir>/<wnid>/<name>.JPEG"
     )
-    parser.add_argument(
-        "--gt-dir", type=path_argument, required=True, help="ground truth, <gt-dir>/<wnid>/<name>.png"
-    )
+    add_gt_dir_argument(parser)
     parser.add_argument(
         "--predict-dir",
         type=path_argument,
@@ -46,12 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--mode", choices=MODES, help="number of classes (default: the number of folders in --gt-dir)"
     )
-    parser.add_argument(
-        "--match",
-        metavar="NAME",
-        help="the matching that match.py saved as --session-name NAME, or the path of a matching file; "
-        "without it the predictions hold class ids",
-    )
+    add_match_argument(parser)
     parser.add_argument(
         "--results-dir", type=path_argument, default=Path("results"), help="matchings (default: results)"
     )
