@@ -16,10 +16,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from imagenets.bootstrap import bootstrap_scores, drawn_images, percentile_intervals
 from imagenets.classes import MODES
-from imagenets.contingency import ContingencyTable, Rows, make_table
-from imagenets.metrics import evaluate
+from imagenets.scoring.bootstrap import bootstrap_scores, drawn_images, percentile_intervals
+from imagenets.scoring.contingency import ContingencyTable, Rows, make_table
+from imagenets.scoring.metrics import evaluate
 
 PLAIN_RESAMPLES = 5
 

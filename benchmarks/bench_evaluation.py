@@ -28,9 +28,9 @@ from PIL import Image
 
 from command_line import run
 from imagenets.classes import MODES
-from imagenets.contingency import Chunk, PairChunks, count_pairs, load_chunks
 from imagenets.masks import decode_mask, decode_rgb, labels_to_rgb
-from imagenets.pairs import Pairs, find_pairs
+from imagenets.scoring.contingency import Chunk, PairChunks, count_pairs, load_chunks
+from imagenets.scoring.pairs import Pairs, find_pairs
 
 PEER_PAIRS = 500
 

@@ -1,10 +1,14 @@
 """Download the annotation archive of ImageNet-S and put its masks in place."""
 
-from script_arguments import bar, modes_of, new_parser, origin_of, parse, warn  # isort: skip
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import path_argument, run
-from imagenets.annotations import MaskList, put_annotations
+from command_line.preparation import bar, modes_of, new_parser, origin_of, parse, warn
 from imagenets.lists import categories, mapping, mask_of, train_semi
+from imagenets.preparation.annotations import MaskList, put_annotations
 
 
 def main() -> None:

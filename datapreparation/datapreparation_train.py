@@ -1,12 +1,25 @@
 """Make train/ of ImageNet-S from a copy of ImageNet, by links or, with --copy, by real files."""
 
-from script_arguments import add_workers, bar, modes_of, new_parser, origin_of, parse, print_done, warn  # isort: skip
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
+from command_line.preparation import (
+    add_workers,
+    bar,
+    modes_of,
+    new_parser,
+    origin_of,
+    parse,
+    print_done,
+    warn,
+)
 from imagenets.classes import MODES
-from imagenets.layouts import TRAIN_TAR, TrainTar, find_train
 from imagenets.lists import categories
-from imagenets.preparation import Done, plan_train, prepare
+from imagenets.preparation.image_folders import Done, plan_train, prepare
+from imagenets.preparation.layouts import TRAIN_TAR, TrainTar, find_train
 
 
 def main() -> None:

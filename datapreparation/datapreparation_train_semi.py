@@ -1,11 +1,24 @@
 """Make train-semi/ of ImageNet-S, ten training images a class, from a copy of ImageNet."""
 
-from script_arguments import add_workers, bar, modes_of, new_parser, origin_of, parse, print_done, warn  # isort: skip
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
-from imagenets.layouts import TrainTar, find_train
+from command_line.preparation import (
+    add_workers,
+    bar,
+    modes_of,
+    new_parser,
+    origin_of,
+    parse,
+    print_done,
+    warn,
+)
 from imagenets.lists import categories, train_semi
-from imagenets.preparation import plan_train_semi, prepare
+from imagenets.preparation.image_folders import plan_train_semi, prepare
+from imagenets.preparation.layouts import TrainTar, find_train
 
 
 def main() -> None:

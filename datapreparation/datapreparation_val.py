@@ -1,11 +1,24 @@
 """Make validation/ and test/ of ImageNet-S from a copy of ImageNet."""
 
-from script_arguments import add_workers, bar, modes_of, new_parser, origin_of, parse, print_done, warn  # isort: skip
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
-from imagenets.layouts import ValTar, find_val
+from command_line.preparation import (
+    add_workers,
+    bar,
+    modes_of,
+    new_parser,
+    origin_of,
+    parse,
+    print_done,
+    warn,
+)
 from imagenets.lists import MappedImage, categories, mapping
-from imagenets.preparation import plan_val, prepare, refuse_missing
+from imagenets.preparation.image_folders import plan_val, prepare, refuse_missing
+from imagenets.preparation.layouts import ValTar, find_val
 
 
 def main() -> None:

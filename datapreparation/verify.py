@@ -4,13 +4,14 @@ import sys
 import warnings
 from pathlib import Path
 
-from script_arguments import bar, modes_of, new_parser, origin_of, parse, warn  # isort: skip
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
+from command_line.preparation import bar, modes_of, new_parser, origin_of, parse, warn
 from imagenets.classes import MODES
-from imagenets.errors import InputError, listed
+from imagenets.common.errors import InputError, listed
 from imagenets.lists import Origin, categories, mapping, train_semi
-from imagenets.verification import SetLists, SetReport, SplitReport, verify_set
+from imagenets.preparation.verification import SetLists, SetReport, SplitReport, verify_set
 
 COLUMNS = ("split", "expected", "found", "missing", "unexpected", "unreadable", "wrong size")
 

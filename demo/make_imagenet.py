@@ -27,7 +27,7 @@ from PIL import Image
 from command_line import run, whole_number
 from demo.pictures import CLASSES, Picture, draw
 from imagenets.classes import MODES
-from imagenets.errors import InputError
+from imagenets.common.errors import InputError
 from imagenets.lists import ARCHIVES, categories_path, mapping_path, train_semi_path
 from imagenets.masks import labels_to_rgb
 

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
-from imagenets.report import text_table
+from imagenets.reporting.text import text_table
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ bash "$root/datapreparation/data_preparation.sh" "$output/imagenet" "$output/pre
 "$PYTHON" "$root/datapreparation/verify.py" --save-dir "$output/prepared" --mode 50
 
 step "the unsupervised baseline: foregrounds, k-means over their features"
-"$PYTHON" "$root/baseline/kmeans.py" --save-dir "$output/prepared" --mode 50 --output-dir "$output/baseline"
+"$PYTHON" "$root/methods/kmeans.py" --save-dir "$output/prepared" --mode 50 --output-dir "$output/baseline"
 
 step "its scores, in percent"
 evaluate baseline "$output/baseline/validation" \
@@ -46,7 +46,7 @@ evaluate baseline "$output/baseline/validation" \
 
 step "beside predictions that know nothing"
 for kind in background random random-clusters; do
-    "$PYTHON" "$root/baseline/trivial.py" --predict-dir "$output/baseline/validation" --mode 50 \
+    "$PYTHON" "$root/methods/trivial.py" --predict-dir "$output/baseline/validation" --mode 50 \
         --kind "$kind" --output-dir "$output/$kind"
     evaluate "$kind" "$output/$kind" >/dev/null
 done

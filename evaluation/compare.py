@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import path_argument, run
-from evaluation.options import (
+from command_line.evaluation import (
     add_bootstrap_arguments,
     add_ground_truth_arguments,
     check_output,
@@ -23,10 +23,11 @@ from evaluation.options import (
     warn_of_count,
 )
 from imagenets.classes import MODES
-from imagenets.comparison import Method, compare, comparison_json, comparison_text
-from imagenets.contingency import refuse
-from imagenets.files import write_whole
-from imagenets.matching_file import matching_array
+from imagenets.common.whole_files import write_whole
+from imagenets.reporting.comparison_text import comparison_json, comparison_text
+from imagenets.scoring.comparison import Method, compare
+from imagenets.scoring.contingency import refuse
+from imagenets.scoring.matching_file import matching_array
 
 Side = tuple[Path, str | None]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import path_argument, run
-from evaluation.options import (
+from command_line.evaluation import (
     add_arguments,
     add_bootstrap_arguments,
     add_match_argument,
@@ -22,13 +22,13 @@ from evaluation.options import (
     read_table,
 )
 from imagenets.classes import MODES
-from imagenets.contingency import CountPairs
-from imagenets.files import write_whole
+from imagenets.common.whole_files import write_whole
 from imagenets.images import check_image_dir
-from imagenets.matching_file import matching_array
-from imagenets.metrics import evaluate
-from imagenets.ranks import run_on_ranks
-from imagenets.report import class_text, evaluation_csv, evaluation_json, intervals_text, summary_text
+from imagenets.reporting.text import class_text, evaluation_csv, evaluation_json, intervals_text, summary_text
+from imagenets.scoring.contingency import CountPairs
+from imagenets.scoring.matching_file import matching_array
+from imagenets.scoring.metrics import evaluate
+from imagenets.scoring.ranks import run_on_ranks
 
 REPORT_RESAMPLES = 1000  # a report shows how sure its scores are, also without --bootstrap
 
@@ -93,7 +93,7 @@ def main(count: CountPairs) -> None:
     bootstrap = intervals = None
     resamples = arguments.bootstrap or (REPORT_RESAMPLES if arguments.report else 0)
     if resamples:
-        from imagenets.bootstrap import bootstrap_intervals
+        from imagenets.scoring.bootstrap import bootstrap_intervals
 
         bootstrap = bootstrap_intervals(table, number_of_classes, matching, resamples, arguments.seed or 0)
         intervals = bootstrap.intervals
@@ -109,7 +109,7 @@ def main(count: CountPairs) -> None:
             )
     if arguments.report:
         # The charts' library takes a while, and scores alone do not need it.
-        from imagenets.html_report import Subject, html_report
+        from imagenets.reporting.html import Subject, html_report
 
         subject = Subject(
             mode=arguments.mode,

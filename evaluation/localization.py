@@ -24,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from command_line import path_argument, run
-from evaluation.options import add_gt_dir_argument, check_output, default_workers, warn, worker_count
+from command_line.evaluation import add_gt_dir_argument, check_output, default_workers, warn, worker_count
 from imagenets.classes import MODES
-from imagenets.errors import InputError, listed
-from imagenets.files import write_whole
+from imagenets.common.errors import InputError, listed
+from imagenets.common.whole_files import write_whole
 from imagenets.lists import categories_at_hand
-from imagenets.localization import IOU_THRESHOLDS, Localization, evaluate_maps, localization_json
-from imagenets.pairs import Pairs, find_pairs, wnid_folders
-from imagenets.report import text_table
+from imagenets.reporting.text import text_table
+from imagenets.scoring.localization import IOU_THRESHOLDS, Localization, evaluate_maps, localization_json
+from imagenets.scoring.pairs import Pairs, find_pairs, wnid_folders
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,15 +10,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
-from evaluation.options import add_arguments, check_output, read_classes, read_table
+from command_line.evaluation import add_arguments, check_output, read_classes, read_table
 from imagenets.classes import MODES
-from imagenets.contingency import CountPairs
-from imagenets.errors import InputError
-from imagenets.files import write_whole
-from imagenets.matching import METHODS, find_matching
-from imagenets.matching_file import matching_json
-from imagenets.ranks import run_on_ranks
-from imagenets.report import matching_text
+from imagenets.common.errors import InputError
+from imagenets.common.whole_files import write_whole
+from imagenets.reporting.text import matching_text
+from imagenets.scoring.contingency import CountPairs
+from imagenets.scoring.matching import METHODS, find_matching
+from imagenets.scoring.matching_file import matching_json
+from imagenets.scoring.ranks import run_on_ranks
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from command_line import path_argument, run
-from evaluation.options import (
+from command_line.evaluation import (
     add_match_argument,
     check_output,
     cluster_count,
@@ -25,8 +25,8 @@ from evaluation.options import (
     worker_count,
 )
 from imagenets.classes import MODES
-from imagenets.errors import InputError, listed
-from imagenets.submission import (
+from imagenets.common.errors import InputError, listed
+from imagenets.scoring.submission import (
     MATCHING,
     METHOD,
     METHOD_LINES,

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from command_line import path_argument, run
-from evaluation.options import (
+from command_line.evaluation import (
     add_gt_dir_argument,
     add_match_argument,
     check_output,
@@ -24,9 +24,9 @@ from evaluation.options import (
 )
 from imagenets.classes import MAX_LABEL, MODES, label_name
 from imagenets.images import check_image_dir
-from imagenets.matching_file import read_matching
-from imagenets.overlay_files import Drawing, write_overlays
-from imagenets.pairs import find_pairs, read_names, wnid_folders
+from imagenets.reporting.overlay_folder import Drawing, write_overlays
+from imagenets.scoring.matching_file import read_matching
+from imagenets.scoring.pairs import find_pairs, read_names, wnid_folders
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from imagenets.classes import MERGED, Mode, find_mode, mode_table, mode_wnids
-from imagenets.errors import InputError, listed
-from imagenets.images import check_size, read_image
-from imagenets.layouts import IMAGE_SUFFIXES
+from imagenets.classes import MERGED, Mode, find_mode
+from imagenets.common.errors import InputError, listed
+from imagenets.images import IMAGE_SUFFIXES, check_size, read_image
+from imagenets.label_maps import mode_table, mode_wnids
 from imagenets.lists import categories_at_hand, mapping_at_hand, mask_of
 from imagenets.masks import decode_mask, png_size
 

@@ -8,12 +8,18 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
 
-from imagenets.errors import InputError
+from imagenets.common.errors import InputError
 
 _SUFFIXES = (".JPEG", ".jpg", ".jpeg", ".png")  # in this order
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")  # in any case
 
 # Values of the EXIF orientation that exchange height and width.
 _QUARTER_TURNS = (5, 6, 7, 8)
+
+
+def is_image(name: str) -> bool:
+    """Is this the name of an image file, and not a hidden one?"""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def check_image_dir(image_dir: Path) -> None:

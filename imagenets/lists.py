@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagenets.classes import MODES
-from imagenets.download import discard, download
-from imagenets.errors import InputError, listed
-from imagenets.files import write_whole
-from imagenets.locks import locked
-from imagenets.progress import Show, Warn, no_bar, no_warning
+from imagenets.common.download import discard, download
+from imagenets.common.errors import InputError, listed
+from imagenets.common.locks import locked
+from imagenets.common.progress import Show, Warn, no_bar, no_warning
+from imagenets.common.whole_files import write_whole
 
 LISTS_URL = (
     "https://raw.githubusercontent.com/LUSSeg/ImageNet-S/b2312ba7396151f883362bdc86d71469aa81066e/data"

@@ -12,8 +12,8 @@ import kornia_rs
 import numpy as np
 
 from imagenets.classes import BACKGROUND, IGNORE, MAX_LABEL
-from imagenets.errors import InputError
-from imagenets.files import write_whole
+from imagenets.common.errors import InputError
+from imagenets.common.whole_files import write_whole
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGBA"}

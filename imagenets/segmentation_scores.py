@@ -12,10 +12,10 @@ import torch
 import torch.distributed
 
 from imagenets.classes import IGNORE, MAX_LABEL, MODES
-from imagenets.contingency import ROW_TYPES, ContingencyTable, Rows, count_pair, make_table
 from imagenets.masks import boundary_distance, labels_to_rgb
-from imagenets.metrics import BOUNDARY_SCORES, SCORES, evaluate
-from imagenets.runs import LabelRuns, label_runs
+from imagenets.scoring.contingency import ROW_TYPES, ContingencyTable, Rows, count_pair, make_table
+from imagenets.scoring.metrics import BOUNDARY_SCORES, SCORES, evaluate
+from imagenets.scoring.run_length import LabelRuns, label_runs
 
 # bool and the unsigned types apart from uint8 are no labels that PyTorch can calculate with.
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagenets.contingency import count_pair, make_table
 from imagenets.masks import boundary_distance, labels_to_rgb
-from imagenets.runs import label_runs
+from imagenets.scoring.contingency import count_pair, make_table
+from imagenets.scoring.run_length import label_runs
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("IMAGENETS_SHARED", CHECKOUT.parent / "shared"))

@@ -7,5 +7,6 @@ bash setup.sh dev
 export PATH="$root/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
-mypy imagenets command_line.py evaluation baseline demo benchmarks datapreparation
+lint-imports
+mypy imagenets command_line evaluation methods demo benchmarks datapreparation
 exec python -m pytest -n auto "$@"

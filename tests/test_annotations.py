@@ -15,10 +15,10 @@ from helpers.generated_imagenet import masks_of, snapshot, write_archive, write_
 from helpers.loopback import Fault, serve
 from helpers.scripts import command, environment, run
 
-from imagenets.annotations import MaskList, put_annotations
-from imagenets.errors import InputError
+from imagenets.common.errors import InputError
 from imagenets.lists import ARCHIVES, Origin
-from imagenets.preparation import LOCK
+from imagenets.preparation.annotations import MaskList, put_annotations
+from imagenets.preparation.image_folders import LOCK
 
 NAME = ARCHIVES["50"]
 

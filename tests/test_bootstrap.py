@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from masksets import random_images, table_of
 
-from imagenets import bootstrap
-from imagenets.bootstrap import (
+from imagenets.scoring import bootstrap
+from imagenets.scoring.bootstrap import (
     bootstrap_intervals,
     bootstrap_scores,
     drawn_images,
     percentile_intervals,
 )
-from imagenets.comparison import Method, compare
-from imagenets.contingency import Rows, make_table
-from imagenets.metrics import SCORES, evaluate
+from imagenets.scoring.comparison import Method, compare
+from imagenets.scoring.contingency import Rows, make_table
+from imagenets.scoring.metrics import SCORES, evaluate
 
 
 def slow_bootstrap(images, classes, matching, resamples, seed):

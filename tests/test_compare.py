@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from masksets import blobs, random_images, script, table_of, write_mask, write_pairs
 
-from imagenets.bootstrap import bootstrap_intervals
-from imagenets.metrics import SCORES
+from imagenets.scoring.bootstrap import bootstrap_intervals
+from imagenets.scoring.metrics import SCORES
 
 
 @pytest.fixture

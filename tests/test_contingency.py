@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from masksets import blobs, write_pairs
 
-from imagenets import runs
-from imagenets.contingency import count_pair, count_pairs
 from imagenets.masks import boundary_distance, labels_to_rgb
-from imagenets.pairs import find_pairs
+from imagenets.scoring import run_length as runs
+from imagenets.scoring.contingency import count_pair, count_pairs
+from imagenets.scoring.pairs import find_pairs
 
 
 def counted(truth, prediction, distance=None):

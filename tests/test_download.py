@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from helpers.loopback import Fault, serve
 
-from imagenets.download import Patience, download
-from imagenets.errors import InputError
+from imagenets.common.download import Patience, download
+from imagenets.common.errors import InputError
 
 BODY = b"PK" + bytes(range(256)) * 4000  # about a megabyte
 QUICK = Patience(attempts=3, first_wait=0.01, connect=2, read=0.3)

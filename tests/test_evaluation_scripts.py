@@ -17,7 +17,7 @@ import reference
 from masksets import CHECKOUT, REAL, random_images, script, to_rgb, write_mask, write_pairs
 from PIL import Image
 
-from imagenets.files import write_whole
+from imagenets.common.whole_files import write_whole
 
 NAME = "n00000001/image_1.png"
 

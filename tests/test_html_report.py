@@ -14,10 +14,10 @@ from masksets import REAL, script, table_of, write_mask
 from PIL import Image
 
 from imagenets.classes import class_table
-from imagenets.contingency import Rows, make_table
-from imagenets.html_report import IMAGES_PER_GROUP, Subject, html_report
-from imagenets.metrics import evaluate
-from imagenets.samples import choose_images, image_label_ious, image_mean_iou
+from imagenets.reporting.html import IMAGES_PER_GROUP, Subject, html_report
+from imagenets.reporting.image_scores import choose_images, image_label_ious, image_mean_iou
+from imagenets.scoring.contingency import Rows, make_table
+from imagenets.scoring.metrics import evaluate
 
 EVIL = "<script>alert('1')<img src=x onerror=\"alert(2)\">&amp;{{ 7*7 }}"
 

@@ -8,7 +8,7 @@ from helpers.loopback import Fault, serve
 from helpers.scripts import environment, run
 
 from imagenets.classes import MODES
-from imagenets.errors import InputError
+from imagenets.common.errors import InputError
 from imagenets.lists import (
     SHA256,
     Origin,

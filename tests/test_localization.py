@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from masksets import script, write_mask
 from prepared_set import WNIDS, write_lists
 
-from imagenets.localization import energy, iou_at_thresholds, pointing_game, roc_auc, score_map
+from imagenets.scoring.localization import energy, iou_at_thresholds, pointing_game, roc_auc, score_map
 
 PIXELS = st.integers(1, 40).flatmap(
     lambda n: st.tuples(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from imagenets.errors import InputError
+from imagenets.common.errors import InputError
 from imagenets.masks import decode_mask, encode_mask, resize_mask, target_mask
 
 EVERY_ID = np.array([*range(920), 1000])

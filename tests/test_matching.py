@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from masksets import random_images, table_of
 
-from imagenets import matching as matching_module
-from imagenets.errors import InputError
-from imagenets.matching import find_matching, overlapping_pixels, shared_images
-from imagenets.matching_file import matching_array, matching_json, read_matching
+from imagenets.common.errors import InputError
+from imagenets.scoring import matching as matching_module
+from imagenets.scoring.matching import find_matching, overlapping_pixels, shared_images
+from imagenets.scoring.matching_file import matching_array, matching_json, read_matching
 
 SEEDS = st.integers(0, 2**32)
 

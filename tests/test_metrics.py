@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from masksets import random_images, table_of
 
-from imagenets.matching import find_matching
-from imagenets.metrics import SCORES, evaluate
+from imagenets.scoring.matching import find_matching
+from imagenets.scoring.metrics import SCORES, evaluate
 
 
 def assert_scores(evaluation, expected):

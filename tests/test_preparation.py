@@ -30,10 +30,9 @@ from helpers.generated_imagenet import (
 from helpers.loopback import serve
 from helpers.scripts import command, environment, run
 
-from imagenets import preparation
 from imagenets.classes import MERGED, MODES
-from imagenets.errors import InputError
-from imagenets.layouts import Image, find_train, find_val
+from imagenets.common.errors import InputError
+from imagenets.common.locks import locked
 from imagenets.lists import (
     ARCHIVES,
     SHA256,
@@ -41,8 +40,9 @@ from imagenets.lists import (
     mapping_path,
     train_semi_path,
 )
-from imagenets.locks import locked
-from imagenets.preparation import Plan, copy_image, plan_train, prepare
+from imagenets.preparation import image_folders as preparation
+from imagenets.preparation.image_folders import Plan, copy_image, plan_train, prepare
+from imagenets.preparation.layouts import Image, find_train, find_val
 
 official = pytest.mark.skipif(not OFFICIAL_LISTS.is_dir(), reason="the official lists are not at hand")
 TRAIN, VAL, SEMI = (f"datapreparation_{step}.py" for step in ("train", "val", "train_semi"))

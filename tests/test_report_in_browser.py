@@ -13,9 +13,9 @@ from masksets import table_of, write_mask
 from PIL import Image
 
 from imagenets.classes import class_table
-from imagenets.contingency import Rows, make_table
-from imagenets.html_report import Subject, html_report
-from imagenets.metrics import evaluate
+from imagenets.reporting.html import Subject, html_report
+from imagenets.scoring.contingency import Rows, make_table
+from imagenets.scoring.metrics import evaluate
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

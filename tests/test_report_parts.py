@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from masksets import random_images, table_of
 from PIL import Image
 
-from imagenets.confusions import find_confusions, matched_clusters
-from imagenets.overlays import (
+from imagenets.reporting.confusions import find_confusions, matched_clusters
+from imagenets.reporting.image_scores import choose_images, image_label_ious, image_mean_iou
+from imagenets.reporting.overlays import (
     DISAGREEMENT,
     GROUND_GRAY,
     disagreement_kinds,
@@ -22,7 +23,6 @@ from imagenets.overlays import (
     palette,
     plain_ground,
 )
-from imagenets.samples import choose_images, image_label_ious, image_mean_iou
 
 CLASSES, CLUSTERS = 6, 9
 

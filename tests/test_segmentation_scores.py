@@ -17,8 +17,8 @@ from masksets import REAL, random_images, table_of
 
 from imagenets import SegmentationScores
 from imagenets.masks import decode_mask
-from imagenets.matching import find_matching
-from imagenets.metrics import BOUNDARY_SCORES, SCORES, evaluate
+from imagenets.scoring.matching import find_matching
+from imagenets.scoring.metrics import BOUNDARY_SCORES, SCORES, evaluate
 
 
 def fed(images, scores):

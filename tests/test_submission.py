@@ -16,8 +16,8 @@ from PIL import Image
 
 from evaluation import submission
 from imagenets.classes import MODES
-from imagenets.errors import InputError
-from imagenets.submission import ArchiveSource
+from imagenets.common.errors import InputError
+from imagenets.scoring.submission import ArchiveSource
 
 NAMES = [f"n0000000{i % 3}/ILSVRC2012_val_{i:08d}" for i in range(20)]  # more than a worker's chunk
 METHOD = {

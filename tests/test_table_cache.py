@@ -10,10 +10,10 @@ import pytest
 from masksets import random_images, write_mask, write_pairs
 from PIL import Image
 
-from imagenets import table_cache
-from imagenets.metrics import evaluate
-from imagenets.pairs import find_pairs
-from imagenets.table_cache import cached_table
+from imagenets.scoring import table_cache
+from imagenets.scoring.metrics import evaluate
+from imagenets.scoring.pairs import find_pairs
+from imagenets.scoring.table_cache import cached_table
 
 NAME = "n00000001/image_1.png"
 

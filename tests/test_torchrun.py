@@ -131,7 +131,7 @@ def test_a_rank_0_that_refuses_its_arguments_ends_the_others(folder):
 
 def test_a_rank_that_never_comes_is_told(folder):
     """As where a script is called from within a torchrun job, whose variables it inherits."""
-    main = "import datetime, imagenets.ranks as ranks; from command_line import run; "
+    main = "import datetime, imagenets.scoring.ranks as ranks; from command_line import run; "
     main += (
         "ranks._ALL_STARTED_WITHIN = datetime.timedelta(seconds=1); run(lambda: ranks.run_on_ranks(print))"
     )
@@ -155,6 +155,7 @@ def test_a_rank_that_never_comes_is_told(folder):
 
 def test_without_torchrun_nothing_of_pytorch_is_loaded():
     """A cached evaluation takes less time than PyTorch takes to load."""
-    check = "import sys, imagenets.ranks, evaluation.evaluator, evaluation.match, evaluation.localization; "
+    check = "import sys, imagenets.scoring.ranks; "
+    check += "import evaluation.evaluator, evaluation.match, evaluation.localization; "
     check += "sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=CHECKOUT, check=True)

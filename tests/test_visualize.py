@@ -9,7 +9,7 @@ import pytest
 from masksets import script, write_mask
 from PIL import Image
 
-from imagenets.overlays import draw_panels
+from imagenets.reporting.overlays import draw_panels
 
 NAMES = [f"n0144353{i % 2}/image_{i}.png" for i in range(4)]
 SIZES = [(30, 40), (50, 20), (3, 3), (1, 70)]

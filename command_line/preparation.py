@@ -1,0 +1,120 @@
+"""What the data preparation scripts share: arguments, progress bars, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from command_line import path_argument
+from imagenets.classes import MODES
+from imagenets.common.progress import Advance
+from imagenets.lists import Origin
+from imagenets.preparation.image_folders import Done
+from imagenets.preparation.layouts import KAGGLE, TRAIN_TAR, VAL_TAR
+
+PATH_OPTIONS = ("--imagenet-dir", "--save-dir", "--archive", "--mirror", "--lists")
+
+LAYOUTS = f"""\
+--imagenet-dir is searched for: train/<wnid>/, val/<wnid>/, a flat val/, the same in
+{KAGGLE} (Kaggle's copy), and the untouched {TRAIN_TAR} and
+{VAL_TAR}, from which only what is needed is extracted."""
+
+
+def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentParser:
+    """Begin a script's parser with the arguments that all of them take."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=LAYOUTS if layouts else None,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if layouts:
+        parser.add_argument(
+            "--imagenet-dir", type=path_argument, required=True, help="your ImageNet copy; only read"
+        )
+    parser.add_argument(
+        "--save-dir", type=path_argument, required=True, help="folder of the sets: SAVE/ImageNetS50 and so on"
+    )
+    parser.add_argument(
+        "--mode", choices=[*MODES, "all"], required=True, help="which set; all: 50, 300 and 919"
+    )
+    parser.add_argument(
+        "--mirror",
+        help="URL or folder that holds the official lists and archives (default: $IMAGENETS_MIRROR)",
+    )
+    parser.add_argument(
+        "--lists", help="folder of your own lists, taken as they are (default: $IMAGENETS_LISTS)"
+    )
+    return parser
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add ``--workers``."""
+    parser.add_argument("--workers", type=_positive, default=4, help="threads that copy (default: 4)")
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, in which a path may begin with a dash.
+
+    argparse alone would take such a path for an option.
+    """
+    arguments: list[str] = []
+    for argument in sys.argv[1:]:
+        if arguments and arguments[-1] in PATH_OPTIONS and not argument.startswith("--"):
+            arguments[-1] += f"={argument}"
+        else:
+            arguments.append(argument)
+    # Paths that are no text in the terminal's encoding are printed with escapes.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    return parser.parse_args(arguments)
+
+
+def modes_of(arguments: argparse.Namespace) -> list[str]:
+    """List the modes that were asked for."""
+    return list(MODES) if arguments.mode == "all" else [arguments.mode]
+
+
+def origin_of(arguments: argparse.Namespace) -> Origin:
+    """Tell where lists and archives come from."""
+    return Origin.chosen(arguments.mirror, arguments.lists)
+
+
+def warn(message: str) -> None:
+    """Print a warning."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+@contextmanager
+def bar(description: str, total: int | None, *, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Show a progress bar on a terminal; elsewhere nothing."""
+    with tqdm(
+        total=total,
+        initial=done,
+        desc=description,
+        unit=unit if unit == "B" else f" {unit}",
+        unit_scale=unit == "B",
+        disable=None,
+        leave=False,
+    ) as shown:
+        yield lambda units: shown.update(units) and None
+
+
+def print_done(done: Sequence[Done]) -> None:
+    """Print what is in each folder now."""
+    for folder in done:
+        things = [f"{folder.copies} images"] * bool(folder.copies) + [f"{folder.links} links"] * bool(
+            folder.links
+        )
+        made = f"{folder.made} made now" if folder.made else "all there before"
+        print(f"{folder.folder}: {' and '.join(things)}, {made}")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number

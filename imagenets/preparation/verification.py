@@ -1,0 +1,326 @@
+"""Compare a prepared ImageNet-S with its lists: missing, unexpected, unreadable, of the wrong size."""
+
+# Paths are plain strings where there are a million of them: pathlib would take longer than the disk.
+# ruff: noqa: PTH116, PTH123, PTH208
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imagenets.classes import IGNORE, MODES
+from imagenets.common.errors import InputError
+from imagenets.common.progress import Show, no_bar
+from imagenets.images import is_image, mask_sizes
+from imagenets.lists import MappedImage, SemiImage, mask_of
+from imagenets.masks import decode_mask, png_size
+
+THREADS = 4  # readers of headers, so that a slow disk or network is asked for several at a time
+BATCH = 64  # files that a thread takes at a time
+HEAD = 1 << 15  # bytes that hold the header of nearly every JPEG
+PNG_HEAD = 33  # bytes that hold signature and IHDR
+_NO_HEADER = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class SetLists:
+    """All that a mode's lists say; ``train_images`` is None where no number is known."""
+
+    mode: str
+    wnids: Sequence[str]
+    train_images: int | None
+    train_semi: Sequence[SemiImage]
+    validation: Sequence[MappedImage]
+    test: Sequence[MappedImage]
+
+
+@dataclass
+class SplitReport:
+    """What one split holds; ``absent``: its folder is not there, and nothing else is counted."""
+
+    name: str
+    expected: int | None
+    found: int = 0
+    absent: bool = False
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)  # with the reason
+    ignored: list[str] = field(default_factory=list)  # hidden files that are no part of it, and no fault
+    misfits: list[str] = field(default_factory=list)  # masks whose size is not their image's
+    lacking: int = 0  # images too few, where a total is all that is known
+    surplus: int = 0  # and too many
+
+    @property
+    def right(self) -> bool:
+        """Is all that is there as it should be?"""
+        lists = (self.missing, self.unexpected, self.unreadable, self.misfits)
+        return self.absent or not (any(lists) or self.lacking or self.surplus)
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """What one prepared set holds."""
+
+    folder: Path
+    splits: list[SplitReport]
+
+    @property
+    def absent(self) -> list[str]:
+        """Splits that are not there."""
+        return list(dict.fromkeys(split.name.partition(" ")[0] for split in self.splits if split.absent))
+
+    @property
+    def right(self) -> bool:
+        """Is something there, and all of it right?"""
+        return all(split.right for split in self.splits) and not all(split.absent for split in self.splits)
+
+
+def verify_set(save: Path, lists: SetLists, deep: bool = False, show: Show = no_bar) -> SetReport:
+    """Verify one prepared set, ``save/ImageNetS50`` for mode 50.
+
+    Headers of images and masks are read, and nothing is decoded; with ``deep`` every mask is.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decompressed
+        return SetReport(save / MODES[lists.mode].folder, _verify_splits(save, lists, deep, show))
+
+
+def _verify_splits(save: Path, lists: SetLists, deep: bool, show: Show) -> list[SplitReport]:
+    root = save / MODES[lists.mode].folder
+    semi = [image.target for image in lists.train_semi]
+    validation = [image.target for image in lists.validation]
+    splits = [] if lists.mode != "919" else [_verify_train_full(root)]
+    splits += _verify_train(root, lists, show)
+    splits.append(_verify_images(root, "train-semi", semi, show))
+    splits.append(
+        _verify_masks(root, "train-semi", [(i.mask, i.target) for i in lists.train_semi], lists, deep, show)
+    )
+    splits.append(_verify_images(root, "validation", validation, show))
+    splits.append(_verify_masks(root, "validation", [(mask_of(i), i) for i in validation], lists, deep, show))
+    splits.append(_verify_images(root, "test", [image.target for image in lists.test], show))
+    return splits
+
+
+def _verify_train_full(root: Path) -> SplitReport:
+    """``train-full`` is a link to a folder that is there, or absent, which is no fault."""
+    report = SplitReport("train-full", expected=1)
+    path = root / "train-full"
+    if not os.path.lexists(path):
+        report.absent = True
+    elif path.is_dir():
+        report.found = 1
+    else:
+        report.unreadable.append(f"{path}: leads to no folder")
+    return report
+
+
+def _verify_train(root: Path, lists: SetLists, show: Show) -> list[SplitReport]:
+    """Class folders by name, images by their total: no list of them exists."""
+    folder = root / "train"
+    classes = SplitReport("train (classes)", len(lists.wnids))
+    images = SplitReport("train (images)", lists.train_images)
+    if not os.path.lexists(folder):
+        classes.absent = images.absent = True
+        return [classes, images]
+    there = _names(folder, classes)
+    known = set(lists.wnids)
+    classes.missing = [f"{folder / wnid}" for wnid in lists.wnids if wnid not in there]
+    for name in sorted(there - known):
+        _note_extra(folder / name, classes)
+    wnids = sorted(there & known)
+    classes.found = len(wnids)
+    with show(f"{root.name}/train", len(wnids), unit="class") as advance:
+        for wnid in wnids:
+            images.found += _count_images(folder / wnid, images, classes)
+            advance(1)
+    if lists.train_images is not None:
+        images.lacking = max(0, lists.train_images - images.found)
+        images.surplus = max(0, images.found - lists.train_images)
+    return [classes, images]
+
+
+def _count_images(folder: Path, images: SplitReport, classes: SplitReport) -> int:
+    """Count the images of a class; broken links, empty files and what is no file go into the report."""
+    count = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_image(entry.name):
+                    fault = _stat_fault(entry.path)
+                    if fault:
+                        images.unreadable.append(fault)
+                    count += not entry.is_dir()
+    except OSError as error:
+        classes.unreadable.append(f"{folder}: {error.strerror}")
+        return count
+    if not count:
+        classes.unreadable.append(f"{folder}: no image in it")
+    return count
+
+
+def _verify_images(root: Path, name: str, wanted: Sequence[str], show: Show) -> SplitReport:
+    """Are these images there, and images by their headers?"""
+    folder = root / name
+    report, there = _compare(folder, name, wanted)
+
+    def fault(image: str) -> str | None:
+        try:
+            _image_size(f"{folder}/{image}")
+        except InputError as error:
+            return str(error)
+        return None
+
+    with show(f"{root.name}/{name}", len(there), unit="image") as advance:
+        report.unreadable += _faults(there, fault, advance)
+    return report
+
+
+def _verify_masks(
+    root: Path, split: str, pairs: Sequence[tuple[str, str]], lists: SetLists, deep: bool, show: Show
+) -> SplitReport:
+    """Are these masks there, as large as their images, and with ``deep`` of sound content?"""
+    name = f"{split}-segmentation"
+    folder = root / name
+    image_of = dict(pairs)
+    report, there = _compare(folder, name, [mask for mask, _ in pairs])
+    misfits = []
+
+    def fault(mask: str) -> str | None:
+        path = f"{folder}/{mask}"
+        try:
+            size = _mask_size(path)
+            if deep:
+                _check_labels(path, len(lists.wnids))
+        except InputError as error:
+            return str(error)
+        try:
+            sizes = _image_size(f"{root}/{split}/{image_of[mask]}")
+        except InputError:
+            return None  # the image's own split tells; without images there is no size to compare
+        if size not in sizes:
+            misfits.append(f"{path}: {size[1]}x{size[0]} pixels, its image {sizes[0][1]}x{sizes[0][0]}")
+        return None
+
+    with show(f"{root.name}/{name}", len(there), unit="mask") as advance:
+        report.unreadable += _faults(there, fault, advance)
+    report.misfits = sorted(misfits)
+    return report
+
+
+def _compare(folder: Path, name: str, wanted: Sequence[str]) -> tuple[SplitReport, list[str]]:
+    """Compare ``<wnid>/<name>`` below a folder with what is wanted; give the wanted ones that are there."""
+    report = SplitReport(name, len(wanted))
+    if not os.path.lexists(folder):
+        report.absent = True
+        return report, []
+    there: set[str] = set()
+    known = {path.partition("/")[0] for path in wanted}
+    for wnid in sorted(_names(folder, report)):
+        if wnid in known and (folder / wnid).is_dir():
+            there.update(f"{wnid}/{file}" for file in _names(folder / wnid, report))
+        else:
+            _note_extra(folder / wnid, report)
+    every = set(wanted)
+    report.missing = [f"{folder / path}" for path in wanted if path not in there]
+    for path in sorted(there - every):
+        _note_extra(folder / path, report)
+    found = sorted(there & every)
+    report.found = len(found)
+    return report, found
+
+
+def _note_extra(path: Path, report: SplitReport) -> None:
+    """Tell of what the list does not know: hidden files, ``.DS_Store``, are no fault."""
+    hidden = path.name.startswith(".") and path.is_file()
+    (report.ignored if hidden else report.unexpected).append(str(path))
+
+
+def _names(folder: Path, report: SplitReport) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError as error:
+        report.unreadable.append(f"{folder}: {error.strerror}")
+        return set()
+
+
+def _faults(
+    names: Sequence[str], fault: Callable[[str], str | None], advance: Callable[[int], None]
+) -> list[str]:
+    """Ask for each file's fault, in a few threads; the faults come in the order of the names."""
+
+    def faults_of(batch: Sequence[str]) -> list[str]:
+        return [found for name in batch if (found := fault(name)) is not None]
+
+    batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
+    found = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for batch, results in zip(batches, pool.map(faults_of, batches), strict=True):
+            found += results
+            advance(len(batch))
+    return found
+
+
+def _stat_fault(path: str) -> str | None:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path}: no file"
+    return None if status.st_size else f"{path}: empty"
+
+
+def _image_size(path: str) -> list[tuple[int, int]]:
+    """Sizes (height, width) that an image's mask may have: as stored, and as EXIF orientation turns it."""
+    head = _head(path, HEAD)
+    try:
+        sizes = _sizes_in_header(io.BytesIO(head))
+    except _NO_HEADER:
+        # Or the header is longer than what was read.
+        try:
+            sizes = _sizes_in_header(path)
+        except _NO_HEADER as error:
+            raise InputError(f"{path}: no image, or a broken one ({error})") from error
+    return sizes
+
+
+def _sizes_in_header(source: str | io.BytesIO) -> list[tuple[int, int]]:
+    with Image.open(source) as image:
+        return mask_sizes(image)
+
+
+def _mask_size(path: str) -> tuple[int, int]:
+    """(height, width) from a mask's header. Raises InputError."""
+    try:
+        return png_size(_head(path, PNG_HEAD))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _head(path: str, length: int) -> bytes:
+    """Read a file's first bytes. Raises InputError when there are none."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(length)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    if not head:
+        raise InputError(f"{path}: empty")
+    return head
+
+
+def _check_labels(path: str, classes: int) -> None:
+    """Decode a ground-truth mask: labels are 0..N, and 1000 for ignored pixels. Raises InputError."""
+    labels = np.unique(decode_mask(path))
+    wrong = labels[(labels > classes) & (labels != IGNORE)]
+    if wrong.size:
+        raise InputError(f"{path}: label {wrong[0]}, there are 0 to {classes} and {IGNORE}")

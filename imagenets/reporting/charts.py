@@ -1,0 +1,142 @@
+"""Charts as SVG, for pages that are light or dark."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from imagenets.scoring.metrics import SCORES
+
+# Drawn in this colour, text and lines take the page's colour: it is replaced by currentColor.
+_INK = "#010203"
+_REGION = "#3f7fc4"
+_BOUNDARY = "#c8761f"
+_MEAN = "#c2487a"
+# With more labels than this, a name under each bar can no longer be read.
+_NAMED_BARS = 60
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.hinting": "none",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": _INK,
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+}
+
+
+def bucket_chart(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
+    """Draw the scores of the size buckets as SVG: IoU and boundary IoU side by side, with intervals.
+
+    ``scores`` and ``intervals`` are percentages by the names of SCORES; nan is drawn as a dash.
+    """
+    buckets = [name[1:] for name in SCORES if name.startswith("B")]
+    with _style("buckets"):
+        figure = Figure(figsize=(5, 2.9), layout="constrained")
+        axes = figure.subplots()
+        for prefix, colour, place, label in (
+            ("", _REGION, -0.2, "IoU"),
+            ("B", _BOUNDARY, 0.2, "boundary IoU"),
+        ):
+            for x, bucket in enumerate(buckets):
+                _bar(axes, x + place, prefix + bucket, scores, intervals, colour, label if x == 0 else None)
+        axes.set_xticks(range(len(buckets)), ["S\n≤ 5 %", "MS\n6–25 %", "ML\n26–50 %", "L\n> 50 %"])
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylabel("mean IoU in %")
+        axes.margins(y=0.15)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper right", ncols=2)
+        return _svg(figure, "buckets", "Mean IoU and mean boundary IoU of each size bucket")
+
+
+def _bar(
+    axes: Axes,
+    x: float,
+    name: str,
+    scores: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    colour: str,
+    label: str | None,
+) -> None:
+    score = scores[name]
+    exists = not math.isnan(score)
+    axes.bar(x, score if exists else 0, width=0.38, color=colour, label=label)
+    top = score if exists else 0
+    interval = intervals.get(name)
+    if exists and interval:
+        low, high = interval
+        axes.vlines(x, low, high, color=_INK, linewidth=1.5)
+        top = max(top, high)
+    text = f"{score:.1f}" if exists else "–"
+    axes.annotate(text, (x, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
+
+
+def class_chart(iou: np.ndarray, names: Sequence[str]) -> str:
+    """Draw the IoU of every label, (N + 1,) percent, as SVG bars from the best down, and their mean.
+
+    ``names`` (N + 1) stand under the bars where they are few enough to be read.
+    """
+    order = np.argsort(-iou, kind="stable")
+    with _style("classes"):
+        named = len(names) <= _NAMED_BARS
+        figure = Figure(figsize=(11, 4.4 if named else 3.1), layout="constrained")
+        axes = figure.subplots()
+        edges = np.arange(len(names) + 1) + 0.5
+        if named:
+            axes.bar(edges[:-1] + 0.5, iou[order], width=0.8, color=_REGION)
+            labels = [_shortened(names[i]) for i in order]
+            axes.set_xticks(edges[:-1] + 0.5, labels, rotation=90, parse_math=False)
+            axes.tick_params(axis="x", length=0, labelsize=9)
+        else:
+            axes.stairs(iou[order], edges, fill=True, color=_REGION)
+            axes.set_xlabel("labels, from the best down")
+        mean = math.fsum(iou) / len(iou)
+        axes.axhline(mean, color=_MEAN, linewidth=1.5, linestyle="--", label=f"mIoU {mean:.2f}")
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("IoU in %")
+        axes.grid(axis="y")
+        axes.legend(loc="upper right")
+        return _svg(figure, "classes", "IoU of every label, from the best down, and their mean")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 22 else f"{name[:21]}…"
+
+
+def _style(name: str) -> AbstractContextManager[None]:
+    """Style of one chart, whatever the user's settings; ids in its SVG depend on its name and contents."""
+    return matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}])
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """Write a figure as an ``<svg>`` element whose ids begin with ``name``, so that several share a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub("<[^>]+>", lambda tag: _own_ids(tag[0], name), svg)
+    svg = svg.replace(_INK, "currentColor")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).rstrip()
+
+
+def _own_ids(tag: str, name: str) -> str:
+    tag = tag.replace(' id="', f' id="{name}-')
+    return tag.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')

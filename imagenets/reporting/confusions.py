@@ -1,0 +1,93 @@
+"""Where the pixels went: which class was taken for which, and what each cluster lies on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from imagenets.classes import BACKGROUND, MAX_LABEL
+from imagenets.scoring.contingency import ContingencyTable
+from imagenets.scoring.matching import overlapping_pixels, shared_images
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """Labels taken for others, most pixels first; arrays of length C, int64.
+
+    ``pixels`` of the label ``ground_truth`` were predicted as another label, ``prediction``.
+    """
+
+    ground_truth: np.ndarray
+    prediction: np.ndarray
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class MatchedCluster:
+    """A cluster and the class that a matching gives it.
+
+    ``images`` and ``pixels`` are what both have in common: images that hold both, and overlapping pixels (0
+    for label 0). ``size`` are all pixels of the cluster, ``mostly`` the ground-truth label under most of them
+    (None for a cluster that no prediction uses). Ignored pixels count nowhere.
+    """
+
+    cluster: int
+    label: int
+    images: int
+    pixels: int
+    size: int
+    mostly: int | None
+
+
+def find_confusions(table: ContingencyTable, predicted: np.ndarray) -> Confusions:
+    """Add up every confusion over all images; ``predicted`` (R,) are the classes after matching."""
+    wrong = predicted != table.ground_truth
+    sums = _pair_sums(table.ground_truth[wrong], predicted[wrong], table.pixels[wrong])
+    ground_truth, prediction, pixels = sums
+    order = np.lexsort((prediction, ground_truth, -pixels))
+    return Confusions(ground_truth[order], prediction[order], pixels[order])
+
+
+def matched_clusters(
+    table: ContingencyTable, clusters_to_classes: Mapping[int, int], classes: int
+) -> list[MatchedCluster]:
+    """Hold every cluster of a matching but 0 against its class, in the order of their ids.
+
+    ``table`` has the clusters as predictions; every one of them is in ``clusters_to_classes``. Clusters that
+    no mask can hold, beyond 65,535, are left out.
+    """
+    clusters = min(max(clusters_to_classes), MAX_LABEL)
+    images = shared_images(table, classes, clusters)
+    pixels = overlapping_pixels(table, classes, clusters)
+    size = np.bincount(table.prediction, table.pixels, clusters + 1).astype(np.int64)
+    mostly = _largest_labels(table)
+    return [
+        MatchedCluster(
+            cluster,
+            label,
+            int(images[cluster, label]),
+            int(pixels[cluster, label]),
+            int(size[cluster]),
+            mostly.get(cluster),
+        )
+        for cluster, label in sorted(clusters_to_classes.items())
+        if BACKGROUND < cluster <= clusters
+    ]
+
+
+def _largest_labels(table: ContingencyTable) -> dict[int, int]:
+    """For each predicted label, the ground-truth label under most of it, the smallest on a tie."""
+    prediction, label, pixels = _pair_sums(table.prediction, table.ground_truth, table.pixels)
+    order = np.lexsort((label, -pixels, prediction))
+    found, first = np.unique(prediction[order], return_index=True)
+    return dict(zip(found.tolist(), label[order][first].tolist(), strict=True))
+
+
+def _pair_sums(
+    first: np.ndarray, second: np.ndarray, pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add up ``pixels`` by pairs of labels: both labels and the sum, (pairs,) int64 each."""
+    keys, place = np.unique(first.astype(np.int64) << 32 | second.astype(np.int64), return_inverse=True)
+    return keys >> 32, keys & 0xFFFFFFFF, np.bincount(place, pixels, keys.size).astype(np.int64)

@@ -1,0 +1,320 @@
+"""An evaluation as one HTML page: scores, charts, tables and images, in one file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from imagenets.classes import BACKGROUND, MAX_LABEL, ClassInfo, label_name
+from imagenets.common.errors import InputError, listed
+from imagenets.images import find_image, read_image
+from imagenets.masks import decode_mask
+from imagenets.reporting.charts import bucket_chart, class_chart
+from imagenets.reporting.confusions import Confusions, MatchedCluster, find_confusions, matched_clusters
+from imagenets.reporting.image_scores import ImageLabels, choose_images, image_label_ious, image_mean_iou
+from imagenets.reporting.overlays import DISAGREEMENT, draw_panels, label_colours, plain_ground
+from imagenets.scoring.contingency import ContingencyTable
+from imagenets.scoring.metrics import Evaluation
+
+IMAGES_PER_GROUP = 8
+CONFUSIONS = 15
+# Of a thumbnail: longest side in pixels, and bytes. 3 groups of 8 images of 4 panels stay under 7 MB.
+_SIDE = 360
+_MAX_BYTES = 50_000
+_LEGEND_ENTRIES = 6
+
+_NOTES = {
+    "mIoU": "mean IoU over all {labels} labels, background included; pixels pooled over all images",
+    "mBIoU": "the same on boundary pixels alone",
+    "FMeasure": "objects against background, whatever their class; mean over images",
+    "Acc": "images whose largest predicted class is in the ground truth",
+    "S": "mIoU of small objects, up to 5 % of their image",
+    "MS": "mIoU of objects of 6–25 %",
+    "ML": "mIoU of objects of 26–50 %",
+    "L": "mIoU of objects over 50 %",
+    "BS": "boundary IoU of small objects",
+    "BMS": "boundary IoU of objects of 6–25 %",
+    "BML": "boundary IoU of objects of 26–50 %",
+    "BL": "boundary IoU of objects over 50 %",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about: everything it is made of but the scores.
+
+    ``table`` counts the masks in ``gt_dir`` and ``predict_dir``. ``clusters_to_classes`` is the matching,
+    None where predictions hold class ids; ``match`` is what the user calls it. Images come from
+    ``image_dir``, if given.
+    """
+
+    mode: str
+    gt_dir: Path
+    predict_dir: Path
+    table: ContingencyTable
+    classes: Sequence[ClassInfo]
+    clusters_to_classes: Mapping[int, int] | None = None
+    match: str | None = None
+    image_dir: Path | None = None
+
+
+def html_report(
+    subject: Subject,
+    evaluation: Evaluation,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    seed: int = 0,
+) -> str:
+    """Format an evaluation as a page; the same input gives the same page.
+
+    ``intervals`` are confidence intervals in percent by the names of the scores; a score without one, or with
+    one of nan, is shown alone. ``seed`` draws the random images. Masks and images are read of the images
+    shown, and no others.
+
+    Raises InputError, listing them, when images that are shown cannot be read.
+    """
+    intervals = {name: i for name, i in (intervals or {}).items() if not any(map(math.isnan, i))}
+    table = subject.table
+    of_label = _class_lookup(subject.clusters_to_classes)
+    predicted = of_label[table.prediction]
+    labels = image_label_ious(table, predicted)
+    confusions = find_confusions(table, predicted)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("imagenets.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["thousands"] = "{:,}".format
+    environment.filters["decimal"] = _decimal
+    return environment.get_template("report.html").render(
+        subject=subject,
+        images=evaluation.images,
+        scores=_score_rows(evaluation, intervals),
+        has_intervals=bool(intervals),
+        bucket_chart=bucket_chart(evaluation.scores, intervals),
+        class_chart=class_chart(evaluation.iou, [label_name(c) for c in subject.classes]),
+        classes=_class_rows(subject, evaluation, confusions),
+        confusions=_confusion_tables(subject.classes, evaluation, confusions),
+        clusters=_cluster_rows(subject),
+        groups=_image_groups(subject, labels, of_label, seed),
+        kinds={kind: _hex(colour) for kind, colour in DISAGREEMENT.items()},
+    )
+
+
+def _class_lookup(clusters_to_classes: Mapping[int, int] | None) -> np.ndarray:
+    """Class of every label that a prediction can hold, (65,536,) int64; clusters without a class become 0."""
+    if clusters_to_classes is None:
+        return np.arange(MAX_LABEL + 1)
+    lookup = np.zeros(MAX_LABEL + 1, np.int64)
+    for cluster, label in clusters_to_classes.items():
+        if cluster <= MAX_LABEL:
+            lookup[cluster] = label
+    return lookup
+
+
+def _decimal(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def _hex(colour: Iterable[int]) -> str:
+    return "#" + bytes(colour).hex()
+
+
+def _colour(label: int) -> str:
+    return "transparent" if label == BACKGROUND else _hex(label_colours(np.array(label)).tolist())
+
+
+class _Score(NamedTuple):
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+    note: str
+
+
+def _score_rows(evaluation: Evaluation, intervals: Mapping[str, tuple[float, float]]) -> list[_Score]:
+    labels = evaluation.iou.size
+    return [
+        _Score(name, evaluation.scores[name], intervals.get(name), note.format(labels=labels))
+        for name, note in _NOTES.items()
+    ]
+
+
+def _class_rows(subject: Subject, evaluation: Evaluation, confusions: Confusions) -> list[dict[str, Any]]:
+    table, classes = subject.table, subject.classes
+    width = len(classes)
+    pairs = np.unique(table.image.astype(np.int64) * width + table.ground_truth)
+    images = np.bincount(pairs % width, minlength=width)
+    # Confusions are sorted: the first of a class is its largest.
+    found, first = np.unique(confusions.ground_truth, return_index=True)
+    largest = dict(zip(found.tolist(), first.tolist(), strict=True))
+    rows = []
+    for c in classes:
+        pixels = int(evaluation.pixels[c.id])
+        row: dict[str, Any] = {
+            "label": c,
+            "name": label_name(c),
+            "colour": _colour(c.id),
+            "iou": float(evaluation.iou[c.id]),
+            "boundary_iou": float(evaluation.boundary_iou[c.id]),
+            "images": int(images[c.id]),
+            "pixels": pixels,
+            "taken_for": None,
+            "taken_percent": 0.0,
+        }
+        if c.id in largest:
+            place = largest[c.id]
+            row["taken_for"] = label_name(classes[int(confusions.prediction[place])])
+            row["taken_percent"] = 100 * int(confusions.pixels[place]) / pixels
+        rows.append(row)
+    return rows
+
+
+def _confusion_tables(
+    classes: Sequence[ClassInfo], evaluation: Evaluation, confusions: Confusions
+) -> dict[str, list[dict[str, Any]]]:
+    between = (confusions.ground_truth != BACKGROUND) & (confusions.prediction != BACKGROUND)
+    chosen = {"Background included": np.ones(between.size, bool), "Class for class": between}
+    return {
+        title: [
+            {
+                "ground_truth": classes[confusions.ground_truth[i]],
+                "prediction": classes[confusions.prediction[i]],
+                "names": [
+                    label_name(classes[side[i]]) for side in (confusions.ground_truth, confusions.prediction)
+                ],
+                "pixels": int(confusions.pixels[i]),
+                "percent": 100
+                * int(confusions.pixels[i])
+                / int(evaluation.pixels[confusions.ground_truth[i]]),
+            }
+            for i in np.flatnonzero(keep)[:CONFUSIONS]
+        ]
+        for title, keep in chosen.items()
+    }
+
+
+def _cluster_rows(subject: Subject) -> list[dict[str, Any]] | None:
+    if subject.clusters_to_classes is None:
+        return None
+    classes = subject.classes
+    present = set(np.unique(subject.table.ground_truth).tolist())
+    return [
+        {
+            "match": match,
+            "name": label_name(classes[match.label]) if match.label else "no class (background)",
+            "colour": _colour(match.label),
+            "percent": 100 * match.pixels / match.size if match.size else 0.0,
+            "mostly": "–" if match.mostly is None else label_name(classes[match.mostly]),
+            "stray": match.label != BACKGROUND and match.pixels == 0,
+            "why": _why_stray(match, present),
+        }
+        for match in matched_clusters(subject.table, subject.clusters_to_classes, len(classes) - 1)
+    ]
+
+
+def _why_stray(match: MatchedCluster, present: set[int]) -> str:
+    if match.mostly is None:
+        return "no prediction uses it"
+    if match.label not in present:
+        return "its class is not in these images"
+    return "it lies elsewhere"
+
+
+class _Panel(NamedTuple):
+    title: str
+    source: str
+    width: int
+    height: int
+
+
+def _image_groups(
+    subject: Subject, labels: ImageLabels, of_label: np.ndarray, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Groups of images by title, each image drawn once."""
+    mean_iou = image_mean_iou(labels, len(subject.table.names))
+    samples = choose_images(mean_iou, IMAGES_PER_GROUP, seed)
+    shown, problems = {}, []
+    for image in sorted({*samples.best, *samples.worst, *samples.random}):
+        try:
+            panels = _image_panels(subject, image, of_label)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        shown[image] = {
+            "name": subject.table.names[image].removesuffix(".png"),
+            "mean_iou": float(mean_iou[image]),
+            "panels": panels,
+            **_image_legend(subject.classes, labels, image),
+        }
+    if problems:
+        raise InputError(
+            f"{len(problems)} of the {len(problems) + len(shown)} images that the report shows cannot be "
+            f"read:\n{listed(problems)}"
+        )
+    chosen = {"Worst": samples.worst, "Best": samples.best, "Random": samples.random}
+    return {title: [shown[image] for image in images] for title, images in chosen.items()}
+
+
+def _image_legend(classes: Sequence[ClassInfo], labels: ImageLabels, image: int) -> dict[str, Any]:
+    """The labels of an image, those with most pixels first, and how many more there are."""
+    entries = np.flatnonzero(labels.image == image)
+    entries = entries[np.argsort(-labels.union[entries], kind="stable")]
+    legend = [
+        {
+            "name": label_name(classes[labels.label[i]]),
+            "colour": _colour(int(labels.label[i])),
+            "iou": float(labels.iou[i]),
+        }
+        for i in entries[:_LEGEND_ENTRIES]
+    ]
+    return {"legend": legend, "more": max(0, entries.size - _LEGEND_ENTRIES)}
+
+
+def _image_panels(subject: Subject, image: int, of_label: np.ndarray) -> list[_Panel]:
+    name = subject.table.names[image]
+    ground_truth = decode_mask(subject.gt_dir / name)
+    prediction = of_label[decode_mask(subject.predict_dir / name)]
+    height, width = ground_truth.shape
+    scale = min(1, _SIDE / max(height, width))
+    small = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if subject.image_dir is None:
+        picture = plain_ground(*small)
+    else:
+        original = read_image(find_image(subject.image_dir, name), (height, width))
+        picture = np.asarray(original.resize(small[::-1], Image.Resampling.LANCZOS))
+    # Nearest neighbour, for both masks alike.
+    rows, columns = (
+        ((np.arange(to) + 0.5) * size / to).astype(int)
+        for to, size in zip(small, (height, width), strict=True)
+    )
+    nearest = np.ix_(rows, columns)
+    panels = draw_panels(picture, ground_truth[nearest], prediction[nearest])
+    return [
+        _Panel(field.replace("_", " "), _data_uri(panel, subject.image_dir is None), *small[::-1])
+        for field, panel in panels._asdict().items()
+        if field != "picture" or subject.image_dir is not None
+    ]
+
+
+def _data_uri(panel: np.ndarray, drawn: bool) -> str:
+    """Encode a thumbnail, coarser until it is small enough; what is ``drawn`` alone as PNG, if that is."""
+    image = Image.fromarray(panel)
+    attempts: list[tuple[str, dict[str, Any]]] = [("png", {})] if drawn else []
+    attempts += [("jpeg", {"quality": quality, "subsampling": 0}) for quality in (88, 75, 50, 25)]
+    attempts += [("jpeg", {"quality": 10})]
+    for kind, options in attempts:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        if buffer.tell() <= _MAX_BYTES:
+            break
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

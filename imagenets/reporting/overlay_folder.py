@@ -1,0 +1,217 @@
+"""Overlays as PNG files, one for each image: all of them, or none when an input cannot be used."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from imagenets.classes import BACKGROUND, IGNORE, MAX_LABEL
+from imagenets.common.errors import InputError, listed
+from imagenets.images import find_image, read_image
+from imagenets.masks import decode_mask
+from imagenets.reporting.overlays import DISAGREEMENT, Panels, draw_panels, label_colours
+from imagenets.scoring.pairs import Pairs
+
+# Stands in every overlay, so that nothing else is ever replaced by one.
+_MARK = ("Software", "ImageNet-S toolbox: overlay")
+_INK, _PAPER = (20, 20, 20), (255, 255, 255)
+
+# Wraps the results as they arrive, to show progress; told the number of images.
+Progress = Callable[[Iterable[list[str]], int], Iterable[list[str]]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the masks and images mean.
+
+    ``names`` are the names of labels 0..N, None where the mode is unknown: any label is then drawn, named by
+    its id. ``matching`` gives the class of each cluster; without it predictions hold class ids.
+    """
+
+    image_dir: Path
+    names: Sequence[str] | None = None
+    matching: dict[int, int] | None = None
+
+
+def write_overlays(
+    pairs: Pairs, drawing: Drawing, out: Path, workers: int, progress: Progress = lambda results, _: results
+) -> None:
+    """Draw every pair over its image and write ``<out>/<wnid>/<name>.png``, replacing earlier overlays.
+
+    A file has the image, the ground truth, the prediction and their disagreement side by side, full size,
+    with a legend. ``workers`` is a number of processes (0: this one).
+
+    Raises InputError when an input cannot be used, or a file that is no overlay stands where one belongs;
+    ``out`` is then as it was.
+    """
+    _refuse_foreign(out, pairs.names)
+    new = not out.exists()
+    temporary = out / f".overlays.{os.getpid()}.tmp"
+    temporary.mkdir(parents=True)
+    try:
+        draw = partial(_draw_file, pairs, drawing, temporary)
+        problems = [
+            p for some in progress(_mapped(draw, pairs.names, workers), len(pairs.names)) for p in some
+        ]
+        if problems:
+            what = "image" if len(problems) == 1 else "images"
+            raise InputError(f"{len(problems)} {what} cannot be drawn:\n{listed(problems)}")
+        for name in pairs.names:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).replace(out / name)
+    finally:
+        shutil.rmtree(temporary)
+        if new and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _refuse_foreign(out: Path, names: Sequence[str]) -> None:
+    foreign = [str(out / name) for name in names if not _may_write(out / name)]
+    if foreign:
+        raise InputError(
+            f"{len(foreign)} files that are no overlays would be replaced; choose another folder:\n"
+            f"{listed(foreign)}"
+        )
+
+
+def _may_write(path: Path) -> bool:
+    if not os.path.lexists(path):
+        return True
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_MARK[0]) == _MARK[1]
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def _mapped(draw: Callable[[str], list[str]], names: Sequence[str], workers: int) -> Iterable[list[str]]:
+    if workers == 0:
+        yield from map(draw, names)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        try:
+            yield from pool.map(draw, names, chunksize=4)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a worker process died; out of memory? Try again with fewer --workers"
+            ) from error
+
+
+def _draw_file(pairs: Pairs, drawing: Drawing, folder: Path, name: str) -> list[str]:
+    """Draw one pair; one message if it cannot be."""
+    try:
+        ground_truth, prediction = _read_masks(pairs, drawing, name)
+        image = read_image(find_image(drawing.image_dir, name), ground_truth.shape)
+    except InputError as error:
+        return [str(error)]
+    except OSError as error:
+        return [f"{error.filename}: {error.strerror}"]
+    strip = draw_strip(
+        draw_panels(np.asarray(image), ground_truth, prediction), _legend(ground_truth, prediction, drawing)
+    )
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*_MARK)
+    strip.save(path, pnginfo=mark)
+    return []
+
+
+def _read_masks(pairs: Pairs, drawing: Drawing, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read ground truth and prediction after matching, (H, W) each; InputError for what cannot be meant."""
+    gt_path, path = pairs.gt_dir / name, pairs.predict_dir / name
+    limit = MAX_LABEL if drawing.names is None else len(drawing.names) - 1
+    ground_truth, prediction = decode_mask(gt_path, limit), decode_mask(path)
+    if prediction.shape != ground_truth.shape:
+        raise InputError(
+            f"{path}: {prediction.shape[1]} x {prediction.shape[0]} pixels, but its ground truth has "
+            f"{ground_truth.shape[1]} x {ground_truth.shape[0]}"
+        )
+    labels, place = np.unique(prediction, return_inverse=True)
+    if drawing.matching is None:
+        if labels.max() > limit:
+            raise InputError(
+                f"{path}: label {labels.max()} is outside 0..{limit}; "
+                "cluster ids need a matching: run match.py, then pass --match"
+            )
+        return ground_truth, prediction
+    missing = sorted(set(labels.tolist()) - drawing.matching.keys())
+    if missing:
+        raise InputError(
+            f"{path}: cluster {missing[0]} is not in the matching; run match.py on these predictions"
+        )
+    classes = np.array([drawing.matching[cluster] for cluster in labels.tolist()])
+    return ground_truth, classes[place].reshape(prediction.shape)
+
+
+def _legend(
+    ground_truth: np.ndarray, prediction: np.ndarray, drawing: Drawing
+) -> list[tuple[str, tuple[int, ...]]]:
+    labels = np.union1d(ground_truth[ground_truth != IGNORE], prediction)
+    return [
+        (
+            f"class {label}" if drawing.names is None else drawing.names[label],
+            tuple(label_colours(label).tolist()),
+        )
+        for label in labels[labels != BACKGROUND]
+    ]
+
+
+def draw_strip(panels: Panels, legend: Sequence[tuple[str, tuple[int, ...]]]) -> Image.Image:
+    """Lay the panels side by side, titles above, the legend (names and their colours) below."""
+    height, width, _ = panels.picture.shape
+    size = max(11, round(max(height, width) / 36))
+    font = ImageFont.load_default(size)
+    line = round(1.5 * size)
+    gap = line // 2
+    total = len(panels) * (width + gap) + gap
+    kinds = [*DISAGREEMENT.items(), ("ignored", (110, 110, 110))]
+    rows = [
+        *_wrapped([("classes:", None), *legend], font, line, total - 2 * gap),
+        *_wrapped([("disagreement:", None), *kinds], font, line, total - 2 * gap),
+    ]
+    strip = Image.new("RGB", (total, line + height + gap + len(rows) * line + gap // 2), _PAPER)
+    draw = ImageDraw.Draw(strip)
+    for index, (title, panel) in enumerate(panels._asdict().items()):
+        left = gap + index * (width + gap)
+        draw.text((left, line / 2), title.replace("_", " "), _INK, font, anchor="lm")
+        strip.paste(Image.fromarray(panel), (left, line))
+    for index, row in enumerate(rows):
+        middle = line + height + gap + (index + 0.5) * line
+        for left, text, colour in row:
+            if colour is not None:
+                half = size / 2.5
+                box = (gap + left, middle - half, gap + left + 2 * half, middle + half)
+                draw.rectangle(box, fill=colour, outline=_INK)
+                left += size
+            draw.text((gap + left, middle), text, _INK, font, anchor="lm")
+    return strip
+
+
+_Entry = tuple[str, tuple[int, ...] | None]
+
+
+def _wrapped(
+    entries: Sequence[_Entry], font: ImageFont.FreeTypeFont | ImageFont.ImageFont, line: int, width: int
+) -> list[list[tuple[float, str, tuple[int, ...] | None]]]:
+    """Break legend entries into rows at most ``width`` pixels wide: (left, text, colour) each."""
+    rows: list[list[tuple[float, str, tuple[int, ...] | None]]] = [[]]
+    left = 0.0
+    for text, colour in entries:
+        needed = font.getlength(text) + line * (1.4 if colour else 0.6)
+        if rows[-1] and left + needed > width:
+            rows.append([])
+            left = 0.0
+        rows[-1].append((left, text, colour))
+        left += needed
+    return rows

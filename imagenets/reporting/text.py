@@ -1,0 +1,151 @@
+"""Scores as people and programs read them: text tables, JSON, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from imagenets.classes import ClassInfo
+from imagenets.scoring.metrics import Evaluation
+
+if TYPE_CHECKING:
+    from imagenets.scoring.bootstrap import Bootstrap
+    from imagenets.scoring.matching import Matching
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
+    """Align cells in columns, to the right but for the columns ``left``."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    )
+
+
+def number_text(score: float) -> str:
+    """Format a percentage, ``-`` where it does not exist."""
+    return "-" if math.isnan(score) else f"{score:.2f}"
+
+
+def class_text(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:
+    """Table of all labels: id, wnid, name, IoU and boundary IoU in percent, ground-truth pixels."""
+    rows = [
+        (str(c.id), c.wnid or "-", c.name or "-", number_text(iou), number_text(boundary_iou), str(pixels))
+        for c, iou, boundary_iou, pixels in _class_rows(evaluation, classes)
+    ]
+    return text_table(("id", "wnid", "name", "IoU", "BIoU", "pixels"), rows, left=(1, 2))
+
+
+def summary_text(evaluation: Evaluation) -> str:
+    """Two lines: the scores' names, and the scores in percent, ``-`` where one does not exist."""
+    scores = evaluation.scores
+    return text_table(tuple(scores), [tuple(number_text(score) for score in scores.values())])
+
+
+def intervals_text(evaluation: Evaluation, bootstrap: Bootstrap) -> str:
+    """Table of the scores, each with its 95% interval beside it, low–high in percent."""
+    rows = []
+    for name, (low, high) in bootstrap.intervals.items():
+        interval = "-" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
+        rows.append((name, number_text(evaluation.scores[name]), interval))
+    table = text_table(("score", "value", "95% interval"), rows, left=(0,))
+    return f"{table}\n({bootstrap_note(bootstrap)})"
+
+
+def bootstrap_note(bootstrap: Bootstrap) -> str:
+    """Say in a line how the intervals were found."""
+    return f"percentile bootstrap, {bootstrap.resamples} resamples of the images, seed {bootstrap.seed}"
+
+
+def bootstrap_json(bootstrap: Bootstrap) -> dict[str, object]:
+    """Lay out intervals for JSON: [low, high] in percent, null where a score exists in no resample."""
+    intervals = {
+        name: None if math.isnan(low) else [low, high] for name, (low, high) in bootstrap.intervals.items()
+    }
+    return {
+        "intervals": intervals,
+        "bootstrap": {"resamples": bootstrap.resamples, "seed": bootstrap.seed},
+    }
+
+
+def evaluation_json(
+    evaluation: Evaluation,
+    classes: Sequence[ClassInfo],
+    mode: str,
+    match: str | None,
+    bootstrap: Bootstrap | None = None,
+) -> str:
+    """Format everything as JSON; percentages, null where a score does not exist."""
+    content = {
+        "mode": mode,
+        "images": evaluation.images,
+        "match": match,
+        "scores": scores_json(evaluation.scores),
+        **({} if bootstrap is None else bootstrap_json(bootstrap)),
+        "classes": [
+            {
+                "id": c.id,
+                "wnid": c.wnid,
+                "name": c.name or None,
+                "IoU": iou,
+                "BIoU": boundary_iou,
+                "pixels": pixels,
+            }
+            for c, iou, boundary_iou, pixels in _class_rows(evaluation, classes)
+        ],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def scores_json(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Lay out scores for JSON, null where one does not exist."""
+    return {name: None if math.isnan(score) else score for name, score in scores.items()}
+
+
+def evaluation_csv(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:
+    """Format the table of classes as CSV; percentages."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("id", "wnid", "name", "IoU", "BIoU", "pixels"))
+    for c, *numbers in _class_rows(evaluation, classes):
+        writer.writerow((c.id, c.wnid or "", c.name, *numbers))
+    return out.getvalue()
+
+
+def _class_rows(
+    evaluation: Evaluation, classes: Sequence[ClassInfo]
+) -> list[tuple[ClassInfo, float, float, int]]:
+    return list(
+        zip(
+            classes,
+            evaluation.iou.tolist(),
+            evaluation.boundary_iou.tolist(),
+            evaluation.pixels.tolist(),
+            strict=True,
+        )
+    )
+
+
+def matching_text(matching: Matching, classes: Sequence[ClassInfo]) -> str:
+    """Table of the clusters that have a class: which one, and the images and pixels they share."""
+    rows = [
+        (
+            str(cluster),
+            str(label),
+            classes[label].wnid or "-",
+            classes[label].name or "-",
+            str(matching.images[cluster]),
+            str(matching.pixels[cluster]),
+        )
+        for cluster, label in enumerate(matching.classes.tolist())
+        if label
+    ]
+    header = ("cluster", "class", "wnid", "name", "shared images", "shared pixels")
+    return text_table(header, rows, left=(2, 3))

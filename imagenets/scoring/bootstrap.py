@@ -1,0 +1,139 @@
+"""How sure a score is: percentile bootstrap over the images, from a contingency table.
+
+The images of an evaluation are a sample; another sample would have given other scores. A resample draws as
+many images as there are, with replacement, and is scored like any set of images, by SPEC section 5, where an
+image drawn twice counts twice; the matching stays the one given. The 95% interval of a score lies between
+the 2.5th and the 97.5th percentile of its values (Efron and Tibshirani, An Introduction to the Bootstrap,
+1993, chapter 13), interpolated linearly between neighbours.
+
+What an image adds to T, P and TP of a class does not depend on the resample, and most images hold few
+classes: a resample is a column of whole numbers, how often each image was drawn, and all totals are one
+product of a sparse matrix with such columns. They are exact integers, so that each resample has the very
+score that ``metrics.evaluate`` gives for the images drawn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array, vstack
+
+from imagenets.scoring.contingency import ContingencyTable
+from imagenets.scoring.metrics import (
+    SCORES,
+    Areas,
+    Term,
+    boundary_terms,
+    image_accuracy,
+    image_fmeasure,
+    mean,
+    pooled_score,
+    pooled_selections,
+    predicted_classes,
+    region_terms,
+)
+
+Interval = tuple[float, float]
+
+# Resamples whose totals are computed at once: bounds the memory, changes no digit.
+_BLOCK = 64
+_PERCENTILES = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """95% intervals, (low, high) in percent by the names of SCORES, and how they were found.
+
+    (nan, nan) where a score exists in no resample.
+    """
+
+    resamples: int
+    seed: int
+    intervals: dict[str, Interval]
+
+
+def bootstrap_intervals(
+    table: ContingencyTable, classes: int, matching: np.ndarray | None, resamples: int, seed: int
+) -> Bootstrap:
+    """Find the 95% interval of every score; ``matching`` is that of ``metrics.evaluate``."""
+    scores = bootstrap_scores(table, classes, matching, resamples, seed)
+    return Bootstrap(resamples, seed, percentile_intervals(scores))
+
+
+def drawn_images(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw ``images`` indices with replacement, (images,) int64 in 0..images - 1, for each resample.
+
+    The same numbers give the same draws, whatever is scored on them: comparisons are paired by that.
+    """
+    generator = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield generator.integers(images, size=images)
+
+
+def bootstrap_scores(
+    table: ContingencyTable, classes: int, matching: np.ndarray | None, resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Score each resample of the table's images: (resamples,) float64, percent, by the names of SCORES.
+
+    ``matching`` is that of ``metrics.evaluate``. A score that does not exist in a resample is nan there.
+    """
+    predicted = predicted_classes(table, matching)
+    images = len(table.names)
+    names, counts = _image_counts(table, predicted, classes)
+    accuracy, fmeasure = image_accuracy(table, predicted), image_fmeasure(table, predicted)
+    scores: dict[str, list[float]] = {name: [] for name in SCORES}
+    draws = drawn_images(images, resamples, seed)
+    while block := list(itertools.islice(draws, _BLOCK)):
+        times_drawn = np.stack([np.bincount(drawn, minlength=images) for drawn in block], axis=1)
+        totals = np.ascontiguousarray((counts @ times_drawn).T)
+        for drawn, total in zip(block, totals.reshape(len(block), len(names), 3, classes + 1), strict=True):
+            for name, areas in zip(names, total, strict=True):
+                scores[name].append(pooled_score(name, Areas(*areas)))
+            scores["Acc"].append(100 * mean(accuracy[drawn]))
+            scores["FMeasure"].append(100 * mean(fmeasure[drawn]))
+    return {name: np.array(values) for name, values in scores.items()}
+
+
+def _image_counts(
+    table: ContingencyTable, predicted: np.ndarray, classes: int
+) -> tuple[list[str], csr_array]:
+    """List the scores that pool pixels, and what each image adds to their T, P and TP.
+
+    Sparse (scores · 3 · (N + 1), images) int64, scores and T, P, TP in this order.
+    """
+    names: list[str] = []
+    blocks: list[csr_array] = []
+    for region, boundary, rows in pooled_selections(table):
+        for name, terms in (
+            (region, region_terms(table, predicted, rows)),
+            (boundary, boundary_terms(table, predicted, rows)),
+        ):
+            names.append(name)
+            blocks.extend(_by_image(table, term, classes) for term in terms)
+    return names, vstack(blocks, format="csr")
+
+
+def _by_image(table: ContingencyTable, term: Term, classes: int) -> csr_array:
+    label, pixels = term
+    counts = pixels > 0
+    where = (label[counts], table.image[counts])
+    return csr_array((pixels[counts], where), shape=(classes + 1, len(table.names)))
+
+
+def percentile_intervals(resampled: Mapping[str, np.ndarray]) -> dict[str, Interval]:
+    """Give the 95% percentile interval of each score (or difference of scores), in percent.
+
+    Resamples in which a score does not exist are left out of its interval; (nan, nan) if it exists in none.
+    """
+    return {name: _interval(values[~np.isnan(values)]) for name, values in resampled.items()}
+
+
+def _interval(values: np.ndarray) -> Interval:
+    if not values.size:
+        return math.nan, math.nan
+    low, high = np.percentile(values, _PERCENTILES).tolist()
+    return low, high

@@ -1,0 +1,284 @@
+"""The one pass over the masks: per-image contingency tables, from which every matching and score follows."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from imagenets.classes import IGNORE
+from imagenets.common.errors import InputError, listed
+from imagenets.masks import boundary_distance, colour_problem, decode_rgb, png_size
+from imagenets.scoring.pairs import Pairs
+
+if TYPE_CHECKING:
+    from imagenets.scoring.run_length import LabelRuns, Runs
+
+_SWAPPED = f"{IGNORE} is the ground truth's label for ignored pixels: are the two folders swapped?"
+
+# Pairs that a worker hands over at once.
+CHUNK = 16
+
+
+@dataclass(frozen=True)
+class ContingencyTable:
+    """Pixel counts of all images; one row is one kind of pixel in one image.
+
+    Row arrays of length R: ``image`` int32 (index into ``names``), ``ground_truth`` and ``prediction``
+    uint16 labels, ``on_gt_boundary`` and ``on_prediction_boundary`` bool, ``pixels`` int64 > 0. Ignored
+    pixels (ground truth 1000) are left out, so an image can be without rows. ``largest_prediction`` (images,)
+    int32 is the largest label of each prediction, ignored pixels included.
+    """
+
+    names: tuple[str, ...]
+    largest_prediction: np.ndarray
+    image: np.ndarray
+    ground_truth: np.ndarray
+    prediction: np.ndarray
+    on_gt_boundary: np.ndarray
+    on_prediction_boundary: np.ndarray
+    pixels: np.ndarray
+
+
+class Rows(NamedTuple):
+    """Rows of one image or several; the columns of ContingencyTable, in its order."""
+
+    image: np.ndarray
+    ground_truth: np.ndarray
+    prediction: np.ndarray
+    on_gt_boundary: np.ndarray
+    on_prediction_boundary: np.ndarray
+    pixels: np.ndarray
+
+
+ROW_TYPES = tuple(np.dtype(name) for name in ("int32", "uint16", "uint16", "bool", "bool", "int64"))
+
+
+def make_table(
+    names: Sequence[str], largest_prediction: Sequence[int] | np.ndarray, rows: Sequence[Rows]
+) -> ContingencyTable:
+    """Join rows, whose ``image`` already indexes ``names``, into one table."""
+    columns = [
+        np.concatenate([np.zeros(0, dtype), *(part[i] for part in rows)]).astype(dtype, copy=False)
+        for i, dtype in enumerate(ROW_TYPES)
+    ]
+    return ContingencyTable(tuple(names), np.asarray(largest_prediction, np.int32), *columns)
+
+
+def count_pair(
+    ground_truth: LabelRuns, prediction: LabelRuns, image: int, distance: int | None, ignore: int = IGNORE
+) -> Rows:
+    """Count the pixels of one pair of masks of the same size, given as runs.
+
+    ``distance`` is the boundary width in pixels; with None, no pixel is said to be on a boundary. Pixels of
+    the ground-truth label ``ignore`` are left out.
+    """
+    from imagenets.scoring.run_length import boundary_runs, overlap_counts
+
+    def codes(runs: Runs) -> Runs:
+        return runs._replace(codes=2 * runs.codes) if distance is None else boundary_runs(runs, distance)
+
+    gt_code, prediction_code, pixels = overlap_counts(
+        codes(ground_truth.runs),
+        codes(prediction.runs),
+        2 * ground_truth.palette.size,
+        2 * prediction.palette.size,
+    )
+    gt_label = ground_truth.palette[gt_code >> 1]
+    counted = gt_label != ignore
+    columns = (
+        np.full(gt_label.size, image),
+        gt_label,
+        prediction.palette[prediction_code >> 1],
+        gt_code & 1,
+        prediction_code & 1,
+        pixels,
+    )
+    return Rows(*(column[counted].astype(dtype) for column, dtype in zip(columns, ROW_TYPES, strict=True)))
+
+
+class Chunk(NamedTuple):
+    """What a worker hands over: rows of some images, their largest predictions, and the files to refuse."""
+
+    rows: list[Rows]
+    largest_prediction: list[int]
+    problems: list[str]
+
+
+# Wraps the chunks as they arrive, to show progress; told the number of images.
+Progress = Callable[[Iterable[Chunk], int], Iterable[Chunk]]
+
+
+# Counts pairs with so many workers: count_pairs, or what does its work on several machines.
+CountPairs = Callable[["Pairs", int, Progress], "tuple[ContingencyTable, list[str]]"]
+
+
+class PairChunks:
+    """A map-style data set of chunks of pairs, for torch.utils.data.DataLoader."""
+
+    def __init__(self, pairs: Pairs, indices: Sequence[int]) -> None:
+        """Cut the pairs of ``indices`` into chunks of ``CHUNK``."""
+        self.pairs = pairs
+        self.chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> Chunk:
+        """Decode and count one chunk."""
+        chunk = Chunk([], [], [])
+        for image in self.chunks[index]:
+            rows, largest, problems = _count_files(self.pairs, image)
+            chunk.rows.extend(rows)
+            chunk.largest_prediction.append(largest)
+            chunk.problems.extend(problems)
+        return chunk
+
+
+def _count_files(pairs: Pairs, image: int) -> tuple[list[Rows], int, list[str]]:
+    from imagenets.scoring.run_length import label_runs
+
+    paths = (pairs.gt_dir / pairs.names[image], pairs.predict_dir / pairs.names[image])
+    problems = []
+    data = []
+    for path, what in zip(paths, ("ground truth", "prediction"), strict=True):
+        try:
+            content = path.read_bytes()
+            data.append((content, png_size(content)))
+        except FileNotFoundError:
+            problems.append(f"{path}: no such {what}")
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+        except InputError as error:
+            problems.append(f"{path}: {error}")
+    if len(data) == 2 and data[0][1] != data[1][1]:
+        (gt_height, gt_width), (height, width) = data[0][1], data[1][1]
+        problems.append(
+            f"{paths[1]}: {width} x {height} pixels, but its ground truth has {gt_width} x {gt_height}; "
+            "resize it (nearest neighbour) to its image's size"
+        )
+    if problems:
+        return [], 0, problems
+    masks = []
+    for path, (content, _) in zip(paths, data, strict=True):
+        try:
+            mask = label_runs(decode_rgb(content))
+        except InputError as error:
+            problems.append(f"{path}: {error}")
+            continue
+        problem = colour_problem(mask.red, mask.blue)
+        if problem:
+            problems.append(f"{path}: {problem}")
+        masks.append(mask)
+    if problems:
+        return [], 0, problems
+    ground_truth, prediction = masks
+    distance = boundary_distance(*data[0][1])
+    return [count_pair(ground_truth, prediction, image, distance)], int(prediction.palette.max()), []
+
+
+def count_pairs(
+    pairs: Pairs, workers: int, progress: Progress, images: Sequence[int] | None = None
+) -> tuple[ContingencyTable, list[str]]:
+    """Decode every pair once, in DataLoader workers, and count its pixels.
+
+    ``workers`` is a number of processes (0: this one); ``progress`` wraps the iterable of chunks and is told
+    the number of images. ``images`` (indices into the names) restricts the pass to some.
+
+    Returns the table and one message for every file that cannot be used; with any, the table is not whole.
+    Raises InputError when a worker process dies.
+    """
+    if images is None:
+        images = range(len(pairs.names))
+    rows: list[Rows] = []
+    largest = np.zeros(len(pairs.names), np.int32)
+    problems: list[str] = []
+    dataset = PairChunks(pairs, images)
+    for chunk_images, chunk in zip(
+        dataset.chunks, progress(load_chunks(dataset, workers), len(images)), strict=True
+    ):
+        rows.extend(chunk.rows)
+        largest[list(chunk_images)] = chunk.largest_prediction
+        problems.extend(chunk.problems)
+    return make_table(pairs.names, largest, rows), problems
+
+
+Item = TypeVar("Item", covariant=True)
+
+
+class Chunks(Protocol[Item]):
+    """A map-style data set, as torch.utils.data.DataLoader takes it."""
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+
+    def __getitem__(self, index: int) -> Item:
+        """Make one chunk."""
+
+
+def load_chunks(dataset: Chunks[Item], workers: int) -> Iterator[Item]:
+    """Go through a data set's chunks in order, loaded by ``workers`` processes (0: this one).
+
+    Raises InputError when a worker process dies.
+    """
+    if workers == 0:
+        yield from (dataset[i] for i in range(len(dataset)))
+        return
+    from torch.utils.data import DataLoader
+
+    import imagenets.scoring.run_length  # noqa: F401 - loaded here once, so that forked workers share it
+
+    loader: DataLoader[Item] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=min(workers, len(dataset)),
+        multiprocessing_context="fork",
+        worker_init_fn=_start_worker,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:  # what DataLoader raises for a worker that was killed
+        raise InputError(
+            f"a worker process died ({error}); out of memory? Try again with fewer --workers"
+        ) from error
+
+
+def _start_worker(worker: int) -> None:
+    # What was loaded before the fork stays; going through it for garbage costs time, and memory by copying.
+    gc.freeze()
+
+
+def _unchanged(chunk: Any) -> Any:  # noqa: ANN401
+    return chunk
+
+
+def check_labels(table: ContingencyTable, pairs: Pairs, classes: int, clusters: int, hint: str) -> list[str]:
+    """List the ground truths with a label outside 0..``classes`` and predictions outside 0..``clusters``.
+
+    ``hint`` says what to do about such a prediction.
+    """
+    outside = table.ground_truth > classes
+    gt_problems = {
+        image: f"{pairs.gt_dir / table.names[image]}: label {label} is neither in 0..{classes} nor {IGNORE}; "
+        "is this the ground truth of another mode?"
+        for image, label in zip(
+            table.image[outside].tolist(), table.ground_truth[outside].tolist(), strict=True
+        )
+    }
+    return list(gt_problems.values()) + [
+        f"{pairs.predict_dir / table.names[image]}: label {table.largest_prediction[image]} "
+        f"is outside 0..{clusters}; {_SWAPPED if table.largest_prediction[image] == IGNORE else hint}"
+        for image in np.flatnonzero(table.largest_prediction > clusters)
+    ]
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise InputError that says how many masks cannot be used and lists the first; nothing if none."""
+    if problems:
+        what = "mask" if len(problems) == 1 else "masks"
+        raise InputError(f"{len(problems)} {what} cannot be used:\n{listed(problems)}")

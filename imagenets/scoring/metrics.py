@@ -1,0 +1,192 @@
+"""The scores of the benchmark (SPEC section 5), from a contingency table and a matching."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from imagenets.classes import BACKGROUND
+from imagenets.scoring.contingency import ContingencyTable
+
+SCORES = ("Acc", "mIoU", "mBIoU", "S", "MS", "ML", "L", "BS", "BMS", "BML", "BL", "FMeasure")
+BOUNDARY_SCORES = ("mBIoU", "BS", "BMS", "BML", "BL")
+
+# Largest size of the buckets S, MS and ML, in percent of the image's pixels that are not ignored.
+_BUCKET_LIMITS = (5, 25, 50)
+_BUCKETS = ("S", "MS", "ML", "L")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores in percent: ``scores`` by the names of SCORES, nan where one does not exist.
+
+    ``iou`` and ``boundary_iou`` (N + 1,) float64 are those of each label, ``pixels`` (N + 1,) int64 the
+    ground-truth pixels of each that are not ignored.
+    """
+
+    images: int
+    scores: dict[str, float]
+    iou: np.ndarray
+    boundary_iou: np.ndarray
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Pixels of each label, (N + 1,) int64: predicted (T), labelled (P), both (TP); SPEC section 5.1."""
+
+    predicted: np.ndarray
+    labelled: np.ndarray
+    both: np.ndarray
+
+    def iou(self) -> np.ndarray:
+        """Return TP / (T + P - TP) in percent, 0 where the union is empty."""
+        union = self.predicted + self.labelled - self.both
+        return 100 * self.both / np.maximum(union, 1)
+
+    def mean_iou_of_labelled(self) -> float:
+        """Return the mean IoU in percent over the labels with P > 0, nan when there is none."""
+        present = self.labelled > 0
+        return mean(self.iou()[present])
+
+
+def evaluate(table: ContingencyTable, classes: int, matching: np.ndarray | None = None) -> Evaluation:
+    """Compute every score of SPEC section 5.
+
+    ``matching`` is indexed by predicted label and gives classes 0..``classes``; without it, predictions are
+    classes. Pixels are pooled over all images before a ratio is taken, but for FMeasure and Acc, which are
+    means over images.
+    """
+    predicted = predicted_classes(table, matching)
+    areas = {}
+    for region, boundary, rows in pooled_selections(table):
+        areas[region] = count_areas(table, predicted, rows, classes)
+        areas[boundary] = count_boundary_areas(table, predicted, rows, classes)
+    scores = {
+        "Acc": 100 * mean(image_accuracy(table, predicted)),
+        "FMeasure": 100 * mean(image_fmeasure(table, predicted)),
+        **{name: pooled_score(name, area) for name, area in areas.items()},
+    }
+    return Evaluation(
+        images=len(table.names),
+        scores={name: scores[name] for name in SCORES},
+        iou=areas["mIoU"].iou(),
+        boundary_iou=areas["mBIoU"].iou(),
+        pixels=areas["mIoU"].labelled,
+    )
+
+
+def predicted_classes(table: ContingencyTable, matching: np.ndarray | None) -> np.ndarray:
+    """Return the class that each row is predicted as, (R,) int64; see ``evaluate`` for ``matching``."""
+    return table.prediction.astype(np.int64) if matching is None else matching[table.prediction]
+
+
+def pooled_selections(table: ContingencyTable) -> list[tuple[str, str, np.ndarray]]:
+    """List the scores that pool pixels: names by region and by boundary, the rows that count, (R,) bool."""
+    everywhere = np.ones(table.image.size, bool)
+    buckets = zip(_BUCKETS, size_buckets(table), strict=True)
+    return [("mIoU", "mBIoU", everywhere), *((name, f"B{name}", rows) for name, rows in buckets)]
+
+
+def pooled_score(name: str, areas: Areas) -> float:
+    """Return the score ``name`` of ``pooled_selections`` in percent, nan if it does not exist."""
+    return mean(areas.iou()) if name in ("mIoU", "mBIoU") else areas.mean_iou_of_labelled()
+
+
+# What T, P or TP is the sum of: labels (R,) and pixels (R,), 0 where a row does not count.
+Term = tuple[np.ndarray, np.ndarray]
+
+
+def region_terms(table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray) -> tuple[Term, Term, Term]:
+    """List what T, P and TP add up over the rows (R,) bool; ``predicted`` (R,) are classes after matching."""
+    pixels = table.pixels * rows
+    on_both = pixels * (predicted == table.ground_truth)
+    return (predicted, pixels), (table.ground_truth, pixels), (predicted, on_both)
+
+
+def boundary_terms(
+    table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray
+) -> tuple[Term, Term, Term]:
+    """List what T, P and TP add up of boundary pixels alone over the rows (R,) bool (SPEC section 5.3)."""
+    on_prediction = table.pixels * (rows & table.on_prediction_boundary)
+    on_ground_truth = table.pixels * (rows & table.on_gt_boundary)
+    on_both = on_prediction * (table.on_gt_boundary & (predicted == table.ground_truth))
+    return (predicted, on_prediction), (table.ground_truth, on_ground_truth), (predicted, on_both)
+
+
+def count_areas(table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray, classes: int) -> Areas:
+    """Add up T, P and TP over the rows (R,) bool; ``predicted`` (R,) are the classes after matching."""
+    return Areas(*(_sums(*term, classes + 1) for term in region_terms(table, predicted, rows)))
+
+
+def count_boundary_areas(
+    table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray, classes: int
+) -> Areas:
+    """Add up T, P and TP of boundary pixels alone over the rows (R,) bool (SPEC section 5.3)."""
+    return Areas(*(_sums(*term, classes + 1) for term in boundary_terms(table, predicted, rows)))
+
+
+def size_buckets(table: ContingencyTable) -> list[np.ndarray]:
+    """Select the rows that count in S, MS, ML and L, (R,) bool each (SPEC section 5.2).
+
+    A class's size is its share of the image's pixels that are not ignored, in percent, rounded up. An image
+    counts in a bucket that one of its classes falls into, with the pixels of those classes and of label 0.
+    """
+    of_image = _sums(table.image, table.pixels, len(table.names))[table.image]
+    of_object = _group_sums(table.image, table.ground_truth, table.pixels)
+    percent = -(-100 * of_object // of_image)
+    is_object = table.ground_truth != BACKGROUND
+    bucket = np.searchsorted(_BUCKET_LIMITS, percent)
+    selections = []
+    for index in range(len(_BUCKETS)):
+        in_bucket = is_object & (bucket == index)
+        counts = np.zeros(len(table.names), bool)
+        counts[table.image[in_bucket]] = True
+        selections.append(in_bucket | (~is_object & counts[table.image]))
+    return selections
+
+
+def image_fmeasure(table: ContingencyTable, predicted: np.ndarray) -> np.ndarray:
+    """FMeasure of each image, (images,) float64 in 0..1 (SPEC section 5.4)."""
+    images = len(table.names)
+    labelled_rows = table.ground_truth != BACKGROUND
+    predicted_rows = predicted != BACKGROUND
+    labelled = _sums(table.image, table.pixels * labelled_rows, images)
+    found = _sums(table.image, table.pixels * predicted_rows, images)
+    both = _sums(table.image, table.pixels * (labelled_rows & predicted_rows), images)
+    precision = both / np.maximum(found, 1)
+    recall = both / np.maximum(labelled, 1)
+    # Without overlap numerator is 0; the denominator must only not be.
+    return 1.3 * precision * recall / np.where(both > 0, 0.3 * precision + recall, 1)
+
+
+def image_accuracy(table: ContingencyTable, predicted: np.ndarray) -> np.ndarray:
+    """Acc of each image, (images,) float64, 0 or 1 (SPEC section 5.5)."""
+    rows = np.flatnonzero(predicted != BACKGROUND)
+    image, label = table.image[rows], predicted[rows]
+    size = _group_sums(image, label, table.pixels[rows])
+    order = np.lexsort((label, -size, image))
+    with_foreground, first = np.unique(image[order], return_index=True)
+    largest = np.full(len(table.names), -1, np.int64)
+    largest[with_foreground] = label[order][first]
+    correct = np.zeros(len(table.names))
+    correct[table.image[table.ground_truth == largest[table.image]]] = 1
+    return correct
+
+
+def _group_sums(image: np.ndarray, label: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """For each row, the pixels of all rows with its image and label, int64."""
+    _, place = np.unique(image.astype(np.int64) << 32 | label, return_inverse=True)
+    return _sums(place, pixels, place.max(initial=-1) + 1)[place]
+
+
+def _sums(index: np.ndarray, pixels: np.ndarray, size: int) -> np.ndarray:
+    """Add up ``pixels`` by index into (size,) int64. Exact: float64 holds whole numbers up to 2**53."""
+    return np.bincount(index, weights=pixels, minlength=size).astype(np.int64)
+
+
+def mean(values: np.ndarray) -> float:
+    """Mean that no order of the values changes; nan of nothing."""
+    return math.fsum(values.tolist()) / len(values) if len(values) else math.nan

@@ -1,0 +1,120 @@
+"""Which masks are compared: ground truths ``<wnid>/<name>.png`` and the predictions of the same names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagenets.common.errors import InputError, listed
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Mask names, sorted, of the form ``<wnid>/<name>.png``, and the folders they lie in on both sides."""
+
+    names: tuple[str, ...]
+    gt_dir: Path
+    predict_dir: Path
+
+    def fingerprint(self) -> str:
+        """Digest of what the files are: folders, names, sizes and times of both sides; no file is opened.
+
+        A missing file is part of the digest too. Besides the modification time, the time of the last status
+        change counts, which a copy that keeps modification times does not carry over.
+        """
+        digest = hashlib.sha256()
+        for folder in (self.gt_dir, self.predict_dir):
+            base = os.path.realpath(folder)
+            digest.update(f"{base}\0".encode(errors="surrogateescape"))
+            for name in self.names:
+                digest.update(f"{name} {_identity(f'{base}/{name}')}\0".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+def _identity(path: str) -> str:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - called for every mask; a Path each would double its time
+    except OSError as error:
+        return f"errno {error.errno}"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+def find_pairs(gt_dir: Path, predict_dir: Path, names: Sequence[str] | None = None) -> Pairs:
+    """List the pairs under two folders: ``names`` where given, else every mask under ``gt_dir``.
+
+    Predictions without a ground truth are not looked at. Whether files are missing is not found here.
+
+    Raises InputError for a folder that is missing, or a ``gt_dir`` without any mask.
+    """
+    for folder in (gt_dir, predict_dir):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; masks lie in <folder>/<wnid>/<name>.png")
+    if names is not None:
+        return Pairs(tuple(sorted(names)), gt_dir, predict_dir)
+    return Pairs(_mask_names(gt_dir), gt_dir, predict_dir)
+
+
+def check_predict_dir(pairs: Pairs) -> None:
+    """Raise InputError when there is no prediction of any name: another folder was meant."""
+    if any((pairs.predict_dir / name).exists() for name in pairs.names):
+        return
+    held = [entry.name for entry in _entries(pairs.predict_dir)][:3]
+    raise InputError(
+        f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths; predictions lie "
+        f"in <predict-dir>/<wnid>/<name>.png, and there is {', '.join(sorted(held)) or 'nothing'}"
+    )
+
+
+def _mask_names(gt_dir: Path) -> tuple[str, ...]:
+    found = sorted(
+        f"{folder.name}/{mask.name}"
+        for folder in _entries(gt_dir)
+        if folder.is_dir()
+        for mask in _entries(folder)
+        if mask.name.endswith(".png")
+    )
+    if not found:
+        raise InputError(f"{gt_dir}: no masks there; ground truth lies in <gt-dir>/<wnid>/<name>.png")
+    return tuple(found)
+
+
+def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def wnid_folders(gt_dir: Path) -> list[str]:
+    """Names of the folders in ``gt_dir``, sorted: the wnids of a mode, when there are as many as classes."""
+    return sorted(entry.name for entry in _entries(gt_dir) if entry.is_dir())
+
+
+def read_names(path: Path) -> list[str]:
+    """Read a list of mask names, one ``<wnid>/<name>.png`` a line; blank lines do not count.
+
+    Raises InputError when the file cannot be read as such a list, holds no name, or a name twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: no text file; give one <wnid>/<name>.png a line") from error
+    numbered = [(i, line.strip()) for i, line in enumerate(lines, start=1) if line.strip()]
+    problems = [f"line {i}: {name!r}" for i, name in numbered if not _is_mask_name(name)]
+    if problems:
+        raise InputError(f"{path}: {len(problems)} lines are not <wnid>/<name>.png:\n{listed(problems)}")
+    names = [name for _, name in numbered]
+    if not names:
+        raise InputError(f"{path}: no names there; give one <wnid>/<name>.png a line")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{path}: {len(twice)} names stand there more than once:\n{listed(twice)}")
+    return names
+
+
+def _is_mask_name(name: str) -> bool:
+    """Is this one way alone to name a file: a folder, a slash, a file? Others could name a mask twice."""
+    folder, _, file = name.partition("/")
+    return folder not in ("", ".", "..") and file.endswith(".png") and "/" not in file and "\0" not in name

@@ -1,0 +1,424 @@
+"""A submission to the benchmark: one ZIP archive of all test predictions (SPEC section 7), and its check.
+
+Every prediction is decoded before it is packed, and the bytes that were decoded are the bytes packed. PNGs
+are compressed already, so they are stored as they are; with a fixed order, date and permissions the same
+input gives the same archive to the last byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from PIL import Image
+
+from imagenets.classes import MODES
+from imagenets.common.errors import InputError, listed
+from imagenets.common.whole_files import whole_file
+from imagenets.images import mask_sizes
+from imagenets.masks import colour_problem, decode_rgb, png_size
+from imagenets.scoring.contingency import load_chunks, refuse
+from imagenets.scoring.matching_file import parse_matching
+
+MATCHING = "match.json"
+METHOD = "method.txt"
+METHOD_LINES = (
+    "Method name",
+    "Training data",
+    "Training scheme",
+    "Networks",
+    "Paper/Project link",
+    "Method description",
+)
+
+# Predictions that a worker hands over at once.
+CHUNK = 16
+
+_IMAGE_NAME = re.compile(r"n\d{8}/[^/]+\.JPEG")
+_PREDICTION_NAME = re.compile(r"n\d{8}/[^/]+\.png")
+_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a ZIP can hold
+_PERMISSIONS = 0o100644 << 16  # a file, rw-r--r--, where a ZIP keeps them
+_LARGEST_ENTRY = 1 << 28  # bytes; no mask comes near
+
+
+@dataclass(frozen=True)
+class ExpectedPredictions:
+    """What a submission must hold: ``names`` (``<wnid>/<name>.png``, sorted), one for each test image.
+
+    ``image_dir`` is the folder of the test images, ``others`` are files there that are no test images.
+    """
+
+    names: tuple[str, ...]
+    image_dir: Path
+    others: tuple[str, ...]
+
+
+def find_test_predictions(save_dir: Path, mode: str) -> ExpectedPredictions:
+    """List the predictions that the test images of a prepared set call for; images are not opened.
+
+    Raises InputError when there are no test images in ``<save_dir>/ImageNetS<mode>/test``.
+    """
+    folder = save_dir / MODES[mode].folder / "test"
+    where = f"test images lie in <save-dir>/{MODES[mode].folder}/test/<wnid>/<name>.JPEG"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; {where} (data_preparation.sh puts them there)")
+    names, others = [], []
+    for name in _files(folder):
+        if _IMAGE_NAME.fullmatch(name):
+            names.append(name.removesuffix(".JPEG") + ".png")
+        else:
+            others.append(name)
+    if not names:
+        raise InputError(f"{folder}: no test images there; {where}")
+    return ExpectedPredictions(tuple(sorted(names)), folder, tuple(sorted(others)))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Names of what lies in a folder and in its folders, relative to it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                yield entry.name
+                continue
+            with os.scandir(entry) as inner:
+                yield from (f"{entry.name}/{file.name}" for file in inner)
+
+
+def extra_predictions(predict_dir: Path, names: Iterable[str]) -> list[str]:
+    """List the PNGs in the folders of ``predict_dir`` that are not among ``names``, sorted."""
+    found = (name for name in _files(predict_dir) if name.endswith(".png") and "/" in name)
+    return sorted(set(found) - set(names))
+
+
+class Source(Protocol):
+    """Where predictions are read from."""
+
+    def where(self, name: str) -> str:
+        """Name a prediction in messages."""
+
+    def read(self, name: str) -> bytes:
+        """Read a prediction; InputError when it cannot be read."""
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Predictions in ``<predict_dir>/<wnid>/<name>.png``."""
+
+    predict_dir: Path
+
+    def where(self, name: str) -> str:
+        """Name a prediction in messages."""
+        return str(self.predict_dir / name)
+
+    def read(self, name: str) -> bytes:
+        """Read a prediction; InputError when it cannot be read."""
+        try:
+            return (self.predict_dir / name).read_bytes()
+        except FileNotFoundError as error:
+            raise InputError("no such prediction") from error
+        except OSError as error:
+            raise InputError(str(error.strerror)) from error
+
+
+class ArchiveSource:
+    """Predictions in an archive, which each process opens for itself."""
+
+    def __init__(self, path: Path) -> None:
+        """Take an archive that exists."""
+        self.path = path
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+
+    def where(self, name: str) -> str:
+        """Name an entry in messages."""
+        return f"{self.path}: {name}"
+
+    def read(self, name: str) -> bytes:
+        """Read an entry, its checksum held; InputError when it cannot be read."""
+        archive = self.archive()
+        info = archive.getinfo(name)
+        if info.flag_bits & 1:
+            raise InputError("is encrypted; pack it without a password")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError("is compressed in an unusual way; store or deflate it")
+        if info.file_size > _LARGEST_ENTRY:
+            raise InputError(f"{info.file_size} bytes are too many")
+        try:
+            return archive.read(info)
+        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
+            raise InputError(f"is damaged in the archive ({error}); pack it again") from error
+
+    def archive(self) -> zipfile.ZipFile:
+        """Open the archive, once in each process: forked ones would share one place in the file."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                self._opened = (os.getpid(), zipfile.ZipFile(self.path))
+            except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError) as error:
+                raise InputError(f"{self.path}: no whole ZIP archive ({error}); pack it again") from error
+        return self._opened[1]
+
+
+class Checked(NamedTuple):
+    """One prediction looked at: its bytes (none where bad), what is wrong, and its image if unreadable."""
+
+    content: bytes
+    problem: str | None
+    unreadable_image: str | None
+
+
+class PredictionChunks:
+    """A map-style data set of chunks of predictions, decoded and checked."""
+
+    def __init__(
+        self, source: Source, names: Sequence[str], image_dir: Path | None, limit: int, hint: str
+    ) -> None:
+        """Cut ``names`` into chunks; see ``check_predictions`` for the rest."""
+        self.source = source
+        self.chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
+        self.image_dir = image_dir
+        self.limit = limit
+        self.hint = hint
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> list[Checked]:
+        """Check one chunk."""
+        return [self._check(name) for name in self.chunks[index]]
+
+    def _check(self, name: str) -> Checked:
+        from imagenets.scoring.run_length import label_runs
+
+        try:
+            content = self.source.read(name)
+            height, width = png_size(content)
+            problem, unreadable = None, None
+            if self.image_dir is not None:
+                image = self.image_dir / f"{name.removesuffix('.png')}.JPEG"
+                problem, unreadable = _compare_size(image, height, width)
+            if problem is None:
+                mask = label_runs(decode_rgb(content))
+                problem = colour_problem(mask.red, mask.blue)
+                largest = int(mask.palette.max())
+                if problem is None and largest > self.limit:
+                    problem = f"label {largest} is outside 0..{self.limit}; {self.hint}"
+        except InputError as error:
+            problem, unreadable = str(error), None
+        if problem is not None:
+            return Checked(b"", f"{self.source.where(name)}: {problem}", unreadable)
+        return Checked(content, None, unreadable)
+
+
+def _compare_size(image_path: Path, height: int, width: int) -> tuple[str | None, str | None]:
+    """Say what is wrong with a prediction's size, and name the image if it cannot be opened.
+
+    Both the size in the image's header and that after its EXIF rotation are right; no pixel is decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about EXIF that Pillow does not understand, or large images
+            with Image.open(image_path) as image:
+                image_width, image_height = image.size
+                if (height, width) in mask_sizes(image):
+                    return None, None
+    except FileNotFoundError:  # also what a link to nowhere gives
+        return None, f"{image_path}: no such file"
+    except (OSError, Image.DecompressionBombError) as error:
+        return None, f"{image_path}: {error}"
+    return (
+        f"{width} x {height} pixels, but its test image has {image_width} x {image_height}; "
+        "resize it (nearest neighbour) to its image's size"
+    ), None
+
+
+# Wraps the chunks as they arrive, to show progress; told the number of predictions.
+Progress = Callable[[Iterable[list[Checked]], int], Iterable[list[Checked]]]
+
+
+class Packed(NamedTuple):
+    """What came of packing or checking: predictions, and test images that could not be opened."""
+
+    predictions: int
+    unreadable_images: list[str]
+
+
+def write_submission(
+    output: Path,
+    expected: ExpectedPredictions,
+    predict_dir: Path,
+    files: Mapping[str, bytes],
+    limit: int,
+    hint: str,
+    workers: int,
+    progress: Progress,
+) -> Packed:
+    """Check every expected prediction and pack them, after ``files`` (name to content), into ``output``.
+
+    ``limit`` is the largest label that a prediction may have, ``hint`` what to do where one is larger.
+    Raises InputError that lists the predictions that are missing or bad; then nothing is written.
+    """
+    dataset = PredictionChunks(FolderSource(predict_dir), expected.names, expected.image_dir, limit, hint)
+    problems: list[str] = []
+    unreadable: list[str] = []
+    chunks = progress(load_chunks(dataset, workers), len(expected.names))
+    with whole_file(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, content in files.items():
+            _add(archive, name, content)
+        for names, chunk in zip(dataset.chunks, chunks, strict=True):
+            _collect(chunk, problems, unreadable)
+            if not problems:
+                for name, checked in zip(names, chunk, strict=True):
+                    _add(archive, name, checked.content)
+        refuse(problems)
+    return Packed(len(expected.names), unreadable)
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    info = zipfile.ZipInfo(name, _DATE)
+    info.create_system = 3  # Unix, on whatever system this runs
+    info.external_attr = _PERMISSIONS
+    archive.writestr(info, content, zipfile.ZIP_STORED)
+
+
+def _collect(chunk: Iterable[Checked], problems: list[str], unreadable: list[str]) -> None:
+    problems.extend(checked.problem for checked in chunk if checked.problem is not None)
+    unreadable.extend(checked.unreadable_image for checked in chunk if checked.unreadable_image is not None)
+
+
+def submission_matching(matching: Mapping[int, int], clusters: int, where: str) -> bytes:
+    """Format a matching as a submission's match.json; InputError when it lacks one of 0..``clusters``."""
+    _refuse_incomplete(matching, clusters, where)
+    return (json.dumps({str(cluster): matching[cluster] for cluster in sorted(matching)}) + "\n").encode()
+
+
+def _refuse_incomplete(matching: Mapping[int, int], clusters: int, where: str) -> None:
+    missing = [f"cluster {cluster}" for cluster in range(clusters + 1) if cluster not in matching]
+    if missing:
+        raise InputError(
+            f"{where}: a submission's matching holds every cluster 0..{clusters}, and {len(missing)} are "
+            f"not there; pass the number of clusters with --clusters, or run match.py again:\n"
+            f"{listed(missing)}"
+        )
+
+
+def method_value(text: str) -> str:
+    """Strip a value of method.txt; ValueError when it is not one line of text that UTF-8 can hold."""
+    if len(text.splitlines()) != 1 or not text.strip():
+        raise ValueError(f"{text!r} is not one line of text (write - where there is none)")
+    text.encode()  # raises a ValueError of its own
+    return text.strip()
+
+
+def method_text(values: Sequence[str]) -> bytes:
+    """Format method.txt: a line for each of METHOD_LINES. Raises ValueError as ``method_value`` does."""
+    return "".join(
+        f"{line}: {method_value(value)}\n" for line, value in zip(METHOD_LINES, values, strict=True)
+    ).encode()
+
+
+class ArchiveReport(NamedTuple):
+    """A good archive: its predictions, the clusters of its matching or None, images that do not open."""
+
+    predictions: int
+    clusters: int | None
+    unreadable_images: list[str]
+
+
+def check_submission(
+    path: Path,
+    mode: str,
+    clusters: int | None,
+    expected: ExpectedPredictions | None,
+    workers: int,
+    progress: Progress,
+) -> ArchiveReport:
+    """Hold an archive against SPEC section 7: names, checksums, every mask, match.json and method.txt.
+
+    ``clusters`` is the number of clusters where match.json maps another number than the mode has classes.
+    With ``expected``, there must be one prediction for each test image, of its size, and no other.
+
+    Raises InputError that lists what is wrong.
+    """
+    source = ArchiveSource(path)
+    predictions, problems = _check_names(source, expected)
+    problems += _check_method(source)
+    number_of_classes = MODES[mode].classes
+    has_matching = MATCHING in source.archive().namelist()
+    largest = clusters or number_of_classes
+    if has_matching:
+        problems += _check_matching(source, number_of_classes, largest)
+        hint = "give the number of clusters (--clusters)"
+    elif clusters:
+        problems.append(f"no {MATCHING}, without which predictions hold class ids; leave out --clusters")
+        hint = "--clusters goes with a matching"
+    else:
+        hint = f"cluster ids need a matching: pack it with --match, as {MATCHING}"
+    image_dir = None
+    if expected is not None:
+        image_dir = expected.image_dir
+        predictions = sorted(set(predictions) & set(expected.names))
+    dataset = PredictionChunks(source, predictions, image_dir, largest, hint)
+    unreadable: list[str] = []
+    prefix = f"{path}: "
+    for chunk in progress(load_chunks(dataset, workers), len(predictions)):
+        found: list[str] = []
+        _collect(chunk, found, unreadable)
+        problems += [problem.removeprefix(prefix) for problem in found]
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InputError(f"{path}: {count}:\n{listed(problems)}")
+    return ArchiveReport(len(predictions), largest if has_matching else None, unreadable)
+
+
+def _check_names(source: ArchiveSource, expected: ExpectedPredictions | None) -> tuple[list[str], list[str]]:
+    """List the predictions in an archive, sorted, and what is wrong with its names."""
+    names = [info.filename for info in source.archive().infolist() if not info.is_dir()]
+    predictions = {name for name in names if _PREDICTION_NAME.fullmatch(name)}
+    problems = [
+        f"{name}: no part of a submission, which holds <wnid>/<name>.png, {MATCHING} and {METHOD} alone"
+        for name in sorted(set(names) - predictions - {MATCHING, METHOD})
+    ]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    problems += [f"{name}: is there more than once" for name in twice]
+    if not predictions:
+        problems.insert(0, "no predictions (<wnid>/<name>.png) at the archive's top level")
+    if expected is not None:
+        problems += [f"{name}: no such prediction" for name in expected.names if name not in predictions]
+        problems += [f"{name}: no such test image" for name in sorted(predictions - set(expected.names))]
+    return sorted(predictions), problems
+
+
+def _check_method(source: ArchiveSource) -> list[str]:
+    if METHOD not in source.archive().namelist():
+        return [f"no {METHOD}"]
+    try:
+        lines = source.read(METHOD).decode().splitlines()
+    except InputError as error:
+        return [f"{METHOD}: {error}"]
+    except UnicodeDecodeError:
+        return [f"{METHOD}: no UTF-8 text"]
+    return [
+        f"{METHOD}: no line '{start}: …'"
+        for start in METHOD_LINES
+        if not any(line.startswith(f"{start}:") and line.removeprefix(f"{start}:").strip() for line in lines)
+    ]
+
+
+def _check_matching(source: ArchiveSource, classes: int, clusters: int) -> list[str]:
+    try:
+        matching = parse_matching(source.read(MATCHING), classes, MATCHING)
+        _refuse_incomplete(matching, clusters, MATCHING)
+    except InputError as error:
+        message = str(error)
+        return [message if message.startswith(MATCHING) else f"{MATCHING}: {message}"]
+    return []

@@ -1,0 +1,91 @@
+"""Contingency tables on disk, so that masks are decoded once: whole and unaltered, or built again."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from imagenets.common.whole_files import write_whole
+from imagenets.scoring.contingency import (
+    ROW_TYPES,
+    ContingencyTable,
+    CountPairs,
+    Progress,
+    Rows,
+    count_pairs,
+    make_table,
+)
+from imagenets.scoring.pairs import Pairs
+
+# Part of every cache file; to be changed with whatever alters what a table holds.
+_FORMAT = "imagenets contingency table 1"
+_LARGEST_TYPE = np.dtype("int32")
+
+
+def cache_path(folder: Path, pairs: Pairs) -> Path:
+    """Where the table of these folders and names is cached: one file each, replaced when the masks change."""
+    key = "\0".join([str(pairs.gt_dir.resolve()), str(pairs.predict_dir.resolve()), *pairs.names])
+    return folder / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:24]}.table"
+
+
+def save_table(path: Path, table: ContingencyTable, fingerprint: str) -> None:
+    """Write a table of masks with this fingerprint; OSError when the file cannot be written."""
+    columns = [table.largest_prediction, *(getattr(table, name) for name in Rows._fields)]
+    content = _heading(fingerprint) + b"".join(column.tobytes() for column in columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, hashlib.sha256(content).digest() + content)
+
+
+def load_table(path: Path, names: tuple[str, ...], fingerprint: str) -> ContingencyTable | None:
+    """Read a cached table; None when there is none, it is damaged, or it is of other masks."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, content = content[:32], content[32:]
+    heading = _heading(fingerprint)
+    if hashlib.sha256(content).digest() != digest or not content.startswith(heading):
+        return None
+    of_images = _LARGEST_TYPE.itemsize * len(names)
+    rows, rest = divmod(len(content) - len(heading) - of_images, sum(dtype.itemsize for dtype in ROW_TYPES))
+    if rows < 0 or rest:
+        return None
+    columns, position = [], len(heading)
+    for dtype, size in ((_LARGEST_TYPE, len(names)), *((dtype, rows) for dtype in ROW_TYPES)):
+        columns.append(np.frombuffer(content, dtype, size, position))
+        position += dtype.itemsize * size
+    return make_table(names, columns[0], [Rows(*columns[1:])])
+
+
+def _heading(fingerprint: str) -> bytes:
+    return f"{_FORMAT}\n{fingerprint}\n".encode()
+
+
+def cached_table(
+    pairs: Pairs, folder: Path | None, workers: int, progress: Progress, count: CountPairs | None = None
+) -> tuple[ContingencyTable, list[str]]:
+    """Give the pairs' contingency table, from the cache in ``folder`` or by the one pass over the masks.
+
+    Without a folder nothing is read or written there. ``count`` does the pass, ``count_pairs`` by default.
+    Returns, like it, one message for every file that cannot be used; such a table is not cached. A cache
+    that cannot be written is a message of a ``UserWarning``, for the table is good without it.
+    """
+    count = count or count_pairs
+    if folder is None:
+        return count(pairs, workers, progress)
+    # Before the pass: a mask that changes while it runs must be noticed by the next one.
+    fingerprint = pairs.fingerprint()
+    path = cache_path(folder, pairs)
+    table = load_table(path, pairs.names, fingerprint)
+    if table is not None:
+        return table, []
+    table, problems = count(pairs, workers, progress)
+    if not problems:
+        try:
+            save_table(path, table, fingerprint)
+        except OSError as error:
+            warnings.warn(f"{path}: not cached: {error.strerror}", stacklevel=2)
+    return table, problems

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Predictions that know nothing, of the sizes of given ones: what a method has to be better than.
+
+background: no foreground at all. random-clusters: the given foregrounds, each image with a random cluster.
+random: a random box in each image, with a random cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from PIL import Image
+
+from command_line import run, whole_number
+from imagenets.classes import MODES
+from imagenets.common.errors import InputError
+from imagenets.common.whole_files import whole_file
+from imagenets.masks import decode_mask, labels_to_rgb
+from imagenets.scoring.pairs import find_pairs
+
+KINDS = ("background", "random-clusters", "random")
+
+
+def trivial_labels(kind: str, labels: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Labels (H, W) uint16 of one of KINDS, for an image whose prediction is ``labels``, (H, W)."""
+    foreground = np.zeros(labels.shape, bool)
+    if kind == "random-clusters":
+        foreground = labels > 0
+    if kind == "random":
+        top, bottom = np.sort(rng.choice(labels.shape[0] + 1, 2, replace=False))
+        left, right = np.sort(rng.choice(labels.shape[1] + 1, 2, replace=False))
+        foreground[top:bottom, left:right] = True
+    return foreground * np.uint16(rng.integers(1, clusters + 1))
+
+
+def main() -> None:
+    """Write one prediction for each given one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--predict-dir",
+        type=Path,
+        required=True,
+        help="the given predictions, <predict-dir>/<wnid>/<name>.png",
+    )
+    parser.add_argument("--mode", choices=MODES, required=True, help="number of clusters")
+    parser.add_argument("--kind", choices=KINDS, required=True)
+    parser.add_argument("--output-dir", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0)
+    arguments = parser.parse_args()
+    output = arguments.output_dir
+    if output.exists():
+        raise InputError(f"{output}: is there already; name a new folder")
+    names = find_pairs(arguments.predict_dir, arguments.predict_dir).names
+    rng = np.random.default_rng(arguments.seed)
+    for name in names:
+        given = decode_mask(arguments.predict_dir / name)
+        labels = trivial_labels(arguments.kind, given, MODES[arguments.mode].classes, rng)
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(output / name) as temporary:
+            Image.fromarray(labels_to_rgb(labels)).save(temporary, "PNG")
+    print(f"{output}: {len(names)} predictions, {arguments.kind}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,437 @@
+"""The baseline: foregrounds, features, clusters and predictions, on pictures drawn by the demo."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.pictures import CLASSES, draw
+from imagenets.classes import IGNORE
+from imagenets.common.errors import InputError
+from imagenets.learning import clustering, extraction
+from imagenets.learning.handmade_features import colour_and_texture, handmade
+from imagenets.learning.image_list import list_images, load
+from imagenets.learning.saliency import enlarge, foreground
+from imagenets.masks import decode_mask
+from methods import kmeans, trivial
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+CLASS_COUNT = 6
+# Of the demo's classes, these look least alike: hue and texture differ.
+LOOKS = (0, 13, 26, 39, 42, 8)
+
+
+def overlap(found, labels):
+    valid = labels != IGNORE
+    truth = (labels > 0) & valid
+    return (found & truth).sum() / ((found & valid) | truth).sum()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(1)
+    return [draw(rng, i) for i in range(0, CLASSES, 2)]
+
+
+def test_foreground_is_where_the_objects_are(pictures):
+    overlaps = [overlap(foreground(picture.image), picture.labels) for picture in pictures]
+    middle = []
+    for _, labels in pictures:
+        height, width = labels.shape
+        box = np.zeros(labels.shape, bool)
+        box[height // 4 : -height // 4, width // 4 : -width // 4] = True
+        middle.append(overlap(box, labels))
+    assert np.mean(overlaps) > 0.9 > 0.6 > np.mean(middle)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 2), (40, 40)])
+def test_foreground_of_a_picture_of_one_colour_is_some_of_it(shape):
+    found = foreground(np.full((*shape, 3), 200, np.uint8))
+    assert found.shape == shape and found.any()
+
+
+def test_foreground_does_not_depend_on_what_was_asked_before(pictures):
+    first = foreground(pictures[0].image)
+    foreground(pictures[1].image)
+    cv2.setRNGSeed(7)
+    assert (foreground(pictures[0].image) == first).all()
+
+
+def test_enlarging_keeps_a_speck():
+    speck = np.zeros((50, 50), bool)
+    speck[20, 30] = True
+    assert enlarge(speck, 51, 73).any() and enlarge(speck, 500, 400).any()
+    assert not enlarge(np.zeros((5, 5), bool), 9, 9).any()
+
+
+def test_features_of_a_turned_picture_are_nearer_than_those_of_other_classes(pictures):
+    masks = [foreground(picture.image) for picture in pictures]
+    vectors = [colour_and_texture(p.image, mask) for p, mask in zip(pictures, masks, strict=True)]
+    assert vectors[0].shape == (198,) and vectors[0].dtype == np.float32
+    for picture, mask, vector in zip(pictures, masks, vectors, strict=True):
+        turned = colour_and_texture(
+            np.ascontiguousarray(np.rot90(picture.image)), np.ascontiguousarray(np.rot90(mask))
+        )
+        others = [np.linalg.norm(turned - other) for other in vectors if other is not vector]
+        assert np.linalg.norm(turned - vector) < 0.5 * min(others)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 200), (30, 3)])
+def test_features_of_tiny_foregrounds_are_numbers(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    mask = np.zeros(shape, bool)
+    mask[0, 0] = True
+    assert np.isfinite(colour_and_texture(image, mask)).all()
+
+
+def save(picture, path, size=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(picture.image)
+    (image if size is None else image.resize(size)).save(path, "JPEG", quality=90)
+
+
+def make_set(root, folders, train=8, validation=3):
+    """An ImageNetS50 of few classes; gives the class of each validation image by its name."""
+    rng = np.random.default_rng(0)
+    truth = {}
+    for of_class, (look, folder) in enumerate(zip(LOOKS, folders, strict=True)):
+        for i in range(train):
+            save(draw(rng, look), root / "train" / folder / f"t{of_class}_{i}.JPEG")
+        for i in range(validation):
+            name = f"v{of_class}_{i}"
+            truth[name] = of_class
+            # One image is larger than what the baseline looks at.
+            save(
+                draw(rng, look), root / "validation" / folder / f"{name}.JPEG", (700, 401) if i == 0 else None
+            )
+    return truth
+
+
+FOLDERS = [f"n{i:08d}" for i in range(CLASS_COUNT)]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    save_dir = tmp_path_factory.mktemp("save")
+    truth = make_set(save_dir / "ImageNetS50", FOLDERS)
+    return save_dir, truth
+
+
+def call(monkeypatch, script, *arguments):
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+    script.main()
+
+
+def options(save_dir, output, *more):
+    return (
+        "--save-dir", save_dir, "--mode", "50", "--clusters", str(CLASS_COUNT), "--output-dir", output,
+        "--workers", "0", *more,
+    )  # fmt: skip
+
+
+def predictions(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def clusters_by_name(folder):
+    """The one cluster of each prediction, by the image's name."""
+    found = {}
+    for path in folder.rglob("*.png"):
+        (cluster,) = set(np.unique(decode_mask(path))) - {0}
+        found[path.stem] = int(cluster)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(prepared, tmp_path_factory):
+    save_dir, _ = prepared
+    output = tmp_path_factory.mktemp("run") / "out"
+    arguments = ["--workers" if a == "--workers" else a for a in map(str, options(save_dir, output))]
+    arguments[arguments.index("--workers") + 1] = "2"
+    script = [sys.executable, str(CHECKOUT / "methods" / "kmeans.py")]
+    result = subprocess.run([*script, *arguments], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "18 predictions, 18 made now" in result.stdout
+    return output
+
+
+def test_clusters_are_the_classes_and_masks_fit_their_images(prepared, finished):
+    save_dir, truth = prepared
+    found = clusters_by_name(finished / "validation")
+    assert set(found) == set(truth) and set(found.values()) <= set(range(1, CLASS_COUNT + 1))
+    same_class = [(truth[a] == truth[b]) == (found[a] == found[b]) for a in truth for b in truth if a < b]
+    assert np.mean(same_class) > 0.93  # one cluster for all: 0.12; at random: 0.75
+    for path in (finished / "validation").rglob("*.png"):
+        image = save_dir / "ImageNetS50" / path.relative_to(finished).with_suffix(".JPEG")
+        with Image.open(image) as opened:
+            assert decode_mask(path).shape == opened.size[::-1]
+
+
+def test_same_bytes_from_one_process_and_with_other_class_folders(prepared, finished, tmp_path, monkeypatch):
+    """No class folder is information: when all are renamed, each image keeps its very prediction."""
+    save_dir, _ = prepared
+    shuffled = tmp_path / "save" / "ImageNetS50"
+    for split in ("train", "validation"):
+        for folder, other in zip(FOLDERS, [FOLDERS[i] for i in (3, 5, 0, 1, 2, 4)], strict=True):
+            shutil.copytree(save_dir / "ImageNetS50" / split / folder, shuffled / split / other)
+    call(monkeypatch, kmeans, *options(tmp_path / "save", tmp_path / "out"))
+    assert clusters_by_name(tmp_path / "out/validation") == clusters_by_name(finished / "validation")
+    by_name = {Path(name).name: content for name, content in predictions(tmp_path / "out").items()}
+    assert by_name == {Path(name).name: content for name, content in predictions(finished).items()}
+
+
+def test_images_of_a_class_do_not_stand_together(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for i in range(50):
+            (tmp_path / folder / f"{folder}_{i}.JPEG").touch()
+    (tmp_path / "a" / ".hidden.JPEG").touch()
+    (tmp_path / "a" / "notes.txt").touch()
+    listed = list_images(tmp_path)
+    assert len(listed) == 100
+    assert 30 < sum(x[0] != y[0] for x, y in itertools.pairwise(listed)) < 70
+
+
+def test_a_stopped_run_goes_on_and_ends_alike(prepared, finished, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    (output / "centres.npy").unlink()
+    for path in sorted((output / "validation").rglob("*.png"))[:7]:
+        path.unlink()
+    call(monkeypatch, kmeans, *options(prepared[0], output))
+    assert "18 predictions, 7 made now" in capsys.readouterr().out
+    assert predictions(output) == predictions(finished)
+
+
+def children(process):
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_killed_runs_leave_no_process_and_nothing_half_made(prepared, finished, tmp_path):
+    output = tmp_path / "out"
+    arguments = [*map(str, options(prepared[0], output))]
+    arguments[arguments.index("--workers") + 1] = "2"
+    script = [sys.executable, str(CHECKOUT / "methods" / "kmeans.py"), *arguments]
+    process = subprocess.Popen(script, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    workers = []
+    while len(workers) < 2 and time.monotonic() < deadline and process.poll() is None:
+        workers = children(process.pid)
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(worker) for worker in workers)
+    subprocess.run(script, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    assert predictions(output) == predictions(finished)
+
+
+def test_another_run_is_not_mixed_in(prepared, finished, tmp_path, monkeypatch):
+    before = predictions(finished)
+    with pytest.raises(InputError, match=r"seed: 0 then, 1 now.*another --output-dir"):
+        call(monkeypatch, kmeans, *options(prepared[0], finished, "--seed", "1"))
+    assert predictions(finished) == before
+    (tmp_path / "out" / "validation").mkdir(parents=True)
+    with pytest.raises(InputError, match="did not make"):
+        call(monkeypatch, kmeans, *options(prepared[0], tmp_path / "out"))
+
+
+def test_a_run_that_came_to_nothing_is_no_obstacle(prepared, finished, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    shutil.copytree(finished / "features", output / "features")
+    with pytest.raises(InputError, match="cannot make"):
+        call(monkeypatch, kmeans, *options(prepared[0], output, "--clusters", "49"))
+    call(monkeypatch, kmeans, *options(prepared[0], output))
+    assert predictions(output) == predictions(finished)
+
+
+def test_features_of_other_runs_are_used_again(prepared, finished, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise AssertionError("features are made again")
+
+    monkeypatch.setattr(extraction, "describe", fail)
+    arguments = options(prepared[0], tmp_path / "out", "--seed", "1", "--features-dir", finished / "features")
+    with pytest.raises(AssertionError, match="made again"):  # those of the training images are there
+        call(monkeypatch, kmeans, *options(prepared[0], tmp_path / "other", "--seed", "1"))
+    monkeypatch.setattr(kmeans, "predict", lambda *arguments: 0)
+    call(monkeypatch, kmeans, *arguments)
+    centres = np.load(tmp_path / "out" / "centres.npy")
+    assert centres.shape == (CLASS_COUNT, 198)
+
+
+def test_a_changed_image_is_looked_at_again(tmp_path):
+    save(draw(np.random.default_rng(0), 0), tmp_path / "a" / "x.JPEG")
+    made = []
+    for _ in range(3):
+        before = set((tmp_path / "store").glob("*.npy"))
+        extraction.feature_chunks(tmp_path, ["a/x.JPEG"], handmade(), tmp_path / "store", map, lambda n: None)
+        made.append(len(set((tmp_path / "store").glob("*.npy")) - before))
+        if len(made) == 2:
+            save(draw(np.random.default_rng(1), 1), tmp_path / "a" / "x.JPEG")
+    assert made == [1, 0, 1]
+
+
+def test_bad_images_are_named_together(prepared, tmp_path, monkeypatch):
+    save_dir = tmp_path / "save"
+    shutil.copytree(prepared[0], save_dir)
+    bad = sorted((save_dir / "ImageNetS50" / "train").rglob("*.JPEG"))[3:6]
+    bad[0].write_bytes(b"")
+    bad[1].write_bytes(bad[1].read_bytes()[:500])
+    bad[2].write_bytes(b"<html>")
+    with pytest.raises(InputError) as caught:
+        call(monkeypatch, kmeans, *options(save_dir, tmp_path / "out"))
+    assert "3 images are bad" in str(caught.value)
+    assert all(str(path) in str(caught.value) for path in bad)
+    assert not predictions(tmp_path / "out") and not list((tmp_path / "out/features").iterdir())
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_images_are_read(tmp_path, mode):
+    Image.new(mode, (30, 20)).save(tmp_path / "x.JPEG", "JPEG")
+    loaded = load(tmp_path / "x.JPEG")
+    assert loaded.image.shape == (20, 30, 3) and (loaded.height, loaded.width) == (20, 30)
+
+
+def test_large_images_are_looked_at_small(tmp_path):
+    picture = draw(np.random.default_rng(0), 3)
+    save(picture, tmp_path / "x.JPEG", (1200, 800))
+    loaded = load(tmp_path / "x.JPEG")
+    assert loaded.image.shape == (171, 256, 3) and (loaded.height, loaded.width) == (800, 1200)
+    small = cv2.resize(picture.image, (256, 171)).astype(float)
+    assert np.abs(small - loaded.image).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--clusters", "49"), "48 training images cannot make 49 clusters"),
+        (("--splits", "test"), "test: no such folder"),
+        (("--mode", "300"), "ImageNetS300: neither validation nor test"),
+        (("--train-images", "5"), "5 training images cannot make 6 clusters"),
+    ],
+)
+def test_what_cannot_be_done_is_told(prepared, tmp_path, monkeypatch, change, message):
+    with pytest.raises(InputError, match=message):
+        call(monkeypatch, kmeans, *options(prepared[0], tmp_path / "out", *change))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--backbone", "resnet50"),
+        ("--checkpoint", "x.pth"),
+        ("--train-images", "0"),
+        ("--workers", "-1"),
+        ("--seed", "-1"),
+        ("--clusters", "65536"),
+    ],
+)
+def test_wrong_usage_exits_with_2(prepared, tmp_path, monkeypatch, wrong):
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, kmeans, *options(prepared[0], tmp_path / "out", *wrong))
+    assert caught.value.code == 2 and not (tmp_path / "out").exists()
+
+
+def blobs(rows, seed=0):
+    """Points (rows, 5) around 4 centres, and which centre each has."""
+    rng = np.random.default_rng(seed)
+    centres = np.eye(4, 5) * 8
+    of = rng.integers(4, size=rows)
+    return centres[of] + rng.normal(0, 0.5, (rows, 5)), of, centres
+
+
+@pytest.mark.parametrize("lloyd_images", [10_000, 60])
+def test_centres_of_all_images_with_and_without_mini_batches(tmp_path, monkeypatch, lloyd_images):
+    """The centres are the means of all points near them, not those of the first LLOYD_IMAGES alone."""
+    monkeypatch.setattr(clustering, "LLOYD_IMAGES", lloyd_images)
+    points, of, _ = blobs(2000)
+    points[100:] += 1  # what comes later lies elsewhere
+    chunks = []
+    for i, start in enumerate(range(0, 2000, 100)):
+        chunks.append(tmp_path / f"{i}.npy")
+        np.save(chunks[-1], points[start : start + 100].astype(np.float16))
+    centres = clustering.fit_centres(chunks, 4, seed=0)
+    assert centres.tobytes() == clustering.fit_centres(chunks, 4, seed=0).tobytes()
+    means = np.stack([points[of == k].mean(axis=0) for k in range(4)])
+    nearest = np.linalg.norm(centres[:, None] - means, axis=2)
+    assert sorted(nearest.argmin(axis=1)) == [0, 1, 2, 3] and nearest.min(axis=1).max() < 0.2
+    expected = np.linalg.norm(points[:, None] - centres, axis=2).argmin(axis=1) + 1
+    assert (clustering.cluster_ids(points, centres) == expected).all()
+
+
+def test_trivial_predictions(finished, tmp_path, monkeypatch):
+    labels = {}
+    for kind in trivial.KINDS:
+        given = ("--predict-dir", finished / "validation", "--mode", "50", "--kind", kind)
+        for run in ("first", "second"):
+            call(monkeypatch, trivial, *given, "--output-dir", tmp_path / run / kind)
+        assert predictions(tmp_path / "first" / kind) == predictions(tmp_path / "second" / kind)
+        labels[kind] = {
+            path: decode_mask(tmp_path / "first" / kind / path)
+            for path in predictions(finished / "validation")
+        }
+    for path in predictions(finished / "validation"):
+        given = decode_mask(finished / "validation" / path)
+        assert not labels["background"][path].any()
+        assert ((labels["random-clusters"][path] > 0) == (given > 0)).all()
+        assert labels["random"][path].shape == given.shape and labels["random"][path].any()
+    drawn = {int(of.max()) for of in labels["random-clusters"].values()}
+    assert len(drawn) > 9 and drawn <= set(range(1, 51))
+    with pytest.raises(InputError, match="name a new folder"):
+        call(monkeypatch, trivial, *given_again(finished, tmp_path))
+
+
+def given_again(finished, tmp_path):
+    taken = tmp_path / "first" / "random"
+    return (
+        "--predict-dir",
+        finished / "validation",
+        "--mode",
+        "50",
+        "--kind",
+        "random",
+        "--output-dir",
+        taken,
+    )
+
+
+def test_record_tells_what_made_the_predictions(finished):
+    record = json.loads((finished / "baseline.json").read_text())
+    assert record["settings"]["clusters"] == CLASS_COUNT and set(record["images"]) == {"train", "validation"}
+
+
+@pytest.mark.skipif(
+    bool(importlib.util.find_spec("torchvision") or importlib.util.find_spec("timm")),
+    reason="a library of backbones is installed",
+)
+def test_a_backbone_without_any_library_of_them(prepared, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="torchvision or timm"):
+        call(
+            monkeypatch,
+            kmeans,
+            *options(prepared[0], tmp_path / "out", "--backbone", "resnet50", "--checkpoint", __file__),
+        )
