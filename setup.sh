@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv in the checkout, once, with the tested versions: bash setup.sh [dev]
+# Makes .venv in the checkout, once, with the tested versions, and installs the toolbox's library there in
+# place ("editable"), so that `import imagenets` works in any folder: bash setup.sh [dev]
 # With "dev", also what the tests and benchmarks need. BASE_PYTHON chooses the interpreter.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -7,9 +8,13 @@ kind=${1:-user}
 requirements=(-r "$root/requirements.txt")
 if [ "$kind" = dev ]; then requirements+=(-r "$root/requirements-dev.txt"); fi
 
-stamp=$root/.venv/.installed-$kind
-wanted=$(cat "$root"/requirements*.txt | cksum)
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
+venv=$root/.venv
+stamp=$venv/.installed-$kind
+# The checkout's path too: one that was moved is installed from where it no longer is.
+wanted="$(cat "$root"/requirements*.txt "$root/pyproject.toml" | cksum) $root"
+# A stamp alone proves nothing: the system's Python, to which .venv leads, may be gone or another one.
+works() { "$venv/bin/python" -I -c "$1" 2>/dev/null; }
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && works 'import imagenets'; then exit 0; fi
 
 python=${BASE_PYTHON:-python3}
 if ! command -v "$python" >/dev/null; then
@@ -30,11 +35,12 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     fi
 fi
 
-if [ ! -x "$root/.venv/bin/python" ] || ! "$root/.venv/bin/python" -m pip --version >/dev/null 2>&1; then
-    echo "making $root/.venv (once; a few minutes, most of it for torch)" >&2
-    "$python" -m venv --clear "$root/.venv"
+if ! works 'import pip'; then
+    echo "making $venv (once; a few minutes, most of it for torch)" >&2
+    "$python" -m venv --clear "$venv"
 fi
-"$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     -c "$root/requirements-tested.txt" "${requirements[@]}"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"
 printf '%s\n' "$wanted" >"$stamp"
-if [ "$kind" = dev ]; then printf '%s\n' "$wanted" >"$root/.venv/.installed-user"; fi
+if [ "$kind" = dev ]; then printf '%s\n' "$wanted" >"$venv/.installed-user"; fi

@@ -1,0 +1,80 @@
+"""setup.sh: when it makes .venv, and what it installs there; a stand-in for Python notes what it is asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+# Its venv is a copy of itself; `import imagenets` works where it was installed from the checkout.
+STAND_IN = """\
+#!/usr/bin/env bash
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+printf '%s\\n' "$*" >>"$NOTES"
+case "$*" in
+    "-m venv"*)
+        for folder; do :; done
+        rm -rf "$folder"
+        mkdir -p "$folder/bin"
+        cp "${BASH_SOURCE[0]}" "$folder/bin/python"
+        ;;
+    "-m pip install"*" -e "*) touch "$here/library" ;;
+    *"import imagenets"*) [ -e "$here/library" ] ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    root = tmp_path / "a checkout"
+    root.mkdir()
+    for path in (CHECKOUT / "setup.sh", CHECKOUT / "pyproject.toml", *CHECKOUT.glob("requirements*.txt")):
+        shutil.copy(path, root)
+    python = tmp_path / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    return root
+
+
+def set_up(checkout, *arguments):
+    """Run setup.sh; give the lines of what Python was asked to make and install."""
+    notes = checkout.parent / "notes"
+    notes.write_text("")
+    env = {**os.environ, "BASE_PYTHON": str(checkout.parent / "python"), "NOTES": str(notes)}
+    subprocess.run(["bash", checkout / "setup.sh", *arguments], env=env, check=True, capture_output=True)
+    return [line for line in notes.read_text().splitlines() if line.startswith("-m")]
+
+
+def test_second_run_does_nothing(checkout):
+    made, *installed = set_up(checkout)
+    assert made == f"-m venv --clear {checkout}/.venv"
+    assert "requirements.txt" in installed[0]
+    assert set_up(checkout) == []
+
+
+def test_library_is_installed_in_place(checkout):
+    assert set_up(checkout)[-1].endswith(f" -e {checkout}")
+
+
+def test_environment_without_its_interpreter_is_made_again(checkout):
+    set_up(checkout)
+    (checkout / ".venv/bin/python").unlink()
+    (checkout / ".venv/bin/python").symlink_to("/nowhere/python3")
+    assert set_up(checkout)[0].startswith("-m venv")
+    assert set_up(checkout) == []
+
+
+def test_moved_checkout_is_installed_from_where_it_is(checkout):
+    set_up(checkout)
+    moved = checkout.rename(checkout.with_name("elsewhere"))
+    assert set_up(moved)[-1].endswith(f" -e {moved}")
+
+
+def test_environment_for_tests_serves_users_too(checkout):
+    assert "requirements-dev.txt" in " ".join(set_up(checkout, "dev"))
+    assert set_up(checkout) == []
