@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
-from PIL import Image
 
-from imagenets.classes import BACKGROUND, MAX_LABEL, ClassInfo, label_name
+from imagenets.classes import BACKGROUND, ClassInfo, label_name
 from imagenets.common.errors import InputError, listed
-from imagenets.images import find_image, read_image
 from imagenets.masks import decode_mask
 from imagenets.reporting.charts import bucket_chart, class_chart
 from imagenets.reporting.confusions import Confusions, MatchedCluster, find_confusions, matched_clusters
 from imagenets.reporting.image_scores import ImageLabels, choose_images, image_label_ious, image_mean_iou
-from imagenets.reporting.overlays import DISAGREEMENT, draw_panels, label_colours, plain_ground
+from imagenets.reporting.overlays import DISAGREEMENT, draw_panels
+from imagenets.reporting.pages import hex_colour, label_colour, render_page
+from imagenets.reporting.thumbnails import Panel, class_lookup, panel, shrunk
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.metrics import Evaluation
 
 IMAGES_PER_GROUP = 8
 CONFUSIONS = 15
-# Of a thumbnail: longest side in pixels, and bytes. 3 groups of 8 images of 4 panels stay under 7 MB.
-_SIDE = 360
-_MAX_BYTES = 50_000
 _LEGEND_ENTRIES = 6
 
 _NOTES = {
@@ -83,20 +77,12 @@ def html_report(
     """
     intervals = {name: i for name, i in (intervals or {}).items() if not any(map(math.isnan, i))}
     table = subject.table
-    of_label = _class_lookup(subject.clusters_to_classes)
+    of_label = class_lookup(subject.clusters_to_classes)
     predicted = of_label[table.prediction]
     labels = image_label_ious(table, predicted)
     confusions = find_confusions(table, predicted)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("imagenets.reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["thousands"] = "{:,}".format
-    environment.filters["decimal"] = _decimal
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report.html",
         subject=subject,
         images=evaluation.images,
         scores=_score_rows(evaluation, intervals),
@@ -107,31 +93,8 @@ def html_report(
         confusions=_confusion_tables(subject.classes, evaluation, confusions),
         clusters=_cluster_rows(subject),
         groups=_image_groups(subject, labels, of_label, seed),
-        kinds={kind: _hex(colour) for kind, colour in DISAGREEMENT.items()},
+        kinds={kind: hex_colour(colour) for kind, colour in DISAGREEMENT.items()},
     )
-
-
-def _class_lookup(clusters_to_classes: Mapping[int, int] | None) -> np.ndarray:
-    """Class of every label that a prediction can hold, (65,536,) int64; clusters without a class become 0."""
-    if clusters_to_classes is None:
-        return np.arange(MAX_LABEL + 1)
-    lookup = np.zeros(MAX_LABEL + 1, np.int64)
-    for cluster, label in clusters_to_classes.items():
-        if cluster <= MAX_LABEL:
-            lookup[cluster] = label
-    return lookup
-
-
-def _decimal(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
-
-
-def _hex(colour: Iterable[int]) -> str:
-    return "#" + bytes(colour).hex()
-
-
-def _colour(label: int) -> str:
-    return "transparent" if label == BACKGROUND else _hex(label_colours(np.array(label)).tolist())
 
 
 class _Score(NamedTuple):
@@ -163,7 +126,7 @@ def _class_rows(subject: Subject, evaluation: Evaluation, confusions: Confusions
         row: dict[str, Any] = {
             "label": c,
             "name": label_name(c),
-            "colour": _colour(c.id),
+            "colour": label_colour(c.id),
             "iou": float(evaluation.iou[c.id]),
             "boundary_iou": float(evaluation.boundary_iou[c.id]),
             "images": int(images[c.id]),
@@ -212,7 +175,7 @@ def _cluster_rows(subject: Subject) -> list[dict[str, Any]] | None:
         {
             "match": match,
             "name": label_name(classes[match.label]) if match.label else "no class (background)",
-            "colour": _colour(match.label),
+            "colour": label_colour(match.label),
             "percent": 100 * match.pixels / match.size if match.size else 0.0,
             "mostly": "–" if match.mostly is None else label_name(classes[match.mostly]),
             "stray": match.label != BACKGROUND and match.pixels == 0,
@@ -228,13 +191,6 @@ def _why_stray(match: MatchedCluster, present: set[int]) -> str:
     if match.label not in present:
         return "its class is not in these images"
     return "it lies elsewhere"
-
-
-class _Panel(NamedTuple):
-    title: str
-    source: str
-    width: int
-    height: int
 
 
 def _image_groups(
@@ -272,7 +228,7 @@ def _image_legend(classes: Sequence[ClassInfo], labels: ImageLabels, image: int)
     legend = [
         {
             "name": label_name(classes[labels.label[i]]),
-            "colour": _colour(int(labels.label[i])),
+            "colour": label_colour(int(labels.label[i])),
             "iou": float(labels.iou[i]),
         }
         for i in entries[:_LEGEND_ENTRIES]
@@ -280,41 +236,17 @@ def _image_legend(classes: Sequence[ClassInfo], labels: ImageLabels, image: int)
     return {"legend": legend, "more": max(0, entries.size - _LEGEND_ENTRIES)}
 
 
-def _image_panels(subject: Subject, image: int, of_label: np.ndarray) -> list[_Panel]:
+def _image_panels(subject: Subject, image: int, of_label: np.ndarray) -> list[Panel]:
     name = subject.table.names[image]
-    ground_truth = decode_mask(subject.gt_dir / name)
-    prediction = of_label[decode_mask(subject.predict_dir / name)]
-    height, width = ground_truth.shape
-    scale = min(1, _SIDE / max(height, width))
-    small = (max(1, round(height * scale)), max(1, round(width * scale)))
-    if subject.image_dir is None:
-        picture = plain_ground(*small)
-    else:
-        original = read_image(find_image(subject.image_dir, name), (height, width))
-        picture = np.asarray(original.resize(small[::-1], Image.Resampling.LANCZOS))
-    # Nearest neighbour, for both masks alike.
-    rows, columns = (
-        ((np.arange(to) + 0.5) * size / to).astype(int)
-        for to, size in zip(small, (height, width), strict=True)
-    )
-    nearest = np.ix_(rows, columns)
-    panels = draw_panels(picture, ground_truth[nearest], prediction[nearest])
+    masks = {
+        "ground truth": decode_mask(subject.gt_dir / name),
+        "prediction": of_label[decode_mask(subject.predict_dir / name)],
+    }
+    drawn = subject.image_dir is None
+    picture, masks = shrunk(masks, subject.image_dir, name)
+    panels = draw_panels(picture, masks["ground truth"], masks["prediction"])
     return [
-        _Panel(field.replace("_", " "), _data_uri(panel, subject.image_dir is None), *small[::-1])
-        for field, panel in panels._asdict().items()
-        if field != "picture" or subject.image_dir is not None
+        panel(field.replace("_", " "), pixels, drawn)
+        for field, pixels in panels._asdict().items()
+        if field != "picture" or not drawn
     ]
-
-
-def _data_uri(panel: np.ndarray, drawn: bool) -> str:
-    """Encode a thumbnail, coarser until it is small enough; what is ``drawn`` alone as PNG, if that is."""
-    image = Image.fromarray(panel)
-    attempts: list[tuple[str, dict[str, Any]]] = [("png", {})] if drawn else []
-    attempts += [("jpeg", {"quality": quality, "subsampling": 0}) for quality in (88, 75, 50, 25)]
-    attempts += [("jpeg", {"quality": 10})]
-    for kind, options in attempts:
-        buffer = io.BytesIO()
-        image.save(buffer, kind, **options)
-        if buffer.tell() <= _MAX_BYTES:
-            break
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,83 @@
+"""Images small enough for a page, with masks drawn over them, as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from imagenets.classes import MAX_LABEL
+from imagenets.images import find_image, read_image
+from imagenets.reporting.overlays import plain_ground
+
+# Of a thumbnail: longest side in pixels, and bytes. 3 groups of 8 images of 4 panels stay under 7 MB.
+_SIDE = 360
+_MAX_BYTES = 50_000
+
+
+class Panel(NamedTuple):
+    """One picture of a page: what it shows, its data URI, its size in pixels."""
+
+    title: str
+    source: str
+    width: int
+    height: int
+
+
+def class_lookup(clusters_to_classes: Mapping[int, int] | None) -> np.ndarray:
+    """Class of every label that a prediction can hold, (65,536,) int64; clusters without a class become 0."""
+    if clusters_to_classes is None:
+        return np.arange(MAX_LABEL + 1)
+    lookup = np.zeros(MAX_LABEL + 1, np.int64)
+    for cluster, label in clusters_to_classes.items():
+        if cluster <= MAX_LABEL:
+            lookup[cluster] = label
+    return lookup
+
+
+def shrunk(
+    masks: Mapping[str, np.ndarray], image_dir: Path | None, name: str
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Shrink an image (h, w, 3) uint8 and its masks (H, W), all alike, to a thumbnail's size.
+
+    ``name`` is the mask's, ``<wnid>/<name>.png``; without ``image_dir`` the picture is a plain ground.
+
+    Raises InputError when the image cannot be read.
+    """
+    height, width = next(iter(masks.values())).shape
+    scale = min(1, _SIDE / max(height, width))
+    small = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if image_dir is None:
+        picture = plain_ground(*small)
+    else:
+        original = read_image(find_image(image_dir, name), (height, width))
+        picture = np.asarray(original.resize(small[::-1], Image.Resampling.LANCZOS))
+    # Nearest neighbour, for all masks alike.
+    rows, columns = (
+        ((np.arange(to) + 0.5) * size / to).astype(int)
+        for to, size in zip(small, (height, width), strict=True)
+    )
+    return picture, {what: mask[np.ix_(rows, columns)] for what, mask in masks.items()}
+
+
+def panel(title: str, pixels: np.ndarray, drawn: bool) -> Panel:
+    """Encode pixels (h, w, 3) uint8 for a page, coarser until small enough.
+
+    What is ``drawn`` alone, without a photograph below, becomes a PNG where that is small enough.
+    """
+    image = Image.fromarray(pixels)
+    attempts: list[tuple[str, dict[str, Any]]] = [("png", {})] if drawn else []
+    attempts += [("jpeg", {"quality": quality, "subsampling": 0}) for quality in (88, 75, 50, 25)]
+    attempts += [("jpeg", {"quality": 10})]
+    for kind, options in attempts:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        if buffer.tell() <= _MAX_BYTES:
+            break
+    source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Panel(title, source, image.width, image.height)
