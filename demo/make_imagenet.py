@@ -90,7 +90,7 @@ def list_files(items: list[Item]) -> Iterator[tuple[str, list[str]]]:
 
 
 def write_archive(path: Path, items: list[Item], masks: list[bytes]) -> None:
-    """Write the masks of validation and train-semi as the official archive has them (SPEC section 4)."""
+    """Write the masks of validation and train-semi as the official archive has them (docs/benchmark.md)."""
     folders = {"train": "train-semi-segmentation", "validation": "validation-segmentation"}
     with zipfile.ZipFile(path, "w") as archive:
         for item, mask in zip(items, masks, strict=True):

@@ -1,4 +1,4 @@
-"""What ImageNet-S is: its modes, official counts, merged classes and class names (SPEC section 1)."""
+"""What ImageNet-S is: modes, official counts, merged classes, class names (docs/benchmark.md, Classes)."""
 
 from __future__ import annotations
 

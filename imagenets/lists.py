@@ -1,4 +1,4 @@
-"""The benchmark's official lists and archives: where they are and what they say (SPEC sections 3 and 4).
+"""The benchmark's official lists and archives: where they are and what they say (docs/benchmark.md).
 
 No list is part of this project. They are downloaded on first use, checked and cached; or they come from a
 mirror, checked alike; or from a folder of the user's own lists, which are taken as they are.
@@ -177,7 +177,7 @@ def categories(mode: str, origin: Origin, show: Show = no_bar, warn: Warn = no_w
 def mapping(
     mode: str, split: str, wnids: Iterable[str], origin: Origin, show: Show = no_bar, warn: Warn = no_warning
 ) -> list[MappedImage]:
-    """List the images of ``validation`` or ``test`` (SPEC section 3) with where each lies in ImageNet's val.
+    """List the images of ``validation`` or ``test`` with where each lies in ImageNet's val.
 
     Raises InputError when the list cannot be had, is not the official one, or has lines that make no sense.
     """
@@ -201,8 +201,8 @@ def train_semi(
 ) -> list[SemiImage]:
     """List the images of ``train-semi`` with mask and place in ImageNet's train.
 
-    An image's class folder there is the part of its file name before ``_`` (SPEC section 3: for merged
-    classes it is another). Raises InputError as ``mapping`` does.
+    An image's class folder there is the part of its file name before ``_`` (for merged classes
+    it is another: docs/benchmark.md, Official lists). Raises InputError as ``mapping`` does.
     """
     rows = _rows(train_semi_path(mode), wnids, origin, show, warn, target_group=1)
     return [SemiImage(_train_source(image), image, mask) for image, mask in rows]

@@ -1,4 +1,4 @@
-"""The mask format: an 8-bit RGB PNG with label = R + 256 G (SPEC section 2), and its boundary width (5.3)."""
+"""The mask format, an 8-bit RGB PNG with label = R + 256 G (docs/benchmark.md, Masks), and boundary width."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_DEFLATE_RATIO = 1032
 def boundary_distance(height: int, width: int) -> int:
     """Boundary width d of an image, in pixels: 0.03 of its diagonal, rounded, at least 1.
 
-    Source: Cheng et al., Boundary IoU, CVPR 2021; SPEC section 5.3.
+    Source: Cheng et al., Boundary IoU, CVPR 2021; docs/benchmark.md, Boundary IoU.
     """
     return max(1, round(0.03 * math.sqrt(height**2 + width**2)))
 

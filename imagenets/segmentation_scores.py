@@ -22,7 +22,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class SegmentationScores:
-    """All scores of evaluator.py (SPEC section 5), from predictions as they come; the methods of a metric.
+    """All scores of evaluator.py (docs/benchmark.md), from predictions as they come; the methods of a metric.
 
     Every image is counted into a contingency table by the functions that evaluator.py uses, so the scores
     are the same to the last digit, whatever the order and the batches: pixels of all images are pooled

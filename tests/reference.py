@@ -1,4 +1,4 @@
-"""The scores and matchings once more, straight from SPEC sections 5 and 6: slow, obvious, a loop per class.
+"""The scores and matchings once more, straight from docs/benchmark.md: slow, obvious, a loop per class.
 
 Nothing here uses the library. An image is a pair of label arrays (ground truth, prediction), each (H, W).
 """

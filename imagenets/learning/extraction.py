@@ -195,7 +195,7 @@ class Prediction(NamedTuple):
 
 
 def write_prediction(prediction: Prediction) -> None:
-    """Write the mask (SPEC section 2) of an image: its label where the foreground is, else 0."""
+    """Write the mask (docs/benchmark.md, Masks) of an image: its label where the foreground is, else 0."""
     mask = enlarge(prediction.foreground, *prediction.size)
     labels = mask.astype(np.uint16) * np.uint16(prediction.label)
     prediction.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Put the masks of an annotation archive in place (SPEC section 4)."""
+"""Put the masks of an annotation archive in place (docs/benchmark.md, Annotation archives)."""
 
 from __future__ import annotations
 

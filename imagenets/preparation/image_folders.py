@@ -71,7 +71,7 @@ def plan_train(mode: str, wnids: Sequence[str], train: Train, copy: bool) -> Pla
     """Plan ``train``: a link a class folder, with ``copy`` or from a tar real files.
 
     In mode 919 the images of merged classes come together in a real folder, and ``train-full`` leads to all
-    of ImageNet's training images (SPEC section 1).
+    of ImageNet's training images (docs/benchmark.md, Images).
     """
     plan = Plan(mode)
     for wnid in wnids:

@@ -36,7 +36,8 @@ class Samples:
 def image_label_ious(table: ContingencyTable, predicted: np.ndarray) -> ImageLabels:
     """Compute TP / (T + P - TP) of every label within every image; ``predicted`` (R,) are classes.
 
-    Unlike the scores of SPEC section 5, nothing is pooled over images here. Ignored pixels count nowhere.
+    Nothing is pooled over images here, as the benchmark's IoU is (docs/benchmark.md, IoU). Ignored pixels
+    count nowhere.
     """
     width = max(table.ground_truth.max(initial=0), predicted.max(initial=0)) + 1
     image = table.image.astype(np.int64)

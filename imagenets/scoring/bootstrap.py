@@ -1,7 +1,7 @@
 """How sure a score is: percentile bootstrap over the images, from a contingency table.
 
 The images of an evaluation are a sample; another sample would have given other scores. A resample draws as
-many images as there are, with replacement, and is scored like any set of images, by SPEC section 5, where an
+many images as there are, with replacement, and is scored like any set of images (docs/benchmark.md), where an
 image drawn twice counts twice; the matching stays the one given. The 95% interval of a score lies between
 the 2.5th and the 97.5th percentile of its values (Efron and Tibshirani, An Introduction to the Bootstrap,
 1993, chapter 13), interpolated linearly between neighbours.

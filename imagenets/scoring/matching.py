@@ -1,4 +1,4 @@
-"""Which class a cluster stands for (SPEC section 6), found from a contingency table."""
+"""Which class a cluster stands for (docs/benchmark.md, Matching), found from a contingency table."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def find_matching(table: ContingencyTable, method: str, classes: int, clusters: 
 
 
 def shared_images(table: ContingencyTable, classes: int, clusters: int) -> csr_array:
-    """n(k, c) of SPEC section 6: images whose prediction holds cluster k and whose ground truth class c.
+    """n(k, c): images whose prediction holds cluster k and whose ground truth class c (docs/benchmark.md).
 
     Sparse (K + 1, N + 1) int64; background is left out on both sides, as ignored pixels are.
     """

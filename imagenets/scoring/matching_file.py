@@ -1,4 +1,4 @@
-"""The benchmark's matching file: JSON, cluster to class (SPEC section 6)."""
+"""The benchmark's matching file: JSON, cluster to class (docs/benchmark.md, Matching)."""
 
 from __future__ import annotations
 

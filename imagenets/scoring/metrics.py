@@ -1,4 +1,4 @@
-"""The scores of the benchmark (SPEC section 5), from a contingency table and a matching."""
+"""The scores of the benchmark (docs/benchmark.md, IoU to Acc), from a contingency table and a matching."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Areas:
-    """Pixels of each label, (N + 1,) int64: predicted (T), labelled (P), both (TP); SPEC section 5.1."""
+    """Pixels of each label, (N + 1,): predicted (T), labelled (P), both (TP): docs/benchmark.md, IoU."""
 
     predicted: np.ndarray
     labelled: np.ndarray
@@ -53,7 +53,7 @@ class Areas:
 
 
 def evaluate(table: ContingencyTable, classes: int, matching: np.ndarray | None = None) -> Evaluation:
-    """Compute every score of SPEC section 5.
+    """Compute every score of the benchmark (docs/benchmark.md).
 
     ``matching`` is indexed by predicted label and gives classes 0..``classes``; without it, predictions are
     classes. Pixels are pooled over all images before a ratio is taken, but for FMeasure and Acc, which are
@@ -109,7 +109,7 @@ def region_terms(table: ContingencyTable, predicted: np.ndarray, rows: np.ndarra
 def boundary_terms(
     table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray
 ) -> tuple[Term, Term, Term]:
-    """List what T, P and TP add up of boundary pixels alone over the rows (R,) bool (SPEC section 5.3)."""
+    """List what T, P, TP add up of boundary pixels over rows (R,) bool (docs/benchmark.md, Boundary IoU)."""
     on_prediction = table.pixels * (rows & table.on_prediction_boundary)
     on_ground_truth = table.pixels * (rows & table.on_gt_boundary)
     on_both = on_prediction * (table.on_gt_boundary & (predicted == table.ground_truth))
@@ -124,12 +124,12 @@ def count_areas(table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray
 def count_boundary_areas(
     table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray, classes: int
 ) -> Areas:
-    """Add up T, P and TP of boundary pixels alone over the rows (R,) bool (SPEC section 5.3)."""
+    """Add up T, P, TP of boundary pixels over rows (R,) bool (docs/benchmark.md, Boundary IoU)."""
     return Areas(*(_sums(*term, classes + 1) for term in boundary_terms(table, predicted, rows)))
 
 
 def size_buckets(table: ContingencyTable) -> list[np.ndarray]:
-    """Select the rows that count in S, MS, ML and L, (R,) bool each (SPEC section 5.2).
+    """Select the rows that count in S, MS, ML and L, (R,) bool each (docs/benchmark.md, Object size).
 
     A class's size is its share of the image's pixels that are not ignored, in percent, rounded up. An image
     counts in a bucket that one of its classes falls into, with the pixels of those classes and of label 0.
@@ -149,7 +149,7 @@ def size_buckets(table: ContingencyTable) -> list[np.ndarray]:
 
 
 def image_fmeasure(table: ContingencyTable, predicted: np.ndarray) -> np.ndarray:
-    """FMeasure of each image, (images,) float64 in 0..1 (SPEC section 5.4)."""
+    """FMeasure of each image, (images,) float64 in 0..1 (docs/benchmark.md, FMeasure)."""
     images = len(table.names)
     labelled_rows = table.ground_truth != BACKGROUND
     predicted_rows = predicted != BACKGROUND
@@ -163,7 +163,7 @@ def image_fmeasure(table: ContingencyTable, predicted: np.ndarray) -> np.ndarray
 
 
 def image_accuracy(table: ContingencyTable, predicted: np.ndarray) -> np.ndarray:
-    """Acc of each image, (images,) float64, 0 or 1 (SPEC section 5.5)."""
+    """Acc of each image, (images,) float64, 0 or 1 (docs/benchmark.md, Acc)."""
     rows = np.flatnonzero(predicted != BACKGROUND)
     image, label = table.image[rows], predicted[rows]
     size = _group_sums(image, label, table.pixels[rows])

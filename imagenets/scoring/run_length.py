@@ -310,9 +310,9 @@ def boundary_runs(runs: Runs, distance: int) -> Runs:
     """Split runs where the boundary begins or ends: a code c becomes 2 c inside, 2 c + 1 on the boundary.
 
     A pixel is inside iff the (2 distance + 1)² window around it lies in the image and holds one label
-    (SPEC section 5.3); ``distance`` is in pixels, at least 1. Time is linear in the pixels, for all labels
-    at once: a column's count of rows that are uniform over [x - d, x + d] and alike from row to row says
-    where such a window ends.
+    (docs/benchmark.md, Boundary IoU); ``distance`` is in pixels, at least 1. Time is linear in the pixels,
+    for all labels at once: a column's count of rows that are uniform over [x - d, x + d] and alike from row to
+    row says where such a window ends.
     """
     return Runs(*_boundary_runs(*runs, distance))
 

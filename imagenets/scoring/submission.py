@@ -1,4 +1,4 @@
-"""A submission to the benchmark: one ZIP archive of all test predictions (SPEC section 7), and its check.
+"""A submission (docs/benchmark.md, Submission): one ZIP archive of all test predictions, and its check.
 
 Every prediction is decoded before it is packed, and the bytes that were decoded are the bytes packed. PNGs
 are compressed already, so they are stored as they are; with a fixed order, date and permissions the same
@@ -342,7 +342,7 @@ def check_submission(
     workers: int,
     progress: Progress,
 ) -> ArchiveReport:
-    """Hold an archive against SPEC section 7: names, checksums, every mask, match.json and method.txt.
+    """Hold an archive against the rules: names, checksums, every mask, match.json and method.txt.
 
     ``clusters`` is the number of clusters where match.json maps another number than the mode has classes.
     With ``expected``, there must be one prediction for each test image, of its size, and no other.
