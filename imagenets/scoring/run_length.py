@@ -311,8 +311,8 @@ def boundary_runs(runs: Runs, distance: int) -> Runs:
 
     A pixel is inside iff the (2 distance + 1)² window around it lies in the image and holds one label
     (docs/benchmark.md, Boundary IoU); ``distance`` is in pixels, at least 1. Time is linear in the pixels,
-    for all labels at once: a column's count of rows that are uniform over [x - d, x + d] and alike from row to
-    row says where such a window ends.
+    for all labels at once: a column's count of rows that are uniform over [x - d, x + d] and alike from row
+    to row says where such a window ends.
     """
     return Runs(*_boundary_runs(*runs, distance))
 
