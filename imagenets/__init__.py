@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imagenets.dataset import ImageNetS
+    from imagenets.reporting.published import published
     from imagenets.segmentation_scores import SegmentationScores
 
-__all__ = ["ImageNetS", "SegmentationScores"]
+__all__ = ["ImageNetS", "SegmentationScores", "published"]
 
 
 def __getattr__(name: str) -> object:
-    """Import the two names that need PyTorch when they are first used: PyTorch takes two seconds to load."""
+    """Import a public name when it is first used: PyTorch, which most need, takes two seconds to load."""
     if name == "ImageNetS":
         from imagenets.dataset import ImageNetS
 
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> object:
         from imagenets.segmentation_scores import SegmentationScores
 
         return SegmentationScores
+    if name == "published":
+        from imagenets.reporting.published import published
+
+        return published
     raise AttributeError(f"module 'imagenets' has no attribute {name!r}")

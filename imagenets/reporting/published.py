@@ -1,0 +1,207 @@
+"""Published results: the numbers that the public repositories print, with their sources, and one's own.
+
+The table ``data/published_results.csv`` beside this module has one row a number. The repositories print mIoU
+alone. What a protocol is: docs/benchmark.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from imagenets.classes import MODES
+from imagenets.common.errors import InputError, listed
+from imagenets.reporting.text import text_table
+
+COLUMNS = ("protocol", "mode", "method", "backbone", "training", "split", "mIoU", "source")
+PROTOCOLS = ("fully-unsupervised", "distance-matching", "semi-supervised", "free")
+SPLITS = ("val", "test")
+NOT_COMPARABLE = (
+    "Results are comparable within a protocol alone: protocols allow different labels to be used, and "
+    "methods differ in backbone and training too."
+)
+
+_NEEDED = ("protocol", "mode", "method", "split", "mIoU")
+
+# One number: its columns by name; mIoU is a float in percent, everything else text.
+Record = dict[str, str | float]
+
+
+def published(
+    mode: str | int | None = None, protocol: str | None = None, split: str | None = None
+) -> list[Record]:
+    """List published results as records that pandas takes as they are: ``pandas.DataFrame(published())``.
+
+    A record has the keys of COLUMNS; ``mIoU`` is in percent, ``split`` "val" or "test". ``mode``,
+    ``protocol`` and ``split`` keep the results of that one alone.
+
+    Raises ValueError for a mode, protocol or split that there is not.
+
+    >>> published(50, "distance-matching", "val")[0]["mIoU"]
+    39.6
+    """
+    for value, known in ((mode, tuple(MODES)), (protocol, PROTOCOLS), (split, SPLITS)):
+        if value is not None and str(value) not in known:
+            raise ValueError(f"{value!r}: there are {', '.join(known)}")
+    table = resources.files("imagenets.reporting").joinpath("data/published_results.csv")
+    records = _read_records(table.read_text(encoding="utf-8"), "the table of published results")
+    wanted = {"mode": mode, "protocol": protocol, "split": split}
+    return [r for r in records if all(v is None or r[key] == str(v) for key, v in wanted.items())]
+
+
+def read_results(path: Path) -> list[Record]:
+    """Read a CSV file of one's own results with the columns of COLUMNS.
+
+    ``backbone``, ``training`` and ``source`` may be empty or lacking; other columns are not looked at.
+
+    Raises InputError, listing the lines, when the file cannot be read as such a table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; give a CSV table of results") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: no text in UTF-8; give a CSV table of results") from error
+    return _read_records(text, str(path))
+
+
+def _read_records(text: str, where: str) -> list[Record]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    header = [name.strip() for name in reader.fieldnames or ()]
+    missing = [name for name in _NEEDED if name not in header]
+    if missing:
+        raise InputError(
+            f"{where}: no column {', '.join(missing)}; the first line must name columns: {','.join(COLUMNS)}"
+        )
+    reader.fieldnames = header
+    records, problems = [], []
+    try:
+        for row in reader:
+            values = {name: (row.get(name) or "").strip() for name in COLUMNS}
+            problem = _record_problem(values)
+            if problem:
+                problems.append(f"line {reader.line_num}: {problem}")
+                continue
+            records.append({**values, "mIoU": float(values["mIoU"])})
+    except csv.Error as error:
+        raise InputError(f"{where}: no CSV table, line {reader.line_num}: {error}") from error
+    if problems:
+        raise InputError(f"{where}: {len(problems)} lines are no results:\n{listed(problems)}")
+    return records
+
+
+def _record_problem(values: dict[str, str]) -> str | None:
+    for name, known in (("protocol", PROTOCOLS), ("mode", tuple(MODES)), ("split", SPLITS)):
+        if values[name] not in known:
+            return f"{name} {values[name]!r} is none of {', '.join(known)}"
+    if not values["method"]:
+        return "no method"
+    try:
+        score = float(values["mIoU"])
+    except ValueError:
+        score = math.nan
+    if not 0 <= score <= 100:
+        return f"mIoU {values['mIoU']!r} is no percentage in 0..100"
+    return None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method's mIoU in percent on both splits, nan where it is not known; ``own``: not published."""
+
+    protocol: str
+    mode: str
+    method: str
+    backbone: str
+    training: str
+    source: str
+    val: float
+    test: float
+    own: bool = False
+
+    @property
+    def name(self) -> str:
+        """The method and its backbone, in a line."""
+        return ", ".join(filter(None, (self.method, self.backbone)))
+
+    @property
+    def full_name(self) -> str:
+        """The method, its backbone and its training, in a line."""
+        return f"{self.name} ({self.training})" if self.training else self.name
+
+
+def standings(records: Iterable[Record], own: bool = False) -> list[Standing]:
+    """Join the splits of a method: one Standing where all but split and mIoU is the same.
+
+    The order is that of PROTOCOLS, in each the best on val first. A method that stands in the records twice
+    on a split becomes two.
+    """
+    found: dict[tuple[str, str, str, str, str, str], list[dict[str, float]]] = {}
+    for record in records:
+        protocol, mode, method, backbone, training, source, split = (
+            str(record[name])
+            for name in ("protocol", "mode", "method", "backbone", "training", "source", "split")
+        )
+        scores = found.setdefault((protocol, mode, method, backbone, training, source), [])
+        free = next((each for each in scores if split not in each), None)
+        if free is None:
+            scores.append(free := {})
+        free[split] = float(record["mIoU"])
+    rows = [
+        Standing(*key, each.get("val", math.nan), each.get("test", math.nan), own)
+        for key, scores in found.items()
+        for each in scores
+    ]
+    return sorted(rows, key=_rank)
+
+
+def _rank(row: Standing) -> tuple[int, int, bool, float]:
+    score = row.test if math.isnan(row.val) else row.val
+    return PROTOCOLS.index(row.protocol), list(MODES).index(row.mode), math.isnan(row.val), -score
+
+
+def read_standings(mode: str, protocol: str | None, results: Path | None) -> list[Standing]:
+    """List what is published for a mode, and what a file of one's own results has of it, sorted as one.
+
+    ``protocol`` keeps that one alone. Raises InputError as ``read_results`` does.
+    """
+    own = [] if results is None else read_results(results)
+    own = [r for r in own if r["mode"] == mode and protocol in (None, r["protocol"])]
+    return sorted([*standings(published(mode, protocol)), *standings(own, own=True)], key=_rank)
+
+
+def standings_text(rows: Sequence[Standing], mode: str) -> str:
+    """Table of what is published, sources numbered below; ``*`` marks one's own results."""
+    sources = list(dict.fromkeys(row.source for row in rows if row.source))
+    cells = [
+        (
+            row.protocol,
+            row.method + (" *" if row.own else ""),
+            row.backbone or "-",
+            row.training or "-",
+            score_text(row.val, row.own),
+            score_text(row.test, row.own),
+            f"[{sources.index(row.source) + 1}]" if row.source else "-",
+        )
+        for row in rows
+    ]
+    header = ("protocol", "method", "backbone", "training", "val", "test", "source")
+    parts = [f"ImageNet-S-{mode}: mIoU in percent, as the sources print it", ""]
+    parts.append(text_table(header, cells, left=(0, 1, 2, 3)) if rows else "none is published")
+    parts += ["", *(f"[{number}] {source}" for number, source in enumerate(sources, start=1))]
+    if any(row.own for row in rows):
+        parts.append("* not published: from your file")
+    parts += [*([""] if sources else []), NOT_COMPARABLE]
+    return "\n".join(parts)
+
+
+def score_text(score: float, own: bool = False) -> str:
+    """Write a published mIoU with the one decimal that it is printed with, one's own with two."""
+    if math.isnan(score):
+        return "-"
+    return f"{score:.2f}" if own else f"{score:.1f}"

@@ -1,0 +1,100 @@
+"""The table of published results: its facts, one's own results beside them, and what is no table."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import pytest
+from masksets import SHARED, script
+
+import imagenets
+from imagenets.common.errors import InputError
+from imagenets.reporting.published import COLUMNS, read_results, read_standings, standings
+
+FACTS = SHARED / "published_results.csv"
+HEADER = ",".join(COLUMNS)
+
+
+def test_records_are_what_pandas_takes():
+    records = imagenets.published()
+    assert records and all(tuple(record) == COLUMNS for record in records)
+    assert all(type(record["mIoU"]) is float and 0 < record["mIoU"] < 100 for record in records)
+    assert all(record["source"] and record["method"] for record in records)
+    assert {record["mode"] for record in records} == {"50", "300", "919"}
+    # Every result is there for both splits.
+    assert all(not math.isnan(row.val) and not math.isnan(row.test) for row in standings(records))
+
+
+@pytest.mark.skipif(not FACTS.is_file(), reason="the facts are not beside the checkout")
+def test_numbers_are_those_of_the_facts():
+    keys = ("protocol", "mode", "method", "split", "source")
+    with FACTS.open(encoding="utf-8") as file:
+        facts = sorted((*(row[key] for key in keys), float(row["mIoU"])) for row in csv.DictReader(file))
+    ours = sorted((*(record[key] for key in keys), record["mIoU"]) for record in imagenets.published())
+    assert ours == facts
+
+
+def test_one_mode_protocol_and_split():
+    assert [r["mIoU"] for r in imagenets.published(919, "distance-matching", "test")] == [15.6]
+    assert imagenets.published("50", "semi-supervised") == []
+    for wrong in ({"mode": 51}, {"protocol": "unsupervised"}, {"split": "train"}):
+        with pytest.raises(ValueError, match="there are"):
+            imagenets.published(**wrong)
+
+
+def test_own_results_stand_among_them(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(
+        f"\ufeff{HEADER},seed\n"
+        'semi-supervised,919,"Änne, & Co",,,val,50.75,,7\n'
+        "free,50,other,,,test,99,,7\n"
+        "semi-supervised,919,twice,a,b,val,1,c,1\n"
+        "semi-supervised,919,twice,a,b,val,2,c,2\n"
+        "semi-supervised,919,twice,a,b,test,3,c,2\n",
+        encoding="utf-8",
+    )
+    rows = read_standings("919", "semi-supervised", path)
+    assert len(rows) == 14 + 3
+    values = [row.val for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert [(row.method, row.val, row.test) for row in rows if row.own] == [
+        ("Änne, & Co", 50.75, pytest.approx(math.nan, nan_ok=True)),
+        ("twice", 2, pytest.approx(math.nan, nan_ok=True)),
+        ("twice", 1, 3),
+    ]
+    done = script("evaluation/published.py", "--mode", 919, "--results", path)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "Änne" in line]
+    assert line.split()[-3:] == ["50.75", "-", "-"] and "Änne, & Co *" in line
+    assert "* not published" in done.stdout and "comparable within a protocol alone" in done.stdout
+    assert "fully-unsupervised" in done.stdout
+    assert "fully" not in script("evaluation/published.py", "--mode", 919, "--protocol", "free").stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("protocol,mode,method\n", "no column split, mIoU"),
+        ("", "no column protocol"),
+        (f"{HEADER}\nfree,919,A,,,val,101,\n", "line 2: mIoU '101' is no percentage"),
+        (f"{HEADER}\nfree,919,A,,,val,nan,\n", "line 2: mIoU 'nan' is no percentage"),
+        (f"{HEADER}\nfree,100,A,,,val,1,\n", "line 2: mode '100' is none of 50, 300, 919"),
+        (f"{HEADER}\nfree,50,,,,val,1,\n", "line 2: no method"),
+        (f"{HEADER}\nfree,50,A,,,validation,1,\n", "line 2: split 'validation' is none of val, test"),
+        (f"{HEADER}\nfree,50\n", "line 2: split '' is none of"),
+    ],
+)
+def test_what_is_no_table_of_results(tmp_path, content, message):
+    path = tmp_path / "mine.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_results(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="no text in UTF-8"):
+        read_results(path)
+
+
+def test_no_file_of_results(tmp_path):
+    done = script("evaluation/published.py", "--mode", 50, "--results", "nowhere.csv", cwd=tmp_path)
+    assert (done.returncode, "nowhere.csv: no such file" in done.stderr) == (1, True)
