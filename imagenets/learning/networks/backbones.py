@@ -1,0 +1,314 @@
+"""torchvision's and timm's models by name, as networks that give their last feature map.
+
+No weights come with them and nothing is downloaded: ``checkpoints.load_backbone`` reads the user's file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from imagenets.common.errors import InputError
+from imagenets.learning.networks.position_embeddings import for_picture
+
+# Modules behind the feature map, at the top of a network.
+HEADS = ("fc", "classifier", "head", "heads", "head_dist", "avgpool", "attn_pool", "attnpool")
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SIDE = 224  # pixels, of the picture on which a network's map is measured
+# Both libraries have these names, for different layouts of weights; ConvNeXt's own files are timm's.
+_TIMM_FIRST = ("convnext_",)
+
+Maps = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Family(NamedTuple):
+    """How a network is used: ``read`` gives its last map (B, C, h, w) of pictures (B, 3, H, W)."""
+
+    network: nn.Module
+    read: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    fixed_size: tuple[int, int] | None = None  # height, width of the only pictures that it takes
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    std: tuple[float, ...] = _IMAGENET_STD
+    padding_unknown: bool = False
+
+
+class Backbone(nn.Module):
+    """A network without its head; called with normalised pictures (B, 3, H, W) it gives its last map.
+
+    ``network`` is the library's own module, and its tensors have the library's own names (but for the head,
+    which is gone). ``channels`` is C of the map (B, C, h, w), ``stride`` the pixels between its places (an
+    integer, near enough where a network has no whole one). ``fixed_size`` is (height, width) where the
+    network takes pictures of one size only, else None. ``mean`` and ``std`` (R, G, B) normalise values in
+    0..1.
+    """
+
+    def __init__(self, name: str, family: _Family) -> None:
+        """Measure a network's map; left in evaluation mode."""
+        super().__init__()
+        self.name = name
+        self.network = family.network
+        self.fixed_size = family.fixed_size
+        self.mean, self.std = family.mean, family.std
+        self._read = family.read
+        self.eval()
+        height, width = self.fixed_size or (_SIDE, _SIDE)
+        with torch.inference_mode():
+            last = self(torch.zeros(1, 3, height, width))
+        self.channels: int = last.shape[1]
+        stride = height / last.shape[2]
+        # Borders without padding make a map a little smaller; such networks halve the size a few times.
+        halved = family.padding_unknown
+        self.stride: int = max(1, 2 ** round(math.log2(stride)) if halved else round(stride))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Give the last map (B, C, h, w) of pictures (B, 3, H, W), normalised."""
+        return self._read(self.network, pictures)
+
+    def maps(self, pictures: torch.Tensor) -> Maps:
+        """Give the outputs of ``layer3`` and ``layer4`` of a ResNet: (B, C3, h3, w3), (B, C, h, w).
+
+        Raises ValueError for other networks.
+        """
+        if self._read is not _read_resnet:
+            raise ValueError(f"{self.name} is no ResNet: it has no layer3 and layer4")
+        return _resnet_maps(self.network, pictures)
+
+
+def make_backbone(name: str, *, output_stride: int | None = None, drop_path: float = 0.0) -> Backbone:
+    """Make a network of random weights: torchvision's where it has one of this name, else timm's.
+
+    ``timm/NAME`` and ``torchvision/NAME`` choose; ``convnext_…`` without either is timm's, whose names of
+    tensors are those of the published files. ``output_stride`` 16 leaves out the last halving of a ResNet
+    (``layer4`` with stride 1; its first block dilation 1, the others 2). ``drop_path`` is the rate of
+    stochastic depth of the last block, for networks that have it.
+
+    Raises InputError when there is no such network, or it cannot do what is asked.
+    """
+    library, _, bare = name.rpartition("/")
+    wanted = [library] if library else ["torchvision", "timm"]
+    if not library and bare.startswith(_TIMM_FIRST):
+        wanted.reverse()
+    known: list[str] = []
+    for candidate in wanted:
+        if candidate not in _LIBRARIES:
+            raise InputError(f"--backbone {name}: before the / stands torchvision or timm")
+        family = _LIBRARIES[candidate](bare, drop_path, known)
+        if family is not None:
+            if output_stride is not None:
+                _set_output_stride(name, family, output_stride)
+            return Backbone(name, family)
+    if not known:
+        raise InputError(
+            "--backbone needs torchvision or timm, and neither is installed: pip install torchvision timm"
+        )
+    near = difflib.get_close_matches(bare, sorted(set(known)))
+    hint = f"; near: {', '.join(near)}" if near else ""
+    raise InputError(f"--backbone {name}: neither torchvision nor timm as installed has this model{hint}")
+
+
+def _from_torchvision(name: str, drop_path: float, known: list[str]) -> _Family | None:
+    try:
+        from torchvision import models
+    except ImportError:
+        return None
+    names = models.list_models(module=models)
+    known += names
+    if name not in names:
+        return None
+    options: dict[str, Any] = {"stochastic_depth_prob": drop_path} if drop_path else {}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": False}
+    try:
+        network = models.get_model(name, weights=None, **options)
+    except TypeError as error:
+        raise InputError(f"--backbone {name}: torchvision's has no drop path") from error
+    _remove_heads(network)
+    if isinstance(network, models.ResNet):
+        return _Family(network, _read_resnet)
+    if isinstance(network, models.VisionTransformer):
+        return _Family(network, _read_torchvision_vit)
+    layer = _last_map_layer(network.eval())
+    fixed = (_SIDE, _SIDE) if isinstance(network, models.MaxVit) else None
+    return _Family(network, _reader_of_layer(layer), fixed, padding_unknown=True)
+
+
+def _from_timm(name: str, drop_path: float, known: list[str]) -> _Family | None:
+    try:
+        import timm
+        import timm.data
+        from timm.models.resnet import ResNet
+        from timm.models.vision_transformer import VisionTransformer
+    except ImportError:
+        return None
+    if not timm.is_model(name):
+        known += timm.list_models()
+        return None
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        network: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        config = timm.data.resolve_model_data_config(network)  # type: ignore[attr-defined, no-untyped-call]
+    except (TypeError, RuntimeError) as error:  # RuntimeError: an unknown tag behind the dot
+        raise InputError(f"--backbone {name}: {error}") from error
+    # A name alone stands for an architecture, which people pre-trained with ImageNet's mean; a name with a
+    # tag (vit_base_patch16_224.augreg_in21k) for certain weights, which may have another.
+    values = (config["mean"], config["std"]) if "." in name else (_IMAGENET_MEAN, _IMAGENET_STD)
+    norm, fc_norm = getattr(network, "norm", None), getattr(network, "fc_norm", None)
+    if isinstance(norm, nn.Identity) and isinstance(fc_norm, nn.Module):
+        network.norm = fc_norm  # a norm behind the average of all tokens: of each token here
+    if fc_norm is not None:
+        network.fc_norm = nn.Identity()
+    _remove_heads(network)
+    if isinstance(network, ResNet):
+        return _Family(network, _read_resnet, None, *values)
+    if isinstance(network, VisionTransformer):
+        return _Family(network, _read_timm_vit, None, *values)
+    fixed = network.pretrained_cfg.get("fixed_input_size") and not getattr(network, "dynamic_img_size", False)
+    size = tuple(config["input_size"][1:]) if fixed else None
+    return _Family(network, _read_timm, size, *values)
+
+
+_LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}
+
+
+def _remove_heads(network: nn.Module) -> None:
+    """Replace what lies behind the feature map by nothing, so that no tensor is left that is not used."""
+    for name, _ in list(network.named_children()):
+        if name in HEADS:
+            setattr(network, name, nn.Identity())
+
+
+def _set_output_stride(name: str, family: _Family, output_stride: int) -> None:
+    """Give a ResNet output stride 32 (as it is) or 16: docs/methods.md, Backbones."""
+    if family.read is not _read_resnet or output_stride not in (16, 32):
+        raise InputError(f"--backbone {name}: only ResNets have an output stride to choose, 16 or 32")
+    if output_stride == 32:
+        return
+    for number, block in enumerate(family.network.layer4):  # type: ignore[arg-type]
+        for convolution in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
+            convolution.stride = (1, 1)
+            if number > 0 and convolution.kernel_size == (3, 3):
+                convolution.dilation = convolution.padding = (2, 2)
+
+
+def _read_resnet(network: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+    return _resnet_maps(network, pictures)[1]
+
+
+def _resnet_maps(network: Any, pictures: torch.Tensor) -> Maps:  # noqa: ANN401 - of either library
+    activation = network.relu if hasattr(network, "relu") else network.act1
+    x = network.maxpool(activation(network.bn1(network.conv1(pictures))))
+    layer3 = network.layer3(network.layer2(network.layer1(x)))
+    return layer3, network.layer4(layer3)
+
+
+def _cropped(pictures: torch.Tensor, patch: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Leave out, on the right and below, what fills no patch; also gives the grid (h, w) of patches."""
+    height, width = pictures.shape[2] // patch[0], pictures.shape[3] // patch[1]
+    return pictures[:, :, : height * patch[0], : width * patch[1]], (height, width)
+
+
+def _as_grid(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Lay tokens (B, …, C), of which the last h·w are patches, on their grid: (B, C, h, w)."""
+    patches = tokens[:, tokens.shape[1] - grid[0] * grid[1] :]
+    return patches.transpose(1, 2).reshape(len(tokens), -1, *grid)
+
+
+def _read_torchvision_vit(network: Any, pictures: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    cropped, grid = _cropped(pictures, network.conv_proj.kernel_size)
+    tokens = network.conv_proj(cropped).flatten(2).transpose(1, 2)
+    tokens = torch.cat([network.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+    encoder = network.encoder
+    tokens = tokens + for_picture(encoder.pos_embedding, 1, grid, pictures.shape[2:])  # type: ignore[arg-type]
+    return _as_grid(encoder.ln(encoder.layers(encoder.dropout(tokens))), grid)
+
+
+def _read_timm_vit(network: Any, pictures: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """Last map of a plain ViT, of any size: the patch tokens behind the last norm."""
+    cropped, grid = _cropped(pictures, network.patch_embed.proj.kernel_size)
+    embed = network.patch_embed
+    tokens = embed.norm(embed.proj(cropped).flatten(2).transpose(1, 2))
+    first = [getattr(network, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+    prefix = [token.expand(len(tokens), -1, -1) for token in first if token is not None]
+    positions = network.pos_embed
+    covered = 0 if network.no_embed_class else network.num_prefix_tokens
+    if positions is not None:
+        positions = for_picture(positions, covered, grid, pictures.shape[2:])  # type: ignore[arg-type]
+        tokens = tokens if covered else tokens + positions
+    tokens = torch.cat([*prefix, tokens], dim=1)
+    if positions is not None and covered:
+        tokens = tokens + positions
+    tokens = network.norm_pre(network.patch_drop(network.pos_drop(tokens)))
+    return _as_grid(network.norm(network.blocks(tokens)), grid)
+
+
+def _read_timm(network: Any, pictures: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """Last map of any other model of timm: (B, C, h, w), channels last, or tokens."""
+    embed = getattr(network, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if getattr(network, "dynamic_img_size", False) and patch is not None:
+        pictures, _ = _cropped(pictures, patch)
+    features = network.forward_features(pictures)
+    if not isinstance(features, torch.Tensor):
+        raise InputError(f"{type(network).__name__} gives no single feature map; take another --backbone")
+    if features.ndim == 4:
+        return features.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "") == "NHWC" else features
+    return _as_grid(features, _token_grid(features, network, pictures))
+
+
+def _token_grid(tokens: torch.Tensor, network: Any, pictures: torch.Tensor) -> tuple[int, int]:  # noqa: ANN401
+    """Work out the grid (h, w) of tokens (B, T, C); those of class and registers come before it."""
+    height, width = pictures.shape[2:]
+    patches = tokens.shape[1] - getattr(network, "num_prefix_tokens", 0)
+    rows = round(math.sqrt(patches * height / width))
+    if rows == 0 or patches % rows:
+        raise InputError(
+            f"{type(network).__name__}: {patches} tokens are no grid of a picture of {width} x {height}"
+        )
+    return rows, patches // rows
+
+
+def _reader_of_layer(layer: str) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+    """Give a reader of the output of the submodule ``layer``, (B, C, h, w)."""
+
+    def read(network: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+        found: list[torch.Tensor] = []
+        hook = network.get_submodule(layer).register_forward_hook(
+            lambda module, inputs, output: found.append(output)
+        )
+        try:
+            network(pictures)
+        finally:
+            hook.remove()
+        return found[-1]
+
+    return read
+
+
+def _last_map_layer(network: nn.Module) -> str:
+    """Name of the submodule that gives the last feature map (B, C, h, w) of more than one place.
+
+    Raises InputError when there is none.
+    """
+    found: list[str] = []
+
+    def note(name: str, output: object) -> None:
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[1:]) > 1:
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
+        for name, module in network.named_modules()
+        if name and name.partition(".")[0] not in HEADS
+    ]
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, _SIDE, _SIDE))
+    for hook in hooks:
+        hook.remove()
+    if not found:
+        raise InputError(f"{type(network).__name__} gives no feature map; take another --backbone")
+    return found[-1]
