@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,11 +97,10 @@ class Origin:
             raise InputError(f"mirror {self.mirror}: neither a http(s) URL nor a folder")
 
     @classmethod
-    def chosen(cls, mirror: str | None = None, lists: str | None = None) -> Origin:
+    def chosen(cls, mirror: str | None = None, lists: Path | None = None) -> Origin:
         """Take what is given, else ``$IMAGENETS_MIRROR`` and ``$IMAGENETS_LISTS``, else what is official."""
         mirror = mirror or os.environ.get("IMAGENETS_MIRROR") or None
-        lists = lists or os.environ.get("IMAGENETS_LISTS") or None
-        return cls(mirror, Path(lists) if lists else None)
+        return cls(mirror, lists or own_lists())
 
     @property
     def official(self) -> bool:
@@ -139,9 +139,30 @@ class SemiImage(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/imagenets``, else ``~/.cache/imagenets``."""
+    """``$XDG_CACHE_HOME/imagenets``, else ``~/.cache/imagenets``, else one in the temporary folder.
+
+    A user whom the system does not know, as in many containers, has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "imagenets"
+    if base:
+        return Path(base) / "imagenets"
+    try:
+        return Path.home() / ".cache" / "imagenets"
+    except RuntimeError:
+        return _homeless_folder()
+
+
+def _homeless_folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"imagenets-{os.getuid()}"
+    if folder.exists() and folder.stat().st_uid != os.getuid():
+        raise InputError(f"{folder}: not yours; name a folder of your own for the lists: XDG_CACHE_HOME")
+    return folder
+
+
+def own_lists() -> Path | None:
+    """Folder of the user's own lists, ``$IMAGENETS_LISTS``; None without it, when the official ones hold."""
+    folder = os.environ.get("IMAGENETS_LISTS")
+    return Path(folder) if folder else None
 
 
 def categories_at_hand(mode: str) -> list[str] | None:
@@ -149,9 +170,9 @@ def categories_at_hand(mode: str) -> list[str] | None:
 
     Nothing is downloaded. A list of another length than the mode's is not used.
     """
-    folder = os.environ.get("IMAGENETS_LISTS") or cache_folder()
+    folder = own_lists() or cache_folder()
     try:
-        wnids = (Path(folder) / categories_path(mode)).read_text(encoding="utf-8-sig").split()
+        wnids = (folder / categories_path(mode)).read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError):
         return None
     return wnids if len(set(wnids)) == len(wnids) == MODES[mode].classes else None
@@ -190,7 +211,7 @@ def mapping_at_hand(mode: str, split: str, wnids: Iterable[str]) -> list[MappedI
 
     Nothing is downloaded. Raises InputError when it has lines that make no sense.
     """
-    folder = Path(os.environ.get("IMAGENETS_LISTS") or cache_folder())
+    folder = own_lists() or cache_folder()
     if not (folder / mapping_path(mode, split)).exists():
         return None
     return mapping(mode, split, wnids, Origin(lists=folder))
@@ -273,6 +294,7 @@ def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, by
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_whole(cached, content)
         return str(place), content
+    _tell_homeless(warn)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with locked(cached.with_name(f".{cached.name}.lock"), wait=True):
@@ -284,6 +306,12 @@ def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, by
             f"{error.filename or cached.parent}: {error.strerror}. Lists are kept there; "
             "choose another folder for that by XDG_CACHE_HOME"
         ) from error
+
+
+def _tell_homeless(warn: Warn) -> None:
+    folder = cache_folder()
+    if folder.parent == Path(tempfile.gettempdir()) and not folder.exists():
+        warn(f"no home folder is known: the lists are kept in {folder}; XDG_CACHE_HOME names another place")
 
 
 def _fetch(name: str, cached: Path, place: str, show: Show, warn: Warn) -> None:

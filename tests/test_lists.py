@@ -1,6 +1,9 @@
 """The lists: from mirrors and folders, checked, cached, and refused with a message that helps."""
 
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 from helpers.generated_imagenet import OFFICIAL_LISTS, write_toy_lists
@@ -121,6 +124,28 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(categories("50", Origin(str(OFFICIAL_LISTS)))) == 50
     with serve({}) as host, pytest.raises(InputError, match=r"file/imagenets.*: Not a dir.*XDG_CACHE_HOME"):
+        categories("50", Origin(host.url))
+
+
+@official
+def test_without_a_home_lists_are_kept_where_the_user_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: Path("~").expanduser())
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert categories_at_hand("50") is None
+    name = categories_path("50")
+    warnings: list[str] = []
+    with serve({name: (OFFICIAL_LISTS / name).read_bytes()}) as host:
+        wnids = categories("50", Origin(host.url), warn=warnings.append)
+    (warning,) = warnings
+    (folder,) = tmp_path.iterdir()
+    assert f"kept in {folder}" in warning and "XDG_CACHE_HOME" in warning
+    assert categories_at_hand("50") == wnids
+    monkeypatch.setattr(os, "getuid", lambda: int(folder.name.removeprefix("imagenets-")) + 1)
+    folder.rename(tmp_path / f"imagenets-{os.getuid()}")
+    with pytest.raises(InputError, match="not yours"):
         categories("50", Origin(host.url))
 
 
