@@ -15,13 +15,15 @@ import torch
 from torch.utils.data import Dataset
 
 from imagenets.classes import MERGED, Mode, find_mode
+from imagenets.common.class_folders import class_files, class_folders
 from imagenets.common.errors import InputError, listed
 from imagenets.images import IMAGE_SUFFIXES, check_size, read_image
 from imagenets.label_maps import mode_table, mode_wnids
-from imagenets.lists import categories_at_hand, mapping_at_hand, mask_of
+from imagenets.lists import categories_at_hand, mapping_at_hand, mask_of, own_lists
 from imagenets.masks import decode_mask, png_size
 
 SPLITS = ("train", "train-semi", "validation", "test")
+SPLIT_ALIASES = {"val": "validation"}
 SPLITS_WITH_MASKS = ("train-semi", "validation")
 SPLITS_OF_VAL = ("validation", "test")
 
@@ -56,6 +58,8 @@ class ImageNetS(Dataset[dict[str, Any]]):
     ) -> None:
         """List the images under ``root``, the SAVE of data_preparation.sh, and pair them with their masks.
 
+        ``split`` is one of SPLITS; ``val`` is short for ``validation``.
+
         ``joint_transform(image, mask)`` returns both; it is given torchvision's ``tv_tensors.Image`` and
         ``tv_tensors.Mask`` where torchvision is installed, so that torchvision.transforms.v2 treats each as
         it must, and the PIL image and the NumPy array where not. ``transform(image)`` comes after it, and
@@ -67,6 +71,7 @@ class ImageNetS(Dataset[dict[str, Any]]):
         when the split has not its official number of images, unless IMAGENETS_LISTS names lists of one's own.
         """
         found = find_mode(mode)
+        split = SPLIT_ALIASES.get(split, split)
         if split not in SPLITS:
             raise ValueError(f"no such split: {split!r}; there are {', '.join(SPLITS)}")
         if joint_transform is not None and split not in SPLITS_WITH_MASKS:
@@ -92,6 +97,10 @@ class ImageNetS(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._images)
+
+    def __repr__(self) -> str:
+        """Tell mode, split, number of images and folder."""
+        return f"ImageNetS({str(self._folder)!r}: mode {self.mode}, {self.split}, {len(self)} images)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read one item. Raises InputError, naming the file, for a damaged image or mask."""
@@ -123,18 +132,12 @@ class ImageNetS(Dataset[dict[str, Any]]):
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """List ``<wnid>/<file>`` of a folder, sorted; hidden files and other suffixes are left out."""
     try:
-        with os.scandir(folder) as entries:
-            wnids = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        files = class_files(folder, lambda name: name.lower().endswith(suffixes))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder}: no such folder; give the folder that data_preparation.sh saved to, and a split that "
             "it prepared"
         ) from error
-    files = []
-    for wnid in wnids:
-        with os.scandir(folder / wnid) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".")]
-        files += [f"{wnid}/{name}" for name in sorted(names) if name.lower().endswith(suffixes)]
     if not files:
         raise InputError(f"{folder}: no files {', '.join(suffixes)} in its class folders; prepare it again")
     return files
@@ -146,7 +149,7 @@ def _find_wnids(mode: Mode, folder: Path) -> tuple[str, ...]:
         return mode_wnids(mode.name)
     for candidate in (folder.parent / "train", folder):
         if candidate.is_dir():
-            wnids = [path.name for path in candidate.iterdir() if path.is_dir()]
+            wnids = class_folders(candidate)
             if len(wnids) == mode.classes:
                 return mode_wnids(mode.name, wnids)
     raise InputError(
@@ -163,7 +166,7 @@ def _refuse_unknown_folders(folder: Path, images: Iterable[str], wnids: Iterable
 
 def _warn_of_other_number(folder: Path, images: int, mode: Mode, split: str) -> None:
     official = getattr(mode, split.replace("-", "_"))
-    if images != official and not os.environ.get("IMAGENETS_LISTS"):  # one's own lists have their own number
+    if images != official and own_lists() is None:  # one's own lists have their own number
         warnings.warn(f"{folder}: {images} images, officially there are {official}", stacklevel=3)
 
 

@@ -205,11 +205,30 @@ def test_class_ids_without_lists(save, monkeypatch):
     assert [item["class_id"] for item in ImageNetS(save, "50", "validation")] == [1, 3, 3, 50]
 
 
+def test_hidden_folders_are_no_classes(save, monkeypatch):
+    """The environment of an editor or a cloud's sync folder must not shift the ids, nor hide them."""
+    monkeypatch.setenv("IMAGENETS_LISTS", str(save / "none"))
+    train = save / "ImageNetS50/train"
+    for wnid in WNIDS:
+        (train / wnid).mkdir(exist_ok=True)
+    (train / ".cache").mkdir()
+    assert ImageNetS(save, "50", "train").wnids == tuple(WNIDS)
+    (train / WNIDS[7]).rmdir()
+    with pytest.raises(InputError, match="class ids cannot be told"):
+        ImageNetS(save, "50", "train")
+
+
+def test_val_is_short_for_validation_and_a_dataset_says_what_it_is(save):
+    dataset = ImageNetS(save, "50", "val")
+    assert dataset.split == "validation" and len(dataset) == 4
+    assert repr(dataset) == (f"ImageNetS('{save}/ImageNetS50/validation': mode 50, validation, 4 images)")
+
+
 def test_wrong_arguments(save):
     with pytest.raises(ValueError, match="no such mode"):
         ImageNetS(save, "100", "train")
-    with pytest.raises(ValueError, match="no such split: 'val'"):
-        ImageNetS(save, "50", "val")
+    with pytest.raises(ValueError, match="no such split: 'dev'"):
+        ImageNetS(save, "50", "dev")
     with pytest.raises(ValueError, match="train has no masks"):
         ImageNetS(save, "50", "train", joint_transform=lambda image, mask: (image, mask))
     with pytest.raises(InputError, match="ImageNetS300/validation: no such folder"):
