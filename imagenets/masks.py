@@ -18,6 +18,10 @@ from imagenets.common.whole_files import write_whole
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGBA"}
 _FORMAT = "masks are 8-bit RGB PNGs with id = R + 256 G, B = 0"
+# Far above any real mask (ImageNet's images have 0.2 million pixels, a few some ten millions): what is larger
+# was made to fill the memory or the disk.
+MAX_MASK_PIXELS = 100_000_000
+MAX_MASK_BYTES = 64_000_000  # of the PNG
 # DEFLATE cannot shrink data by more than this factor.
 _MAX_DEFLATE_RATIO = 1032
 
@@ -33,7 +37,7 @@ def boundary_distance(height: int, width: int) -> int:
 def png_size(data: bytes) -> tuple[int, int]:
     """Read (height, width) in pixels from a mask's header, without decoding.
 
-    Raises InputError when ``data`` is no PNG or not 8-bit RGB.
+    Raises InputError when ``data`` is no PNG, not 8-bit RGB, or of more pixels than MAX_MASK_PIXELS.
     """
     if not data:
         raise InputError("the file is empty; write it again")
@@ -44,9 +48,12 @@ def png_size(data: bytes) -> tuple[int, int]:
     width, height, depth, colour_type = struct.unpack(">IIBB", data[16:26])
     if (depth, colour_type) != (8, 2):
         kind = _COLOUR_TYPES.get(colour_type, f"colour type {colour_type}")
-        raise InputError(f"a {depth}-bit {kind} PNG; {_FORMAT}")
+        article = "an" if depth == 8 else "a"
+        raise InputError(f"{article} {depth}-bit {kind} PNG; {_FORMAT}")
     if not (height and width):
         raise InputError("the PNG has no pixels; write it again")
+    if height * width > MAX_MASK_PIXELS:
+        raise InputError(f"{width} x {height} pixels, and a mask has at most {MAX_MASK_PIXELS:,}")
     return height, width
 
 

@@ -1,12 +1,15 @@
 """The annotation archive: fetched, checked, unpacked whole or not at all; hostile ones refused."""
 
 import hashlib
+import os
 import random
+import re
 import shutil
 import signal
 import stat
 import subprocess
 import time
+import tracemalloc
 import zipfile
 from types import SimpleNamespace
 
@@ -17,6 +20,7 @@ from helpers.scripts import command, environment, run
 
 from imagenets.common.errors import InputError
 from imagenets.lists import ARCHIVES, Origin
+from imagenets.masks import MAX_MASK_BYTES
 from imagenets.preparation.annotations import MaskList, put_annotations
 from imagenets.preparation.image_folders import LOCK
 
@@ -213,10 +217,18 @@ def test_no_zip(tmp_path, env, members, content):
     refused(tmp_path, env, archive, "no whole ZIP", str(archive))
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_damage_in_a_compressed_member(tmp_path, env, members, method):
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_unusual_compression(tmp_path, env, members, method):
+    victim = sorted(members)[3]
+    archive = write_archive(tmp_path / "a.zip", {k: v for k, v in members.items() if k != victim})
+    with zipfile.ZipFile(archive, "a", method) as opened:
+        opened.writestr(victim, members[victim])
+    refused(tmp_path, env, archive, f"{victim}: compressed in an unusual way; store or deflate it")
+
+
+def test_damage_in_a_compressed_member(tmp_path, env, members):
     archive, victim = tmp_path / "a.zip", sorted(members)[3]
-    with zipfile.ZipFile(archive, "w", method) as opened:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         for name, content in members.items():
             opened.writestr(name, content)
         info = opened.getinfo(victim)
@@ -310,10 +322,69 @@ def test_lost_masks_are_filled_in(tmp_path, env, host, members):
     assert len(host.asked) == 2
 
 
+def test_an_empty_mask_is_made_again(tmp_path, env, host):
+    """A computer that went down can leave such files; no run may be stopped by them for ever."""
+    anno(tmp_path / "save", env=env)
+    whole = snapshot(tmp_path / "save")
+    for top in ("validation", "train-semi"):
+        next((tmp_path / f"save/ImageNetS50/{top}-segmentation").rglob("*.png")).write_bytes(b"")
+    anno(tmp_path / "save", env=env)
+    assert snapshot(tmp_path / "save") == whole
+
+
+def test_masks_are_on_the_disk_before_they_have_their_names(tmp_path, lists, members, monkeypatch):
+    wanted = MaskList("50", [k.partition("/")[2] for k in members if k.startswith("validation")], [])
+    archive = write_archive(tmp_path / "a.zip", members)
+    synced, fsync = set(), os.fsync
+
+    def noting(descriptor):
+        assert not (tmp_path / "save/ImageNetS50/validation-segmentation").exists()
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    put_annotations(wanted, tmp_path / "save", Origin(lists=lists), archive)
+    assert {path.stat().st_ino for path in (tmp_path / "save").rglob("*.png")} == synced
+
+
+# Archives that would fill the memory or the disk.
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_member_that_unpacks_to_far_more(tmp_path, lists, members, honest):
+    """Refused by what the directory says; where it lies, no more is unpacked than it says."""
+    victim = next(name for name in members if name.startswith("validation"))
+    bomb = b"\x89PNG\r\n\x1a\n" + bytes(MAX_MASK_BYTES)
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        for name, content in members.items():
+            if name == victim:
+                opened.writestr(name, bomb, compress_type=zipfile.ZIP_DEFLATED)
+            else:
+                opened.writestr(name, content)
+        info = opened.getinfo(victim)
+    assert info.compress_size < 100_000
+    if not honest:
+        content = bytearray(archive.read_bytes())
+        at = content.rindex(victim.encode()) - 46 + 24
+        content[at : at + 4] = (5_000).to_bytes(4, "little")
+        archive.write_bytes(content)
+    wanted = MaskList("50", [k.partition("/")[2] for k in members if k.startswith("validation")], [])
+    del bomb
+    tracemalloc.start()
+    with pytest.raises(InputError, match=re.escape(victim)) as caught:
+        put_annotations(wanted, tmp_path / "save", Origin(lists=lists), archive)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ("more than 64.0 MB" in str(caught.value)) == honest
+    assert peak < 40_000_000
+    assert snapshot(tmp_path / "save") == {}
+
+
 # What is in the way.
 
 
-@pytest.mark.parametrize("kind", ["class link", "empty mask", "link", "file", "link to the set"])
+@pytest.mark.parametrize("kind", ["class link", "folder", "link", "file", "link to the set"])
 def test_what_is_in_the_way_is_named_and_kept(tmp_path, env, host, members, kind):
     folder = tmp_path / "save/ImageNetS50/validation-segmentation"
     (tmp_path / "elsewhere").mkdir()
@@ -321,10 +392,11 @@ def test_what_is_in_the_way_is_named_and_kept(tmp_path, env, host, members, kind
         folder.mkdir(parents=True)
         folder /= "n00001000"
         folder.symlink_to(tmp_path / "elsewhere")
-    elif kind == "empty mask":
+    elif kind == "folder":
         anno(tmp_path / "save", env=env)
         folder = next(path for path in folder.rglob("*.png"))
-        folder.write_bytes(b"")
+        folder.unlink()
+        folder.mkdir()
     elif kind == "link to the set":
         folder.parent.parent.mkdir()
         folder.parent.symlink_to(tmp_path / "elsewhere")

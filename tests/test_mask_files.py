@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import zlib
 from fractions import Fraction
 
 import numpy as np
@@ -137,3 +139,24 @@ def test_void_is_neither_object_nor_background():
 def test_what_is_no_class_has_no_target(class_id):
     with pytest.raises(ValueError, match="no class id"):
         target_mask(np.zeros((1, 1), int), class_id)
+
+
+def test_a_mask_of_too_many_pixels_is_refused_by_its_header():
+    """A PNG of a few hundred kilobytes can ask for any memory."""
+    width, height = 20_000, 10_000
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(height * (3 * width + 1)), 9)
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")):
+        png += (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+    with pytest.raises(InputError, match="20000 x 10000 pixels, and a mask has at most 100,000,000"):
+        decode_mask(png)
+
+
+@pytest.mark.parametrize(("mode", "what"), [("L", "an 8-bit grayscale PNG"), ("1", "a 1-bit grayscale PNG")])
+def test_another_kind_of_png_is_named(tmp_path, mode, what):
+    Image.new(mode, (3, 2)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=rf"a\.png: {what}"):
+        decode_mask(tmp_path / "a.png")

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import lzma
+import os
 import re
 import shutil
 import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagenets.classes import MODES
-from imagenets.common.disk_space import check_room, on_disk
+from imagenets.common.disk_space import check_room, on_disk, readable
 from imagenets.common.download import discard, download, leftovers, places
 from imagenets.common.errors import InputError, counted, listed
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, Warn, no_bar, no_warning
+from imagenets.common.zip_files import BROKEN_ZIP, read_member
 from imagenets.lists import ARCHIVES, Origin
-from imagenets.preparation.image_folders import LOCK, is_there
+from imagenets.masks import MAX_MASK_BYTES
+from imagenets.preparation.image_folders import LOCK, is_empty_file, is_there
 
 VALIDATION = "validation-segmentation"
 TRAIN_SEMI = "train-semi-segmentation"
@@ -32,11 +33,7 @@ STAGING = ".incomplete-masks"  # in a set's folder: mask folders that are being 
 _MASK_MEMBER = re.compile(rf"(?:.*/)?({VALIDATION}|{TRAIN_SEMI})/(.+)", re.DOTALL)
 _DRIVE = re.compile(r"[A-Za-z]:")
 _PNG = b"\x89PNG\r\n\x1a\n"
-# What reading a damaged ZIP raises: OSError comes from bz2, ValueError and struct.error from offsets.
-_BROKEN = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(EOFError, NotImplementedError, RuntimeError, ValueError, OSError),
-)
+_SYNCERS = 16  # threads that wait for the disk: it writes what several ask for in one go
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,8 @@ def put_annotations(
 ) -> list[Placed]:
     """Put ``train-semi-segmentation`` and ``validation-segmentation`` in place, each whole or not at all.
 
-    Masks that a folder lacks are filled in, and what is there is never overwritten. The archive is
+    Masks that a folder lacks are filled in, as are empty files, which a computer that went down can leave;
+    nothing else that is there is overwritten. The archive is
     ``archive``, or that of ``origin``, which is downloaded into the set's folder and removed at the end.
     Nothing is read or downloaded when all masks are there. Raises InputError when something else is in the
     way, when the archive cannot be had, is hostile or broken or lacks masks, when the disk is too small, and
@@ -168,7 +166,7 @@ def _obstacles(folder: Path, absent: set[str]) -> list[str]:
     if no_folders:
         return [f"{path}: no real folder, where a folder of masks would be made" for path in no_folders]
     there = [folder / mask for mask in sorted(absent) if is_there(folder / mask)]
-    return [f"{path}: empty or no real file, where a mask would be made" for path in there]
+    return [f"{path}: no real file, where a mask would be made" for path in there if not is_empty_file(path)]
 
 
 def _is_filled_file(path: Path) -> bool:
@@ -237,6 +235,7 @@ def _extract(
         if unmended:
             raise _RefusedArchiveError(f"{path}: no mask in it for {unmended[0]}, which lacks some")
         infos = [info for members in selected.values() for info in members.values()]
+        _refuse_large(infos, path)
         check_room(root, sum(on_disk(info.file_size) for info in infos), "unpacking the masks")
         staging.mkdir()
         try:
@@ -250,27 +249,54 @@ def _extract(
                 raise _RefusedArchiveError(
                     f"{path}: {len(broken)} masks are broken, get it again:\n{listed(broken)}"
                 )
+            _sync(staging / name / mask for name, members in selected.items() for mask in members)
             for name, members in selected.items():
                 _move(staging / name, root / name, members)
         finally:
             shutil.rmtree(staging)
 
 
+def _refuse_large(infos: Iterable[zipfile.ZipInfo], path: Path) -> None:
+    large = [
+        f"{info.filename}: {readable(info.file_size)}" for info in infos if info.file_size > MAX_MASK_BYTES
+    ]
+    if large:
+        raise _RefusedArchiveError(
+            f"{path}: {counted(len(large), 'mask')} of more than {readable(MAX_MASK_BYTES)}, which no mask "
+            f"needs; nothing was unpacked:\n{listed(large)}"
+        )
+
+
+def _sync(files: Iterable[Path]) -> None:
+    """Wait until the files are on the disk: a rename can get there before what it gives a name to."""
+
+    def sync(file: Path) -> None:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    with ThreadPoolExecutor(_SYNCERS) as pool:
+        for _ in pool.map(sync, files):
+            pass
+
+
 def _move(staged: Path, folder: Path, masks: Iterable[str]) -> None:
-    """Rename a whole folder where there is none, else each of its masks."""
+    """Rename a whole folder where there is none, else each of its masks, over empty ones too."""
     if not is_there(folder):
         staged.rename(folder)
         return
     for mask in masks:
         (folder / mask).parent.mkdir(exist_ok=True)
-        (staged / mask).rename(folder / mask)
+        (staged / mask).replace(folder / mask)
 
 
 def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> list[str]:
     """Write one member, a PNG, and check its CRC; give what is wrong with it."""
     try:
-        content = archive.read(info)
-    except _BROKEN as error:
+        content = read_member(archive, info)
+    except BROKEN_ZIP as error:
         return [f"{info.filename}: {error}"]
     if not content.startswith(_PNG):
         return [f"{info.filename}: {'no PNG' if content else 'empty'}"]
@@ -284,7 +310,7 @@ def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Pat
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
-    except _BROKEN as error:
+    except BROKEN_ZIP as error:
         if isinstance(error, OSError) and error.filename:  # not opened: nothing is known of its content
             raise InputError(f"{path}: {error.strerror}") from error
         raise _RefusedArchiveError(f"{path}: no whole ZIP ({error}): get it again") from error

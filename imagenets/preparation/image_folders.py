@@ -174,6 +174,12 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
+def is_empty_file(path: Path | os.DirEntry[str]) -> bool:
+    """Is this a real file of no bytes? Nothing is lost with it; a computer that went down can leave one."""
+    status = path.lstat() if isinstance(path, Path) else path.stat(follow_symlinks=False)
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+
 def refuse_missing(plans: Sequence[Plan], imagenet: Path) -> None:
     """Raise InputError, which lists them, when ImageNet lacks images that the plans need."""
     needed_by: dict[str, list[str]] = {}
@@ -237,7 +243,7 @@ class _Todo:
                     links.append((plan.links[target], f"{root}/{target}"))
                 elif image is None and entry is not None:
                     problem = _wrong_link(entry, plan.links[target])
-                elif image is not None and entry is None:
+                elif image is not None and (entry is None or is_empty_file(entry)):
                     copies.append((image, f"{root}/{target}"))
                 elif image is not None and entry is not None:
                     problem = _wrong_copy(entry, image)

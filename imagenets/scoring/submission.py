@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
 import warnings
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +21,12 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 
 from imagenets.classes import MODES
+from imagenets.common.disk_space import readable
 from imagenets.common.errors import InputError, listed
 from imagenets.common.whole_files import whole_file
+from imagenets.common.zip_files import BROKEN_ZIP, read_member
 from imagenets.images import mask_sizes
-from imagenets.masks import colour_problem, decode_rgb, png_size
+from imagenets.masks import MAX_MASK_BYTES, colour_problem, decode_rgb, png_size
 from imagenets.scoring.contingency import load_chunks, refuse
 from imagenets.scoring.matching_file import parse_matching
 
@@ -48,7 +48,6 @@ _IMAGE_NAME = re.compile(r"n\d{8}/[^/]+\.JPEG")
 _PREDICTION_NAME = re.compile(r"n\d{8}/[^/]+\.png")
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a ZIP can hold
 _PERMISSIONS = 0o100644 << 16  # a file, rw-r--r--, where a ZIP keeps them
-_LARGEST_ENTRY = 1 << 28  # bytes; no mask comes near
 
 
 @dataclass(frozen=True)
@@ -148,13 +147,13 @@ class ArchiveSource:
         info = archive.getinfo(name)
         if info.flag_bits & 1:
             raise InputError("is encrypted; pack it without a password")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError("is compressed in an unusual way; store or deflate it")
-        if info.file_size > _LARGEST_ENTRY:
-            raise InputError(f"{info.file_size} bytes are too many")
+        if info.file_size > MAX_MASK_BYTES:
+            raise InputError(f"{readable(info.file_size)}, and a mask has at most {readable(MAX_MASK_BYTES)}")
         try:
-            return archive.read(info)
-        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
+            return read_member(archive, info)
+        except NotImplementedError as error:
+            raise InputError(f"is {error}") from error
+        except BROKEN_ZIP as error:
             raise InputError(f"is damaged in the archive ({error}); pack it again") from error
 
     def archive(self) -> zipfile.ZipFile:
@@ -162,7 +161,9 @@ class ArchiveSource:
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = (os.getpid(), zipfile.ZipFile(self.path))
-            except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError) as error:
+            except BROKEN_ZIP as error:
+                if isinstance(error, OSError) and error.filename:
+                    raise
                 raise InputError(f"{self.path}: no whole ZIP archive ({error}); pack it again") from error
         return self._opened[1]
 
