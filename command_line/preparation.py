@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from command_line import path_argument
+from command_line import path_argument, whole_number
 from imagenets.classes import MODES
 from imagenets.common.progress import Advance
 from imagenets.lists import Origin
@@ -44,17 +44,28 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
     )
     parser.add_argument(
         "--mirror",
+        type=mirror_argument,
         help="URL or folder that holds the official lists and archives (default: $IMAGENETS_MIRROR)",
     )
     parser.add_argument(
-        "--lists", help="folder of your own lists, taken as they are (default: $IMAGENETS_LISTS)"
+        "--lists",
+        type=path_argument,
+        help="folder of your own lists, taken as they are (default: $IMAGENETS_LISTS)",
     )
     return parser
 
 
+def mirror_argument(text: str) -> str:
+    """Argument type: a URL or a path."""
+    path_argument(text)
+    return text
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Add ``--workers``."""
-    parser.add_argument("--workers", type=_positive, default=4, help="threads that copy (default: 4)")
+    parser.add_argument(
+        "--workers", type=whole_number(1, 1024), default=4, help="threads that copy (default: 4)"
+    )
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -111,10 +122,3 @@ def print_done(done: Sequence[Done]) -> None:
         )
         made = f"{folder.made} made now" if folder.made else "all there before"
         print(f"{folder.folder}: {' and '.join(things)}, {made}")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number

@@ -260,6 +260,33 @@ def test_nothing_recognised(tmp_path, env, script):
     assert f"name its parent, {tmp_path / 'imagenet'}" in result.stderr
 
 
+@pytest.mark.parametrize("below", ["", "copies"])
+def test_a_parent_of_the_copy_is_told_where_it_is(tmp_path, env, imagenet, below):
+    place = tmp_path / "data" / below / "imagenet"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(imagenet)
+    for script in (TRAIN, VAL, SEMI):
+        result = step(script, tmp_path / "data", tmp_path / "save", env=env, status=1)
+        assert f"They are in {place}: name that folder" in result.stderr
+
+
+def test_one_level_too_deep_without_class_folders(tmp_path, env, toy):
+    copy = write_imagenet(tmp_path / "flat", "flat", toy)
+    result = step(VAL, copy / "val", tmp_path / "save", env=env, status=1)
+    assert f"They are in {copy}: name that folder" in result.stderr
+
+
+def test_a_folder_of_another_name_is_recognised(tmp_path, env, imagenet):
+    copy = tmp_path / "my copy"
+    copy.mkdir()
+    for part, name in (("train", "training"), ("val", "validation")):
+        (copy / name).symlink_to(imagenet / part)
+        result = step(TRAIN if part == "train" else VAL, copy, tmp_path / "save", env=env, status=1)
+        assert f"{copy / name} looks like them: rename it to {part}" in result.stderr
+        subprocess.run(result.stderr.split("make a link, ")[1], shell=True, check=True)
+    step(VAL, copy, tmp_path / "save", env=env)
+
+
 def test_missing_images_are_reported_together(tmp_path, toy):
     lists = write_toy_lists(tmp_path / "lists", ["50", "300"])
     images = needed(lists, ["50", "300"])
@@ -361,12 +388,13 @@ def test_class_tars_without_end_blocks(tmp_path, env, toy):
     assert made == {Path(place).name for place in toy.train}
 
 
-@pytest.mark.parametrize("empty", ["--imagenet-dir", "--save-dir"])
+@pytest.mark.parametrize("empty", ["--imagenet-dir", "--save-dir", "--lists", "--mirror"])
 def test_an_empty_path_is_not_the_current_folder(tmp_path, env, imagenet, empty):
     paths = {"--imagenet-dir": imagenet, "--save-dir": tmp_path / "save"} | {empty: ""}
     options = [f"{option}={path}" for option, path in paths.items()]
     result = run(VAL, *options, "--mode", "50", env=env, status=2, cwd=tmp_path)
     assert f"{empty}: an empty path" in result.stderr
+    paths = {option: paths[option] for option in ("--imagenet-dir", "--save-dir")} | {"--save-dir": ""}
     assert (
         "usage" in run("data_preparation.sh", *paths.values(), "50", env=env, status=2, cwd=tmp_path).stderr
     )
@@ -435,6 +463,16 @@ def test_what_is_in_the_way_is_named_and_kept(tmp_path, env, imagenet, number):
     assert f"{place}: " in result.stderr
     assert "nothing was written" in result.stderr
     assert snapshot(save) == before
+
+
+def test_an_empty_file_is_nothing_of_the_users(tmp_path, env, imagenet):
+    step(VAL, imagenet, tmp_path / "save", env=env)
+    whole = snapshot(tmp_path / "save")
+    empty = tmp_path / "save/ImageNetS50/validation/n00001001/ILSVRC2012_val_00000000.JPEG"
+    empty.write_bytes(b"")
+    result = step(VAL, imagenet, tmp_path / "save", env=env)
+    assert "1 made now" in result.stdout
+    assert snapshot(tmp_path / "save") == whole
 
 
 def test_links_and_copies_do_not_mix(tmp_path, env, imagenet):

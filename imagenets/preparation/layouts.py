@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from imagenets.common.class_folders import class_folders
 from imagenets.common.errors import InputError
 from imagenets.images import is_image
 
@@ -23,6 +26,12 @@ TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 
 _WNID = re.compile(r"n\d{8}")
+# What copies of ImageNet call the two parts besides train and val.
+_OTHER_NAMES = {
+    "train": ("training", "Train", "TRAIN", "ILSVRC2012_img_train"),
+    "val": ("validation", "valid", "Val", "VAL", "ILSVRC2012_img_val", "ILSVRC2012_val"),
+}
+_FEW = 50  # folders of a folder that are looked into, where ImageNet is not where it was said to be
 
 
 class Image(NamedTuple):
@@ -176,7 +185,9 @@ def find_train(imagenet: Path) -> Train:
     for root in _roots(imagenet):
         if (root / TRAIN_TAR).is_file():
             return TrainTar(root / TRAIN_TAR)
-    raise _nothing_found(imagenet, "training images", ["train/<wnid>/", f"{KAGGLE}/train/<wnid>/", TRAIN_TAR])
+    raise _nothing_found(
+        imagenet, "train", "training images", ["train/<wnid>/", f"{KAGGLE}/train/<wnid>/", TRAIN_TAR]
+    )
 
 
 def find_val(imagenet: Path) -> Val:
@@ -192,7 +203,7 @@ def find_val(imagenet: Path) -> Val:
         if (root / VAL_TAR).is_file():
             return ValTar(root / VAL_TAR)
     looked_for = ["val/<wnid>/", "val/*.JPEG", f"{KAGGLE}/val/*.JPEG", f"{KAGGLE}/val/<wnid>/", VAL_TAR]
-    raise _nothing_found(imagenet, "validation images", looked_for)
+    raise _nothing_found(imagenet, "val", "validation images", looked_for)
 
 
 def _roots(imagenet: Path) -> list[Path]:
@@ -219,14 +230,43 @@ def _holds(folder: Path) -> tuple[bool, bool]:
     return class_folders, images
 
 
-def _nothing_found(imagenet: Path, what: str, looked_for: list[str]) -> InputError:
+def _nothing_found(imagenet: Path, part: str, what: str, looked_for: list[str]) -> InputError:
+    """Say that ``part``, train or val, is not there, and where it may be."""
     if not imagenet.is_dir():
         return InputError(f"{imagenet}: no such folder; name the folder of your ImageNet copy")
-    if any(_WNID.fullmatch(path.name) for path in imagenet.iterdir()):
+    if any(_WNID.fullmatch(name) for name in class_folders(imagenet)):
         return InputError(
             f"{imagenet} holds class folders itself: name its parent, {imagenet.absolute().parent}"
         )
-    return InputError(f"no {what} found in {imagenet}; looked there for {', '.join(looked_for)}")
+    message = f"no {what} found in {imagenet}; looked there for {', '.join(looked_for)}"
+    for root in _roots(imagenet):
+        for name in _OTHER_NAMES[part]:
+            if any(_holds(root / name)):
+                return InputError(
+                    f"{message}. {root / name} looks like them: rename it to {part}, or make a link, "
+                    f"ln -s {name} {shlex.quote(str(root / part))}"
+                )
+    for candidate in _nearby(imagenet):
+        if _has(candidate, part):
+            return InputError(f"{message}. They are in {candidate}: name that folder")
+    return InputError(message)
+
+
+def _nearby(imagenet: Path) -> Iterator[Path]:
+    """Folders that were perhaps meant: below ``imagenet``, two levels deep, and above it."""
+    children = [imagenet / name for name in class_folders(imagenet)[:_FEW]]
+    yield from children
+    for child in children:
+        with suppress(OSError):  # a folder that is not ours to read is no candidate
+            yield from (child / name for name in class_folders(child)[:_FEW])
+    yield imagenet.absolute().parent
+
+
+def _has(imagenet: Path, part: str) -> bool:
+    tar = TRAIN_TAR if part == "train" else VAL_TAR
+    with suppress(InputError):
+        return any((root / tar).is_file() or any(_holds(root / part)) for root in _roots(imagenet))
+    return False
 
 
 def _image_file(path: str) -> Image:
