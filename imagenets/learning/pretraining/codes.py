@@ -1,0 +1,118 @@
+"""Codes of SwAV: soft assignments of views to prototypes, balanced over batch, queue and processes.
+
+Source: Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, NeurIPS
+2020; docs/methods.md, PASS.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+
+EPSILON = 0.05
+ITERATIONS = 3
+
+
+@torch.no_grad()
+def balanced_codes(
+    scores: torch.Tensor, epsilon: float = EPSILON, iterations: int = ITERATIONS
+) -> torch.Tensor:
+    """Codes of this process's rows by Sinkhorn's algorithm: scores (R, K) to codes (R, K) float32.
+
+    Over the rows of all processes together, every prototype is used equally often; each row sums up to 1.
+    ``scores`` are cosines; they may be of half precision, which exp(1 / ``epsilon``) would overflow.
+    """
+    codes = torch.exp(at_least_float32(scores) / epsilon)
+    prototypes = codes.shape[1]
+    rows = codes.shape[0] * _processes()
+    codes /= _sum_over_processes(codes.sum())
+    for _ in range(iterations):
+        codes /= prototypes * _sum_over_processes(codes.sum(0, keepdim=True))
+        codes /= rows * codes.sum(1, keepdim=True)
+    return codes * rows
+
+
+class FeatureQueue:
+    """The last features of both large crops, which make the codes of a small batch less coarse.
+
+    Every process holds the features of its own images: ``features`` (2, length / processes, D) float32, zeros
+    at first, newest in front.
+    """
+
+    def __init__(self, length: int, batch: int, dimensions: int, device: torch.device | str = "cpu") -> None:
+        """Hold ``length`` features a crop, rounded down to whole batches; both are of all processes."""
+        own = length // batch * batch // _processes()
+        self.batch = batch // _processes()
+        self.features = torch.zeros(2, own, dimensions, device=device)
+
+    def filled(self, crop: int) -> bool:
+        """Tell whether the queue of ``crop`` (0, 1) has no empty place left, and is used from now on."""
+        return self.features.shape[1] > 0 and bool(self.features[crop, -1].any())
+
+    @torch.no_grad()
+    def scores(self, crop: int, prototypes: torch.Tensor) -> torch.Tensor:
+        """Scores of the queue of ``crop`` against the current prototypes (K, D): (rows, K), maybe no rows."""
+        if not self.filled(crop):
+            return prototypes.new_zeros(0, len(prototypes))
+        return self.features[crop] @ prototypes.detach().float().T
+
+    @torch.no_grad()
+    def push(self, crop: int, features: torch.Tensor) -> None:
+        """Put a batch's features (B, D) of ``crop`` in front; the oldest leave."""
+        kept = self.features[crop, : self.features.shape[1] - len(features)]
+        self.features[crop] = torch.cat((features.detach().float(), kept))[: self.features.shape[1]]
+
+    def gathered(self) -> torch.Tensor:
+        """Give the queue of all processes, (2, length, D) on the CPU, as one process would have it.
+
+        All processes must call it. Rows are a batch's in the order of the processes, batch after batch.
+        """
+        if _processes() == 1 or not self.features.shape[1]:
+            return self.features.cpu().clone()
+        own = self.features.view(2, -1, self.batch, self.features.shape[2])
+        parts = [torch.empty_like(own) for _ in range(_processes())]
+        torch.distributed.all_gather(parts, own.contiguous())
+        return torch.stack(parts, 2).flatten(1, 3).cpu()
+
+    def restore(self, gathered: torch.Tensor) -> None:
+        """Take this process's share of what ``gathered`` gave, also if the processes were others then."""
+        if self.features.shape[1]:
+            batches = gathered.view(2, -1, _processes(), self.batch, gathered.shape[2])
+            self.features.copy_(batches[:, :, _rank()].flatten(1, 2))
+
+
+@torch.no_grad()
+def codes_of_crop(
+    scores: torch.Tensor, crop: int, queue: FeatureQueue | None, prototypes: torch.Tensor
+) -> torch.Tensor:
+    """Codes (B, K) float32 of one large crop from its scores (B, K), balanced together with its queue.
+
+    ``prototypes`` (K, D) are the current ones.
+    """
+    rows = at_least_float32(scores.detach())
+    if queue is not None:
+        rows = torch.cat((queue.scores(crop, prototypes), rows))
+    return balanced_codes(rows)[-len(scores) :]
+
+
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Bring half precision to float32; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _processes() -> int:
+    return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    if _distributed():
+        torch.distributed.all_reduce(values)
+    return values

@@ -1,0 +1,77 @@
+"""The three losses of PASS; docs/methods.md, PASS, Losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cosine_similarity, log_softmax
+
+from imagenets.learning.pretraining.codes import at_least_float32
+
+TEMPERATURE = 0.1
+
+
+def image_to_image(
+    codes: Sequence[torch.Tensor], scores: Sequence[torch.Tensor], temperature: float = TEMPERATURE
+) -> torch.Tensor:
+    """Teach every view the codes of the large crops of its picture, as SwAV does: a scalar.
+
+    ``codes``: one (B, K) for each of the large crops, without gradient. ``scores``: one (B, K) for each view;
+    the large crops come first, in the order of ``codes``. Mean over the views that are not the code's own,
+    over pictures and over codes.
+    """
+    log_shares = [_log_shares(view, temperature) for view in scores]
+    losses = []
+    for own, code in enumerate(codes):
+        others = [_cross_entropy(code, view) for index, view in enumerate(log_shares) if index != own]
+        losses.append(torch.stack(others).mean())
+    return torch.stack(losses).mean()
+
+
+def deep_to_shallow(
+    codes: Sequence[torch.Tensor], scores: Sequence[torch.Tensor], temperature: float = TEMPERATURE
+) -> torch.Tensor:
+    """Teach a shallow stage's view of each large crop the deep code of the other crop: a scalar.
+
+    ``codes`` and ``scores``: two (B, K) each, of the large crops 0 and 1.
+    """
+    losses = [
+        _cross_entropy(code, _log_shares(scores[1 - own], temperature)) for own, code in enumerate(codes)
+    ]
+    return torch.stack(losses).mean()
+
+
+def pixel_to_pixel(prediction: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+    """Predict a point of one crop from the same point of the other, as SimSiam does: a scalar in -1..1.
+
+    ``prediction`` and ``projection`` (2B, D, h, w): crop 0 of all pictures, then crop 1. Only predictions get
+    a gradient. Pictures whose crops share no point have cosine 0 and stay in the mean.
+    """
+    one, other = at_least_float32(projection.detach()).chunk(2)
+    from_one, from_other = at_least_float32(prediction).chunk(2)
+    cosines = (cosine_similarity(from_one, other).mean(), cosine_similarity(from_other, one).mean())
+    return -(cosines[0] + cosines[1]) / 2
+
+
+def pass_loss(
+    image: torch.Tensor, shallow: Sequence[torch.Tensor], pixel: torch.Tensor, weights: Sequence[float]
+) -> torch.Tensor:
+    """Add up PASS's loss: the weighted mean of image and shallow losses, and the pixel loss at weight 1.
+
+    ``weights``: of the image loss, then of each of the ``shallow`` losses. Raises ValueError for another
+    number of weights.
+    """
+    terms = [image, *shallow]
+    if len(weights) != len(terms):
+        raise ValueError(f"{len(weights)} weights for {len(terms)} losses")
+    weighted = sum(weight * term for weight, term in zip(weights, terms, strict=True))
+    return weighted / sum(weights) + pixel
+
+
+def _log_shares(scores: torch.Tensor, temperature: float) -> torch.Tensor:
+    return log_softmax(at_least_float32(scores) / temperature, dim=1)
+
+
+def _cross_entropy(code: torch.Tensor, log_shares: torch.Tensor) -> torch.Tensor:
+    return -(code * log_shares).sum(1).mean()

@@ -1,0 +1,110 @@
+"""Pixel attention of PASS: which pixels matter, learnt on a frozen backbone; docs/methods.md, PASS."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate, normalize
+
+from imagenets.learning.pretraining.heads import (
+    DIMENSIONS,
+    HeadSizes,
+    image_head,
+    refuse_without_stages,
+    start_convolutions,
+)
+
+if TYPE_CHECKING:
+    from imagenets.learning.networks.backbones import Backbone
+
+
+class PixelAttention(nn.Module):
+    """Attention of each pixel and channel, in 0..1, from unit vectors (B, C, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        """Attend to maps of ``channels``."""
+        super().__init__()
+        self.atten = nn.Sequential(
+            nn.Conv2d(channels, channels, 1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 1),
+            nn.BatchNorm2d(channels),
+        )
+        # Beside the last batch norm's bias it has no use of its own, but published checkpoints hold it.
+        self.threshold = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        start_convolutions(self)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Give the attention (B, C, h, w) of vectors (B, C, h, w) of length 1 at each pixel."""
+        return torch.sigmoid(self.atten(vectors) + self.threshold)
+
+
+class AttentionOutputs(NamedTuple):
+    """``features`` (2B, D), unit vectors, and ``scores`` (2B, K); crop 0 of all pictures comes first."""
+
+    features: torch.Tensor
+    scores: torch.Tensor
+
+
+class AttentionNetwork(nn.Module):
+    """A frozen backbone and image head around the attention; attention and prototypes alone are trained.
+
+    As published, the whole network is in training mode, so that the frozen batch norms use the statistics
+    of the batch and their running ones drift away from those of the pre-training.
+    """
+
+    def __init__(self, backbone: Backbone, sizes: HeadSizes) -> None:
+        """Put attention, image head and prototypes on ``backbone``, and freeze backbone and head."""
+        super().__init__()
+        refuse_without_stages(backbone)
+        self.backbone = backbone.requires_grad_(False)
+        self.projection_head = image_head(backbone.channels, sizes.hidden).requires_grad_(False)
+        self.fbg = PixelAttention(backbone.channels)
+        self.prototypes = nn.Linear(DIMENSIONS, sizes.prototypes, bias=False)
+
+    def forward(self, crops: torch.Tensor) -> AttentionOutputs:
+        """Pass normalised crops (2B, 3, H, W) through."""
+        vectors = normalize(enlarged(self.backbone(crops)), dim=1)
+        pooled = (vectors * self.fbg(vectors)).mean((2, 3))
+        features = normalize(self.projection_head(pooled), dim=1)
+        return AttentionOutputs(features.detach(), self.prototypes(features))
+
+
+def enlarged(maps: torch.Tensor, factor: int = 4) -> torch.Tensor:
+    """Enlarge maps (B, C, h, w) bilinearly: (B, C, ``factor`` h, ``factor`` w); 4 brings stride 32 to 8."""
+    height, width = maps.shape[2:]
+    return interpolate(maps, (factor * height, factor * width), mode="bilinear", align_corners=False)
+
+
+def attended_features(maps: torch.Tensor, attention: PixelAttention) -> torch.Tensor:
+    """Pool last maps (B, C, h, w) for clustering: (B, C), the mean of the features times their attention.
+
+    The features that are pooled are not of unit length, other than in training.
+    """
+    features = enlarged(maps)
+    return (features * attention(normalize(features, dim=1))).mean((2, 3))
+
+
+def attention_and_vectors(maps: torch.Tensor, attention: PixelAttention) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give mean attention over channels (B, 4h, 4w) and unit vectors (B, C, 4h, 4w) of maps (B, C, h, w)."""
+    vectors = normalize(enlarged(maps), dim=1)
+    return attention(vectors).mean(1), vectors
+
+
+def nearest_centroids(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """Label each pixel by the centroid of the largest cosine: (B, C, h, w) unit vectors to (B, h, w), 1..K.
+
+    ``centroids`` (K, C) need no unit length. On ties the first counts.
+    """
+    unit = normalize(centroids, dim=1)
+    cosines = torch.einsum("bchw,kc->bkhw", vectors, unit)
+    labels: torch.Tensor = cosines.argmax(1) + 1
+    return labels
+
+
+def attention_at(attention: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Enlarge a mean attention (h, w) bilinearly to a picture's ``size`` (height, width) in pixels."""
+    return interpolate(attention[None, None], size, mode="bilinear", align_corners=False)[0, 0]
