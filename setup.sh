@@ -1,20 +1,36 @@
 #!/usr/bin/env bash
 # Makes .venv in the checkout, once, with the tested versions, and installs the toolbox's library there in
-# place ("editable"), so that `import imagenets` works in any folder: bash setup.sh [dev]
-# With "dev", also what the tests and benchmarks need. BASE_PYTHON chooses the interpreter.
+# place ("editable"), so that `import imagenets` works in any folder:
+#   bash setup.sh            preparing, scoring, reports and the k-means baseline
+#   bash setup.sh methods    that and what networks need: torchvision and the torch that fits it, timm, pyarrow
+#   bash setup.sh dev        that and what the tests and benchmarks need
+# What is there already is kept: a smaller kind after a larger one changes nothing.
+# BASE_PYTHON chooses the interpreter.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-kind=${1:-user}
-requirements=(-r "$root/requirements.txt")
-if [ "$kind" = dev ]; then requirements+=(-r "$root/requirements-dev.txt"); fi
-
+kinds=(user methods dev)
+extras=(report,kmeans methods dev)
 venv=$root/.venv
-stamp=$venv/.installed-$kind
-# The checkout's path too: one that was moved is installed from where it no longer is.
-wanted="$(cat "$root"/requirements*.txt "$root/pyproject.toml" | cksum) $root"
+stamp=$venv/.installed
+
+# The place of a kind in `kinds`; -1 where there is none of that name.
+rank() {
+    for i in "${!kinds[@]}"; do if [ "${kinds[i]}" = "$1" ]; then echo "$i"; return; fi; done
+    echo -1
+}
+wanted=$(rank "${1:-user}")
+if [ "$wanted" = -1 ] || [ $# -gt 1 ]; then
+    echo "usage: bash setup.sh [methods|dev]" >&2
+    exit 2
+fi
+# The stamp is the kind, a line, and what it was made from: the lists of packages, and the checkout's path, as one
+# that was moved is installed from where it no longer is.
+source="$(cat "$root"/requirements*.txt "$root/pyproject.toml" "${BASH_SOURCE[0]}" | cksum) $root"
+made=-1
+if [ -f "$stamp" ]; then made=$(rank "$(head -n 1 "$stamp")"); fi
 # A stamp alone proves nothing: the system's Python, to which .venv leads, may be gone or another one.
 works() { "$venv/bin/python" -I -c "$1" 2>/dev/null; }
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && works 'import imagenets'; then exit 0; fi
+if [ "$made" -ge "$wanted" ] && [ "$(tail -n +2 "$stamp")" = "$source" ] && works 'import imagenets'; then exit 0; fi
 
 python=${BASE_PYTHON:-python3}
 if ! command -v "$python" >/dev/null; then
@@ -36,11 +52,19 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
 fi
 
 if ! works 'import pip'; then
+    made=-1
     echo "making $venv (once; a few minutes, most of it for torch)" >&2
     "$python" -m venv --clear "$venv"
 fi
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -c "$root/requirements-tested.txt" "${requirements[@]}"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"
-printf '%s\n' "$wanted" >"$stamp"
-if [ "$kind" = dev ]; then printf '%s\n' "$wanted" >"$venv/.installed-user"; fi
+# An environment with torchvision keeps it, also when only its other packages are brought up to date.
+kind=$((made > wanted ? made : wanted))
+if [ "$kind" -ge "$(rank methods)" ]; then
+    tested=$venv/tested.txt
+    grep -v '^torch==' "$root/requirements-tested.txt" >"$tested"
+    constraints=(-c "$tested" -c "$root/requirements-tested-torchvision.txt")
+else
+    constraints=(-c "$root/requirements-tested.txt")
+fi
+rm -f "$stamp"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${constraints[@]}" -e "$root[${extras[kind]}]"
+printf '%s\n' "${kinds[kind]}" "$source" >"$stamp"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole benchmark in one command, on synthetic pictures: bash demo/run.sh [OUTPUT]
 # Everything is made anew in demo/output, or in OUTPUT, a folder that does not exist yet. PYTHON chooses an
-# interpreter that has all of requirements.txt; without it, setup.sh makes one.
+# interpreter that has what setup.sh installs; without it, setup.sh makes one.
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 case $#:${1:-} in

@@ -1,29 +1,86 @@
-"""The ImageNet-S toolbox as a library: classes, masks, data sets, contingency tables, matchings, scores."""
+"""The ImageNet-S toolbox as a library. Its rooms, in the order in which data flows:
+
+- ``common``: errors (InputError), files written whole, locks, downloads, disk space, progress
+- ``classes``: what ImageNet-S is: modes 50, 300 and 919, class names, merged classes
+- ``lists``: the official lists: which image belongs where; downloaded, checked, cached
+- ``images``: opening pictures, EXIF orientation, layouts of ``<wnid>/<name>``
+- ``masks``: the PNG format, label = R + 256 G: decode, encode, resize; width of a boundary
+- ``label_maps``: ids of one mode to another's, ImageNet-1k's index to a class, 1000-way logits to a mode
+- ``dataset``: ImageNetS, a prepared set as a PyTorch data set
+- ``preparation``: from a copy of ImageNet to a prepared set
+
+  - ``layouts``: what a copy looks like: class folders, flat val, Kaggle's root, untouched tars
+  - ``image_folders``: train, train-semi, validation, test, planned and made
+  - ``annotations``: the masks, out of the official archive
+  - ``verification``: what is missing, left over or broken in a prepared set
+- ``scoring``: from pairs of masks to scores
+
+  - ``pairs``: prediction and ground truth by name
+  - ``run_length``: masks as runs; where boundaries lie (boundary IoU)
+  - ``contingency``: pixels of every (image, predicted label, true label), on and off boundaries; the one pass
+  - ``table_cache``: that table, kept on disk
+  - ``matching``, ``matching_file``: which class a cluster stands for; match.json
+  - ``metrics``: mIoU, boundary IoU, object sizes S MS ML L, FMeasure, Acc
+  - ``bootstrap``, ``comparison``: 95% intervals; is A better than B
+  - ``localization``: attribution maps against objects
+  - ``submission``: the ZIP for the test server, made and checked
+  - ``ranks``: all that under torchrun
+- ``segmentation_scores``: SegmentationScores, the same scores in a training loop
+- ``reporting``: text, HTML report, charts, overlays, confusions, scores of single images, published results
+- ``learning``: networks, features, clustering: what ``methods/`` runs
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from imagenets.classes import MODES, class_table
+    from imagenets.common.errors import InputError
     from imagenets.dataset import ImageNetS
+    from imagenets.label_maps import convert_labels, logits_to_mode
+    from imagenets.masks import decode_mask, encode_mask
     from imagenets.reporting.published import published
+    from imagenets.scoring.matching import find_matching
+    from imagenets.scoring.metrics import evaluate
     from imagenets.segmentation_scores import SegmentationScores
 
-__all__ = ["ImageNetS", "SegmentationScores", "published"]
+__version__ = "0.2.0"
+
+__all__ = [
+    "MODES",
+    "ImageNetS",
+    "InputError",
+    "SegmentationScores",
+    "class_table",
+    "convert_labels",
+    "decode_mask",
+    "encode_mask",
+    "evaluate",
+    "find_matching",
+    "logits_to_mode",
+    "published",
+]
+
+_HOMES = {
+    "MODES": "imagenets.classes",
+    "ImageNetS": "imagenets.dataset",
+    "InputError": "imagenets.common.errors",
+    "SegmentationScores": "imagenets.segmentation_scores",
+    "class_table": "imagenets.classes",
+    "convert_labels": "imagenets.label_maps",
+    "decode_mask": "imagenets.masks",
+    "encode_mask": "imagenets.masks",
+    "evaluate": "imagenets.scoring.metrics",
+    "find_matching": "imagenets.scoring.matching",
+    "logits_to_mode": "imagenets.label_maps",
+    "published": "imagenets.reporting.published",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: PyTorch, which most need, takes two seconds to load."""
-    if name == "ImageNetS":
-        from imagenets.dataset import ImageNetS
-
-        return ImageNetS
-    if name == "SegmentationScores":
-        from imagenets.segmentation_scores import SegmentationScores
-
-        return SegmentationScores
-    if name == "published":
-        from imagenets.reporting.published import published
-
-        return published
-    raise AttributeError(f"module 'imagenets' has no attribute {name!r}")
+    """Import a public name when it is first used: PyTorch, which some need, takes two seconds to load."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'imagenets' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and all tests, in the checkout's own .venv: bash tests/run.sh [pytest arguments]
+# Lint, types and all tests, in the checkout's own .venv: bash tests/run.sh [pytest arguments]
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 cd -- "$root"

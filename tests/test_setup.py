@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,12 +54,12 @@ def set_up(checkout, *arguments):
 def test_second_run_does_nothing(checkout):
     made, *installed = set_up(checkout)
     assert made == f"-m venv --clear {checkout}/.venv"
-    assert "requirements.txt" in installed[0]
+    assert len(installed) == 1 and f"-c {checkout}/requirements-tested.txt" in installed[0]
     assert set_up(checkout) == []
 
 
 def test_library_is_installed_in_place(checkout):
-    assert set_up(checkout)[-1].endswith(f" -e {checkout}")
+    assert set_up(checkout)[-1].endswith(f" -e {checkout}[report,kmeans]")
 
 
 def test_environment_without_its_interpreter_is_made_again(checkout):
@@ -72,9 +73,40 @@ def test_environment_without_its_interpreter_is_made_again(checkout):
 def test_moved_checkout_is_installed_from_where_it_is(checkout):
     set_up(checkout)
     moved = checkout.rename(checkout.with_name("elsewhere"))
-    assert set_up(moved)[-1].endswith(f" -e {moved}")
+    assert set_up(moved)[-1].endswith(f" -e {moved}[report,kmeans]")
 
 
-def test_environment_for_tests_serves_users_too(checkout):
-    assert "requirements-dev.txt" in " ".join(set_up(checkout, "dev"))
+def test_environment_for_tests_serves_all(checkout):
+    assert set_up(checkout, "dev")[-1].endswith(f" -e {checkout}[dev]")
+    assert set_up(checkout) == set_up(checkout, "methods") == set_up(checkout, "dev") == []
+
+
+def test_a_users_environment_becomes_one_for_methods(checkout):
+    """The tested torch gives way to the one that fits torchvision; the environment is not made anew."""
+    set_up(checkout)
+    (installed,) = set_up(checkout, "methods")
+    assert installed.endswith(f" -e {checkout}[methods]")
+    first, second = re.findall(r"-c (.*?\.txt)", installed)
+    pins = Path(first).read_text() + Path(second).read_text()
+    assert "torch==2.13.0" not in pins and "torch==2.14.1" in pins and "numpy==" in pins
+
+
+def test_what_is_brought_up_to_date_keeps_its_torchvision(checkout):
+    set_up(checkout, "methods")
+    with (checkout / "requirements-tested.txt").open("a") as file:
+        file.write("tqdm==4.70.1\n")
+    assert set_up(checkout)[-1].endswith(f" -e {checkout}[methods]")
     assert set_up(checkout) == []
+
+
+def test_stopped_installation_is_done_again(checkout):
+    set_up(checkout, "dev")
+    (checkout / ".venv/.installed").unlink()
+    assert set_up(checkout, "dev")[-1].endswith(f" -e {checkout}[dev]")
+
+
+@pytest.mark.parametrize("arguments", [["torchvision"], ["methods", "dev"], ["--help"]])
+def test_unknown_kind_is_wrong_usage(checkout, arguments):
+    done = subprocess.run(["bash", checkout / "setup.sh", *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "usage: bash setup.sh [methods|dev]\n")
+    assert not (checkout / ".venv").exists()

@@ -6,10 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-
-torchvision = pytest.importorskip("torchvision")
-
 import torch
+import torchvision
 from test_kmeans import CLASS_COUNT, FOLDERS, clusters_by_name, make_set, options
 
 from imagenets.common.errors import InputError

@@ -1,12 +1,9 @@
-"""Joint transforms of torchvision, where it is installed."""
+"""Joint transforms of torchvision."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torchvision")
-
 import torch
 from prepared_set import write_lists, write_set
 from torchvision import tv_tensors

@@ -1,0 +1,90 @@
+"""The package: its map, its public names, and the wheel in an environment of its own."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import imagenets
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+LIBRARY = CHECKOUT / "imagenets"
+
+
+@pytest.mark.parametrize("name", imagenets.__all__)
+def test_public_names_are_there(name):
+    assert getattr(imagenets, name) is not None
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="nonsense"):
+        imagenets.nonsense  # noqa: B018
+
+
+def test_every_room_is_on_the_map():
+    """Rooms with their order, the first floor of each that has several modules."""
+    on_map = re.findall(r"``(\w+)``", imagenets.__doc__)
+    rooms = {
+        path.stem for path in LIBRARY.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert rooms - {"__init__"} <= set(on_map)
+    modules = {path.stem for path in LIBRARY.rglob("*.py")} | {path.name for path in LIBRARY.rglob("*")}
+    named = {name for name in on_map if name.islower()} - {"methods"}
+    assert named <= modules, "the map names what is not there"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy, so that nothing is written into the checkout and nothing old is taken from it."""
+    folder, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, source)
+    shutil.copytree(LIBRARY, source / "imagenets", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check"]
+    command = [*pip, "--no-deps", "--no-build-isolation", "-w", folder, source]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(wheel):
+    assert wheel.name == f"imagenets-{imagenets.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        text = archive.read(metadata).decode()
+    assert {name.split("/")[0] for name in names} == {"imagenets", metadata.split("/")[0]}
+    ours = {
+        str(path.relative_to(CHECKOUT))
+        for path in LIBRARY.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name for name in names if name.startswith("imagenets/")} == ours
+    assert "License-Expression: MIT\n" in text and "Provides-Extra: methods\n" in text
+
+
+def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
+    """Away from the checkout; the packages it depends on are this environment's."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    python = tmp_path / "env/bin/python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(
+        subprocess.run([python, "-c", where], check=True, capture_output=True, text=True).stdout.strip()
+    )
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    program = (
+        "import imagenets; from importlib.metadata import version; from imagenets.reporting import html\n"
+        "print(imagenets.__file__); print(version('imagenets')); imagenets.decode_mask; imagenets.published()"
+    )
+    done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(site / "imagenets" / "__init__.py"), imagenets.__version__]
