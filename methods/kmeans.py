@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from command_line import run, whole_number
+from command_line import path_argument, run, whole_number
 from imagenets.classes import MAX_LABEL, MODES
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
@@ -49,14 +49,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save-dir", type=Path, required=True, help="holds ImageNetS50 and so on")
+    parser.add_argument("--save-dir", type=path_argument, required=True, help="holds ImageNetS50 and so on")
     parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
-    parser.add_argument("--output-dir", type=Path, required=True, help="a folder for this run alone")
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, help="(default: those that are there)")
     parser.add_argument(
         "--backbone", help="features of this torchvision or timm model (default: colour and texture, by hand)"
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the backbone's weights")
+    parser.add_argument("--checkpoint", type=path_argument, metavar="FILE", help="the backbone's weights")
     parser.add_argument(
         "--clusters",
         type=whole_number(1, MAX_LABEL),
@@ -79,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--features-dir",
-        type=Path,
+        type=path_argument,
         help="keeps the training images' features, also for other runs (default: OUTPUT/features)",
     )
     arguments = parser.parse_args()

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
-from command_line import run, whole_number
+from command_line import path_argument, run, whole_number
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
@@ -45,13 +45,15 @@ def main() -> None:
     )
     parser.add_argument(
         "--predict-dir",
-        type=Path,
+        type=path_argument,
         required=True,
         help="the given predictions, <predict-dir>/<wnid>/<name>.png",
     )
     parser.add_argument("--mode", choices=MODES, required=True, help="number of clusters")
     parser.add_argument("--kind", choices=KINDS, required=True)
-    parser.add_argument("--output-dir", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument(
+        "--output-dir", type=path_argument, required=True, help="a folder that does not exist yet"
+    )
     parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0)
     arguments = parser.parse_args()
     output = arguments.output_dir

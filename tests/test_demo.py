@@ -114,3 +114,13 @@ def test_a_named_output_that_exists_is_left_alone(tmp_path):
     result = run_demo(tmp_path)
     assert result.returncode == 1 and "name a new folder" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_an_empty_output_is_not_the_current_folder(tmp_path):
+    script = [sys.executable, str(CHECKOUT / "demo/make_imagenet.py"), "--output-dir", ""]
+    for command in (["bash", str(CHECKOUT / "demo/run.sh"), ""], script):
+        result = subprocess.run(
+            command, env=environment(PYTHON=sys.executable), cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.returncode == 2 and "usage" in result.stderr
+    assert not any(tmp_path.iterdir())

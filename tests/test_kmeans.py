@@ -294,6 +294,20 @@ def test_a_changed_image_is_looked_at_again(tmp_path):
     assert made == [1, 0, 1]
 
 
+def test_stored_features_outlive_no_change_of_code_or_library(tmp_path, monkeypatch):
+    room = tmp_path / "learning"
+    shutil.copytree(Path(extraction.__file__).parent, room)
+    monkeypatch.setattr(extraction, "__file__", str(room / "extraction.py"))
+    versions = {extraction.code_version()}
+    for name in ("extraction", "clustering", "saliency", "handmade_features", "image_list", "backbones"):
+        with (room / f"{name}.py").open("a") as file:
+            file.write("# changed\n")
+        versions.add(extraction.code_version())
+    assert len(versions) == 7
+    monkeypatch.setattr(extraction, "version", lambda name: "99.0")
+    assert extraction.code_version() not in versions
+
+
 def test_bad_images_are_named_together(prepared, tmp_path, monkeypatch):
     save_dir = tmp_path / "save"
     shutil.copytree(prepared[0], save_dir)
@@ -347,6 +361,9 @@ def test_what_cannot_be_done_is_told(prepared, tmp_path, monkeypatch, change, me
         ("--workers", "-1"),
         ("--seed", "-1"),
         ("--clusters", "65536"),
+        ("--save-dir", ""),
+        ("--output-dir", ""),
+        ("--features-dir", ""),
     ],
 )
 def test_wrong_usage_exits_with_2(prepared, tmp_path, monkeypatch, wrong):
@@ -402,6 +419,17 @@ def test_trivial_predictions(finished, tmp_path, monkeypatch):
     assert len(drawn) > 9 and drawn <= set(range(1, 51))
     with pytest.raises(InputError, match="name a new folder"):
         call(monkeypatch, trivial, *given_again(finished, tmp_path))
+
+
+@pytest.mark.parametrize("flag", ["--predict-dir", "--output-dir"])
+def test_trivial_takes_no_empty_path(tmp_path, monkeypatch, capsys, flag):
+    paths = {"--predict-dir": tmp_path, "--output-dir": tmp_path / "out", flag: ""}
+    with pytest.raises(SystemExit) as caught:
+        call(
+            *(monkeypatch, trivial, "--mode", "50", "--kind", "random"),
+            *(part for pair in paths.items() for part in pair),
+        )
+    assert caught.value.code == 2 and f"{flag}: an empty path" in capsys.readouterr().err
 
 
 def given_again(finished, tmp_path):

@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from imagenets.common.errors import InputError
+from imagenets.learning.extraction import library_versions
 from imagenets.learning.handmade_features import Features, picture_and_mask
 
 # Modules behind the feature map: their weights may be absent, or of another number of classes.
@@ -50,7 +51,8 @@ def load_backbone(name: str, checkpoint: Path) -> Features:
     if torch.cuda.is_available():
         backbone.model.cuda()
     prepare = partial(picture_and_mask, side=backbone.side)
-    return Features(f"{name} {digest.hexdigest()}", prepare, partial(finish, backbone))
+    libraries = library_versions("torch", "torchvision", "timm")
+    return Features(f"{name} {digest.hexdigest()}, {libraries}", prepare, partial(finish, backbone))
 
 
 def build(name: str) -> Backbone:
@@ -77,7 +79,9 @@ def build(name: str) -> Backbone:
     except ImportError:
         pass
     if not known:
-        raise InputError("--backbone needs torchvision or timm, and neither is installed: pip install timm")
+        raise InputError(
+            "--backbone needs torchvision or timm, and neither is installed: bash setup.sh methods"
+        )
     near = difflib.get_close_matches(name, sorted(set(known)))
     hint = f"; near: {', '.join(near)}" if near else ""
     raise InputError(f"--backbone {name}: neither torchvision nor timm as installed has this model{hint}")

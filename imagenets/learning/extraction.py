@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from imagenets.masks import labels_to_rgb
 
 BATCH = 256  # images in flight, twice; what a backbone needs of one is 200 kB
 CHUNK = 4096  # images whose features lie in one file
+_LIBRARIES = ("numpy", "opencv-python", "opencv-python-headless", "pillow", "scipy", "scikit-learn")
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
@@ -178,11 +180,24 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def code_version() -> str:
-    """Digest of the code that makes foregrounds and features, so that stored ones do not outlive a change."""
+    """Digest of all that makes foregrounds, features and clusters, so that stored ones outlive no change.
+
+    That is this room's code, and the versions of the libraries that compute in it.
+    """
     digest = hashlib.blake2b(digest_size=8)
-    for name in ("image_list", "saliency", "handmade_features", "backbones"):
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    digest.update(library_versions(*_LIBRARIES).encode())
     return digest.hexdigest()
+
+
+def library_versions(*names: str) -> str:
+    """Versions of those of the libraries that are installed, ``numpy 2.1.0, scipy 1.15.0``."""
+    found = []
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 class Prediction(NamedTuple):

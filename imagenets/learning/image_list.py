@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from imagenets.common.class_folders import class_files
 from imagenets.common.errors import InputError
 from imagenets.images import is_image
 
@@ -35,13 +36,7 @@ def list_images(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; make it with the scripts of datapreparation/")
-    found = [
-        f"{entry.name}/{name}"
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-        for name in os.listdir(entry.path)  # noqa: PTH208 - a Path for each of a million images
-        if is_image(name)
-    ]
+    found = class_files(folder, is_image)
     if not found:
         raise InputError(f"{folder}: no images there; they lie in {folder}/<wnid>/<name>.JPEG")
     return sorted(found, key=_order)
