@@ -37,10 +37,12 @@ from imagenets.scoring.submission import (
     find_test_predictions,
     method_text,
     method_value,
+    number_of_test_images,
     submission_matching,
     write_submission,
 )
 
+WHERE = "The benchmark's page says where to hand it in: https://lusseg.github.io/"
 METHOD_FLAGS = (
     "--method-name",
     "--training-data",
@@ -53,7 +55,7 @@ METHOD_FLAGS = (
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, epilog=WHERE, allow_abbrev=False)
     parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
     parser.add_argument(
         "--predict-dir", type=path_argument, help="predictions, <predict-dir>/<wnid>/<name>.png"
@@ -78,6 +80,11 @@ def parse_arguments() -> argparse.Namespace:
         type=path_argument,
         metavar="FILE.zip",
         help="check this archive instead; with --save-dir also that it has every test image, in its size",
+    )
+    parser.add_argument(
+        "--incomplete",
+        action="store_true",
+        help="another number of test images than the test set has is a warning, no error",
     )
     parser.add_argument(
         "--workers",
@@ -126,17 +133,22 @@ def check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 def find_expected(arguments: argparse.Namespace) -> ExpectedPredictions:
     """List the predictions that the test images call for; warn of what is unusual there."""
     expected = find_test_predictions(arguments.save_dir, arguments.mode)
-    warn_of_count(len(expected.names), f"{expected.image_dir}: {len(expected.names)} images", arguments.mode)
+    check_count(len(expected.names), f"{expected.image_dir}: {len(expected.names)} images", arguments)
     if expected.others:
         count = len(expected.others)
         warn(f"{expected.image_dir}: {count} files are no <wnid>/<name>.JPEG:\n{listed(expected.others)}")
     return expected
 
 
-def warn_of_count(count: int, found: str, mode: str) -> None:
-    """Warn where there are not as many images as the test set has."""
-    if count != MODES[mode].test:
-        warn(f"{found}, but the test set of mode {mode} has {MODES[mode].test}")
+def check_count(count: int, found: str, arguments: argparse.Namespace) -> None:
+    """Refuse another number than the test set has; with --incomplete warn."""
+    official = number_of_test_images(arguments.mode)
+    if official in (None, count):
+        return
+    message = f"{found}, but the test set of mode {arguments.mode} has {official}"
+    if not arguments.incomplete:
+        raise InputError(f"{message}; a submission holds all of them (--incomplete does without)")
+    warn(message)
 
 
 def warn_of_unreadable(images: Sequence[str]) -> None:
@@ -176,6 +188,7 @@ def write(arguments: argparse.Namespace) -> None:
     warn_of_unreadable(packed.unreadable_images)
     print(f"{packed.predictions} predictions, {', '.join(files)}")
     print(f"saved: {arguments.output}")
+    print(WHERE)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -186,7 +199,7 @@ def check(arguments: argparse.Namespace) -> None:
     )
     if expected is None:
         found = f"{arguments.check}: {report.predictions} predictions"
-        warn_of_count(report.predictions, found, arguments.mode)
+        check_count(report.predictions, found, arguments)
     warn_of_unreadable(report.unreadable_images)
     matching = f"no {MATCHING}" if report.clusters is None else f"{MATCHING} of {report.clusters} clusters"
     print(f"{arguments.check}: good; {report.predictions} predictions, {matching}, {METHOD}")

@@ -17,6 +17,7 @@ from PIL import Image
 from evaluation import submission
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
+from imagenets.lists import categories_path, mapping_path
 from imagenets.scoring.submission import ArchiveSource
 
 NAMES = [f"n0000000{i % 3}/ILSVRC2012_val_{i:08d}" for i in range(20)]  # more than a worker's chunk
@@ -253,11 +254,44 @@ def test_unusual_test_sets_are_a_warning(prepared, submit):
     write_image(prepared / "data/ImageNetS50/test/n00000001/new.JPEG", 5, 5)
     write_mask(prepared / "pred/n00000001/new.png", np.zeros((5, 5), int))
     write_mask(prepared / "pred/n00000002/extra.png", np.zeros((5, 5), int))
-    out, err = submit()
+    out, err = submit("--incomplete")
     assert "21 images, but the test set of mode 50 has 20" in err
     assert "1 files are no <wnid>/<name>.JPEG:\n  n00000001/other.jpg" in err
     assert "1 predictions belong to no test image and are not packed:\n  n00000002/extra.png" in err
     assert "21 predictions" in out
+
+
+def test_another_number_of_predictions_is_an_error(prepared, submit, check):
+    """Three of 1,682 test images are no submission, however good they are."""
+    submit()
+    rewritten("out/s.zip", "fewer.zip", lambda n, c: [] if n == FIRST else [(n, c)])
+    with pytest.raises(
+        InputError, match=r"^fewer\.zip: 19 predictions, but the test set of mode 50 has 20; .*"
+    ):
+        check("fewer.zip")
+    image_path(prepared, NAMES[3]).unlink()
+    for run_it in (lambda: submit(output="new.zip"), lambda: check("out/s.zip", "--save-dir", "data")):
+        with pytest.raises(
+            InputError, match=r"19 images, but the test set of mode 50 has 20; .*--incomplete"
+        ):
+            run_it()
+    assert not (prepared / "new.zip").exists()
+    submit("--incomplete", output="new.zip")
+
+
+def test_own_lists_have_their_own_number_of_test_images(prepared, submit, monkeypatch):
+    wnids = [f"n{i:08d}" for i in range(50)]
+    for name, lines in (
+        (categories_path("50"), wnids),
+        (mapping_path("50", "test"), [f"{name}.JPEG {name}.JPEG" for name in NAMES[:19]]),
+    ):
+        (prepared / name).parent.mkdir()
+        (prepared / name).write_text("\n".join(lines))
+    monkeypatch.setenv("IMAGENETS_LISTS", str(prepared))
+    with pytest.raises(InputError, match="20 images, but the test set of mode 50 has 19"):
+        submit()
+    (prepared / mapping_path("50", "test")).unlink()
+    submit()
 
 
 def test_clusters(prepared, submit, check):
@@ -393,7 +427,7 @@ def test_check_finds_names_twice(prepared, submit, check):
 def test_check_holds_names_and_sizes_against_the_test_images(prepared, submit, check):
     submit()
     rewritten("out/s.zip", "fewer.zip", lambda n, c: [] if n == FIRST else [(n, c)])
-    assert "19 predictions, but the test set of mode 50 has 20" in check("fewer.zip").err
+    assert "19 predictions, but the test set of mode 50 has 20" in check("fewer.zip", "--incomplete").err
     with pytest.raises(InputError, match=f"{FIRST}: no such prediction"):
         check("fewer.zip", "--save-dir", "data")
     rewritten("out/s.zip", "size.zip", lambda n, c: [(n, png(np.zeros((3, 4), int)) if n == FIRST else c)]
@@ -434,9 +468,14 @@ def test_as_a_process(prepared):
     """From another folder, with workers; a refusal is exit status 1, wrong usage 2, and names the file."""
     given = arguments(workers=2, output="s.zip")
     done = script("evaluation/submission.py", *given, cwd=prepared)
-    assert (done.returncode, done.stdout) == (0, "20 predictions, method.txt\nsaved: s.zip\n")
+    assert done.returncode == 1 and "20 images, but the test set of mode 50 has 1682" in done.stderr
+    given.append("--incomplete")
+    done = script("evaluation/submission.py", *given, cwd=prepared)
+    assert done.returncode == 0
+    assert done.stdout.startswith("20 predictions, method.txt\nsaved: s.zip\n")
+    assert "where to hand it in: https://" in done.stdout
     assert "20 images, but the test set of mode 50 has 1682" in done.stderr
-    done = script("evaluation/submission.py", "--check", "s.zip", "--mode", 50, cwd=prepared)
+    done = script("evaluation/submission.py", "--check", "s.zip", "--mode", 50, "--incomplete", cwd=prepared)
     assert (done.returncode, done.stdout) == (0, "s.zip: good; 20 predictions, no match.json, method.txt\n")
     (prepared / f"pred/{NAMES[0]}.png").unlink()
     done = script("evaluation/submission.py", *given, cwd=prepared)

@@ -26,6 +26,7 @@ from imagenets.common.errors import InputError, listed
 from imagenets.common.whole_files import whole_file
 from imagenets.common.zip_files import BROKEN_ZIP, read_member
 from imagenets.images import mask_sizes
+from imagenets.lists import categories_at_hand, mapping_at_hand, own_lists
 from imagenets.masks import MAX_MASK_BYTES, colour_problem, decode_rgb, png_size
 from imagenets.scoring.contingency import load_chunks, refuse
 from imagenets.scoring.matching_file import parse_matching
@@ -80,6 +81,15 @@ def find_test_predictions(save_dir: Path, mode: str) -> ExpectedPredictions:
     if not names:
         raise InputError(f"{folder}: no test images there; {where}")
     return ExpectedPredictions(tuple(sorted(names)), folder, tuple(sorted(others)))
+
+
+def number_of_test_images(mode: str) -> int | None:
+    """How many test images there are: officially, or by the user's own lists; None if those do not say."""
+    if own_lists() is None:
+        return MODES[mode].test
+    wnids = categories_at_hand(mode)
+    images = None if wnids is None else mapping_at_hand(mode, "test", wnids)
+    return None if images is None else len(images)
 
 
 def _files(folder: Path) -> Iterator[str]:
