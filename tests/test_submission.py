@@ -271,9 +271,7 @@ def test_another_number_of_predictions_is_an_error(prepared, submit, check):
         check("fewer.zip")
     image_path(prepared, NAMES[3]).unlink()
     for run_it in (lambda: submit(output="new.zip"), lambda: check("out/s.zip", "--save-dir", "data")):
-        with pytest.raises(
-            InputError, match=r"the test set of mode 50 has 20; .*--incomplete"
-        ):
+        with pytest.raises(InputError, match=r"the test set of mode 50 has 20; .*--incomplete"):
             run_it()
     assert not (prepared / "new.zip").exists()
     submit("--incomplete", output="new.zip")
