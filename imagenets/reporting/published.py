@@ -125,14 +125,9 @@ class Standing:
     own: bool = False
 
     @property
-    def name(self) -> str:
-        """The method and its backbone, in a line."""
-        return ", ".join(filter(None, (self.method, self.backbone)))
-
-    @property
-    def full_name(self) -> str:
-        """The method, its backbone and its training, in a line."""
-        return f"{self.name} ({self.training})" if self.training else self.name
+    def short_name(self) -> str:
+        """The method, its backbone and how its training begins, in a line."""
+        return ", ".join(filter(None, (self.method, self.backbone, self.training.partition(";")[0])))
 
 
 def standings(records: Iterable[Record], own: bool = False) -> list[Standing]:

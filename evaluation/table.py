@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Lay the score files of many runs side by side: one table, the best in bold, seeds as mean ± deviation."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import glob
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line import path_argument, run
+from command_line.evaluation import check_output, warn
+from imagenets.common.errors import InputError, listed
+from imagenets.common.whole_files import write_whole
+from imagenets.reporting.published import PROTOCOLS, read_standings
+from imagenets.reporting.score_files import read_scores, refuse_unlike, silent_files
+from imagenets.reporting.table import (
+    ResultTable,
+    method_row,
+    published_row,
+    table_csv,
+    table_html,
+    table_latex,
+    table_markdown,
+    table_text,
+)
+
+FORMATS = {".md": table_markdown, ".tex": table_latex, ".csv": table_csv, ".html": table_html}
+
+Group = tuple[str, str]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=path_argument,
+        metavar="A.json",
+        help="score files, from evaluator.py --output; each is a method, named by its file or folder",
+    )
+    parser.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        type=method_and_pattern,
+        metavar="METHOD=GLOB",
+        help="the score files that a (quoted) pattern names are the runs of one method, one for each seed; "
+        "may be given again",
+    )
+    parser.add_argument("--published", action="store_true", help="show the published mIoU of the mode too")
+    parser.add_argument(
+        "--results", type=path_argument, metavar="FILE.csv", help="show these too; columns: see published.py"
+    )
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, help="the runs' protocol: published results of it alone are shown"
+    )
+    parser.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="save the table: x.md, x.tex, x.csv or x.html"
+    )
+    arguments = parser.parse_args()
+    if not arguments.files and not arguments.group:
+        parser.error("name score files, or a --group of them")
+    if arguments.output and arguments.output.suffix not in FORMATS:
+        parser.error(f"--output {arguments.output}: must end in {', '.join(FORMATS)}")
+    return arguments
+
+
+def method_and_pattern(text: str) -> Group:
+    """Argument type: ``METHOD=GLOB``."""
+    method, _, pattern = (part.strip() for part in text.partition("="))
+    if not (method and pattern):
+        raise argparse.ArgumentTypeError(f"{text!r} is not METHOD=GLOB")
+    return method, pattern
+
+
+def group_files(files: list[Path], groups: list[Group]) -> dict[str, list[Path]]:
+    """List the files of each method: those that no group takes by themselves, then the groups.
+
+    Raises InputError for a group without files, and for a file in two groups.
+    """
+    methods: dict[str, list[Path]] = {}
+    taken: dict[Path, str] = {}
+    for method, pattern in groups:
+        # Not Path.glob, which takes no absolute pattern.
+        found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
+        found += [path for path in files if path not in found and fnmatch.fnmatch(str(path), pattern)]
+        if not found:
+            raise InputError(f"--group {method}: no file matches {pattern}")
+        for path in found:
+            if taken.setdefault(path.resolve(), method) != method:
+                raise InputError(f"{path}: is in the groups {taken[path.resolve()]} and {method}")
+            if path not in methods.setdefault(method, []):
+                methods[method].append(path)
+    single = list({path.resolve(): path for path in files if path.resolve() not in taken}.values())
+    names = distinct_names(single)
+    clash = [name for name in names if name in methods]
+    if clash:
+        raise InputError(f"a file and a --group share their name:\n{listed(clash)}")
+    return {**{name: [path] for name, path in zip(names, single, strict=True)}, **methods}
+
+
+def distinct_names(paths: list[Path]) -> list[str]:
+    """Name files by their stems, with as many of the folders above as tell them apart."""
+    parts = [path.with_suffix("").parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def main() -> None:
+    """Read the score files, print the table, save it."""
+    arguments = parse_arguments()
+    if arguments.output:
+        check_output(arguments.output)
+    methods = group_files(arguments.files, arguments.group)
+    runs = {name: [read_scores(path) for path in paths] for name, paths in methods.items()}
+    files = [file for group in runs.values() for file in group]
+    refuse_unlike(files)
+    silent = silent_files(files)
+    if len(files) > 1 and silent:
+        warn(
+            f"{len(silent)} files of an older toolbox do not say of which images they are, or by which "
+            f"definition of the scores:\n{listed([str(path) for path in silent])}"
+        )
+    rows = [method_row(name, group, arguments.protocol) for name, group in runs.items()]
+    if arguments.published or arguments.results:
+        standings = read_standings(files[0].mode, arguments.protocol, arguments.results)
+        rows += [published_row(s) for s in standings if s.val == s.val and (s.own or arguments.published)]
+    table = ResultTable(files[0].mode, files[0].images, rows, arguments.protocol)
+    print(table_text(table))
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(arguments.output, FORMATS[arguments.output.suffix](table))
+        print(f"\nsaved: {arguments.output}")
+
+
+if __name__ == "__main__":
+    run(main)

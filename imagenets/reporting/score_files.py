@@ -1,0 +1,107 @@
+"""Score files, which ``evaluator.py --output x.json`` writes: read again, and refused where they differ."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagenets.classes import MODES
+from imagenets.common.errors import InputError, counted
+from imagenets.scoring.metrics import SCORES
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """Scores of one run: percentages by the names of SCORES, nan where one does not exist.
+
+    ``images`` is the number of images, ``images_sha256`` tells which they are, ``definition`` by which
+    definition of the scores they were computed (see SCORE_DEFINITION); None in files that do not say.
+    """
+
+    path: Path
+    mode: str
+    images: int
+    images_sha256: str | None
+    definition: int | None
+    scores: dict[str, float]
+
+
+def read_scores(path: Path) -> ScoreFile:
+    """Read a score file; InputError where it is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such score file; evaluator.py --output {path} writes one") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: no JSON ({error}); give what evaluator.py --output x.json wrote"
+        ) from error
+    if not isinstance(content, dict) or not _is_score_file(content):
+        raise InputError(f"{path}: no score file; give what evaluator.py --output x.json wrote")
+    definition, images_sha256 = content.get("definition"), content.get("images_sha256")
+    return ScoreFile(
+        path,
+        content["mode"],
+        content["images"],
+        images_sha256 if isinstance(images_sha256, str) else None,
+        definition if type(definition) is int else None,
+        {name: _score(content["scores"][name]) for name in SCORES},
+    )
+
+
+def _is_score_file(content: dict[str, object]) -> bool:
+    scores = content.get("scores")
+    return (
+        isinstance(content.get("mode"), str)
+        and content["mode"] in MODES
+        and type(content.get("images")) is int
+        and isinstance(scores, dict)
+        and all(name in scores and _is_score(scores[name]) for name in SCORES)
+    )
+
+
+def _is_score(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value <= 100)  # type: ignore[operator]
+
+
+def _score(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def refuse_unlike(files: Sequence[ScoreFile]) -> None:
+    """Raise InputError, telling all differences, when scores are of other modes, images or definitions."""
+    differences: list[str] = []
+    for what, values in (
+        ("mode", [file.mode for file in files]),
+        ("number of images", [file.images for file in files]),
+        ("definition of the scores", [file.definition for file in files]),
+    ):
+        differences += _difference(what, values, files)
+    if not differences:
+        differences = _difference("images", [file.images_sha256 for file in files], files)
+    if differences:
+        raise InputError(
+            f"{counted(len(files), 'score file')} cannot stand in one table; score the same images in the "
+            "same mode, with one version of the toolbox:\n" + "\n".join(differences)
+        )
+
+
+def _difference(what: str, values: Sequence[object], files: Sequence[ScoreFile]) -> list[str]:
+    known = list(dict.fromkeys(value for value in values if value is not None))
+    if len(known) < 2:
+        return []
+    lines = [f"  different {what}:"]
+    for number, value in enumerate(known, start=1):
+        paths = [str(file.path) for file, own in zip(files, values, strict=True) if own == value]
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        name = f"set {number}" if what == "images" else value
+        lines.append(f"    {name}: {', '.join(paths[:3])}{more}")
+    return lines
+
+
+def silent_files(files: Sequence[ScoreFile]) -> list[Path]:
+    """List the files that do not say of which images they are, or by which definition: older ones."""
+    return [file.path for file in files if file.definition is None or file.images_sha256 is None]

@@ -1,0 +1,260 @@
+"""Many score files as one table: means and deviations, the best, what is refused, and names that want out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from masksets import script
+
+from imagenets.reporting.score_files import ScoreFile
+from imagenets.reporting.table import (
+    ResultTable,
+    Row,
+    escape_latex,
+    escape_markdown,
+    method_row,
+    table_csv,
+    table_html,
+    table_latex,
+    table_markdown,
+    table_text,
+)
+from imagenets.scoring.metrics import SCORES
+
+NAMES = ["a_b", "x|y", "<b>bold</b>", "R&D", "Änne Müller", "50% #1 $x$", r"back\slash~^{}", "*a* `c` [d](e)"]
+
+
+def write_scores(path, scores=None, **changes):
+    """Write a score file; all scores are 50 where nothing else is said, fields set to None are left out."""
+    content = {
+        "mode": "50",
+        "images": 752,
+        "images_sha256": "one",
+        "definition": 1,
+        "scores": {**dict.fromkeys(SCORES, 50.0), **(scores or {})},
+        **changes,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return path
+
+
+def run(folder, *arguments, code=0):
+    done = script("evaluation/table.py", *arguments, cwd=folder)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def file_of(path, scores):
+    return ScoreFile(path, "50", 752, "one", 1, scores)
+
+
+def test_means_and_deviations_are_those_of_numpy(tmp_path):
+    rng = np.random.default_rng(0)
+    for runs in (1, 2, 3, 10):
+        values = {name: rng.uniform(0, 100, runs) for name in SCORES}
+        files = [file_of(tmp_path, {name: float(values[name][i]) for name in SCORES}) for i in range(runs)]
+        row = method_row("A", files)
+        for name in SCORES:
+            assert row.means[name] == pytest.approx(np.mean(values[name]), rel=1e-14)
+            if runs == 1:
+                assert math.isnan(row.deviations[name])
+            else:
+                assert row.deviations[name] == pytest.approx(np.std(values[name], ddof=1), rel=1e-12)
+
+
+def test_seeds_of_a_method_and_single_runs(tmp_path):
+    for seed, score in enumerate((10.0, 20.0, 60.0)):
+        write_scores(tmp_path / f"runs/pass_{seed}.json", {"mIoU": score, "S": None})
+    write_scores(tmp_path / "mae/scores.json", {"mIoU": 29.996, "S": None})
+    write_scores(tmp_path / "sere/scores.json", {"mIoU": 30.004, "S": None})
+    done = run(
+        tmp_path,
+        *("mae/scores.json", "sere/scores.json", "./mae/scores.json", "runs/pass_1.json"),
+        *("--group", "PASS=runs/pass_*.json", "--output", "new/t.csv"),
+    )
+    assert done.stderr == ""
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO((tmp_path / "new/t.csv").read_text()))}
+    assert list(rows) == ["mae/scores", "sere/scores", "PASS"]
+    assert rows["PASS"]["runs"] == "3" and rows["PASS"]["mIoU"] == "30.0" and rows["PASS"]["S"] == ""
+    # The deviations from 30 are -20, -10 and 30: their squares add up to 1400, over n - 1.
+    assert float(rows["PASS"]["mIoU sd"]) == math.sqrt(1400 / 2)
+    assert rows["mae/scores"]["mIoU"] == "29.996" and rows["mae/scores"]["mIoU sd"] == ""
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+    assert "30.00 ± 26.46*" in lines["PASS"], "equal digits are equally best"
+    assert "30.00*" in lines["mae/scores"] and "30.00*" in lines["sere/scores"]
+    assert "752 images" in done.stdout
+
+
+def test_unlike_files_are_refused_together(tmp_path):
+    a = write_scores(tmp_path / "a.json")
+    b = write_scores(tmp_path / "b.json", mode="919", images=12_419)
+    c = write_scores(tmp_path / "c.json", definition=2)
+    done = run(tmp_path, a, b, c, "--output", "t.md", code=1)
+    assert not (tmp_path / "t.md").exists() and done.stdout == ""
+    for line in (
+        "different mode:",
+        f"50: {a}, {c}",
+        f"919: {b}",
+        "different number of images:",
+        f"12419: {b}",
+        "different definition of the scores:",
+        f"2: {c}",
+    ):
+        assert line in done.stderr
+    d = write_scores(tmp_path / "d.json", images_sha256="two")
+    message = run(tmp_path, a, d, code=1).stderr
+    assert "different images:" in message and f"set 1: {a}" in message and f"set 2: {d}" in message
+
+
+def test_older_files_are_told(tmp_path):
+    a = write_scores(tmp_path / "a.json")
+    old = write_scores(tmp_path / "old.json", definition=None, images_sha256=None)
+    done = run(tmp_path, a, old)
+    assert "1 files of an older toolbox" in done.stderr and str(old) in done.stderr
+    assert run(tmp_path, old).stderr == "", "alone, a file differs from nothing"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no JSON"),
+        ("[]", "no score file"),
+        ('{"mode": "50", "images": 1, "scores": {"mIoU": 1}}', "no score file"),
+        ('{"pointing_game": 1}', "no score file"),
+    ],
+)
+def test_what_is_no_score_file(tmp_path, content, message):
+    (tmp_path / "x.json").write_text(content)
+    stderr = run(tmp_path, "x.json", code=1).stderr
+    assert f"x.json: {message}" in stderr and "evaluator.py --output" in stderr
+    write_scores(tmp_path / "y.json", {"mIoU": 101})
+    assert "y.json: no score file" in run(tmp_path, "y.json", code=1).stderr
+
+
+def test_wrong_usage(tmp_path):
+    write_scores(tmp_path / "a.json")
+    assert "name score files" in run(tmp_path, code=2).stderr
+    assert "must end in .md" in run(tmp_path, "a.json", "--output", "a.pdf", code=2).stderr
+    assert "is not METHOD=GLOB" in run(tmp_path, "--group", "a*.json", code=2).stderr
+    assert "no file matches b*.json" in run(tmp_path, "--group", "B=b*.json", code=1).stderr
+    both = run(tmp_path, "--group", "A=a.json", "--group", "B=a*", code=1).stderr
+    assert "a.json: is in the groups A and B" in both
+    assert "nowhere.json: no such score file" in run(tmp_path, "nowhere.json", code=1).stderr
+
+
+def test_published_results_stand_apart_unless_of_one_protocol(tmp_path):
+    write_scores(tmp_path / "mine.json", {"mIoU": 39.55})
+    apart = run(tmp_path, "mine.json", "--published").stdout
+    assert "39.55*" in apart and "39.6*" not in apart and "comparable within a protocol alone" in apart
+    assert "29.2" in apart and "fully-unsupervised" in apart
+    arguments = ("mine.json", "--published", "--protocol", "distance-matching")
+    among = run(tmp_path, *arguments, "--output", "t.tex").stdout
+    assert "39.6*" in among and "39.55*" not in among and "29.2" not in among
+    body = (tmp_path / "t.tex").read_text().split(r"\midrule")
+    assert len(body) == 3 and "mine & distance-matching" in body[1] and r"\textbf{39.6}" in body[2]
+    (tmp_path / "own.csv").write_text(
+        "protocol,mode,method,split,mIoU\nfree,50,ours,val,12.345\nfree,50,ours,test,1\n"
+    )
+    own = run(tmp_path, "mine.json", "--results", "own.csv").stdout
+    assert "ours" in own and re.search(r"12\.3[45] ", own) and "29.2" not in own
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Eight names that want out, of which the last has three runs."""
+    rows = [
+        Row(name, 1 + 2 * (i == 7), dict.fromkeys(SCORES, 10.0 + i), dict.fromkeys(SCORES, math.nan))
+        for i, name in enumerate(NAMES)
+    ]
+    rows[7] = Row(NAMES[7], 3, rows[7].means, dict.fromkeys(SCORES, 0.256))
+    return ResultTable("50", 752, rows)
+
+
+def test_markdown_shows_names_as_they_are(table):
+    markdown_it = pytest.importorskip("markdown_it")
+    text = table_markdown(table)
+    tokens = markdown_it.MarkdownIt("commonmark").enable("table").parse(text)
+    inline = [t for t in tokens if t.type == "inline"]
+    width = 2 + len(SCORES)
+    rows = [inline[i : i + width] for i in range(width, len(inline) - 1, width)]
+    shown = ["".join(child.content for child in row[0].children) for row in rows]
+    assert shown == NAMES
+    kinds = {child.type for row in rows for child in row[0].children}
+    assert kinds <= {"text", "text_special"}, "no emphasis, code, link or tag"
+    assert "**17.00** ± 0.26" in text and "**16.00**" not in text
+
+
+def test_latex_escapes(table):
+    text = table_latex(table)
+    for escaped in (
+        r"a\_b & 1",
+        r"x\textbar{}y",
+        r"\textless{}b\textgreater{}bold\textless{}/b\textgreater{}",
+        r"R\&D",
+        "Änne Müller",
+        r"50\% \#1 \$x\$",
+        r"back\textbackslash{}slash\textasciitilde{}\textasciicircum{}\{\}",
+    ):
+        assert escaped in text
+    assert r"$\mathbf{17.00} \pm 0.26$" in text
+    assert escape_latex("a--b\nc") == "a-{}-b c"
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {1 + len(SCORES)}
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
+def test_latex_compiles(table, tmp_path):
+    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}%s\end{document}"
+    (tmp_path / "t.tex").write_text(document % table_latex(table), encoding="utf-8")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+
+
+def test_html_shows_names_as_they_are(table):
+    class Cells(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.names, self.tags, self.inside = [], set(), False
+
+        def handle_starttag(self, tag, attributes):
+            self.tags.add(tag)
+            if (tag, dict(attributes).get("scope")) == ("th", "row"):
+                self.inside = True
+                self.names.append("")
+
+        def handle_endtag(self, tag):
+            self.inside = self.inside and tag != "th"
+
+        def handle_data(self, data):
+            if self.inside:
+                self.names[-1] += data
+
+    cells = Cells()
+    page = table_html(table)
+    cells.feed(page)
+    assert cells.names == NAMES and "b" not in cells.tags
+    assert "<strong>17.00</strong>" in page and "± 0.26" in page
+
+
+def test_csv_and_text_hold_names_as_they_are(table):
+    assert [row[0] for row in csv.reader(io.StringIO(table_csv(table)))][1:] == NAMES
+    text = table_text(table)
+    assert all(name in text for name in NAMES)
+    assert escape_markdown("a\r\nb\tc\x1b[1m") == r"a b c \[1m"
+
+
+def test_bytes_of_a_name_that_is_no_text(tmp_path):
+    path = write_scores(tmp_path / "a\udce4.json")
+    done = run(tmp_path, path.name, "--output", "t.html")
+    assert "saved: t.html" in done.stdout
