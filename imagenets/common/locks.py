@@ -13,6 +13,7 @@ from imagenets.common.errors import InputError
 
 # File systems that know no flock (some Lustre and NFS mounts): one works there without the lock.
 _NO_FLOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+_held: set[int] = set()  # descriptors of the locks of this process
 
 
 @contextmanager
@@ -25,11 +26,23 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     Raises InputError when another process holds it, and when it is somebody's file.
     """
     descriptor = _hold(path, wait)
+    _held.add(descriptor)
     try:
         yield
     finally:
+        _held.discard(descriptor)
         path.unlink(missing_ok=True)  # while it is held: see _hold
         os.close(descriptor)
+
+
+def _let_go() -> None:
+    """Close what a forked worker has inherited: it would hold the lock on after its parent was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _hold(path: Path, wait: bool) -> int:

@@ -1,0 +1,177 @@
+"""This process among those that torchrun started; without torchrun, the only one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from imagenets.common.errors import InputError
+
+Result = TypeVar("Result")
+
+# Rank 0 may score a validation set for hours while the others wait for it. A process that has ended is
+# noticed by its closed connections (gloo) or by torchrun, not by a timeout.
+_NO_TIMEOUT = timedelta(days=365)
+# Seconds that the first process is given to say why, for torchrun ends all when one has ended.
+_LAST_WORDS = 2.0
+# What gloo says of a connection to a process that has ended.
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process (``rank`` of ``number``) and the device that it works on."""
+
+    rank: int
+    number: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Is this the process that prints and writes?"""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add a tensor up over all processes; each gets the sum."""
+        if self.number > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def gathered(self, value: Result) -> list[Result]:
+        """Give what all processes hold, in the order of their ranks."""
+        if self.number == 1:
+            return [value]
+        values: list[Any] = [None] * self.number
+        dist.all_gather_object(values, value)
+        return values
+
+    def together(self, check: Callable[[], Result]) -> Result:
+        """Run ``check`` in all processes; where it fails in one, all end, and the first says why.
+
+        Raises InputError in the first process, with the messages of all, each once; SystemExit (1) in the
+        others.
+        """
+        try:
+            result, problem = check(), ""
+        except InputError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        self.refuse(problem)
+        return result
+
+    def refuse(self, problem: str) -> None:
+        """End all processes if any of them has a problem, as ``together`` does."""
+        problems = [text for text in dict.fromkeys(self.gathered(problem)) if text]
+        if problems and self.first:
+            raise InputError("\n".join(problems))
+        if problems:
+            time.sleep(_LAST_WORDS)
+            sys.exit(1)
+
+    def from_first(self, make: Callable[[], Result]) -> Result:
+        """Call ``make`` in the first process alone, and give its result to all; errors as in ``together``."""
+        made = self.together(lambda: make() if self.first else None)
+        if self.number == 1:
+            return made  # type: ignore[return-value]
+        held: list[Any] = [made]
+        dist.broadcast_object_list(held, src=0)
+        result: Result = held[0]
+        return result
+
+
+@contextmanager
+def started(device: str = "auto") -> Iterator[Processes]:
+    """Join the processes of torchrun: by NCCL on CUDA, by gloo on CPUs.
+
+    ``device`` is ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``. Raises InputError when CUDA is
+    asked for and not there, when a machine has fewer GPUs than processes, and when another process has ended.
+    """
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    local = int(os.environ.get("LOCAL_RANK", "0")) if under_torchrun else 0
+    place = _device(device, local)
+    number = int(os.environ.get("WORLD_SIZE", "1")) if under_torchrun else 1
+    if number == 1:
+        yield Processes(0, 1, place)
+        return
+    try:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_NO_TIMEOUT)
+        yield Processes(dist.get_rank(), dist.get_world_size(), place)
+        dist.barrier()
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or any(words in str(error) for words in _GONE)):
+            raise
+        raise InputError(
+            "another process of torchrun has ended; what it said stands above, or it was killed"
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _device(name: str, local: int) -> torch.device:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no CUDA device here; take --device cpu")
+    if local >= torch.cuda.device_count():
+        raise InputError(
+            f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}: "
+            "lower torchrun's --nproc-per-node"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def join(network: nn.Module, processes: Processes, *, unused: bool = False) -> nn.Module:
+    """Wrap a network so that its gradients are the mean over all processes; as it is where there is one.
+
+    Batch norm must be ``synchronised`` before, which keeps its buffers equal without sending them around.
+    Tensors that take no part in the loss must not require gradients, or ``unused`` be said (it costs time).
+    """
+    if processes.number == 1:
+        return network
+    cuda = processes.device.type == "cuda"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a new name, not yet everywhere
+        joined = DistributedDataParallel(
+            network,
+            device_ids=[processes.device] if cuda else None,
+            broadcast_buffers=False,
+            find_unused_parameters=unused,
+        )
+    if not cuda:
+        # A lambda, for PyTorch refuses annotations that are not evaluated.
+        joined.register_comm_hook(processes, lambda of, bucket: _mean_in_order(of, bucket.buffer()))
+    return joined
+
+
+def _mean_in_order(processes: Processes, own: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    """Average gradients in the order of the ranks, wherever they stand in their bucket.
+
+    PyTorch rearranges the buckets after the first step of each start, and an all-reduce adds more than two
+    processes up in an order that depends on the place: a resumed run would be rounded otherwise.
+    """
+    parts = [torch.empty_like(own) for _ in range(processes.number)]
+    gathering = dist.all_gather(parts, own, async_op=True)
+
+    def mean(_: object) -> torch.Tensor:
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        return total / processes.number
+
+    return gathering.get_future().then(mean)

@@ -1,0 +1,284 @@
+"""The training loop: accumulation, mixed precision, log, state, and an end that names what went wrong."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from imagenets.common.errors import listed
+from imagenets.common.progress import Show, no_bar
+from imagenets.learning.training.distributed import Processes
+from imagenets.learning.training.optimisers import set_rate
+from imagenets.learning.training.order import Batch, Moment, Plan, Reader, batches, seed_network
+from imagenets.learning.training.run_folder import RunFolder
+
+_SAVE_EVERY = 600.0  # seconds between saved states within an epoch
+
+
+class Stateful(Protocol):
+    """Something else that a run must remember: queues, say."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state; called in all processes, the first one's is saved, so gather what differs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> object:
+        """Take a saved state back; called in all processes with the same."""
+
+
+def _nothing(moment: Moment) -> None:
+    pass
+
+
+def _no_scores(epoch: int) -> dict[str, float]:
+    return {}
+
+
+@dataclass
+class Job:
+    """What a training script brings to the loop.
+
+    - ``network``: all that is trained, on the device, as ``distributed.join`` gave it.
+    - ``loss_of(batch, moment)``: the loss of this process's share (tensors on the device), scalar under
+      ``loss``, and any other scalars to log. The mean over all processes is the loss of the part.
+    - ``rate(moment)``: the learning rate of an update; groups with ``scale`` take it times that.
+    - ``weights()``: what is saved as ``model``; ``load_weights`` takes it back.
+    - ``about``: what else is saved beside it: the backbone's name, the mode …, plain values.
+    - ``before_update(moment)``: after the gradients are there, before the optimiser uses them.
+    - ``scores(epoch)``: called after each epoch in all processes, gives numbers to log ({} if none).
+    - ``more``: further state by name.
+    """
+
+    network: nn.Module
+    optimiser: Optimizer
+    loss_of: Callable[[Batch, Moment], dict[str, torch.Tensor]]
+    rate: Callable[[Moment], float]
+    weights: Callable[[], dict[str, torch.Tensor]]
+    load_weights: Callable[[Mapping[str, torch.Tensor]], object]
+    about: Mapping[str, Any]
+    amp: bool = False
+    before_update: Callable[[Moment], None] = _nothing
+    scores: Callable[[int], Mapping[str, float]] = _no_scores
+    more: Mapping[str, Stateful] = field(default_factory=dict)
+
+
+@dataclass
+class _Progress:
+    """How far a run is, and what its unfinished epoch has summed up so far."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the next one
+    sums: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def record(self, plan: Plan, rate: float) -> dict[str, Any]:
+        """Sum the epoch up that has just been finished."""
+        steps = plan.steps
+        return {
+            "epoch": self.epoch + 1,
+            "step": (self.epoch + 1) * steps,
+            **{name: total / steps for name, total in self.sums.items()},
+            "lr": rate,
+            "images_per_second": round(self.images / max(self.seconds, 1e-9), 1),
+            "data_wait": round(self.waited / max(self.seconds, 1e-9), 4),
+        }
+
+
+def train(
+    job: Job,
+    reader: Reader,
+    plan: Plan,
+    run: RunFolder,
+    *,
+    workers: int = 0,
+    show: Show = no_bar,
+    tell: Callable[[str], None] = lambda line: None,
+    save_every: float = _SAVE_EVERY,
+) -> list[dict[str, Any]]:
+    """Train from the run's saved state, or from the beginning, to the plan's last epoch.
+
+    Gives the log: a record an epoch with ``epoch`` (counted from 1), ``step`` (of the run), the means of what
+    ``loss_of`` gave, ``lr`` (of the last step), ``images_per_second``, ``data_wait`` (share of the time that
+    was spent waiting for images) and what ``scores`` gave. ``tell`` is given a line for each, ``show`` a bar
+    of steps; both in the first process alone.
+
+    Raises InputError when a loss is not finite, naming epoch, step and images; when a file cannot be read;
+    when the saved state does not fit.
+    """
+    processes = run.processes
+    scaler = torch.amp.GradScaler(processes.device.type, enabled=job.amp)
+    saved = processes.together(run.load)
+    progress = _resumed(job, scaler, saved) if saved else _Progress()
+    run.write_log(progress.records)
+    if saved and progress.epoch < plan.epochs and processes.first:
+        tell(f"goes on after epoch {progress.epoch}, step {progress.step}")
+    cuda = processes.device.type == "cuda"
+    arriving = batches(reader, plan, workers, epoch=progress.epoch, step=progress.step, pin=cuda)
+    show_here = show if processes.first else no_bar
+    keeper = _Keeper(job, scaler, run, progress, save_every)
+    while progress.epoch < plan.epochs:
+        description = f"epoch {progress.epoch + 1} of {plan.epochs}"
+        with show_here(description, plan.steps, unit=" steps", done=progress.step) as advance:
+            rate = 0.0
+            while progress.step < plan.steps:
+                rate = _update(job, scaler, arriving, reader, plan, progress, keeper)
+                advance(1)
+                if keeper.due and progress.step < plan.steps:
+                    keeper.save(last=False)
+        record = {**progress.record(plan, rate), **job.scores(progress.epoch + 1)}
+        _end_epoch(progress, record)
+        keeper.save(last=progress.epoch == plan.epochs)
+        if processes.first:
+            tell(record_text(record))
+    return progress.records
+
+
+def _update(
+    job: Job,
+    scaler: torch.amp.GradScaler,
+    arriving: Any,  # noqa: ANN401 - what ``batches`` gives
+    reader: Reader,
+    plan: Plan,
+    progress: _Progress,
+    keeper: _Keeper,
+) -> float:
+    """Do one step: all parts of a batch, and the update. Gives its learning rate."""
+    begun = time.monotonic()
+    waited = 0.0
+    device = keeper.run.processes.device
+    totals: dict[str, torch.Tensor] = {}
+    for part in range(plan.accumulate):
+        asked = time.monotonic()
+        moment, batch = next(arriving)
+        waited += time.monotonic() - asked
+        if part == 0:
+            rate = job.rate(moment)
+            set_rate(job.optimiser, rate)
+            job.optimiser.zero_grad(set_to_none=True)
+        seed_network(plan.seed, moment, plan.rank)
+        last = part == plan.accumulate - 1
+        with _gathering(job.network, last):
+            with torch.autocast(device.type, torch.float16, enabled=job.amp):
+                values = job.loss_of(batch.to(device), moment)
+            _finite_or_end(values["loss"], batch, moment, reader, keeper.run.processes)
+            torch.autograd.backward(scaler.scale(values["loss"] / plan.accumulate))
+        for name, value in values.items():
+            totals[name] = totals.get(name, 0.0) + value.detach().float() / plan.accumulate
+    scaler.unscale_(job.optimiser)
+    job.before_update(moment)
+    scaler.step(job.optimiser)
+    scaler.update()
+    means = keeper.mean_over_processes(totals)
+    for name, mean in means.items():
+        progress.sums[name] = progress.sums.get(name, 0.0) + mean
+    progress.step += 1
+    progress.images += min(plan.batch, plan.images - moment.step * plan.batch)
+    progress.seconds += time.monotonic() - begun
+    progress.waited += waited
+    return rate
+
+
+def _gathering(network: nn.Module, last: bool) -> Any:  # noqa: ANN401 - a context manager
+    """Send gradients around after the last part of a step alone."""
+    if isinstance(network, DistributedDataParallel) and not last:
+        return network.no_sync()
+    return nullcontext()
+
+
+def _finite_or_end(
+    loss: torch.Tensor, batch: Batch, moment: Moment, reader: Reader, processes: Processes
+) -> None:
+    """End all processes, with the names of the images, when the loss of one is not finite."""
+    own = loss.detach().float()
+    if math.isfinite(float(processes.sum(own))):
+        return
+    at_fault = [] if math.isfinite(float(own)) else [reader.name(int(index)) for index in batch.images]
+    names = [name for of_rank in processes.gathered(at_fault) for name in of_rank]
+    processes.refuse(
+        f"the loss is not finite in epoch {moment.epoch + 1}, step {moment.step + 1}; lower --lr, or look at "
+        f"these {len(names)} images:\n{listed(names)}"
+    )
+
+
+class _Keeper:
+    """Saves the state: after each epoch, and within one when the first process's clock says so."""
+
+    def __init__(
+        self, job: Job, scaler: torch.amp.GradScaler, run: RunFolder, progress: _Progress, every: float
+    ) -> None:
+        self.job, self.scaler, self.run, self.progress = job, scaler, run, progress
+        self.every = every
+        self.saved = time.monotonic()
+        self.due = False
+
+    def mean_over_processes(self, values: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Average the values; in the same message, the first process tells the others whether to save."""
+        processes = self.run.processes
+        late = processes.first and time.monotonic() - self.saved >= self.every
+        column = torch.stack([*values.values(), next(iter(values.values())).new_tensor(float(late))])
+        *means, flag = processes.sum(column).tolist()
+        self.due = flag > 0
+        return dict(zip(values, (mean / processes.number for mean in means), strict=True))
+
+    def save(self, *, last: bool) -> None:
+        """Save, in all processes at once: some state may have to be gathered."""
+        job, progress = self.job, self.progress
+        more = {name: stateful.state_dict() for name, stateful in job.more.items()}
+        state = {
+            **job.about,
+            "model": job.weights(),
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "optimiser": job.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "more": more,
+            "sums": dict(progress.sums),
+            "images": progress.images,
+            "seconds": progress.seconds,
+            "waited": progress.waited,
+        }
+        self.run.save(state, progress.records, last=last)
+        self.saved = time.monotonic()
+
+
+def _resumed(job: Job, scaler: torch.amp.GradScaler, saved: dict[str, Any]) -> _Progress:
+    """Put a saved state back into the job."""
+    job.load_weights(saved["model"])
+    job.optimiser.load_state_dict(saved["optimiser"])
+    scaler.load_state_dict(saved["scaler"])
+    for name, stateful in job.more.items():
+        stateful.load_state_dict(saved["more"][name])
+    return _Progress(
+        saved["epoch"],
+        saved["step"],
+        dict(saved["sums"]),
+        saved["images"],
+        saved["seconds"],
+        saved["waited"],
+        list(saved["log"]),
+    )
+
+
+def _end_epoch(progress: _Progress, record: dict[str, Any]) -> None:
+    progress.records.append(record)
+    progress.epoch, progress.step = progress.epoch + 1, 0
+    progress.sums, progress.images, progress.seconds, progress.waited = {}, 0, 0.0, 0.0
+
+
+def record_text(record: Mapping[str, Any]) -> str:
+    """Write a record of the log on one line."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in record.items()
+    )

@@ -1,0 +1,204 @@
+"""Which images each process sees when, and all randomness: functions of the seed and the place in the run."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from imagenets.common.errors import InputError, listed
+
+Key = tuple[int, int]  # an epoch and the index of an image
+
+# Different purposes draw different numbers from one seed.
+_ORDER, _IMAGE, _NETWORK = 1, 2, 3
+
+
+def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Give the randomness of one image's augmentation in one epoch."""
+    return np.random.default_rng((_IMAGE, seed, epoch, index))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A place in a run: the ``part`` of the ``step`` of an ``epoch``, and the ``update`` of the whole run.
+
+    All count from 0; ``update`` is the step's number over all epochs.
+    """
+
+    epoch: int
+    step: int
+    part: int
+    update: int
+
+
+def seed_network(seed: int, moment: Moment, rank: int) -> None:
+    """Set the randomness of dropout and drop path for one part of a step in one process."""
+    numbers = (_NETWORK, seed, moment.epoch, moment.step, moment.part, rank)
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of a run, and this process's share of them.
+
+    ``batch`` images make one update, in all ``processes`` together; ``accumulate`` parts follow each other,
+    and each is split over the processes. What is left of an epoch's images is dropped or, with
+    ``keep_last``, a smaller last batch; images from the epoch's beginning fill it where it does not divide.
+    """
+
+    images: int
+    batch: int
+    epochs: int
+    seed: int
+    keep_last: bool
+    accumulate: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a batch that cannot be split, or a set that has not one."""
+        shares = self.processes * self.accumulate
+        if self.batch % shares:
+            parts = f" times --accumulate {self.accumulate}" if self.accumulate > 1 else ""
+            raise InputError(
+                f"--batch-size {self.batch}: does not divide by {self.processes} processes{parts}; take a "
+                f"multiple of {shares}"
+            )
+        if not self.images or (self.images < self.batch and not self.keep_last):
+            raise InputError(f"--batch-size {self.batch}: there are only {self.images} images; take less")
+
+    @property
+    def steps(self) -> int:
+        """Number of updates in an epoch."""
+        return -(-self.images // self.batch) if self.keep_last else self.images // self.batch
+
+    def batch_of(self, epoch: int, step: int) -> np.ndarray:
+        """Indices of the images of one batch, all processes together, in order."""
+        return self._fill(self._order(epoch), step)
+
+    def shares(self, epoch: int, step: int) -> list[np.ndarray]:
+        """Give this process's share of each part of a batch."""
+        return self._shares(self._order(epoch), step)
+
+    def after(self, epoch: int, step: int) -> Iterator[tuple[Moment, np.ndarray]]:
+        """Give this process's shares from (epoch, step) on, to the end of the run."""
+        while epoch < self.epochs:
+            order = self._order(epoch)
+            for now in range(step, self.steps):
+                for part, share in enumerate(self._shares(order, now)):
+                    yield Moment(epoch, now, part, epoch * self.steps + now), share
+            epoch, step = epoch + 1, 0
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((_ORDER, self.seed, epoch)).permutation(self.images)
+
+    def _fill(self, order: np.ndarray, step: int) -> np.ndarray:
+        batch = order[step * self.batch : (step + 1) * self.batch]
+        lacking = -batch.size % (self.processes * self.accumulate)
+        return np.concatenate((batch, np.resize(order, lacking))) if lacking else batch
+
+    def _shares(self, order: np.ndarray, step: int) -> list[np.ndarray]:
+        parts = np.split(self._fill(order, step), self.accumulate)
+        return [np.split(part, self.processes)[self.rank] for part in parts]
+
+
+class Reader(Protocol):
+    """Reads images in a worker process; must be small to send there, or live in arrays."""
+
+    def read(self, epoch: int, index: int) -> tuple[torch.Tensor, ...]:
+        """Read one image as tensors, augmented; the tensors of all images of a batch are stacked.
+
+        Raises InputError or OSError for a bad file.
+        """
+
+    def name(self, index: int) -> str:
+        """Name an image to the user."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's share of a part: tensors (B, …), and the images' indices (B,)."""
+
+    tensors: tuple[torch.Tensor, ...]
+    images: np.ndarray
+
+    def to(self, device: torch.device) -> Batch:
+        """Move the tensors to a device; from pinned memory, without waiting."""
+        return Batch(tuple(tensor.to(device, non_blocking=True) for tensor in self.tensors), self.images)
+
+
+class _Shares(Dataset[Any]):
+    """A reader as a data set whose items are whole shares: bad files are answers, not tracebacks."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, keys: Sequence[Key]) -> tuple[torch.Tensor, ...] | str:
+        items, problems = [], []
+        for epoch, index in keys:
+            try:
+                items.append(self.reader.read(epoch, index))
+            except InputError as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append(f"{error.filename}: {error.strerror}")
+        if problems:
+            return f"{len(problems)} files cannot be read:\n{listed(problems)}"
+        return tuple(torch.stack(column) for column in zip(*items, strict=True))
+
+
+class _Keys(Sampler[Any]):
+    def __init__(self, plan: Plan, epoch: int, step: int) -> None:
+        self.plan, self.begin = plan, (epoch, step)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for moment, share in self.plan.after(*self.begin):
+            yield [(moment.epoch, int(index)) for index in share]
+
+
+def _begin_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the main process's to handle
+
+
+def batches(
+    reader: Reader, plan: Plan, workers: int, *, epoch: int = 0, step: int = 0, pin: bool = False
+) -> Iterator[tuple[Moment, Batch]]:
+    """Read this process's shares from (epoch, step) on, ahead of their use, by ``workers`` processes.
+
+    0 workers read in this process. ``pin`` puts the tensors where CUDA copies them from at once.
+    Raises InputError for files that cannot be read, and when a worker dies.
+    """
+    keys = _Keys(plan, epoch, step)
+    loader = DataLoader(
+        _Shares(reader),
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        worker_init_fn=_begin_worker,
+        multiprocessing_context="fork" if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin,
+        generator=torch.Generator(),  # none of the run's randomness is used up by the loader itself
+    )
+    arriving = iter(loader)
+    for moment, share in plan.after(epoch, step):
+        try:
+            tensors = next(arriving)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                "a worker process died; out of memory? Try again with fewer --workers"
+            ) from error
+        if isinstance(tensors, str):
+            raise InputError(tensors)
+        yield moment, Batch(tuple(tensors), share)

@@ -1,0 +1,327 @@
+"""The training infrastructure: who sees what when, runs that are killed, several processes, optimisers."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from multiprocessing import forkserver
+
+import numpy as np
+import pytest
+import torch
+from helpers import train_toy
+from PIL import Image
+from torch import nn
+
+from imagenets.common.errors import InputError
+from imagenets.learning.training import augmentation
+from imagenets.learning.training.batch_norm import SynchronisedBatchNorm, synchronised
+from imagenets.learning.training.distributed import Processes
+from imagenets.learning.training.optimisers import Lars, layer_decay_groups, set_rate
+from imagenets.learning.training.order import Plan, generator
+from imagenets.learning.training.run_folder import opened
+from imagenets.learning.training.schedules import cosine, warm_up_and_cosine
+
+TIMEOUT = 120  # seconds, far above what a run takes
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Real processes that need not import PyTorch: they are forked off one that has done so."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["helpers.train_toy"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the server looks for the module
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return made
+
+
+def start(context, folder, *arguments, processes=1):
+    """Start the toy's processes, as torchrun would; their stderr goes to <folder>.rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {} if processes == 1 else {
+        "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+    }  # fmt: skip
+    argv = [str(folder), *map(str, arguments)]
+    started = []
+    for rank in range(processes):
+        environment = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if common else {})
+        process = context.Process(target=train_toy.child, args=(argv, environment, f"{folder}.{rank}"))
+        process.start()
+        started.append(process)
+    return started
+
+
+def finish(started):
+    for process in started:
+        process.join(TIMEOUT)
+    return [process.exitcode for process in started]
+
+
+def weights(folder):
+    return torch.load(folder / "last.pth", weights_only=True)["model"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def log(folder):
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    timeless = ("images_per_second", "data_wait")
+    return [{name: value for name, value in r.items() if name not in timeless} for r in records]
+
+
+@pytest.mark.parametrize(("images", "batch", "keep_last"), [(24, 8, True), (23, 8, True), (29, 8, False)])
+def test_all_processes_and_parts_together_see_each_batch_once(images, batch, keep_last):
+    alone = Plan(images, batch, 3, 7, keep_last)
+    for processes, accumulate in ((1, 1), (2, 1), (4, 1), (1, 4), (2, 2)):
+        plans = [
+            Plan(images, batch, 3, 7, keep_last, accumulate, rank, processes) for rank in range(processes)
+        ]
+        for epoch in range(2):
+            seen = []
+            for step in range(alone.steps):
+                parts = zip(*(plan.shares(epoch, step) for plan in plans), strict=True)
+                joined = np.concatenate([share for part in parts for share in part])
+                expected = alone.batch_of(epoch, step)
+                assert joined[: expected.size].tolist() == expected.tolist()
+                seen += joined.tolist()
+            if keep_last:
+                assert set(seen) == set(range(images))
+                assert len(seen) - images < processes * accumulate, "no more than what fills the last batch"
+            else:
+                assert len(seen) == len(set(seen)) == images // batch * batch
+    orders = [alone.batch_of(epoch, 0).tolist() for epoch in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    assert Plan(images, batch, 3, 8, keep_last).batch_of(0, 0).tolist() != orders[0]
+
+
+def test_a_plan_goes_on_where_it_stopped():
+    plan = Plan(23, 4, 3, 0, True)
+    everything = [(moment, share.tolist()) for moment, share in plan.after(0, 0)]
+    assert [moment.update for moment, _ in everything] == list(range(18))
+    assert [(m, s.tolist()) for m, s in plan.after(1, 4)] == everything[10:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            (24, 9, 1, 0, True, 1, 0, 2),
+            "--batch-size 9: does not divide by 2 processes; take a multiple",
+        ),
+        ((24, 8, 1, 0, True, 3, 0, 2), "2 processes times --accumulate 3; take a multiple of 6"),
+        ((7, 8, 1, 0, False), "there are only 7 images"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(arguments, words):
+    with pytest.raises(InputError, match=words):
+        Plan(*arguments)
+
+
+def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(context, tmp_path):
+    options = ("--dropout", 0.3, "--epochs", 6, "--accumulate", 2)
+    assert finish(start(context, tmp_path / "whole", *options)) == [0]
+    rng = random.Random(4)
+    for victim in range(3):
+        folder = tmp_path / str(victim)
+        kills = 0
+        while True:
+            (process,) = start(context, folder, *options, "--workers", victim % 2)
+            while not (folder / "settings.json").exists() and process.exitcode is None:
+                time.sleep(0.002)
+            process.join(rng.uniform(0, 0.15))
+            if process.exitcode is not None:
+                break
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+            if kills == 6:
+                assert finish(start(context, folder, *options)) == [0]
+                break
+        assert same(weights(folder), weights(tmp_path / "whole"))
+        assert log(folder) == log(tmp_path / "whole"), "each epoch once"
+        assert not list(folder.glob(".*.tmp")) or kills
+    assert [record["epoch"] for record in log(tmp_path / "whole")] == list(range(1, 7))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_before_any_update_it_ends_the_same(context, tmp_path, processes):
+    """Three processes would do, but for the time it takes: their sums are rounded in the ranks' order."""
+    assert finish(start(context, tmp_path / "whole", processes=processes)) == [0] * processes
+    for update in (0, 4, 8):
+        killed = start(context, tmp_path / "killed", "--kill-at", update, processes=processes)
+        assert -signal.SIGKILL in finish(killed)
+    assert finish(start(context, tmp_path / "killed", processes=processes)) == [0] * processes
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    assert log(tmp_path / "killed") == log(tmp_path / "whole")
+
+
+def test_two_processes_train_as_one_does(context, tmp_path):
+    for processes, accumulate in ((1, 1), (2, 1)):
+        folder = tmp_path / str(processes)
+        done = finish(start(context, folder, "--accumulate", accumulate, processes=processes))
+        assert done == [0] * processes
+    one, two = log(tmp_path / "1"), log(tmp_path / "2")
+    for first, second in zip(one, two, strict=True):
+        assert math.isclose(first["loss"], second["loss"], abs_tol=1e-4)
+    for name, weight in weights(tmp_path / "1").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "2")[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_told(context, tmp_path, processes):
+    run = start(context, tmp_path / "run", "--nan-at", 5, processes=processes)
+    assert finish(run) == [1] * processes
+    said = (tmp_path / "run.0").read_text()
+    assert "the loss is not finite in epoch 1, step 2" in said
+    assert "  image 5" in said
+    assert f"these {8 // processes} images" in said
+    assert "Traceback" not in said
+    if processes == 2:
+        assert (tmp_path / "run.1").read_text() == ""
+
+
+def test_another_setting_in_the_same_folder_is_refused_and_named(tmp_path):
+    with opened(tmp_path / "run", {"lr": 0.1, "epochs": 3, "crop": 224}, ALONE):
+        pass
+    with (
+        pytest.raises(InputError, match=r"lr: 0.1 then, 0.2 now; crop: 224 then, not set now"),
+        opened(tmp_path / "run", {"lr": 0.2, "epochs": 3}, ALONE),
+    ):
+        pass
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/last.pth").write_bytes(b"mine")
+    with (
+        pytest.raises(InputError, match=r"last\.pth: not made by this script"),
+        opened(tmp_path / "foreign", {"lr": 0.2}, ALONE),
+    ):
+        pass
+    with opened(tmp_path / "run", {"lr": 0.1, "epochs": 3, "crop": 224}, ALONE) as run:
+        run.save({"model": {}}, [{"epoch": 1, "loss": 2.0}], last=True)
+        cut = (tmp_path / "run/last.pth").read_bytes()[:-20]
+        (tmp_path / "run/last.pth").write_bytes(cut)
+        with pytest.raises(InputError, match=r"last\.pth: damaged"):
+            run.load()
+    assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_batch_norm_alone_is_pytorchs():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Sequential(nn.BatchNorm1d(5)))
+    names = list(network.state_dict())
+    norms = list(synchronised(network, torch.device("cpu")).modules())
+    assert sum(isinstance(norm, SynchronisedBatchNorm) for norm in norms) == 2
+    assert list(network.state_dict()) == names
+
+
+def test_lars_follows_its_formula():
+    torch.manual_seed(0)
+    start_values = [torch.randn(4, 3), torch.zeros(5), torch.randn(2)]
+    fast = [value.clone().requires_grad_() for value in start_values]
+    optimiser = Lars(fast, lr=0.0, weight_decay=0.01)
+    slow = [value.double() for value in start_values]
+    moments = [None, None, None]
+    for step in range(4):
+        rate = cosine(step / 4, 0.6, 0.0006)
+        set_rate(optimiser, rate)
+        for i, weight in enumerate(fast):
+            gradient = torch.randn_like(weight)
+            if i == 2 and step == 1:  # as for prototypes that are frozen
+                weight.grad = None
+                continue
+            weight.grad = gradient.clone()
+            g, w = gradient.double(), slow[i]
+            if w.norm() > 0 and g.norm() > 0:
+                g = (g + 0.01 * w) * 0.001 * w.norm() / (g.norm() + 0.01 * w.norm() + 1e-8)
+            moments[i] = g if moments[i] is None else 0.9 * moments[i] + g
+            slow[i] = w - rate * moments[i]
+        optimiser.step()
+    for weight, expected in zip(fast, slow, strict=True):
+        torch.testing.assert_close(weight.detach().double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_layer_decay_scales_the_rates_of_the_layers():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.Linear(4, 2))
+    groups = layer_decay_groups(network, lambda name: int(name[0]), 2, 0.5, 0.05)
+    found = {name: (g["scale"], g["weight_decay"]) for g in groups for name in g["names"]}
+    assert found == {
+        "0.weight": (0.25, 0.05), "0.bias": (0.25, 0.0), "1.weight": (0.5, 0.05), "1.bias": (0.5, 0.0),
+        "2.weight": (1.0, 0.05), "2.bias": (1.0, 0.0),
+    }  # fmt: skip
+    optimiser = torch.optim.AdamW(groups, lr=1.0)
+    set_rate(optimiser, 0.1)
+    assert sorted({group["lr"] for group in optimiser.param_groups}) == [0.025, 0.05, 0.1]
+
+
+def test_schedules():
+    assert cosine(0, 0.6, 0.0006) == 0.6
+    assert math.isclose(cosine(1, 0.6, 0.0006), 0.0006)
+    assert math.isclose(cosine(0.5, 0.6, 0.0006), (0.6 + 0.0006) / 2)
+    rate = [warm_up_and_cosine(e, 100, 5, 1e-3, 1e-6) for e in (0, 2.5, 5, 52.5)]
+    np.testing.assert_allclose(rate, [0, 5e-4, 1e-3, (1e-3 + 1e-6) / 2])
+
+
+def test_crops_are_of_the_share_and_the_ratio_that_they_should():
+    shares, ratios, flips = [], [], 0
+    for index in range(2000):
+        crop = augmentation.random_crop(generator(0, 0, index), 400, 300, (0.14, 1.0))
+        assert 0 <= crop.left <= 400 - crop.width
+        assert 0 <= crop.top <= 300 - crop.height
+        shares.append(crop.width * crop.height / 120_000)
+        ratios.append(crop.width / crop.height)
+        flips += crop.flipped
+    assert 0.13 < min(shares) < 0.16
+    assert max(shares) > 0.9
+    assert 0.74 < min(ratios) < 0.77
+    assert 1.30 < max(ratios) < 1.35
+    assert 900 < flips < 1100
+    assert augmentation.random_crop(generator(0, 0, 0), 1000, 10, (0.9, 1.0))[:4] == (493, 0, 13, 10)
+
+
+def test_an_image_and_its_mask_stay_together():
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.integers(0, 60_000, (6, 8)), np.ones((16, 16), int))
+    image = Image.fromarray(np.stack([labels % 256, labels // 256, 0 * labels], 2).astype(np.uint8))
+    for index in range(20):
+        crop = augmentation.random_crop(generator(1, 0, index), 128, 96, (0.14, 1.0))
+        picture = np.asarray(augmentation.cropped(image, crop, 224)).astype(int)
+        mask = augmentation.cropped_mask(labels, crop, 224)
+        assert np.mean(picture[..., 0] + 256 * picture[..., 1] == mask) > 0.6, "but at the cells' borders"
+
+
+def test_colours_change_as_torchvision_changes_them():
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8))
+    for shift in (-0.2, -0.03, 0.0, 0.11, 0.2):
+        ours = np.asarray(augmentation.shift_hue(image, shift))
+        assert np.array_equal(ours, np.asarray(functional.adjust_hue(image, shift)))
+    for index in range(10):
+        ours = augmentation.jitter(generator(0, 0, index), image, 0.8, 0.2)
+        draw = generator(0, 0, index)
+        factors, hue, order = draw.uniform(0.2, 1.8, 3), draw.uniform(-0.2, 0.2), draw.permutation(4)
+        names = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
+        theirs = image
+        for which in order:
+            theirs = getattr(functional, names[which])(theirs, [*factors, hue][which])
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+    assert np.array_equal(
+        augmentation.normalised(augmentation.as_tensor(image)),
+        functional.normalize(
+            functional.to_tensor(image), augmentation.IMAGENET_MEAN, augmentation.IMAGENET_STD
+        ),
+    )
