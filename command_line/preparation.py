@@ -14,14 +14,16 @@ from imagenets.classes import MODES
 from imagenets.common.progress import Advance
 from imagenets.lists import Origin
 from imagenets.preparation.image_folders import Done
-from imagenets.preparation.layouts import KAGGLE, TRAIN_TAR, VAL_TAR
+from imagenets.preparation.layouts import KAGGLE
+from imagenets.preparation.tar_layouts import TRAIN_TAR, VAL_TAR
 
 PATH_OPTIONS = ("--imagenet-dir", "--save-dir", "--archive", "--mirror", "--lists")
 
 LAYOUTS = f"""\
 --imagenet-dir is searched for: train/<wnid>/, val/<wnid>/, a flat val/, the same in
-{KAGGLE} (Kaggle's copy), and the untouched {TRAIN_TAR} and
-{VAL_TAR}, from which only what is needed is extracted."""
+{KAGGLE} (Kaggle's copy); train_images_0/ and on, val_images/ (Hugging Face's archives,
+unpacked); and the untouched {TRAIN_TAR} and {VAL_TAR},
+or Hugging Face's parquet shards in data/, from which only what is needed is extracted."""
 
 
 def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentParser:

@@ -18,8 +18,9 @@ from command_line.preparation import (
 )
 from imagenets.classes import MODES
 from imagenets.lists import categories
+from imagenets.preparation.folder_layouts import TrainFolder, TrainFolders
 from imagenets.preparation.image_folders import Done, plan_train, prepare
-from imagenets.preparation.layouts import TRAIN_TAR, TrainTar, find_train
+from imagenets.preparation.layouts import find_train, packed_in
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser = new_parser(
         "Make SAVE/ImageNetS*/train: a soft link for each class folder; the merged classes of mode 919\n"
         "become real folders of links. Mode 919 also gets train-full, a link to the whole train folder of\n"
-        f"ImageNet: a link also with --copy, and not made from {TRAIN_TAR}.",
+        "ImageNet: a link also with --copy, and not made where your copy has no class folders to link to.",
         layouts=True,
     )
     parser.add_argument("--copy", action="store_true", help="real copies; train-full stays a link")
@@ -38,23 +39,28 @@ def main() -> None:
 
     train = find_train(arguments.imagenet_dir)
     print(f"ImageNet's training images: {train}")
-    if isinstance(train, TrainTar):
-        print("from a tar, train is made of real files, and there is no train-full")
+    if packed_in(train):
+        print(f"from {packed_in(train)}, train is made of real files, and there is no train-full")
+    elif isinstance(train, TrainFolders) and not arguments.copy:
+        print("train is made of class folders with a link an image, and there is no train-full")
     plans = [plan_train(mode, wnids[mode], train, arguments.copy) for mode in wnids]
     done = prepare(plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar)
     print_done(done)
     if origin.official:
-        warn_of_totals(done)
+        warn_of_totals(done, counted=arguments.copy or not isinstance(train, TrainFolder))
 
 
-def warn_of_totals(done: list[Done]) -> None:
-    """Warn where copied images are not as many as the official set has; behind links nobody has counted."""
+def warn_of_totals(done: list[Done], counted: bool) -> None:
+    """Warn where there are not as many images as in the official set; behind folder links nobody counted."""
+    if not counted:
+        return
     official = {f"{mode.folder}/train": mode.train for mode in MODES.values()}
     for folder in done:
         expected = official.get(folder.folder)
-        if expected is not None and not folder.links and folder.copies != expected:
+        images = folder.copies + folder.links
+        if expected is not None and images != expected:
             warn(
-                f"{folder.folder} has {folder.copies} images, the official set {expected}: "
+                f"{folder.folder} has {images} images, the official set {expected}: "
                 "is the ImageNet copy whole?"
             )
 

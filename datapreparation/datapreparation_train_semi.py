@@ -18,7 +18,7 @@ from command_line.preparation import (
 )
 from imagenets.lists import categories, train_semi
 from imagenets.preparation.image_folders import plan_train_semi, prepare
-from imagenets.preparation.layouts import TrainTar, find_train
+from imagenets.preparation.layouts import find_train, packed_in
 
 
 def main() -> None:
@@ -38,8 +38,8 @@ def main() -> None:
 
     train = find_train(arguments.imagenet_dir)
     print(f"ImageNet's training images: {train}")
-    if isinstance(train, TrainTar) and arguments.link:
-        print("from a tar, train-semi is made of real files, also with --link")
+    if arguments.link and packed_in(train):
+        print(f"from {packed_in(train)}, train-semi is made of real files, also with --link")
     plans = [plan_train_semi(mode, images, train, arguments.link) for mode, images in lists.items()]
     print_done(prepare(plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar))
 

@@ -18,7 +18,7 @@ from command_line.preparation import (
 )
 from imagenets.lists import MappedImage, categories, mapping
 from imagenets.preparation.image_folders import plan_val, prepare, refuse_missing
-from imagenets.preparation.layouts import ValTar, find_val
+from imagenets.preparation.layouts import find_val, packed_in
 
 
 def main() -> None:
@@ -43,8 +43,8 @@ def main() -> None:
     val = find_val(arguments.imagenet_dir)
     if not arguments.check:
         print(f"ImageNet's validation images: {val}")
-    if isinstance(val, ValTar) and arguments.link:
-        print("from a tar, validation and test are made of real files, also with --link")
+    if arguments.link and packed_in(val):
+        print(f"from {packed_in(val)}, validation and test are made of real files, also with --link")
     plans = [plan_val(mode, splits, val, arguments.link) for mode, splits in lists.items()]
     if arguments.check:
         refuse_missing(plans, arguments.imagenet_dir)

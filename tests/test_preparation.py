@@ -42,9 +42,22 @@ from imagenets.lists import (
 )
 from imagenets.preparation import image_folders as preparation
 from imagenets.preparation.image_folders import Plan, copy_image, plan_train, prepare
-from imagenets.preparation.layouts import Image, find_train, find_val
+from imagenets.preparation.layouts import find_train, find_val
+from imagenets.preparation.source_images import Image
 
 official = pytest.mark.skipif(not OFFICIAL_LISTS.is_dir(), reason="the official lists are not at hand")
+CLASS_FOLDERS = ("folders", "flat", "kaggle")  # to which links can lead
+RECOGNISED = {
+    "folders": "class folders in",
+    "flat": "",
+    "kaggle": "",
+    "tars": "tar of",
+    "parquet": "parquet, ",
+    "snapshot": "parquet, ",
+    "unpacked": "images w",
+    "repeated": "",
+}
+PACKED = ("tars", "parquet", "snapshot")
 TRAIN, VAL, SEMI = (f"datapreparation_{step}.py" for step in ("train", "val", "train_semi"))
 
 
@@ -103,7 +116,7 @@ def official_images():
 
 
 @official
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["folders", "tars", "parquet"])
 def test_official_lists_every_mode(tmp_path, official_images, layout):
     source = write_imagenet(tmp_path / "imagenet", layout, official_images)
     save = tmp_path / "save"
@@ -120,9 +133,9 @@ def test_official_lists_every_mode(tmp_path, official_images, layout):
         counts = {top: sum(path.startswith(f"{top}/") for path in files) for top in ("validation", "test")}
         assert counts == {"validation": mode.validation, "test": mode.test}
         assert len(files) - sum(counts.values()) == mode.train_semi
-        assert_train(folder, name, official_images, links=layout != "tars")
+        assert_train(folder, name, official_images, layout)
     train_full = save / "ImageNetS919/train-full"
-    if layout == "tars":
+    if layout not in CLASS_FOLDERS:
         assert not train_full.is_symlink()
         assert not train_full.exists()
     else:
@@ -130,7 +143,7 @@ def test_official_lists_every_mode(tmp_path, official_images, layout):
         assert train_full.readlink() == root / "train"
 
 
-def assert_train(folder: Path, mode: str, images: Needed, links: bool):
+def assert_train(folder: Path, mode: str, images: Needed, layout: str, copied: bool = False):
     """Each class folder has its images, and in mode 919 those of the class merged into it."""
     wnids = set((OFFICIAL_LISTS / categories_path(mode)).read_text().split())
     merged = MERGED if mode == "919" else {}
@@ -143,12 +156,25 @@ def assert_train(folder: Path, mode: str, images: Needed, links: bool):
         path.name: {image.name for image in path.iterdir()} for path in (folder / "train").iterdir()
     } == wanted
     for wnid in wnids:
-        real = not links or wnid in merged.values()
-        assert (folder / "train" / wnid).is_symlink() is not real
-    for wnid in set(merged.values()) & wnids:
-        for image in (folder / "train" / wnid).iterdir():
-            assert image.is_symlink() is links
-            assert image.read_bytes() == jpeg(image.name)
+        linked = layout in CLASS_FOLDERS and not copied and wnid not in merged.values()
+        assert (folder / "train" / wnid).is_symlink() is linked
+        if not linked:
+            for image in (folder / "train" / wnid).iterdir():
+                assert image.is_symlink() is (layout not in PACKED and not copied)
+                assert image.read_bytes() == jpeg(image.name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_merged_classes_come_together_in_every_layout(tmp_path, layout):
+    places = [f"{wnid}/{wnid}_{i}.JPEG" for wnid in ("n04355933", "n04356056") for i in range(3)]
+    train = find_train(write_imagenet(tmp_path / "imagenet", layout, Needed(places, ["n04355933/a.JPEG"])))
+    prepare(
+        [plan_train("919", ["n04355933"], train, copy=False)], tmp_path / "imagenet", tmp_path / "save", 1
+    )
+    folder = tmp_path / "save/ImageNetS919"
+    made = {image.name: image.read_bytes() for image in (folder / "train/n04355933").iterdir()}
+    assert made == {Path(place).name: jpeg(place) for place in places}
+    assert (folder / "train-full").is_symlink() is (layout in CLASS_FOLDERS)
 
 
 @official
@@ -158,7 +184,7 @@ def test_merged_classes_are_copied_flat(tmp_path):
     env = environment(IMAGENETS_MIRROR=OFFICIAL_LISTS, XDG_CACHE_HOME=tmp_path / "cache")
     result = step(TRAIN, source, tmp_path / "save", "--copy", mode="919", env=env)
     folder = tmp_path / "save/ImageNetS919"
-    assert_train(folder, "919", images, links=False)
+    assert_train(folder, "919", images, "folders", copied=True)
     assert (folder / "train-full").readlink() == source / "train"
     assert f"{len(images.train)} images, the official set 1183322" in result.stderr
 
@@ -192,18 +218,24 @@ def test_the_whole_preparation_is_complete(tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_step_alone_with_only_its_input(tmp_path, env, lists, toy, layout):
-    whole = write_imagenet(tmp_path / "whole", layout, toy)
-    inner = "ILSVRC/Data/CLS-LOC/" if layout == "kaggle" else ""
-    names = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
-    for script, part in ((VAL, "val"), (SEMI, "train"), (TRAIN, "train")):
-        imagenet = tmp_path / f"for {script}"
-        name = names[part] if layout == "tars" else inner + part
-        (imagenet / name).parent.mkdir(parents=True)
-        (imagenet / name).symlink_to(whole / name)
+    """What belongs to the other step is taken away; the sets are the same in every layout."""
+    imagenet = write_imagenet(tmp_path / "imagenet", layout, toy)
+    for script, other in ((VAL, "train"), (SEMI, "val"), (TRAIN, "val")):
+        places = ("*", "data/*", "snapshots/*/data/*", "ILSVRC/Data/CLS-LOC/*")
+        hidden = [path for place in places for path in imagenet.glob(place) if other in path.name]
+        for i, path in enumerate(hidden):
+            path.rename(tmp_path / f"hidden {i}")
         result = step(script, imagenet, tmp_path / "save", env=env)
-        assert str(imagenet / name) in result.stdout  # what was recognised
+        for i, path in enumerate(hidden):
+            (tmp_path / f"hidden {i}").rename(path)
+        assert f"images: {RECOGNISED[layout]}" in result.stdout
+        assert str(imagenet) in result.stdout
+        assert hidden
     found = files_below(tmp_path / "save/ImageNetS50", "validation", "test", "train-semi")
     assert found == expected_images(lists, "50")
+    train = tmp_path / "save/ImageNetS50/train"
+    made = {f"{c.name}/{i.name}": i.read_bytes() for c in train.iterdir() for i in c.iterdir()}
+    assert made == {place: jpeg(place) for place in toy.train}
 
 
 @pytest.mark.parametrize(("script", "options"), [(VAL, ["--link"]), (SEMI, ["--link"]), (TRAIN, [])])

@@ -16,9 +16,13 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from imagenets.classes import MERGED, MODES
 from imagenets.common.disk_space import check_room, on_disk
@@ -26,11 +30,16 @@ from imagenets.common.errors import InputError, counted, listed
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, no_bar
 from imagenets.lists import MappedImage, SemiImage
-from imagenets.preparation.layouts import KAGGLE, Image, MissingError, Train, TrainFolder, Val
+from imagenets.preparation.folder_layouts import TrainFolder
+from imagenets.preparation.layouts import KAGGLE, Train, Val
+from imagenets.preparation.parquet import division, read_rows
+from imagenets.preparation.source_images import Image, MissingError
 
 LOCK = ".imagenets.lock"  # in the folder that all sets lie in
 STAGING = ".incomplete-images"  # in a set's folder: files that are being written
 BATCH = 32  # files that a thread takes at a time, in a folder that is there already
+ROWS = 256  # rows of a parquet shard that a thread takes at a time
+ROW_GROUP_ROOM = 128 << 20  # bytes of row groups that threads may read at a time
 
 
 @dataclass
@@ -68,7 +77,9 @@ class Done:
 
 
 def plan_train(mode: str, wnids: Sequence[str], train: Train, copy: bool) -> Plan:
-    """Plan ``train``: a link a class folder, with ``copy`` or from a tar real files.
+    """Plan ``train``: a link a class folder, with ``copy``, from a tar or from parquet real files.
+
+    Where images lie flat or their names repeat the class, class folders are real, and links lead to images.
 
     In mode 919 the images of merged classes come together in a real folder, and ``train-full`` leads to all
     of ImageNet's training images (docs/benchmark.md, Images).
@@ -90,7 +101,7 @@ def plan_train(mode: str, wnids: Sequence[str], train: Train, copy: bool) -> Pla
                 plan.missing.append(str(error))
                 continue
             for name, image in images.items():
-                plan.add(f"train/{wnid}/{name}", image, link=image.offset is None and not copy)
+                plan.add(f"train/{wnid}/{name}", image, link=image.is_file and not copy)
     if mode == "919" and isinstance(train, TrainFolder):
         plan.links["train-full"] = os.path.abspath(train.path)
     return plan
@@ -129,7 +140,7 @@ def _plan_image(plan: Plan, target: str, images: Train | Val, source: str, link:
     except MissingError as error:
         plan.missing.append(str(error))
     else:
-        plan.add(target, image, link=link and image.offset is None)
+        plan.add(target, image, link=link and image.is_file)
 
 
 def _refuse_shared_names(images: Sequence[MappedImage], val: Val) -> None:
@@ -160,12 +171,14 @@ def prepare(
         _refuse_nested(imagenet, save, plan.folder)
     todo = [_Todo.of(plan, save) for plan in plans]
     if any(work.anything for work in todo) or is_there(save / LOCK):
+        todo.clear()  # a million of images would be in memory twice
         save.mkdir(parents=True, exist_ok=True)
         with locked(save / LOCK):
             todo = [_Todo.of(plan, save) for plan in plans]  # what was looked at before may have changed
             check_room(save, sum(work.bytes for work in todo), "copying the images")
             for work in todo:
                 work.do(workers, show)
+            _copy_rows(todo, workers, show)
     return [done for work in todo for done in work.summary()]
 
 
@@ -197,7 +210,7 @@ def refuse_missing(plans: Sequence[Plan], imagenet: Path) -> None:
 def _refuse_nested(imagenet: Path, save: Path, folder: str) -> None:
     """ImageNet is only read: nothing is written into it, nor around it within a set's own folder."""
     real_save, real_imagenet = save.resolve(), imagenet.resolve()
-    parts = ("train", "val", f"{KAGGLE}/train", f"{KAGGLE}/val")
+    parts = ("train", "val", f"{KAGGLE}/train", f"{KAGGLE}/val", "data")
     sources = {real_imagenet, *((imagenet / part).resolve() for part in parts)}
     for source in sources:
         if real_save.is_relative_to(source):
@@ -268,7 +281,7 @@ class _Todo:
         return sum(on_disk(image.size) for image, _ in self.copies)
 
     def do(self, workers: int, show: Show) -> None:
-        """Make what is left; files are written in a staging folder and renamed when whole."""
+        """Make what is left but for rows of shards; files are staged in a folder and renamed when whole."""
         jobs = self._jobs()
         filled = {job.folder for job in jobs}
         for folder in self.folders:
@@ -276,15 +289,20 @@ class _Todo:
                 folder.mkdir()
         for leads_to, target in self.links:
             os.symlink(leads_to, target)
-        staging = self.root / STAGING
         if self.staged:
-            shutil.rmtree(staging)
-        if not jobs:
-            return
+            shutil.rmtree(self.root / STAGING)
+        if jobs:
+            number = sum(len(job.copies) for job in jobs)
+            with self.staging() as staging, show(self.plan.folder, number, unit="image") as advance:
+                _run_all([partial(job.do, f"{staging}/{i}") for i, job in enumerate(jobs)], workers, advance)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """Make the folder for what is being written; it is removed afterwards."""
+        staging = self.root / STAGING
         staging.mkdir()
         try:
-            with show(self.plan.folder, len(self.copies), unit="image") as advance:
-                _copy_all(jobs, str(staging), workers, advance)
+            yield staging
         finally:
             shutil.rmtree(staging)
 
@@ -292,7 +310,8 @@ class _Todo:
         """Share out the copies: class folders that are not there yet as a whole, else a few files each."""
         by_folder: dict[str, list[tuple[Image, str]]] = {}
         for image, target in self.copies:
-            by_folder.setdefault(target.rpartition("/")[0], []).append((image, target))
+            if image.row is None:
+                by_folder.setdefault(target.rpartition("/")[0], []).append((image, target))
         with_links = {target.rpartition("/")[0] for _, target in self.links}
         new = {str(folder) for folder in self.folders} - with_links
         jobs = []
@@ -350,6 +369,8 @@ def _wrong_copy(entry: os.DirEntry[str], image: Image) -> str | None:
     if not entry.is_file():
         return f"{entry.path}: no file, where a file would be made"
     size = entry.stat().st_size
+    if image.row is not None and size:  # how large its row is, nobody knows without reading it
+        return None
     return None if size == image.size else f"{entry.path}: {size} bytes, {image.path} has {image.size}"
 
 
@@ -385,9 +406,76 @@ class _Job:
         return len(self.copies)
 
 
-def _copy_all(jobs: list[_Job], staging: str, workers: int, advance: Callable[[int], None]) -> None:
+def _copy_rows(todo: Sequence[_Todo], workers: int, show: Show) -> None:
+    """Write the images that are rows of parquet shards, for all sets in one pass over the shards.
+
+    A class's images lie in many shards, so that no folder can appear whole; files do.
+    """
+    by_shard: dict[str, list[_RowCopy]] = {}
+    for work in todo:
+        for image, target in work.copies:
+            if image.row is not None:
+                copy = _RowCopy(image.row, target, f"{work.root}/{STAGING}")
+                by_shard.setdefault(image.path, []).append(copy)
+    if not by_shard:
+        return
+    jobs = []
+    largest = 1
+    for number, (shard, copies) in enumerate(sorted(by_shard.items())):
+        copies.sort()
+        groups = division(shard)
+        largest = max(largest, groups.largest)
+        for i, piece in enumerate(_pieces(copies, groups.starts)):
+            jobs.append(partial(_write_rows, shard, piece, f"{number}-{i}"))
+    with ExitStack() as stack:
+        for work in todo:
+            if any(image.row is not None for image, _ in work.copies):
+                stack.enter_context(work.staging())
+        total = sum(map(len, by_shard.values()))
+        advance = stack.enter_context(show("parquet", total, unit="image"))
+        _run_all(jobs, min(workers, max(1, ROW_GROUP_ROOM // largest)), advance)
+
+
+def _pieces(copies: Sequence[_RowCopy], starts: np.ndarray) -> Iterator[Sequence[_RowCopy]]:
+    """Share out a shard's copies in whole row groups, of which each is read once; about ROWS a piece."""
+    ends = np.unique(np.searchsorted([copy.row for copy in copies], starts))
+    begin = 0
+    for end in ends.tolist():
+        if end - begin >= ROWS or begin < end == len(copies):
+            yield copies[begin:end]
+            begin = end
+
+
+class _RowCopy(NamedTuple):
+    """A row of a shard, and the file to make of it."""
+
+    row: int
+    target: str
+    staging: str
+
+
+def _write_rows(shard: str, copies: Sequence[_RowCopy], staged: str) -> int:
+    """Write files under the unused name ``staged``, rename them, give their number."""
+    targets: dict[int, list[_RowCopy]] = {}
+    for copy in copies:
+        targets.setdefault(copy.row, []).append(copy)
+    for row, content in read_rows(shard, list(targets)):
+        for copy in targets[row]:
+            unfinished = f"{copy.staging}/{staged}"
+            try:
+                Path(unfinished).write_bytes(content)
+            except OSError as error:
+                raise InputError(
+                    f"cannot write {copy.target}: {error.strerror}; run the same command again to go on"
+                ) from error
+            os.rename(unfinished, copy.target)
+    return len(copies)
+
+
+def _run_all(jobs: Sequence[Callable[[], int]], workers: int, advance: Callable[[int], None]) -> None:
+    """Do jobs in threads; each gives the number of images that it made."""
     with _interruptible(ThreadPoolExecutor(workers)) as pool:
-        for made in pool.map(lambda number: jobs[number].do(f"{staging}/{number}"), range(len(jobs))):
+        for made in pool.map(lambda job: job(), jobs):
             advance(made)
 
 

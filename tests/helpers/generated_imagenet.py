@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import os
+import random
 import tarfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from imagenets.lists import categories_path, mapping_path, train_semi_path
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("IMAGENETS_SHARED", CHECKOUT.parent / "shared"))
 OFFICIAL_LISTS = SHARED / "official-lists"
-LAYOUTS = ("folders", "flat", "kaggle", "tars")
+LAYOUTS = ("folders", "flat", "kaggle", "tars", "parquet", "snapshot", "unpacked", "repeated")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ def write_imagenet(root: Path, layout: str, images: Needed) -> Path:
             for place in images.val:
                 _add(tar, place.split("/")[1], jpeg(place))
         return root
+    if layout in ("parquet", "snapshot"):
+        return _write_parquet_copy(root, layout, images)
+    if layout in ("unpacked", "repeated"):
+        return _write_unpacked_copy(root, layout, images)
     inner = root / "ILSVRC/Data/CLS-LOC" if layout == "kaggle" else root
     write_images(inner / "train", images.train)
     if layout == "folders":
@@ -102,10 +107,69 @@ def write_imagenet(root: Path, layout: str, images: Needed) -> Path:
     return root
 
 
-def write_images(folder: Path, places: Iterable[str]) -> None:
+def repeated(place: str) -> str:
+    """``<wnid>/<name>`` with the class once more in the name, as Hugging Face's copies have it."""
+    wnid, name = place.split("/")
+    stem, _, suffix = name.rpartition(".")
+    return f"{wnid}/{stem}_{wnid}.{suffix}"
+
+
+def _write_unpacked_copy(root: Path, layout: str, images: Needed) -> Path:
+    """Hugging Face's archives, unpacked: flat into a folder each, or into class folders."""
+    if layout == "repeated":
+        write_images(root / "train", images.train, named=repeated)
+        write_images(root / "val", images.val, named=repeated)
+        return root
+    for part in range(3):
+        names = images.train[part::3]
+        write_images(root / f"train_images_{part}", names, named=lambda p: repeated(p).split("/")[1])
+    write_images(root / "val_images", images.val, named=lambda p: repeated(p).split("/")[1])
+    return root
+
+
+def _write_parquet_copy(root: Path, layout: str, images: Needed) -> Path:
+    """Shards in data/, or links to them as in Hugging Face's cache; images shuffled."""
+    shards = {"train": 3, "validation": 2} if layout == "parquet" else {"train": 1, "validation": 1}
+    for split, places in (("train", images.train), ("validation", images.val)):
+        shuffled = random.Random(split).sample(places, len(places))
+        for i in range(shards[split]):
+            path = root / "data" / f"{split}-{i:05d}-of-{shards[split]:05d}.parquet"
+            write_shard(path, shuffled[i :: shards[split]])
+    if layout == "snapshot":
+        blobs = root / "blobs"
+        (root / "data").rename(blobs)
+        data = root / "snapshots/49e2ee26f3810fb5a7536bbf732a7b07389a47b5/data"
+        data.mkdir(parents=True)
+        for blob in blobs.iterdir():
+            (data / blob.name).symlink_to(os.path.relpath(blob, data))
+    return root
+
+
+def write_shard(path: Path, places: Iterable[str], row_group: int = 100) -> Path:
+    """A parquet shard as Hugging Face writes them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    places = list(places)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pyarrow.StructArray.from_arrays(
+        [
+            pyarrow.array([jpeg(place) for place in places], pyarrow.binary()),
+            pyarrow.array([repeated(place).split("/")[1] for place in places], pyarrow.string()),
+        ],
+        ["bytes", "path"],
+    )
+    table = pyarrow.table({"image": image, "label": pyarrow.array([0] * len(places), pyarrow.int64())})
+    pyarrow.parquet.write_table(table, path, row_group_size=row_group)
+    return path
+
+
+def write_images(
+    folder: Path, places: Iterable[str], named: Callable[[str], str] = lambda place: place
+) -> None:
     made = set()
     for place in places:
-        path = folder / place
+        path = folder / named(place)
         if path.parent not in made:
             path.parent.mkdir(parents=True, exist_ok=True)
             made.add(path.parent)

@@ -1,0 +1,320 @@
+"""ImageNet in parquet shards, as Hugging Face publishes ``ILSVRC/imagenet-1k``; read by pyarrow, an extra.
+
+``data/train-00000-of-00294.parquet`` and so on, in as many shards as they say. A row's column ``image`` is a
+struct of ``bytes``, the file, and ``path``, its name. Names are read first, by their column alone; of the
+bytes only the row groups that hold needed images are read, a few rows at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from imagenets.common.errors import InputError, listed
+from imagenets.preparation.source_images import Image, MissingError, class_of_name, plain_name
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+_SHARD = re.compile(r"(train|validation|test)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet")
+_POINTER = b"version https://git-lfs"
+
+BUFFER = 1 << 20  # bytes that are read from a shard at a time, not a row group's column as a whole
+NAMES_AT_ONCE = 8192
+ROWS_AT_ONCE = 16  # images that are in memory at a time: 2 MB, at most some 100
+AGAIN = "get it again"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """All shards of one split, in order."""
+
+    split: str
+    paths: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        """Describe them for people."""
+        folder, number = self.paths[0].parent, len(self.paths)
+        return f"{folder}/{self.split}-*.parquet ({number} shard{'s' * (number > 1)})"
+
+    def rows(self) -> Iterator[tuple[str, Image]]:
+        """Go through the names of all images, as they stand there, and their places.
+
+        Raises InputError, which names the shard, when it is damaged or lacks names.
+        """
+        for path in self.paths:
+            with _opened(path) as shard:
+                groups = _row_groups(path, shard)
+                sizes = np.repeat([group.size for group in groups], [group.rows for group in groups])
+                for row, name in enumerate(_names(path, shard)):
+                    yield name, Image(str(path), int(sizes[row]), row=row)
+
+
+@dataclass(frozen=True)
+class TrainParquet:
+    """Shards of training images, whose names tell the class."""
+
+    shards: Shards
+
+    def __str__(self) -> str:
+        """Describe it for people."""
+        return f"parquet, {self.shards}"
+
+    @cached_property
+    def _classes(self) -> dict[str, dict[str, Image]]:
+        classes: dict[str, dict[str, Image]] = {}
+        for name, image in self.shards.rows():
+            wnid = class_of_name(name)
+            if wnid is None:
+                raise InputError(f"{image.path}: row {image.row} is {name!r}, which tells no class; {AGAIN}")
+            _add_once(classes.setdefault(sys.intern(wnid), {}), plain_name(name)[0], image)
+        return classes
+
+    def images(self, wnid: str) -> dict[str, Image]:
+        """Plain name and row of each image of a class."""
+        if wnid not in self._classes:
+            raise MissingError(f"{self.shards}: no image of {wnid} in them")
+        return self._classes[wnid]
+
+    def image(self, place: str) -> Image:
+        """Find one image, ``<wnid>/<name>``."""
+        wnid, name = place.split("/")
+        image = self._classes.get(wnid, {}).get(name)
+        if image is None:
+            raise MissingError(f"{self.shards}: no {name} in them")
+        return image
+
+
+@dataclass(frozen=True)
+class ValParquet:
+    """Shards of validation images."""
+
+    shards: Shards
+
+    def __str__(self) -> str:
+        """Describe it for people."""
+        return f"parquet, {self.shards}"
+
+    @cached_property
+    def _images(self) -> dict[str, Image]:
+        images: dict[str, Image] = {}
+        for name, image in self.shards.rows():
+            _add_once(images, plain_name(name)[0], image)
+        return images
+
+    flat = True
+
+    def image(self, place: str) -> Image:
+        """Find one image, ``<wnid>/<name>``, by its name alone."""
+        name = place.rpartition("/")[2]
+        if name not in self._images:
+            raise MissingError(f"{self.shards}: no {name} in them")
+        return self._images[name]
+
+
+def find_shards(imagenet: Path, split: str) -> Shards | None:
+    """Find all shards of a split: in the folder itself, its ``data``, or a Hugging Face cache's snapshot.
+
+    Raises InputError when there are some, but not all that their names speak of.
+    """
+    snapshots = sorted(imagenet.glob("snapshots/*"))
+    for folders in ([imagenet], [imagenet / "data"], [f for s in snapshots for f in (s, s / "data")]):
+        found = {folder: paths for folder in folders if (paths := _shards_in(folder, split))}
+        if len(found) > 1:
+            raise InputError(
+                f"{imagenet}: shards of {split} in {len(found)} snapshots; name one of them:\n"
+                f"{listed([str(folder) for folder in found])}"
+            )
+        for folder, paths in found.items():
+            _refuse_incomplete(folder, split, paths)
+            return Shards(split, tuple(paths))
+    return None
+
+
+def stray_parquet(folder: Path) -> Path | None:
+    """Find a parquet file that is not named like a shard; None when there is none."""
+    strays = [path for path in folder.glob("*.parquet") if not _SHARD.fullmatch(path.name)]
+    return min(strays, default=None)
+
+
+def _shards_in(folder: Path, split: str) -> list[Path]:
+    paths = [path for path in folder.glob(f"{split}-*.parquet") if _SHARD.fullmatch(path.name)]
+    return sorted(paths)
+
+
+def _refuse_incomplete(folder: Path, split: str, paths: Sequence[Path]) -> None:
+    """Hold the shards against their own names, ``-00003-of-00014``."""
+    matches = [match for path in paths if (match := _SHARD.fullmatch(path.name))]
+    totals = sorted({match[3] for match in matches})
+    if len(totals) > 1:
+        raise InputError(
+            f"{folder}: shards of {split} of two divisions, -of-{totals[0]} ({paths[0].name}) and "
+            f"-of-{totals[-1]}; keep those of one"
+        )
+    numbers = [int(match[2]) for match in matches]
+    for first, second in pairwise(paths):
+        if first.name.split("-of-")[0] == second.name.split("-of-")[0]:
+            raise InputError(f"{folder}: {first.name} and {second.name} are the same shard; keep one")
+    total = int(totals[0])
+    missing = [f"{split}-{i:05d}-of-{totals[0]}.parquet" for i in sorted(set(range(total)) - set(numbers))]
+    if missing or max(numbers) >= total:
+        surplus = [path.name for path, number in zip(paths, numbers, strict=True) if number >= total]
+        raise InputError(
+            f"{folder}: not all {total} shards of {split}, as their names count them; get what is missing:\n"
+            f"{listed(missing)}"
+            if missing
+            else f"{folder}: {surplus[0]} counts more shards than there are"
+        )
+
+
+def read_rows(path: str, rows: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    """Read the files of some rows, in ascending order; only their row groups are read.
+
+    Raises InputError, which names the shard, when it is damaged or a row has no file.
+    """
+    with _opened(Path(path)) as shard:
+        groups = _row_groups(Path(path), shard)
+        starts = np.cumsum([0, *(group.rows for group in groups)])
+        wanted = np.asarray(rows, np.int64)
+        bounds = np.searchsorted(wanted, starts)
+        for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
+            if begin < end:
+                yield from _read_group(path, shard, number, int(starts[number]), wanted[begin:end])
+
+
+def _read_group(
+    path: str,
+    shard: ParquetFile,
+    number: int,
+    first: int,
+    rows: np.ndarray,
+) -> Iterator[tuple[int, bytes]]:
+    """Read the rows (n,) int64 of row group ``number``, which begins with row ``first``."""
+    at = 0
+    with _told(Path(path)):
+        batches = shard.iter_batches(
+            ROWS_AT_ONCE, row_groups=[number], columns=["image.bytes"], use_threads=False
+        )
+        for batch in batches:
+            (files,) = batch.column(0).flatten()
+            while at < rows.size and rows[at] < first + len(files):
+                content = files[int(rows[at]) - first].as_py()
+                if not content:
+                    raise InputError(f"{path}: row {rows[at]} has a name and no image; {AGAIN}")
+                yield int(rows[at]), content
+                at += 1
+            if at == rows.size:
+                return
+            first += len(files)
+    raise InputError(f"{path}: row group {number} has fewer rows than it says; {AGAIN}")
+
+
+class Division(NamedTuple):
+    """How a shard is divided: ``starts`` (G + 1,) int64, the first row of each row group, and of none."""
+
+    starts: np.ndarray
+    largest: int  # bytes that the images of the largest row group take
+
+
+def division(path: str) -> Division:
+    """Tell how a shard is divided, by its footer alone."""
+    with _opened(Path(path)) as shard:
+        groups = _row_groups(Path(path), shard)
+    starts = np.cumsum([0, *(group.rows for group in groups)])
+    return Division(starts, max((group.rows * group.size for group in groups), default=0))
+
+
+class _RowGroup(NamedTuple):
+    rows: int
+    size: int  # bytes of an image, the mean
+
+
+def _row_groups(path: Path, shard: ParquetFile) -> list[_RowGroup]:
+    """Rows of each row group, and what an image takes there. Raises InputError without image columns."""
+    meta = shard.metadata
+    columns = {meta.schema.column(i).path: i for i in range(len(meta.schema))}
+    if not {"image.bytes", "image.path"} <= columns.keys():
+        raise InputError(
+            f"{path}: no column image with bytes and path, but {', '.join(columns)}; "
+            "get the shards of ILSVRC/imagenet-1k as they are published"
+        )
+    groups = []
+    for i in range(meta.num_row_groups):
+        group = meta.row_group(i)
+        taken = group.column(columns["image.bytes"]).total_uncompressed_size
+        groups.append(_RowGroup(group.num_rows, -(-taken // max(group.num_rows, 1))))
+    return groups
+
+
+def _names(path: Path, shard: ParquetFile) -> Iterator[str]:
+    """Go through the names of a shard's images, without folders. Raises InputError where one is missing."""
+    row = 0
+    with _told(path):
+        for batch in shard.iter_batches(NAMES_AT_ONCE, columns=["image.path"], use_threads=False):
+            (names,) = batch.column(0).flatten()
+            for name in names.to_pylist():
+                if not name:
+                    raise InputError(
+                        f"{path}: row {row} has no name in image.path; get the shards of "
+                        "ILSVRC/imagenet-1k as they are published"
+                    )
+                yield name.rpartition("/")[2]
+                row += 1
+    if row != shard.metadata.num_rows:
+        raise InputError(f"{path}: {row} names for {shard.metadata.num_rows} rows; {AGAIN}")
+
+
+def _add_once(images: dict[str, Image], name: str, image: Image) -> None:
+    first = images.setdefault(name, image)
+    if first is not image:
+        raise InputError(
+            f"{image.path}: row {image.row} is {name}, as is row {first.row} of {first.path}; {AGAIN}"
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ParquetFile]:
+    """Open a shard as pyarrow's ParquetFile. Raises InputError when it is none."""
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{path}: reading parquet needs pyarrow, which this Python lacks: "
+            f"{sys.executable} -m pip install pyarrow"
+        ) from error
+    with _told(path):
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise InputError(f"{path}: a pointer of Git LFS, not the shard itself: git lfs pull")
+        shard = pyarrow.parquet.ParquetFile(
+            path, memory_map=False, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True
+        )
+    try:
+        yield shard
+    finally:
+        shard.close()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises for a shard that is damaged or cut off into an InputError."""
+    import pyarrow
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: {error.strerror}; does the link lead to nothing? {AGAIN}") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path}: damaged or cut off ({reason}): {AGAIN}") from error

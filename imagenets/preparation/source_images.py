@@ -1,0 +1,88 @@
+"""One image of an ImageNet copy, wherever it lies, and the two spellings of its name.
+
+Hugging Face's copies repeat the class: what ImageNet calls ``n01440764_10026.JPEG`` is
+``n01440764_10026_n01440764.JPEG`` there, ``ILSVRC2012_val_00000293.JPEG`` is
+``ILSVRC2012_val_00000293_n01440764.JPEG``.
+"""
+
+# Paths are plain strings where there are a million of them: pathlib would take longer than the disk.
+# ruff: noqa: PTH110, PTH116
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_REPEATED = re.compile(r"(.+)_(n\d{8})(\.[^.]+)")
+_TRAIN_NAME = re.compile(r"(n\d{8})_.+")
+_OTHER_SUFFIXES = (".jpeg", ".jpg", ".JPG")
+
+
+class Image(NamedTuple):
+    """An image of ImageNet: a file, or ``size`` bytes of a tar from ``offset`` on, or a row of a shard."""
+
+    path: str
+    size: int  # of a row: about what it takes, for nothing less than reading it tells
+    offset: int | None = None
+    row: int | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Is it a file of its own, to which a link can lead?"""
+        return self.offset is None and self.row is None
+
+
+class MissingError(Exception):
+    """An image or class folder that this copy lacks; the message says what and where."""
+
+
+def plain_name(name: str) -> tuple[str, str | None]:
+    """Give ImageNet's own name of an image, and the class that the given one repeats (None: it does not)."""
+    match = _REPEATED.fullmatch(name)
+    return (match[1] + match[3], match[2]) if match else (name, None)
+
+
+def class_of_name(name: str) -> str | None:
+    """Wnid that an image's name tells in either spelling; None when it tells none."""
+    repeated = plain_name(name)[1]
+    if repeated is not None:
+        return repeated
+    match = _TRAIN_NAME.fullmatch(name)
+    return match[1] if match else None
+
+
+def spellings(place: str) -> tuple[str, str]:
+    """Both names of the image ``<wnid>/<name>``, without its folder: the plain one and the repeating one."""
+    wnid, name = place.split("/")
+    stem, dot, suffix = name.rpartition(".")
+    return name, f"{stem}_{wnid}{dot}{suffix}"
+
+
+def first_file(paths: Sequence[str]) -> Image:
+    """Give the first of these files that is there. Raises MissingError, which names the first path."""
+    reason = ""
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            reason = reason or f"{path}: {error.strerror}"
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise MissingError(f"{path}: no file")
+        return not_empty(Image(path, status.st_size), path)
+    for path in paths:
+        stem, _, suffix = path.rpartition(".")
+        for other in _OTHER_SUFFIXES:
+            if os.path.exists(stem + other):
+                raise MissingError(f"{path}: it is there, but as {other}; rename the files to .{suffix}")
+    raise MissingError(reason)
+
+
+def not_empty(image: Image, place: str) -> Image:
+    """Give the image back. Raises MissingError, which names ``place``, when it has no bytes."""
+    if image.size == 0:
+        raise MissingError(f"{place}: empty")
+    return image
