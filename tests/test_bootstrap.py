@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from masksets import random_images, table_of
 
+from imagenets.reporting.text import intervals_text
 from imagenets.scoring import bootstrap
 from imagenets.scoring.bootstrap import (
+    Bootstrap,
     bootstrap_intervals,
     bootstrap_scores,
     drawn_images,
@@ -201,3 +203,20 @@ def test_compare_refuses_different_images():
     images = random_images(np.random.default_rng(7), 3, 2, 2)
     with pytest.raises(ValueError, match="different images"):
         compare(method(images), method(images[:2]), 2, 5, seed=0)
+
+
+def test_a_score_outside_its_interval_is_explained():
+    """Each of twelve labels is in one image: a resample lacks a third of them, and none has the score."""
+    images = []
+    for label in range(1, 13):
+        truth = np.zeros((10, 10), int)
+        truth[:4] = label
+        images.append((truth, truth.copy()))
+    table = table_of(images)
+    evaluation, found = evaluate(table, 12, None), bootstrap_intervals(table, 12, None, 200, seed=0)
+    outside = bootstrap.outside_intervals(evaluation.scores, found.intervals)
+    assert "mIoU" in outside and "Acc" not in outside and "S" not in outside
+    last = intervals_text(evaluation, found).splitlines()[-1]
+    assert last.startswith("mIoU, mBIoU lie outside their own interval: ")
+    inside = Bootstrap(200, 0, {"Acc": (99.0, 100.0)})
+    assert intervals_text(evaluation, inside).splitlines()[-1].startswith("(percentile bootstrap")

@@ -7,12 +7,14 @@ import io
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from masksets import REAL, script, table_of, write_mask
 from PIL import Image
 
+import imagenets
 from imagenets.classes import class_table
 from imagenets.reporting.html import IMAGES_PER_GROUP, Subject, html_report
 from imagenets.reporting.image_scores import choose_images, image_label_ious, image_mean_iou
@@ -124,12 +126,40 @@ def test_same_input_same_page(subject, tmp_path):
     assert page_of(subject, seed=1) != page_of(subject, seed=2)
 
 
+def test_title_date_version_and_paths_as_given(subject, tmp_path, monkeypatch):
+    assert f"Made by the ImageNet-S toolbox {imagenets.__version__}." in Page(page_of(subject)).text
+    monkeypatch.chdir(tmp_path)
+    subject = replaced(subject, title=EVIL, date="2024-02-29", gt_dir=Path("gt"), predict_dir=Path("./pred"))
+    html = page_of(subject)
+    page = Page(html)
+    assert f"Made by the ImageNet-S toolbox {imagenets.__version__} on 2024-02-29." in page.text
+    assert page.text.count(EVIL) > 2 and "benchmark ImageNet-S-50" in page.text
+    assert "<h1>&lt;script" in html and "<title>&lt;script" in html
+    assert str(tmp_path) not in html
+
+
+def test_size_buckets_are_those_of_the_benchmark(subject):
+    """5.1 % of an image is more than 5 %: it counts as MS."""
+    text = Page(page_of(subject)).text
+    assert "6–25" not in text and "26–50" not in text
+    for size in ("≤ 5 %", "> 5–25 %", "> 25–50 %", "> 50 %"):
+        assert text.count(size) == 3, "IoU, boundary IoU, chart"
+
+
 def test_intervals_where_given(subject):
     text = Page(page_of(subject)).text
     assert "confidence" not in text
-    text = Page(page_of(subject, intervals={"mIoU": (1.234, 5.678), "L": (math.nan, math.nan)})).text
-    assert "1.23 to 5.68" in text and text.count(" to ") == text.count("1.23 to") + text.count("a to b") + 1
+    text = Page(page_of(subject, intervals={"mIoU": (1.234, 7.678), "L": (math.nan, math.nan)})).text
+    assert "1.23 to 7.68" in text and text.count(" to ") == text.count("1.23 to") + text.count("a to b")
     assert "95 % confidence interval" in text
+
+
+def test_a_score_outside_its_interval_is_explained(subject):
+    miou = evaluate(subject.table, 50, None).scores["mIoU"]
+    inside = Page(page_of(subject, intervals={"mIoU": (miou - 1, miou)})).text
+    outside = Page(page_of(subject, intervals={"mIoU": (miou + 1, miou + 2), "Acc": (0.0, 100.0)})).text
+    assert "outside its own" not in inside
+    assert "mIoU lies outside its own interval" in outside
 
 
 def test_rows_confusions_and_clusters(tmp_path):

@@ -34,6 +34,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write ``content`` (text as UTF-8) to ``path``, whole or not at all; the folder must exist."""
+    """Write ``content`` (text as UTF-8) to ``path``, whole or not at all; the folder must exist.
+
+    Names of files that are no UTF-8 stand in text as escapes, ``\\udcff``, which JSON reads back.
+    """
     with whole_file(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(
+            content.encode(errors="backslashreplace") if isinstance(content, str) else content
+        )

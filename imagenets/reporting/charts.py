@@ -56,7 +56,7 @@ def bucket_chart(scores: Mapping[str, float], intervals: Mapping[str, tuple[floa
         ):
             for x, bucket in enumerate(buckets):
                 _bar(axes, x + place, prefix + bucket, scores, intervals, colour, label if x == 0 else None)
-        axes.set_xticks(range(len(buckets)), ["S\n≤ 5 %", "MS\n6–25 %", "ML\n26–50 %", "L\n> 50 %"])
+        axes.set_xticks(range(len(buckets)), ["S\n≤ 5 %", "MS\n> 5–25 %", "ML\n> 25–50 %", "L\n> 50 %"])
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("mean IoU in %")
         axes.margins(y=0.15)

@@ -18,6 +18,7 @@ from imagenets.reporting.confusions import Confusions, MatchedCluster, find_conf
 from imagenets.reporting.image_scores import ImageLabels, choose_images, image_label_ious, image_mean_iou
 from imagenets.reporting.overlays import DISAGREEMENT, draw_panels
 from imagenets.reporting.pages import hex_colour, label_colour, render_page
+from imagenets.reporting.text import outside_note
 from imagenets.reporting.thumbnails import Panel, class_lookup, panel, shrunk
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.metrics import Evaluation
@@ -31,14 +32,14 @@ _NOTES = {
     "mBIoU": "the same on boundary pixels alone",
     "FMeasure": "objects against background, whatever their class; mean over images",
     "Acc": "images whose largest predicted class is in the ground truth",
-    "S": "mIoU of small objects, up to 5 % of their image",
-    "MS": "mIoU of objects of 6–25 %",
-    "ML": "mIoU of objects of 26–50 %",
-    "L": "mIoU of objects over 50 %",
-    "BS": "boundary IoU of small objects",
-    "BMS": "boundary IoU of objects of 6–25 %",
-    "BML": "boundary IoU of objects of 26–50 %",
-    "BL": "boundary IoU of objects over 50 %",
+    "S": "mIoU of objects of ≤ 5 % of their image",
+    "MS": "mIoU of objects of > 5–25 %",
+    "ML": "mIoU of objects of > 25–50 %",
+    "L": "mIoU of objects of > 50 %",
+    "BS": "boundary IoU of objects of ≤ 5 %",
+    "BMS": "boundary IoU of objects of > 5–25 %",
+    "BML": "boundary IoU of objects of > 25–50 %",
+    "BL": "boundary IoU of objects of > 50 %",
 }
 
 
@@ -48,7 +49,8 @@ class Subject:
 
     ``table`` counts the masks in ``gt_dir`` and ``predict_dir``. ``clusters_to_classes`` is the matching,
     None where predictions hold class ids; ``match`` is what the user calls it. Images come from
-    ``image_dir``, if given.
+    ``image_dir``, if given. The page shows the paths as they are given here. ``title`` heads it in place of
+    the mode's name; ``date`` is the day that it says it was made on.
     """
 
     mode: str
@@ -59,6 +61,8 @@ class Subject:
     clusters_to_classes: Mapping[int, int] | None = None
     match: str | None = None
     image_dir: Path | None = None
+    title: str | None = None
+    date: str | None = None
 
 
 def html_report(
@@ -83,10 +87,12 @@ def html_report(
     confusions = find_confusions(table, predicted)
     return render_page(
         "report.html",
+        date=subject.date,
         subject=subject,
         images=evaluation.images,
         scores=_score_rows(evaluation, intervals),
         has_intervals=bool(intervals),
+        outside=outside_note(evaluation.scores, intervals),
         bucket_chart=bucket_chart(evaluation.scores, intervals),
         class_chart=class_chart(evaluation.iou, [label_name(c) for c in subject.classes]),
         classes=_class_rows(subject, evaluation, confusions),

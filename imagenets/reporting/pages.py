@@ -8,12 +8,16 @@ from collections.abc import Iterable
 import jinja2
 import numpy as np
 
+import imagenets
 from imagenets.classes import BACKGROUND
 from imagenets.reporting.overlays import label_colours
 
 
-def render_page(template: str, **values: object) -> str:
-    """Fill a page of ``templates/``; every value is escaped, a value that is missing is an error."""
+def render_page(template: str, date: str | None = None, **values: object) -> str:
+    """Fill a page of ``templates/``; every value is escaped, a value that is missing is an error.
+
+    Its foot says which version of the toolbox made it and, with ``date``, on which day.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("imagenets.reporting"),
         autoescape=True,
@@ -24,7 +28,7 @@ def render_page(template: str, **values: object) -> str:
     environment.filters["thousands"] = "{:,}".format
     environment.filters["decimal"] = decimal
     environment.filters["signed"] = signed
-    return environment.get_template(template).render(values)
+    return environment.get_template(template).render(values, date=date, version=imagenets.__version__)
 
 
 def decimal(value: float) -> str:

@@ -56,7 +56,24 @@ def intervals_text(evaluation: Evaluation, bootstrap: Bootstrap) -> str:
         interval = "-" if math.isnan(low) else f"{low:.2f}–{high:.2f}"
         rows.append((name, number_text(evaluation.scores[name]), interval))
     table = text_table(("score", "value", "95% interval"), rows, left=(0,))
-    return f"{table}\n({bootstrap_note(bootstrap)})"
+    outside = outside_note(evaluation.scores, bootstrap.intervals)
+    return f"{table}\n({bootstrap_note(bootstrap)})" + (f"\n{outside}" if outside else "")
+
+
+def outside_note(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str | None:
+    """Say in a line why some scores lie outside their own intervals; None where none does."""
+    from imagenets.scoring.bootstrap import (
+        outside_intervals,  # SciPy takes a while, and scores alone do without
+    )
+
+    names = outside_intervals(scores, intervals)
+    if not names:
+        return None
+    verb, whose = ("lies", "its") if len(names) == 1 else ("lie", "their")
+    return (
+        f"{', '.join(names)} {verb} outside {whose} own interval: a resample leaves out a third of the "
+        "images, and labels that occur in few images with them; there are too few to tell how sure it is"
+    )
 
 
 def bootstrap_note(bootstrap: Bootstrap) -> str:
