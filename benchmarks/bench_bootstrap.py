@@ -2,7 +2,7 @@
 """Time 1,000 bootstrap resamples of a generated table of 12,419 images and 919 classes, and their memory.
 
 For comparison, a few resamples are scored the plain way: the table of the images drawn, then evaluate().
-With --coverage, something else: how many of 100 intervals hold the score of a known population, for three ways
+With --coverage: how many of 100 intervals hold the score of a known population, for three ways
 to make an interval of the same resamples (percentile, basic, BCa).
 """
 
