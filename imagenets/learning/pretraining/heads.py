@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,7 +53,6 @@ class PassNetwork(nn.Module):
         refuse_without_stages(backbone)
         deep, hidden = backbone.channels, sizes.hidden
         self.backbone = backbone
-        without_classifier(backbone)
         self.projection_head = image_head(deep, hidden)
         self.projection_head_shallow = nn.ModuleDict(
             {"projection_head_shallow3": image_head(deep // 2, hidden)}
@@ -150,26 +148,18 @@ def refuse_without_stages(backbone: Backbone) -> None:
         )
 
 
-def without_classifier(backbone: Backbone) -> None:
-    """Freeze the library's own classifier, if it is there: it gets no gradient."""
-    for name, weight in backbone.network.named_parameters():
-        if name.startswith("fc."):
-            weight.requires_grad_(False)
-
-
 BACKBONE_PREFIX = "backbone.network."
 
 
-def library_state(network: nn.Module) -> OrderedDict[str, torch.Tensor]:
-    """Name a network's tensors as its checkpoint does: the backbone's as the library does, the heads'.
+def library_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Name a network's tensors as its checkpoint does: those of the backbone as the library names them."""
+    return {name.removeprefix(BACKBONE_PREFIX): tensor for name, tensor in network.state_dict().items()}
 
-    The library's own classifier, which nothing trains, is left out.
-    """
-    return OrderedDict(
-        (name.removeprefix(BACKBONE_PREFIX), tensor)
-        for name, tensor in network.state_dict().items()
-        if not name.startswith(f"{BACKBONE_PREFIX}fc.")
-    )
+
+def load_library_state(network: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Take back what ``library_state`` gave, all of it."""
+    names = {name.removeprefix(BACKBONE_PREFIX): name for name in network.state_dict()}
+    network.load_state_dict({names[name]: tensor for name, tensor in state.items()})
 
 
 def _pooled(maps: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import conv2d, interpolate, normalize
 
 from imagenets.learning.pretraining.heads import (
     DIMENSIONS,
@@ -85,7 +85,8 @@ def attended_features(maps: torch.Tensor, attention: PixelAttention) -> torch.Te
     The features that are pooled are not of unit length, other than in training.
     """
     features = enlarged(maps)
-    return (features * attention(normalize(features, dim=1))).mean((2, 3))
+    weights: torch.Tensor = attention(normalize(features, dim=1))
+    return (features * weights).mean((2, 3))
 
 
 def attention_and_vectors(maps: torch.Tensor, attention: PixelAttention) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,8 +101,7 @@ def nearest_centroids(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.T
     ``centroids`` (K, C) need no unit length. On ties the first counts.
     """
     unit = normalize(centroids, dim=1)
-    cosines = torch.einsum("bchw,kc->bkhw", vectors, unit)
-    labels: torch.Tensor = cosines.argmax(1) + 1
+    labels: torch.Tensor = conv2d(vectors, unit[:, :, None, None]).argmax(1) + 1
     return labels
 
 
