@@ -21,11 +21,13 @@ DIMENSIONS = 128  # of the features that are compared with the prototypes
 class PassOutputs(NamedTuple):
     """What one step gives, for 2B large and S small crops.
 
-    ``features`` (2B, D): unit vectors of the large crops, crop 0 of all pictures first. ``scores``
-    (2B + S, K): cosines with the prototypes, large crops first. ``shallow`` (2B, K): those of the shallow
-    stage. ``projection`` and ``prediction`` (2B, D, points, points): at the grids' places.
+    ``pooled`` (2B, C) and ``features`` (2B, D): what the backbone and the image head find in the large crops,
+    unit vectors without gradient, crop 0 of all pictures first. ``scores`` (2B + S, K): cosines with the
+    prototypes, large crops first. ``shallow`` (2B, K): those of the shallow stage. ``projection`` and
+    ``prediction`` (2B, D, points, points): at the grids' places.
     """
 
+    pooled: torch.Tensor
     features: torch.Tensor
     scores: torch.Tensor
     shallow: torch.Tensor
@@ -82,6 +84,7 @@ class PassNetwork(nn.Module):
         features = normalize(self.projection_head(torch.cat(pooled)), dim=1)
         projection = sample(self.projection_head_pixel(deep_map), grids)
         return PassOutputs(
+            pooled=normalize(pooled[0].detach(), dim=1),
             features=features[: len(large)].detach(),
             scores=self.prototypes(features),
             shallow=self._shallow_scores(shallow_map),

@@ -43,8 +43,9 @@ class PixelAttention(nn.Module):
 
 
 class AttentionOutputs(NamedTuple):
-    """``features`` (2B, D), unit vectors, and ``scores`` (2B, K); crop 0 of all pictures comes first."""
+    """As ``PassOutputs``: ``pooled`` (2B, C), ``features`` (2B, D) and ``scores`` (2B, K)."""
 
+    pooled: torch.Tensor
     features: torch.Tensor
     scores: torch.Tensor
 
@@ -70,7 +71,9 @@ class AttentionNetwork(nn.Module):
         vectors = normalize(enlarged(self.backbone(crops)), dim=1)
         pooled = (vectors * self.fbg(vectors)).mean((2, 3))
         features = normalize(self.projection_head(pooled), dim=1)
-        return AttentionOutputs(features.detach(), self.prototypes(features))
+        return AttentionOutputs(
+            normalize(pooled.detach(), dim=1), features.detach(), self.prototypes(features)
+        )
 
 
 def enlarged(maps: torch.Tensor, factor: int = 4) -> torch.Tensor:

@@ -20,7 +20,7 @@ from imagenets.learning.training.distributed import Processes
 from imagenets.learning.training.order import Batch, Moment
 
 # Below these a run has collapsed: all pictures look alike to it.
-COLLAPSED_SPREAD = 0.05
+COLLAPSED_SPREAD = 0.01
 COLLAPSED_SHARE = 0.01  # of the prototypes that any crop is nearest to
 
 
@@ -41,56 +41,59 @@ class QueueState:
 
 
 class CollapseWatch:
-    """Counts over an epoch how many prototypes are in use, and how far the features spread.
+    """Counts over an epoch how many prototypes are in use, and how far the backbone's features spread.
 
-    A prototype is in use when it is the nearest to a large crop. The spread is the standard deviation of unit
-    features over a batch, averaged over their dimensions, times the root of these: 1 where all directions
-    are equally likely, 0 where all pictures look alike.
+    A prototype is in use when it is the nearest to a large crop. The spread is the root of the variance of
+    pooled features of length 1, of all large crops: 0 where all pictures look alike to the backbone, 1 at
+    most. (Behind the image head it would say nothing: its last batch norm spreads whatever comes.)
     """
 
     def __init__(self, prototypes: int, processes: Processes, warn: Callable[[str], None]) -> None:
         """Watch over ``prototypes``; ``warn`` is told, in the first process, of a run that has collapsed."""
         self.counts = torch.zeros(prototypes, dtype=torch.int64, device=processes.device)
-        self.spread = torch.zeros(2, dtype=torch.float64, device=processes.device)  # its sum; steps
+        self.sum = torch.zeros(0, dtype=torch.float64, device=processes.device)  # of features, (C,)
         self.processes = processes
         self.warn = warn
 
     @torch.no_grad()
-    def look(self, features: torch.Tensor, scores: torch.Tensor) -> None:
-        """Count one step's large crops: unit ``features`` (n, D), ``scores`` (n, K)."""
+    def look(self, pooled: torch.Tensor, scores: torch.Tensor) -> None:
+        """Count one step's large crops: ``pooled`` (n, C) of length 1, ``scores`` (n, K)."""
         self.counts += torch.bincount(scores.argmax(1), minlength=self.counts.numel())
-        deviation = features.float().std(0, correction=0).square().mean().sqrt()
-        self.spread += torch.stack((deviation * features.shape[1] ** 0.5, torch.ones_like(deviation)))
+        added = pooled.double().sum(0)
+        self.sum = self.sum + added if self.sum.numel() else added
 
     def scores(self, epoch: int) -> dict[str, float]:
         """End an epoch: ``prototypes_in_use`` and ``spread``; all processes must call it."""
-        counts, spread = self._of_all()
+        counts, total = self._of_all()
         self.counts.zero_()
-        self.spread.zero_()
-        in_use, mean = int((counts > 0).sum()), float(spread[0] / spread[1].clamp(min=1))
+        self.sum.zero_()
+        in_use = int((counts > 0).sum())
+        # Of unit vectors, the variance is one minus the squared length of the mean.
+        variance = 1 - float((total / counts.sum()).square().sum())
+        spread = max(variance, 0.0) ** 0.5
         if self.processes.first and (
-            mean < COLLAPSED_SPREAD or in_use <= max(1, COLLAPSED_SHARE * counts.numel())
+            spread < COLLAPSED_SPREAD or in_use <= max(1, COLLAPSED_SHARE * counts.numel())
         ):
             self.warn(
                 f"epoch {epoch}: this run has collapsed, all pictures look alike to it: {in_use} of "
-                f"{counts.numel()} prototypes are in use, features spread {mean:.3f} of 1; lower --lr, or "
+                f"{counts.numel()} prototypes are in use, features spread {spread:.3f} of 1; lower --lr, or "
                 "take a larger --batch-size"
             )
-        return {"prototypes_in_use": in_use, "spread": mean}
+        return {"prototypes_in_use": in_use, "spread": spread}
 
     def state_dict(self) -> dict[str, Any]:
         """Give what all processes have counted in this epoch."""
-        counts, spread = self._of_all()
-        return {"counts": counts.cpu(), "spread": spread.cpu()}
+        counts, total = self._of_all()
+        return {"counts": counts.cpu(), "sum": total.cpu()}
 
     def _of_all(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.processes.sum(self.counts.clone()), self.processes.sum(self.spread.clone())
+        return self.processes.sum(self.counts.clone()), self.processes.sum(self.sum.clone())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back, in the first process."""
         share = 1 if self.processes.first else 0
         self.counts.copy_(state["counts"] * share)
-        self.spread.copy_(state["spread"] * share)
+        self.sum = state["sum"].to(self.counts.device) * share
 
 
 class PretrainingStep:
@@ -118,7 +121,7 @@ class PretrainingStep:
         queue = self.queue if moment.epoch >= self.recipe.queue_from else None
         scores = torch.split(outputs.scores, len(large))
         codes = balanced_views(outputs.features, scores[:2], queue, self.network.prototypes)
-        self.watch.look(outputs.features, outputs.scores[: 2 * len(large)])
+        self.watch.look(outputs.pooled, outputs.scores[: 2 * len(large)])
         image = image_to_image(codes, scores)
         shallow = deep_to_shallow(codes, outputs.shallow.chunk(2))
         pixel = pixel_to_pixel(outputs.prediction, outputs.projection)
@@ -147,7 +150,7 @@ class AttentionStep:
         outputs: AttentionOutputs = self.joined(normalised(views(large), MEAN, STD))
         scores = outputs.scores.chunk(2)
         codes = balanced_views(outputs.features, scores, self.queue, self.network.prototypes)
-        self.watch.look(outputs.features, outputs.scores)
+        self.watch.look(outputs.pooled, outputs.scores)
         return {"loss": image_to_image(codes, scores)}
 
     def before_update(self, moment: Moment) -> None:
