@@ -15,6 +15,7 @@ from PIL import Image
 from imagenets.classes import class_table
 from imagenets.reporting.html import Subject, html_report
 from imagenets.scoring.contingency import Rows, make_table
+from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import evaluate
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -65,7 +66,7 @@ def report(tmp_path_factory):
         predict_dir=folder / "pred",
         table=table,
         classes=class_table(50, folders),
-        clusters_to_classes=matching,
+        matching=Matching.of(matching),
         match="mine",
         image_dir=folder / "images",
     )
