@@ -59,10 +59,17 @@ def processes(workers: int) -> Iterator[Mapper]:
     if workers == 0:
         yield map
         return
+    with worker_pool(workers) as pool:
+        yield partial(pool.map, chunksize=8)
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Give a pool of processes that end with this one. Raises InputError when one of them dies."""
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin_worker) as pool:
         pool.submit(int).result()  # forks now, before this process has threads
         try:
-            yield partial(pool.map, chunksize=8)
+            yield pool
         except BrokenProcessPool as error:
             raise InputError(
                 "a worker process died; out of memory? Try again with fewer --workers"

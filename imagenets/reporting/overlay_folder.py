@@ -16,17 +16,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from imagenets.classes import BACKGROUND, IGNORE, MAX_LABEL
-from imagenets.common.errors import InputError, counted, listed
-from imagenets.common.progress import Show, no_bar
+from imagenets.common.errors import InputError, listed
 from imagenets.images import find_image, read_image
 from imagenets.masks import decode_mask
 from imagenets.reporting.overlays import DISAGREEMENT, Panels, draw_panels, label_colours
-from imagenets.scoring.matching import Matching
 from imagenets.scoring.pairs import Pairs
 
 # Stands in every overlay, so that nothing else is ever replaced by one.
 _MARK = ("Software", "ImageNet-S toolbox: overlay")
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
+
+# Wraps the results as they arrive, to show progress; told the number of images.
+Progress = Callable[[Iterable[list[str]], int], Iterable[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,21 @@ class Drawing:
     """What the masks and images mean.
 
     ``names`` are the names of labels 0..N, None where the mode is unknown: any label is then drawn, named by
-    its id. Without ``matching``, predictions hold class ids.
+    its id. ``matching`` gives the class of each cluster; without it predictions hold class ids.
     """
 
     image_dir: Path
     names: Sequence[str] | None = None
-    matching: Matching | None = None
+    matching: dict[int, int] | None = None
 
 
-def write_overlays(pairs: Pairs, drawing: Drawing, out: Path, workers: int, show: Show = no_bar) -> None:
+def write_overlays(
+    pairs: Pairs, drawing: Drawing, out: Path, workers: int, progress: Progress = lambda results, _: results
+) -> None:
     """Draw every pair over its image and write ``<out>/<wnid>/<name>.png``, replacing earlier overlays.
 
     A file has the image, the ground truth, the prediction and their disagreement side by side, full size,
-    with a legend. ``workers`` is a number of processes (0: this one), ``show`` opens a progress bar.
+    with a legend. ``workers`` is a number of processes (0: this one).
 
     Raises InputError when an input cannot be used, or a file that is no overlay stands where one belongs;
     ``out`` is then as it was.
@@ -57,15 +60,12 @@ def write_overlays(pairs: Pairs, drawing: Drawing, out: Path, workers: int, show
     temporary.mkdir(parents=True)
     try:
         draw = partial(_draw_file, pairs, drawing, temporary)
-        problems: list[str] = []
-        with show("overlays", len(pairs.names), unit="image") as advance:
-            for of_image in _mapped(draw, pairs.names, workers):
-                problems += of_image
-                advance(1)
+        problems = [
+            p for some in progress(_mapped(draw, pairs.names, workers), len(pairs.names)) for p in some
+        ]
         if problems:
-            raise InputError(
-                f"{counted(len(problems), 'image')} cannot be drawn:\n{listed(problems)}", problems
-            )
+            what = "image" if len(problems) == 1 else "images"
+            raise InputError(f"{len(problems)} {what} cannot be drawn:\n{listed(problems)}")
         for name in pairs.names:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).replace(out / name)
@@ -137,7 +137,7 @@ def _read_masks(pairs: Pairs, drawing: Drawing, name: str) -> tuple[np.ndarray, 
             f"{path}: {prediction.shape[1]} x {prediction.shape[0]} pixels, but its ground truth has "
             f"{ground_truth.shape[1]} x {ground_truth.shape[0]}"
         )
-    labels = np.unique(prediction)
+    labels, place = np.unique(prediction, return_inverse=True)
     if drawing.matching is None:
         if labels.max() > limit:
             raise InputError(
@@ -145,12 +145,13 @@ def _read_masks(pairs: Pairs, drawing: Drawing, name: str) -> tuple[np.ndarray, 
                 "cluster ids need a matching: run match.py, then pass --match"
             )
         return ground_truth, prediction
-    lacking = drawing.matching.lacking(labels)
-    if lacking:
+    missing = sorted(set(labels.tolist()) - drawing.matching.keys())
+    if missing:
         raise InputError(
-            f"{path}: cluster {lacking[0]} is not in the matching; run match.py on these predictions"
+            f"{path}: cluster {missing[0]} is not in the matching; run match.py on these predictions"
         )
-    return ground_truth, drawing.matching.classes[prediction]
+    classes = np.array([drawing.matching[cluster] for cluster in labels.tolist()])
+    return ground_truth, classes[place].reshape(prediction.shape)
 
 
 def _legend(

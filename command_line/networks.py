@@ -1,0 +1,92 @@
+"""What the scripts share that run a network over images: its arguments, and how it uses the machine."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from command_line import path_argument, whole_number
+from command_line.preparation import bar
+from imagenets.classes import MODES
+from imagenets.common.errors import InputError
+from imagenets.common.progress import no_bar
+from imagenets.learning.inference.engine import Running
+from imagenets.learning.training.distributed import Processes
+
+SPLITS = ("validation", "test")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add where images come from: a prepared set with its mode and splits, or any folder."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--save-dir", type=path_argument, help="holds ImageNetS50 and so on")
+    source.add_argument(
+        "--images", type=path_argument, metavar="DIR", help="a folder of any pictures, at any depth"
+    )
+    parser.add_argument("--mode", choices=MODES, help="number of classes; goes with --save-dir")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="(default: those that are there)")
+
+
+def check_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with wrong usage where source, mode and splits do not go together."""
+    if arguments.save_dir is not None and arguments.mode is None:
+        parser.error("--save-dir needs --mode")
+    if arguments.images is not None and arguments.splits:
+        parser.error("--splits are those of --save-dir")
+
+
+def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
+    """Add how a network is run; results do not depend on it but for rounding."""
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto, CUDA if there)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole_number(0, 1024),
+        metavar="N",
+        default=len(os.sched_getaffinity(0)),
+        help="processes that read images, and as many that write (default: one per core; 0: none)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number(1, 100_000),
+        metavar="B",
+        default=batch_size,
+        help=f"pictures at a time (default: {batch_size}); lower it where memory does not suffice",
+    )
+    parser.add_argument(
+        "--amp", action="store_true", help="half precision where it is safe: faster on GPUs, not exact"
+    )
+
+
+def positive_number(text: str) -> float:
+    """Argument type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def chosen_splits(root: Path, splits: Sequence[str] | None) -> list[str]:
+    """Give the splits that were asked for, or else those that are there."""
+    chosen = list(splits or [split for split in SPLITS if (root / split).is_dir()])
+    if not chosen:
+        raise InputError(f"{root}: neither validation nor test there; run datapreparation_val.py")
+    return chosen
+
+
+def running_of(arguments: argparse.Namespace, processes: Processes) -> Running:
+    """How the command line wants a network to be run."""
+    return Running(
+        processes,
+        workers=arguments.workers,
+        batch_size=arguments.batch_size,
+        amp=arguments.amp,
+        show=bar if processes.first else no_bar,
+    )

@@ -1,0 +1,115 @@
+"""Distance matching: classes of pixels by the nearest embeddings of annotated regions.
+
+A network that has seen no label is judged: the images of train-semi give, for each label in their masks, one
+embedding; each pixel of another image takes the label that its nearest embeddings vote for. Source:
+docs/methods.md, Distance matching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from imagenets.classes import IGNORE, MODES
+from imagenets.common.errors import InputError
+from imagenets.common.whole_files import whole_file
+from imagenets.learning.inference.engine import Batch, Running, load_arrays, store_arrays
+from imagenets.learning.inference.label_files import enlarged
+from imagenets.learning.inference.neighbours import Bank, enlarged_maps, label_maps, unit_vectors
+from imagenets.learning.inference.pictures import Images, Reading
+from imagenets.learning.networks.backbones import Backbone
+
+
+def embeddings_of(maps: torch.Tensor, stride: int, masks: list[np.ndarray]) -> list[dict[str, torch.Tensor]]:
+    """One embedding of each label in each mask: of maps (B, C, h, w) and masks (H, W) of B images.
+
+    The map is enlarged to the grid of stride 8, the mask reduced to it by the nearest neighbour from its full
+    size. An embedding is the sum of the features where the mask has the label, divided by the number of all
+    places, whatever their label; 1000 gives none, 0 (background) does. For each image ``embeddings``
+    (n, C) float32 and ``labels`` (n,) int64, ascending.
+    """
+    features = enlarged_maps(maps.float(), stride)
+    grid = tuple(features.shape[2:])
+    found = []
+    for of_image, mask in zip(features.flatten(2), masks, strict=True):  # (C, P)
+        places = torch.from_numpy(enlarged(mask, *grid).astype(np.int64)).to(maps.device).flatten()
+        labels = torch.unique(places)
+        labels = labels[labels != IGNORE]
+        members = (places == labels[:, None]).to(of_image.dtype)  # (n, P)
+        found.append({"embeddings": members @ of_image.T / len(places), "labels": labels})
+    return found
+
+
+def store_embeddings(
+    backbone: Backbone, images: Images, store: Path, identity: str, running: Running
+) -> list[Path]:
+    """Keep the embeddings of images (with masks) in files of ``store``; ``store_arrays`` tells how.
+
+    Called on all processes, each makes its share. ``join_bank`` makes a bank of the files.
+    """
+
+    def step(batch: Batch) -> list[dict[str, torch.Tensor]]:
+        return embeddings_of(backbone(batch.pictures), backbone.stride, batch.masks)
+
+    return store_arrays(
+        images, store, f"bank {identity}", step, reading_of(backbone), running, with_masks=True
+    )
+
+
+def join_bank(paths: Sequence[Path], bank: Path) -> int:
+    """Write the bank of stored embeddings, in their order, whole or not at all; gives how many they are.
+
+    ``embeddings`` (M, C) float32 are unit vectors, ``labels`` (M,) int64. Raises InputError when there is
+    none.
+    """
+    embeddings, labels = load_arrays(paths, "embeddings"), load_arrays(paths, "labels")
+    if not len(labels):
+        raise InputError(f"no mask has a label but {IGNORE}: there is nothing to match with")
+    with whole_file(bank) as temporary, temporary.open("wb") as file:
+        np.savez(file, embeddings=unit_vectors(embeddings), labels=labels)
+    return len(labels)
+
+
+def load_bank(path: Path, channels: int, neighbours: int, mode: str | None = None) -> Bank:
+    """Read a bank, on the CPU, for a network with this many channels.
+
+    Raises InputError, naming the file, when it is no bank, another network's, or of another mode, or has
+    fewer embeddings than ``neighbours``.
+    """
+    try:
+        with np.load(path) as arrays:
+            embeddings, labels = arrays["embeddings"], arrays["labels"]
+    except (ValueError, KeyError, EOFError, AttributeError, BadZipFile) as error:
+        raise InputError(f"{path}: no bank of embeddings; distance_matching.py writes one") from error
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not len(labels):
+        raise InputError(f"{path}: no bank of embeddings; distance_matching.py writes one")
+    if embeddings.shape[1] != channels:
+        raise InputError(
+            f"{path}: embeddings of {embeddings.shape[1]} numbers, but this backbone gives {channels}; "
+            "a bank belongs to the network that made it"
+        )
+    if neighbours > len(labels):
+        raise InputError(f"{path}: {len(labels)} embeddings, fewer than --neighbours {neighbours}")
+    if mode is not None and labels.max() > MODES[mode].classes:
+        raise InputError(f"{path}: label {labels.max()} is no class of mode {mode}")
+    return Bank(torch.from_numpy(embeddings.astype(np.float32)), torch.from_numpy(labels.astype(np.int64)))
+
+
+def label_step(
+    backbone: Backbone, bank: Bank, neighbours: int, temperature: float
+) -> Callable[[Batch], torch.Tensor]:
+    """Give the engine's step: label maps (B, H, W) on the grid of stride 8, by the bank."""
+    find = partial(
+        label_maps, stride=backbone.stride, bank=bank, neighbours=neighbours, temperature=temperature
+    )
+    return lambda batch: find(backbone(batch.pictures))
+
+
+def reading_of(backbone: Backbone) -> Reading:
+    """How images become pictures for this backbone."""
+    return Reading(backbone.mean, backbone.std, fixed_size=backbone.fixed_size)

@@ -1,0 +1,381 @@
+"""The one way from images to what a network says of them, for all methods.
+
+    images → workers decode and resize → pictures of one size in a batch, on the device → the method's own
+    step → either label maps, enlarged and written as PNG files by workers, or arrays, kept in files
+
+A method gives a ``step``: a function of a ``Batch`` that runs its network and returns, for each picture of
+the batch, what it found. ``write_label_maps`` takes label maps, ``store_arrays`` takes arrays.
+
+- Which pictures stand in one batch depends on the list of images and on the batch size alone: not on the
+  number of processes, and not on what an earlier run has left. So the same files come out of any of them,
+  byte for byte, on one machine with one number of threads. Other batches, threads or builds of PyTorch round
+  sums differently, by 1e-6 or so: labels then differ where two are equally good but for that.
+- The list is cut into chunks. Under torchrun each process takes every n-th chunk; only the disk is shared.
+- What is there is not made again. Files are whole or absent. Bad images are all tried and told together.
+
+Under torchrun call both functions on all processes, in ``processes.together``, which tells of their errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from imagenets.common.errors import InputError, listed
+from imagenets.common.progress import Advance, Show, no_bar
+from imagenets.common.whole_files import whole_file
+from imagenets.learning.image_list import fingerprint
+from imagenets.learning.inference.label_files import LabelFile, writing
+from imagenets.learning.inference.pictures import Images, Reading, read_picture
+from imagenets.learning.training.distributed import Processes
+
+_LARGEST_CHUNK = 1024  # images; their pictures may all wait for others of their size: 300 MB
+_CHUNKS = 16  # at least, so that several processes have a share each, but for tiny sets
+_BLOCK = 8  # images that a worker decodes at a time
+_FILES_AHEAD = 64  # batches whose files are not written yet
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a run uses the machine.
+
+    ``workers`` processes decode, and as many encode (0: this one does both); ``batch_size`` pictures are in
+    a batch at most; ``amp`` computes in half precision where that is safe (autocast), and without it float32
+    is exact on GPUs too (no TF32). ``show`` opens a progress bar.
+    """
+
+    processes: Processes
+    workers: int = 0
+    batch_size: int = 16
+    amp: bool = False
+    show: Show = no_bar
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one size: ``pictures`` (B, 3, H, W) float32, normalised, on the device.
+
+    ``indices`` are their places in the list of images, ``sizes`` their images' full sizes (height, width),
+    ``masks`` their masks (height, width) uint16, where the method asked for them.
+    """
+
+    indices: list[int]
+    pictures: torch.Tensor
+    sizes: list[tuple[int, int]]
+    masks: list[np.ndarray]
+
+
+# What a step gives for each picture: a label map (h, w) of any size; or arrays by name, rows first.
+LabelStep = Callable[[Batch], Sequence[torch.Tensor] | torch.Tensor]
+ArrayStep = Callable[[Batch], Sequence[Mapping[str, torch.Tensor]]]
+
+
+def write_label_maps(
+    images: Images, targets: Sequence[Path], step: LabelStep, reading: Reading, running: Running
+) -> int:
+    """Write the label map of each image to its path in ``targets``, if it is not there; gives how many.
+
+    ``step`` gives labels 0..65535, (h, w), for each picture of a batch; they are enlarged to the image's
+    size by the nearest neighbour, as ``torch.nn.functional.interpolate`` picks it. A map that has that size
+    is written as it is. Under torchrun these are this process's share, and their number.
+
+    Raises InputError for images that cannot be read, after all have been tried, and where the device's
+    memory does not suffice.
+    """
+    todo = [
+        chunk
+        for chunk in _share(chunks_of(len(images.names), running.batch_size), running)
+        if not all(targets[index].exists() for index in chunk)
+    ]
+    made = 0
+
+    def absent(index: int) -> bool:
+        return not targets[index].exists()
+
+    with writing(running.workers, _FILES_AHEAD) as write:
+        work = _Work(images, todo, reading, running, absent)
+        for batch, labels in _results(work, step):
+            files = [
+                LabelFile(targets[index], of_one.numpy(), size)
+                for index, of_one, size in zip(batch.indices, labels, batch.sizes, strict=True)
+                if absent(index)
+            ]
+            write(files)
+            made += len(files)
+    work.refuse_bad()
+    return made
+
+
+def store_arrays(
+    images: Images,
+    store: Path,
+    identity: str,
+    step: ArrayStep,
+    reading: Reading,
+    running: Running,
+    with_masks: bool = False,
+) -> list[Path]:
+    """Keep what ``step`` finds in files in the folder ``store``, if they are not there; gives all, in order.
+
+    ``step`` gives a dictionary of arrays, rows first, for each picture of a batch. A file (.npz, for
+    ``load_arrays``) holds the rows of one chunk's images, in the order of the list. Its name tells the
+    images, their sizes and times, and ``identity``, which must tell the network and all settings of the
+    step: files of other runs are used where they fit, and are no obstacle where they do not. Under torchrun
+    a process makes its share; all files are there when all processes have returned.
+
+    Raises as ``write_label_maps`` does.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    chunks = chunks_of(len(images.names), running.batch_size)
+    paths = [
+        store / f"{fingerprint(images.folder, [images.names[i] for i in chunk], identity)}.npz"
+        for chunk in chunks
+    ]
+    by_chunk = dict(zip(chunks, paths, strict=True))
+    todo = [chunk for chunk in _share(chunks, running) if not by_chunk[chunk].exists()]
+    work = _Work(images, todo, reading, running, with_masks=with_masks)
+    found: dict[int, Mapping[str, torch.Tensor]] = {}
+    for batch, arrays in _results(work, step):
+        found.update(zip(batch.indices, arrays, strict=True))
+        chunk = next(chunk for chunk in todo if batch.indices[0] in chunk)
+        if all(index in found for index in chunk):
+            _save(by_chunk[chunk], [found.pop(index) for index in chunk])
+    work.refuse_bad()
+    return paths
+
+
+def _save(path: Path, of_images: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    arrays: dict[str, Any] = {
+        name: np.concatenate([of_one[name].numpy() for of_one in of_images]) for name in of_images[0]
+    }
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_arrays(paths: Iterable[Path], name: str) -> np.ndarray:
+    """Join one array of the files that ``store_arrays`` gave. InputError, naming the file, for a bad one."""
+    parts = []
+    for path in paths:
+        try:
+            with np.load(path) as arrays:
+                parts.append(arrays[name])
+        except (ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise InputError(f"{path}: damaged; remove it, and run this again") from error
+    return np.concatenate(parts)
+
+
+def chunks_of(count: int, batch_size: int) -> list[range]:
+    """Cut ``count`` images into chunks, which depend on nothing else but the batch size."""
+    size = min(_LARGEST_CHUNK, max(batch_size, -(-count // _CHUNKS)))
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _share(chunks: Sequence[range], running: Running) -> Sequence[range]:
+    return chunks[running.processes.rank :: running.processes.number]
+
+
+@dataclass
+class _Work:
+    """The chunks that this process has to do, and the images that turn out to be bad."""
+
+    images: Images
+    chunks: Sequence[range]
+    reading: Reading
+    running: Running
+    needed: Callable[[int], bool] = lambda index: True
+    with_masks: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    def refuse_bad(self) -> None:
+        """Raise InputError when images were bad."""
+        if self.problems:
+            what = "image is" if len(self.problems) == 1 else "images are"
+            raise InputError(f"{len(self.problems)} {what} bad:\n{listed(sorted(self.problems))}")
+
+
+class _Group(NamedTuple):
+    """Pictures of one size out of a block: ``pixels`` (n, h, w, 3) uint8."""
+
+    indices: list[int]
+    pixels: torch.Tensor
+    sizes: list[tuple[int, int]]
+    masks: list[np.ndarray | None]
+
+
+class _Block(NamedTuple):
+    chunk: int
+    groups: list[_Group]
+    problems: list[str]
+
+
+class _Blocks(Dataset[_Block]):
+    """A few images of a chunk at a time, decoded and resized; runs in the workers."""
+
+    def __init__(self, work: _Work) -> None:
+        self._images, self._reading, self._with_masks = work.images, work.reading, work.with_masks
+        self._blocks = [
+            (number, chunk[start : start + _BLOCK])
+            for number, chunk in enumerate(work.chunks)
+            for start in range(0, len(chunk), _BLOCK)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, item: int) -> _Block:
+        number, indices = self._blocks[item]
+        groups: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
+        problems = []
+        for index in indices:
+            try:
+                picture = read_picture(
+                    self._images, self._images.names[index], self._reading, self._with_masks
+                )
+            except InputError as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append(f"{error.filename}: {error.strerror}")
+            else:
+                groups.setdefault(picture.pixels.shape, []).append((index, picture))
+        return _Block(
+            number,
+            [
+                _Group(
+                    [index for index, _ in group],
+                    torch.from_numpy(np.stack([picture.pixels for _, picture in group])),
+                    [picture.size for _, picture in group],
+                    [picture.mask for _, picture in group],
+                )
+                for group in groups.values()
+            ],
+            problems,
+        )
+
+
+def _as_it_is(block: _Block) -> _Block:
+    return block
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    index: int
+    pixels: np.ndarray
+    size: tuple[int, int]
+    mask: np.ndarray | None
+
+
+def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
+    """Give the images of the chunks in batches of one size; what fills none comes at its chunk's end."""
+    loader = DataLoader(
+        _Blocks(work),
+        batch_size=None,
+        num_workers=work.running.workers,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        multiprocessing_context="fork" if work.running.workers else None,
+    )
+    waiting: dict[tuple[int, ...], list[_Waiting]] = {}
+    chunk = 0
+    for block in loader:
+        if block.chunk != chunk:
+            yield from filter(None, waiting.values())
+            waiting.clear()
+            chunk = block.chunk
+        work.problems += block.problems
+        advance(len(block.problems))
+        for group in block.groups:
+            pixels = group.pixels.numpy().copy()  # out of the workers' shared memory, which may be small
+            full = waiting.setdefault(pixels.shape[1:], [])
+            for row in zip(group.indices, pixels, group.sizes, group.masks, strict=True):
+                full.append(_Waiting(*row))
+                if len(full) == work.running.batch_size:
+                    yield full[:]
+                    full.clear()
+    yield from filter(None, waiting.values())
+
+
+def _results(work: _Work, step: Callable[[Batch], Any]) -> Iterator[tuple[Batch, list[Any]]]:
+    """Run ``step`` on all batches in which something is needed; its results come on the CPU.
+
+    While they are fetched, the device is at work on the next batch.
+    """
+    if not work.chunks:
+        return
+    total = sum(map(len, work.chunks))
+    device = work.running.processes.device
+    before: tuple[Batch, Any] | None = None
+    with work.running.show(work.images.folder.name, total, unit="images") as advance, _memory_told(device):
+        for waiting in _waiting_batches(work, advance):
+            if any(work.needed(one.index) for one in waiting):
+                batch = _to_device(waiting, work.reading, device)
+                with torch.inference_mode(), _precision(device, work.running.amp):
+                    begun = batch, step(batch)
+                if before is not None:
+                    yield before[0], _on_cpu(before[1])
+                before = begun
+            advance(len(waiting))
+        if before is not None:
+            yield before[0], _on_cpu(before[1])
+
+
+def _to_device(waiting: Sequence[_Waiting], reading: Reading, device: torch.device) -> Batch:
+    pixels = torch.from_numpy(np.stack([one.pixels for one in waiting]))
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
+    values = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().contiguous() / 255
+    mean, std = (torch.tensor(of, device=device).view(3, 1, 1) for of in (reading.mean, reading.std))
+    return Batch(
+        [one.index for one in waiting],
+        (values - mean) / std,
+        [one.size for one in waiting],
+        [one.mask for one in waiting if one.mask is not None],
+    )
+
+
+def _on_cpu(results: Any) -> list[Any]:  # noqa: ANN401 - a tensor, or a list of tensors or of dictionaries
+    if isinstance(results, torch.Tensor):
+        return list(results.cpu())
+    return [
+        one.cpu() if isinstance(one, torch.Tensor) else {name: value.cpu() for name, value in one.items()}
+        for one in results
+    ]
+
+
+def _precision(device: torch.device, amp: bool) -> AbstractContextManager[object]:
+    """Half precision where it is safe; or float32 as it is, not rounded to TF32 in convolutions."""
+    if amp:
+        return torch.autocast(device.type, torch.float16 if device.type == "cuda" else torch.bfloat16)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    return nullcontext()
+
+
+@contextmanager
+def _memory_told(device: torch.device) -> Iterator[None]:
+    """Turn a lack of memory, and what a worker says that dies of it, into one message."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"the memory of {device} does not suffice: lower --batch-size") from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise InputError("memory does not suffice: lower --batch-size or --workers") from error
+        if "DataLoader worker" in str(error):
+            raise InputError(
+                "a worker process died, out of memory perhaps, or of shared memory "
+                f"({_shared_memory()}): lower --workers"
+            ) from error
+        raise
+
+
+def _shared_memory() -> str:
+    status = os.statvfs("/dev/shm")
+    return f"/dev/shm has {status.f_blocks * status.f_frsize >> 20} MB"

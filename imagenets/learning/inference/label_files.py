@@ -1,0 +1,90 @@
+"""Label maps as PNG files, enlarged and written by worker processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from imagenets.common.whole_files import whole_file
+from imagenets.learning.extraction import worker_pool
+from imagenets.masks import labels_to_rgb
+
+_COMPRESSION = 3  # of 9: half the time of the default, for files twice as large
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """Labels (h, w), integers 0..65535, for a file of ``size`` (height, width)."""
+
+    path: Path
+    labels: np.ndarray
+    size: tuple[int, int]
+
+
+Write = Callable[[Sequence[LabelFile]], None]
+
+
+@contextmanager
+def writing(workers: int, ahead: int) -> Iterator[Write]:
+    """Give a function that has files written by ``workers`` processes (0: this one).
+
+    It returns before they are written, and waits where more than ``ahead`` calls are behind. At the end all
+    files are there. Raises what writing raises, OSError mostly.
+    """
+    if workers == 0:
+        yield _write_all
+        return
+    with worker_pool(workers) as pool:
+        pending: deque[Future[None]] = deque()
+
+        def write(files: Sequence[LabelFile]) -> None:
+            pending.append(pool.submit(_write_in_worker, files))
+            while len(pending) > ahead:
+                pending.popleft().result()
+
+        yield write
+        while pending:
+            pending.popleft().result()
+
+
+def _write_in_worker(files: Sequence[LabelFile]) -> None:
+    torch.set_num_threads(1)  # threads of the process that this one was forked from are not here
+    _write_all(files)
+
+
+def _write_all(files: Sequence[LabelFile]) -> None:
+    for file in files:
+        write_label_file(file)
+
+
+def write_label_file(file: LabelFile) -> None:
+    """Enlarge the labels by the nearest neighbour, and write them as a mask; folders above it are made."""
+    labels = enlarged(file.labels, *file.size)
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file.path) as temporary:
+        Image.fromarray(labels_to_rgb(labels)).save(temporary, "PNG", compress_level=_COMPRESSION)
+
+
+def enlarged(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bring labels (h, w) to (height, width) exactly as ``interpolate(mode="nearest")`` does."""
+    if labels.shape == (height, width):
+        return labels
+    return labels[_nearest(labels.shape[0], height)[:, None], _nearest(labels.shape[1], width)]
+
+
+@lru_cache(maxsize=4096)
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Indices (new,) that PyTorch's nearest neighbour picks; its own rounding in float32 decides them."""
+    line = torch.arange(old, dtype=torch.float32).reshape(1, 1, old, 1)
+    picked: np.ndarray = interpolate(line, size=(new, 1), mode="nearest").flatten().long().numpy()
+    return picked

@@ -1,0 +1,79 @@
+"""The folder of one run over images: it tells which run it holds, and takes no other's results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from imagenets.common.errors import InputError
+from imagenets.common.locks import locked
+from imagenets.common.whole_files import write_whole
+from imagenets.learning.training.distributed import Processes
+
+
+@contextmanager
+def opened(
+    folder: Path,
+    record_name: str,
+    record: Mapping[str, Mapping[str, Any]],
+    owned: Sequence[str],
+    processes: Processes,
+) -> Iterator[None]:
+    """Hold an output folder against other runs; make it where it is not there.
+
+    ``record`` has all that decides what the run writes, in two levels; it is kept in the folder's file
+    ``record_name``. Entries may be added by a later run (a split, say), but not change. ``owned`` are the
+    names in the folder that only a run of this method makes.
+
+    Raises InputError when the folder holds another run, saying what differs, or what no run made, and when
+    another process is at work in it.
+    """
+    with ExitStack() as held:
+
+        def enter() -> None:
+            if processes.first:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(folder / ".lock"))
+                keep_record(folder / record_name, record, owned)
+
+        processes.together(enter)
+        yield
+
+
+def keep_record(path: Path, record: Mapping[str, Mapping[str, Any]], owned: Sequence[str]) -> None:
+    """Write down which run the folder of ``path`` holds; InputError where it holds results of another."""
+    folder = path.parent
+    merged = {part: dict(values) for part, values in record.items()}
+    if any((folder / name).exists() for name in owned):
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = [
+                f"{key}: {before[part][key]} then, {value} now"
+                for part, values in record.items()
+                for key, value in values.items()
+                if before[part].get(key, value) != value
+            ]
+            merged = {part: before[part] | values for part, values in merged.items()}
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder}: holds what this script did not make; name another --output-dir"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: damaged; name another --output-dir") from error
+        if changed:
+            raise InputError(f"{folder}: holds another run ({'; '.join(changed)}); name another --output-dir")
+    write_whole(path, json.dumps(merged, indent=2) + "\n")
+
+
+def code_digest() -> str:
+    """Digest of the code from images to label maps, so that what is stored outlives no change of it."""
+    digest = hashlib.blake2b(digest_size=8)
+    here = Path(__file__).parent
+    for room in (here, here.with_name("networks")):
+        for path in sorted(room.glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
