@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -124,3 +126,52 @@ def test_an_empty_output_is_not_the_current_folder(tmp_path):
         )
         assert result.returncode == 2 and "usage" in result.stderr
     assert not any(tmp_path.iterdir())
+
+
+def plain(text):
+    """Lines with spaces collapsed and numbers replaced: another machine may find other digits."""
+    return [re.sub(r"\d+(\.\d+)?", "N", " ".join(line.split())) for line in text.splitlines()]
+
+
+def shown(expected, printed):
+    """Whether the lines of a page, of which "…" leaves some out, were printed in this order."""
+    lines = iter(plain(printed))
+    for line in plain(expected):
+        start, _, rest = line.partition("…")
+        found = (start and not rest) and any(
+            given.startswith(start) if "…" in line else given == start for given in lines
+        )
+        if line != "…" and not found:
+            return False
+    return True
+
+
+def test_readmes_walk(demo, tmp_path):
+    """README from its walk on, as a reader pastes it, one block after the other, in one shell."""
+    for name in ("datapreparation", "evaluation", "methods"):
+        (tmp_path / name).symlink_to(CHECKOUT / name)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/output").symlink_to(demo[0])
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").write_text(
+        f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n"
+    )
+
+    walk = (CHECKOUT / "README.md").read_text(encoding="utf-8").partition("## A walk")[2]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", walk, re.DOTALL | re.MULTILINE)
+    script, expected = "set -e\n", []
+    for kind, block in blocks:
+        if kind in ("shell", "python"):
+            script += "printf '\\f'\n" + (block if kind == "shell" else f"python <<'END'\n{block}END\n")
+            expected.append("")
+        elif kind == "text":
+            expected[-1] = block
+    env = environment(PYTHONPATH=str(CHECKOUT))  # where setup.sh has not installed the library
+    done = subprocess.run(
+        ["bash", "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(expected) > 7
+    for block, printed in zip(expected, done.stdout.split("\f")[1:], strict=True):
+        assert shown(block, printed), printed
+    assert (tmp_path / "report.html").exists()

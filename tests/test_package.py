@@ -88,3 +88,8 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
     done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(site / "imagenets" / "__init__.py"), imagenets.__version__]
+
+
+def test_the_citation_names_this_version():
+    citation = (CHECKOUT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {imagenets.__version__}\n" in citation
