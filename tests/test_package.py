@@ -44,7 +44,7 @@ def test_every_room_is_on_the_map():
 def wheel(tmp_path_factory):
     """Built from a copy, so that nothing is written into the checkout and nothing old is taken from it."""
     folder, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, source)
     shutil.copytree(LIBRARY, source / "imagenets", ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check"]

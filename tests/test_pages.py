@@ -30,7 +30,7 @@ def test_pointers_in_the_code_name_a_section_that_is_there():
             for page, topic in POINTER.findall(text):
                 known = sections.get(page, set())
                 if topic:
-                    known = {name for name in known if topic.startswith(name) or topic.lower() in name.lower()}
+                    known = {n for n in known if topic.startswith(n) or topic.lower() in n.lower()}
                 if not known:
                     lost.append(f"{file.name}: docs/{page}.md, {topic}")
     assert lost == []
