@@ -110,13 +110,6 @@ def test_a_second_run_reads_no_image(tmp_path, shard):
     assert [path.name for path in (tmp_path / "save/ImageNetS50").iterdir()] == ["train"]
 
 
-def test_whole_row_groups_are_shared_out(monkeypatch):
-    copies = [SimpleNamespace(row=row) for row in (0, 0, 3, 9, 10, 11, 19, 25)]
-    monkeypatch.setattr(image_folders, "ROWS", 3)
-    pieces = [[c.row for c in piece] for piece in image_folders._pieces(copies, [0, 10, 20, 30])]
-    assert pieces == [[0, 0, 3, 9], [10, 11, 19], [25]]
-
-
 def test_a_giant_row_group_takes_little_memory(tmp_path):
     """300 MB of images in one row group; read as a whole they would take twice that."""
     path = tmp_path / "train-00000-of-00001.parquet"

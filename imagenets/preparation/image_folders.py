@@ -13,16 +13,15 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from imagenets.classes import MERGED, MODES
 from imagenets.common.disk_space import check_room, on_disk
@@ -32,13 +31,12 @@ from imagenets.common.progress import Show, no_bar
 from imagenets.lists import MappedImage, SemiImage
 from imagenets.preparation.folder_layouts import TrainFolder
 from imagenets.preparation.layouts import KAGGLE, Train, Val
-from imagenets.preparation.parquet import division, read_rows
+from imagenets.preparation.parquet import largest_row_group, read_rows
 from imagenets.preparation.source_images import Image, MissingError
 
 LOCK = ".imagenets.lock"  # in the folder that all sets lie in
 STAGING = ".incomplete-images"  # in a set's folder: files that are being written
 BATCH = 32  # files that a thread takes at a time, in a folder that is there already
-ROWS = 256  # rows of a parquet shard that a thread takes at a time
 ROW_GROUP_ROOM = 128 << 20  # bytes of row groups that threads may read at a time
 
 
@@ -228,8 +226,8 @@ class _Todo:
     plan: Plan
     root: Path
     folders: list[Path]  # to be made, parents first
-    links: list[tuple[str, str]]  # what it says, where it goes
-    copies: list[tuple[Image, str]]
+    links: list[tuple[str, str]]  # what it says, where it goes: below the root, as in the plan
+    copies: list[tuple[Image, str]]  # alike
     staged: bool  # a killed run left half-written files
 
     @classmethod
@@ -238,8 +236,7 @@ class _Todo:
         root = save / plan.folder
         wanted: dict[str, list[str]] = {}
         for target in (*plan.copies, *plan.links):
-            parent, _, name = target.rpartition("/")
-            wanted.setdefault(parent, []).append(name)
+            wanted.setdefault(target.rpartition("/")[0], []).append(target)
         folders, links, copies = [], [], []
         problems: list[str] = []
         for parent in _with_parents(wanted):
@@ -248,16 +245,15 @@ class _Todo:
             if there is None:
                 folders.append(path)
                 there = {}
-            for name in wanted.get(parent, ()):
-                target = f"{parent}/{name}" if parent else name
-                image, entry = plan.copies.get(target), there.get(name)
+            for target in wanted.get(parent, ()):
+                image, entry = plan.copies.get(target), there.get(target.rpartition("/")[2])
                 problem = None
                 if image is None and entry is None:
-                    links.append((plan.links[target], f"{root}/{target}"))
+                    links.append((plan.links[target], target))
                 elif image is None and entry is not None:
                     problem = _wrong_link(entry, plan.links[target])
                 elif image is not None and (entry is None or is_empty_file(entry)):
-                    copies.append((image, f"{root}/{target}"))
+                    copies.append((image, target))
                 elif image is not None and entry is not None:
                     problem = _wrong_copy(entry, image)
                 if problem:
@@ -288,7 +284,7 @@ class _Todo:
             if str(folder) not in filled:
                 folder.mkdir()
         for leads_to, target in self.links:
-            os.symlink(leads_to, target)
+            os.symlink(leads_to, f"{self.root}/{target}")
         if self.staged:
             shutil.rmtree(self.root / STAGING)
         if jobs:
@@ -311,8 +307,9 @@ class _Todo:
         by_folder: dict[str, list[tuple[Image, str]]] = {}
         for image, target in self.copies:
             if image.row is None:
-                by_folder.setdefault(target.rpartition("/")[0], []).append((image, target))
-        with_links = {target.rpartition("/")[0] for _, target in self.links}
+                path = f"{self.root}/{target}"
+                by_folder.setdefault(path.rpartition("/")[0], []).append((image, path))
+        with_links = {f"{self.root}/{target}".rpartition("/")[0] for _, target in self.links}
         new = {str(folder) for folder in self.folders} - with_links
         jobs = []
         for folder, copies in by_folder.items():
@@ -324,10 +321,9 @@ class _Todo:
 
     def summary(self) -> list[Done]:
         """Count per folder, ``ImageNetS50/validation``, what is there now and what was made."""
-        skip = len(str(self.root)) + 1
         copies = Counter(target.split("/")[0] for target in self.plan.copies)
         links = Counter(target.split("/")[0] for target in self.plan.links)
-        made = Counter(target[skip:].split("/")[0] for _, target in (*self.links, *self.copies))
+        made = Counter(target.split("/")[0] for _, target in (*self.links, *self.copies))
         return [
             Done(f"{self.plan.folder}/{top}", copies[top], links[top], made[top])
             for top in dict.fromkeys((*copies, *links))
@@ -411,72 +407,71 @@ def _copy_rows(todo: Sequence[_Todo], workers: int, show: Show) -> None:
 
     A class's images lie in many shards, so that no folder can appear whole; files do.
     """
-    by_shard: dict[str, list[_RowCopy]] = {}
+    by_shard: dict[str, list[tuple[_Todo, _Rows]]] = {}
+    total = 0
     for work in todo:
-        for image, target in work.copies:
-            if image.row is not None:
-                copy = _RowCopy(image.row, target, f"{work.root}/{STAGING}")
-                by_shard.setdefault(image.path, []).append(copy)
+        of_work: dict[str, _Rows] = {}
+        for copy in work.copies:
+            if copy[0].row is not None:
+                of_work.setdefault(copy[0].path, []).append(copy)
+                total += 1
+        for shard, copies in of_work.items():
+            by_shard.setdefault(shard, []).append((work, copies))
     if not by_shard:
         return
-    jobs = []
-    largest = 1
-    for number, (shard, copies) in enumerate(sorted(by_shard.items())):
-        copies.sort()
-        groups = division(shard)
-        largest = max(largest, groups.largest)
-        for i, piece in enumerate(_pieces(copies, groups.starts)):
-            jobs.append(partial(_write_rows, shard, piece, f"{number}-{i}"))
+    largest = max(largest_row_group(shard) for shard in by_shard)
+    stop = threading.Event()
+    jobs = [
+        partial(_write_rows, shard, copies, str(i), stop)
+        for i, (shard, copies) in enumerate(sorted(by_shard.items(), key=itemgetter(0)))
+    ]
     with ExitStack() as stack:
-        for work in todo:
-            if any(image.row is not None for image, _ in work.copies):
-                stack.enter_context(work.staging())
-        total = sum(map(len, by_shard.values()))
+        for work in {id(work): work for parts in by_shard.values() for work, _ in parts}.values():
+            stack.enter_context(work.staging())
         advance = stack.enter_context(show("parquet", total, unit="image"))
-        _run_all(jobs, min(workers, max(1, ROW_GROUP_ROOM // largest)), advance)
+        _run_all(jobs, min(workers, max(1, ROW_GROUP_ROOM // max(largest, 1))), advance, stop)
 
 
-def _pieces(copies: Sequence[_RowCopy], starts: np.ndarray) -> Iterator[Sequence[_RowCopy]]:
-    """Share out a shard's copies in whole row groups, of which each is read once; about ROWS a piece."""
-    ends = np.unique(np.searchsorted([copy.row for copy in copies], starts))
-    begin = 0
-    for end in ends.tolist():
-        if end - begin >= ROWS or begin < end == len(copies):
-            yield copies[begin:end]
-            begin = end
+_Rows = list[tuple[Image, str]]  # copies whose images are rows of one shard
 
 
-class _RowCopy(NamedTuple):
-    """A row of a shard, and the file to make of it."""
-
-    row: int
-    target: str
-    staging: str
-
-
-def _write_rows(shard: str, copies: Sequence[_RowCopy], staged: str) -> int:
-    """Write files under the unused name ``staged``, rename them, give their number."""
-    targets: dict[int, list[_RowCopy]] = {}
-    for copy in copies:
-        targets.setdefault(copy.row, []).append(copy)
-    for row, content in read_rows(shard, list(targets)):
-        for copy in targets[row]:
-            unfinished = f"{copy.staging}/{staged}"
+def _write_rows(shard: str, copies: Sequence[tuple[_Todo, _Rows]], staged: str, stop: threading.Event) -> int:
+    """Write a shard's files under the unused name ``staged``, rename them, give their number."""
+    targets: dict[int, list[tuple[Path, str]]] = {}
+    for work, rows in copies:
+        for image, target in rows:
+            if image.row is not None:
+                targets.setdefault(image.row, []).append((work.root, target))
+    for row, content in read_rows(shard, sorted(targets)):
+        if stop.is_set():
+            break
+        for root, target in targets[row]:
+            unfinished = root / STAGING / staged
             try:
-                Path(unfinished).write_bytes(content)
+                unfinished.write_bytes(content)
             except OSError as error:
                 raise InputError(
-                    f"cannot write {copy.target}: {error.strerror}; run the same command again to go on"
+                    f"cannot write {root}/{target}: {error.strerror}; run the same command again to go on"
                 ) from error
-            os.rename(unfinished, copy.target)
-    return len(copies)
+            os.rename(unfinished, f"{root}/{target}")
+    return sum(map(len, targets.values()))
 
 
-def _run_all(jobs: Sequence[Callable[[], int]], workers: int, advance: Callable[[int], None]) -> None:
-    """Do jobs in threads; each gives the number of images that it made."""
+def _run_all(
+    jobs: Sequence[Callable[[], int]],
+    workers: int,
+    advance: Callable[[int], None],
+    stop: threading.Event | None = None,
+) -> None:
+    """Do jobs in threads; each gives the number of images that it made. Where one fails, ``stop`` is set."""
     with _interruptible(ThreadPoolExecutor(workers)) as pool:
-        for made in pool.map(lambda job: job(), jobs):
-            advance(made)
+        try:
+            for made in pool.map(lambda job: job(), jobs):
+                advance(made)
+        except BaseException:
+            if stop is not None:
+                stop.set()
+            raise
 
 
 @contextmanager

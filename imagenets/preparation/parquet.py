@@ -218,19 +218,10 @@ def _read_group(
     raise InputError(f"{path}: row group {number} has fewer rows than it says; {AGAIN}")
 
 
-class Division(NamedTuple):
-    """How a shard is divided: ``starts`` (G + 1,) int64, the first row of each row group, and of none."""
-
-    starts: np.ndarray
-    largest: int  # bytes that the images of the largest row group take
-
-
-def division(path: str) -> Division:
-    """Tell how a shard is divided, by its footer alone."""
+def largest_row_group(path: str) -> int:
+    """Bytes that the images of a shard's largest row group take, by its footer alone."""
     with _opened(Path(path)) as shard:
-        groups = _row_groups(Path(path), shard)
-    starts = np.cumsum([0, *(group.rows for group in groups)])
-    return Division(starts, max((group.rows * group.size for group in groups), default=0))
+        return max((group.rows * group.size for group in _row_groups(Path(path), shard)), default=0)
 
 
 class _RowGroup(NamedTuple):
