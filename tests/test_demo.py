@@ -18,10 +18,12 @@ import pytest
 from helpers.scripts import environment
 from PIL import Image
 
-from demo.make_imagenet import CLASSES, WNIDS, all_items, make
+from demo.make_imagenet import CLASSES, WNIDS, all_items, make, pack
 from imagenets.classes import IGNORE
 from imagenets.lists import ARCHIVES, Origin, categories, mapping, train_semi
 from imagenets.masks import decode_mask
+from imagenets.preparation.layouts import find_train, find_val
+from imagenets.preparation.parquet import read_rows
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -175,3 +177,16 @@ def test_readmes_walk(demo, tmp_path):
     for block, printed in zip(expected, done.stdout.split("\f")[1:], strict=True):
         assert shown(block, printed), printed
     assert (tmp_path / "report.html").exists()
+
+
+def test_the_same_images_in_parquet(tmp_path):
+    items = [item for item in all_items() if item.class_index < 2]
+    for number, item in enumerate(items):
+        make(tmp_path, 0, number, item)
+    before = {f"{p.parent.name}/{p.name}": p.read_bytes() for p in tmp_path.rglob("*.JPEG")}
+    pack(tmp_path, items)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    train, val = find_train(tmp_path), find_val(tmp_path)
+    for item in items:
+        image = (train if item.split == "train" else val).image(item.source)
+        assert next(read_rows(image.path, [image.row])) == (image.row, before[item.source])
