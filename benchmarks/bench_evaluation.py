@@ -165,7 +165,7 @@ def bench(title: str, pairs: Pairs, mode: str, workers: int, rounds: int) -> Non
             count,
             lambda: drain(load_chunks(DecodedChunks(pairs, everything), workers)),
         ),
-        "first pass": (count, lambda: count_pairs(pairs, workers, lambda chunks, _: chunks)),
+        "first pass": (count, lambda: count_pairs(pairs, workers)),
         "torchmetrics (mIoU alone)": (
             len(some.names),
             lambda: torchmetrics_miou(some, workers, classes),

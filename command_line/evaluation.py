@@ -1,24 +1,17 @@
-"""What the evaluation scripts share: arguments, and the way from them to a contingency table."""
+"""What the evaluation scripts share: arguments, and the request for a contingency table that they make."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
-import warnings
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
-from command_line import path_argument
-from imagenets.classes import MAX_LABEL, MODES, ClassInfo, class_table
+from command_line import path_argument, whole_number
+from imagenets.classes import MAX_LABEL, MODES, ClassInfo, Mode, class_table
 from imagenets.common.errors import InputError
-from imagenets.lists import categories_at_hand
-from imagenets.scoring.contingency import Chunk, ContingencyTable, CountPairs, check_labels, refuse
-from imagenets.scoring.matching_file import read_matching
-from imagenets.scoring.pairs import Pairs, check_predict_dir, find_pairs, read_names, wnid_folders
-from imagenets.scoring.table_cache import cached_table
+from imagenets.label_maps import find_wnids
+from imagenets.scoring.counting import CountRequest
+from imagenets.scoring.matching import Matching, read_matching
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,30 +91,10 @@ def add_bootstrap_arguments(parser: argparse.ArgumentParser, resamples: int | No
     parser.add_argument("--seed", type=seed_number, help="of the resamples (default: 0)")
 
 
-def cluster_count(text: str) -> int:
-    """Argument type: a number of clusters."""
-    return _whole_number(text, 1, MAX_LABEL)
-
-
-def worker_count(text: str) -> int:
-    """Argument type: a number of worker processes."""
-    return _whole_number(text, 0, 1024)
-
-
-def resample_count(text: str) -> int:
-    """Argument type: a number of bootstrap resamples."""
-    return _whole_number(text, 1, 1_000_000)
-
-
-def seed_number(text: str) -> int:
-    """Argument type: a seed of a random generator."""
-    return _whole_number(text, 0, 2**63 - 1)
-
-
-def _whole_number(text: str, lowest: int, highest: int) -> int:
-    if not text.isascii() or not text.isdecimal() or not lowest <= int(text) <= highest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number in {lowest}..{highest}")
-    return int(text)
+cluster_count = whole_number(1, MAX_LABEL)
+worker_count = whole_number(0, 1024)
+resample_count = whole_number(1, 1_000_000)
+seed_number = whole_number(0, 2**63 - 1)
 
 
 def matching_path(match: str, results_dir: Path) -> Path:
@@ -131,84 +104,36 @@ def matching_path(match: str, results_dir: Path) -> Path:
     return results_dir / f"{match}.json"
 
 
-def read_matching_of(arguments: argparse.Namespace, match: str | None) -> dict[int, int] | None:
-    """Read the matching that an argument names, None without one; InputError if it is not good."""
+def read_match(arguments: argparse.Namespace, match: str | None, fewer: bool = False) -> Matching | None:
+    """Read the matching that an argument names, None without one; InputError if it is not good.
+
+    It must be of as many clusters as the predictions are taken to hold, or of ``fewer``.
+    """
     if match is None:
         return None
-    path = matching_path(match, arguments.results_dir)
-    matching = read_matching(path, MODES[arguments.mode].classes)
-    clusters, _ = label_limit(arguments, match)
-    if max(matching) != clusters:
-        warn(
-            f"{path}: a matching of clusters 0..{max(matching)}, but the predictions are taken to hold "
-            f"0..{clusters}; is it theirs?"
-        )
+    classes = MODES[arguments.mode].classes
+    matching = read_matching(matching_path(match, arguments.results_dir), classes)
+    matching.check_clusters(arguments.clusters or classes, fewer)
     return matching
 
 
-def label_limit(arguments: argparse.Namespace, match: str | None) -> tuple[int, str]:
-    """Give the largest label that a prediction may have, and what to do where one is larger."""
-    number_of_classes = MODES[arguments.mode].classes
-    if match is None:
-        return number_of_classes, "cluster ids need a matching: run match.py, then pass --match"
-    return arguments.clusters or number_of_classes, "pass the number of clusters with --clusters"
-
-
-def read_table(
-    arguments: argparse.Namespace, clusters: int, hint: str, count: CountPairs | None = None
-) -> ContingencyTable:
-    """Count the masks that the arguments name, or take the counts from the cache; InputError if any is bad.
-
-    ``clusters`` is the largest label that a prediction may have, ``hint`` what to do where one is larger,
-    ``count`` what counts.
-    """
-    pairs = list_pairs(arguments, arguments.predict_dir)
-    warn_of_count(arguments, pairs)
-    table, problems = count_masks(arguments, pairs, clusters, hint, count)
-    refuse(problems)
-    return table
-
-
-def list_pairs(arguments: argparse.Namespace, predict_dir: Path) -> Pairs:
-    """List the pairs of masks that the arguments name, with the predictions in ``predict_dir``."""
-    names = None if arguments.names is None else read_names(arguments.names)
-    pairs = find_pairs(arguments.gt_dir, predict_dir, names)
-    if names is None:
-        check_predict_dir(pairs)
-    return pairs
-
-
-def warn_of_count(arguments: argparse.Namespace, pairs: Pairs) -> None:
-    """Warn where the ground truth is not as many masks as the validation set has."""
+def request_of(arguments: argparse.Namespace, predict_dir: Path, matched: bool) -> CountRequest:
+    """Put the arguments into one request; predictions that are ``matched`` hold cluster ids."""
     mode = MODES[arguments.mode]
-    official = not os.environ.get("IMAGENETS_LISTS")  # lists of one's own have their own number of images
-    if arguments.names is None and official and len(pairs.names) != mode.validation:
-        others = [other.name for other in MODES.values() if other.validation == len(pairs.names)]
-        warn(
-            f"{arguments.gt_dir}: {len(pairs.names)} masks, but the validation set of mode {mode.name} "
-            f"has {mode.validation}" + "".join(f"; is this --mode {other}?" for other in others)
-        )
+    return CountRequest(
+        gt_dir=arguments.gt_dir,
+        predict_dir=predict_dir,
+        mode=mode,
+        clusters=(arguments.clusters or mode.classes) if matched else None,
+        names=arguments.names,
+        cache=None if arguments.no_cache else arguments.results_dir / "cache",
+        workers=arguments.workers,
+    )
 
 
-def count_masks(
-    arguments: argparse.Namespace, pairs: Pairs, clusters: int, hint: str, count: CountPairs | None = None
-) -> tuple[ContingencyTable, list[str]]:
-    """Count masks as ``read_table`` does; returns the table and one message for each bad file."""
-    cache = None if arguments.no_cache else arguments.results_dir / "cache"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        table, problems = cached_table(pairs, cache, arguments.workers, _with_bar, count)
-    for warning in caught:
-        warn(str(warning.message))
-    return table, [*problems, *check_labels(table, pairs, MODES[arguments.mode].classes, clusters, hint)]
-
-
-def read_classes(arguments: argparse.Namespace) -> list[ClassInfo]:
-    """Name the mode's classes: by the folders of --gt-dir, else by the official list, else by id alone."""
-    mode = MODES[arguments.mode]
-    folders = wnid_folders(arguments.gt_dir)
-    wnids = folders if len(folders) == mode.classes else categories_at_hand(mode.name)
-    return class_table(mode.classes, wnids)
+def read_classes(mode: Mode, gt_dir: Path) -> list[ClassInfo]:
+    """Name the mode's classes: by the official list, else by the folders of --gt-dir, else by id alone."""
+    return class_table(mode.classes, find_wnids(mode, gt_dir))
 
 
 def check_output(path: Path) -> None:
@@ -220,15 +145,3 @@ def check_output(path: Path) -> None:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{path}: cannot be written, because {folder} is no folder that you may write to")
-
-
-def warn(message: str) -> None:
-    """Print a warning to stderr."""
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def _with_bar(chunks: Iterable[Chunk], images: int) -> Iterator[Chunk]:
-    with tqdm(total=images, unit="pair", disable=None) as bar:
-        for chunk in chunks:
-            yield chunk
-            bar.update(len(chunk.largest_prediction))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from command_line import path_argument, whole_number
-from command_line.preparation import bar
+from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.common.progress import no_bar

@@ -1,17 +1,13 @@
-"""What the data preparation scripts share: arguments, progress bars, and what they print."""
+"""What the data preparation scripts share: arguments, and what they print."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
-from tqdm import tqdm
+from collections.abc import Sequence
 
 from command_line import path_argument, whole_number
 from imagenets.classes import MODES
-from imagenets.common.progress import Advance
 from imagenets.lists import Origin
 from imagenets.preparation.image_folders import Done
 from imagenets.preparation.layouts import KAGGLE
@@ -94,26 +90,6 @@ def modes_of(arguments: argparse.Namespace) -> list[str]:
 def origin_of(arguments: argparse.Namespace) -> Origin:
     """Tell where lists and archives come from."""
     return Origin.chosen(arguments.mirror, arguments.lists)
-
-
-def warn(message: str) -> None:
-    """Print a warning."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
-
-
-@contextmanager
-def bar(description: str, total: int | None, *, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Show a progress bar on a terminal; elsewhere nothing."""
-    with tqdm(
-        total=total,
-        initial=done,
-        desc=description,
-        unit=unit if unit == "B" else f" {unit}",
-        unit_scale=unit == "B",
-        disable=None,
-        leave=False,
-    ) as shown:
-        yield lambda units: shown.update(units) and None
 
 
 def print_done(done: Sequence[Done]) -> None:

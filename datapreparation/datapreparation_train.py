@@ -8,14 +8,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import run
 from command_line.preparation import (
     add_workers,
-    bar,
     modes_of,
     new_parser,
     origin_of,
     parse,
     print_done,
-    warn,
 )
+from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.lists import categories
 from imagenets.preparation.folder_layouts import TrainFolder, TrainFolders

@@ -8,14 +8,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import run
 from command_line.preparation import (
     add_workers,
-    bar,
     modes_of,
     new_parser,
     origin_of,
     parse,
     print_done,
-    warn,
 )
+from command_line.progress import bar, warn
 from imagenets.lists import MappedImage, categories, mapping
 from imagenets.preparation.image_folders import plan_val, prepare, refuse_missing
 from imagenets.preparation.layouts import find_val, packed_in

@@ -12,45 +12,48 @@ if [ -z "${PYTHON:-}" ]; then
     bash "$root/setup.sh"
     PYTHON=$root/.venv/bin/python
 fi
+case $PYTHON in /*) ;; */*) PYTHON=$PWD/$PYTHON ;; esac
 export PYTHON
 
 if [ $# = 0 ]; then rm -rf -- "$root/demo/output"; fi
 output=${1:-$root/demo/output}
 case $output in /*) ;; *) output=$PWD/$output ;; esac
-set=$output/prepared/ImageNetS50
+set=prepared/ImageNetS50
 step() { printf '\n== %s\n' "$1"; }
 evaluate() { # name, folder of predictions, more arguments of evaluator.py
     local name=$1 predictions=$2
     local common=(--predict-dir "$predictions" --gt-dir "$set/validation-segmentation" --mode 50
-        --results-dir "$output/results")
-    "$PYTHON" "$root/evaluation/match.py" "${common[@]}" --session-name "$name" >"$output/$name-matching.txt"
-    "$PYTHON" "$root/evaluation/evaluator.py" "${common[@]}" --match "$name" --output "$output/$name.json" \
-        "${@:3}" >"$output/$name-scores.txt"
-    grep -A 1 '^ *Acc  *mIoU' "$output/$name-scores.txt"
+        --results-dir results)
+    "$PYTHON" "$root/evaluation/match.py" "${common[@]}" --session-name "$name" >"$name-matching.txt"
+    "$PYTHON" "$root/evaluation/evaluator.py" "${common[@]}" --match "$name" --output "$name.json" \
+        "${@:3}" >"$name-scores.txt"
+    grep -A 1 '^ *Acc  *mIoU' "$name-scores.txt"
 }
 
 step "a synthetic ImageNet: no photographs, drawn objects; only the folder names are real"
 "$PYTHON" "$root/demo/make_imagenet.py" --output-dir "$output"
-export IMAGENETS_LISTS=$output/lists IMAGENETS_MIRROR=$output/mirror
+# From here on in the output folder, so that what is printed and the report name no path of this machine.
+cd -- "$output"
+export IMAGENETS_LISTS=lists IMAGENETS_MIRROR=mirror
 
 step "data preparation"
-bash "$root/datapreparation/data_preparation.sh" "$output/imagenet" "$output/prepared" 50 false
-"$PYTHON" "$root/datapreparation/verify.py" --save-dir "$output/prepared" --mode 50
+bash "$root/datapreparation/data_preparation.sh" imagenet prepared 50 false
+"$PYTHON" "$root/datapreparation/verify.py" --save-dir prepared --mode 50
 
 step "the unsupervised baseline: foregrounds, k-means over their features"
-"$PYTHON" "$root/methods/kmeans.py" --save-dir "$output/prepared" --mode 50 --output-dir "$output/baseline"
+"$PYTHON" "$root/methods/kmeans.py" --save-dir prepared --mode 50 --output-dir baseline
 
 step "its scores, in percent"
-evaluate baseline "$output/baseline/validation" \
-    --report "$output/report.html" --image-dir "$set/validation"
+evaluate baseline baseline/validation \
+    --report report.html --image-dir "$set/validation"
 
 step "beside predictions that know nothing"
 for kind in background random random-clusters; do
-    "$PYTHON" "$root/methods/trivial.py" --predict-dir "$output/baseline/validation" --mode 50 \
-        --kind "$kind" --output-dir "$output/$kind"
-    evaluate "$kind" "$output/$kind" >/dev/null
+    "$PYTHON" "$root/methods/trivial.py" --predict-dir baseline/validation --mode 50 \
+        --kind "$kind" --output-dir "$kind"
+    evaluate "$kind" "$kind" >/dev/null
 done
-"$PYTHON" "$root/demo/print_scores.py" "$output"/{background,random,random-clusters,baseline}.json
+"$PYTHON" "$root/demo/print_scores.py" {background,random,random-clusters,baseline}.json
 
 printf '\nThe pictures are synthetic: the numbers say that the toolbox works, nothing about how good a method is.\n'
 echo "The report to look at: $output/report.html"

@@ -14,20 +14,16 @@ from command_line.evaluation import (
     add_bootstrap_arguments,
     add_ground_truth_arguments,
     check_output,
-    count_masks,
-    label_limit,
-    list_pairs,
-    matching_path,
     read_classes,
-    read_matching_of,
-    warn_of_count,
+    read_match,
+    request_of,
 )
+from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.common.whole_files import write_whole
 from imagenets.reporting.comparison_text import comparison_json, comparison_text
 from imagenets.scoring.comparison import Method, compare
-from imagenets.scoring.contingency import refuse
-from imagenets.scoring.matching_file import matching_array
+from imagenets.scoring.counting import count_all
 
 Side = tuple[Path, str | None]
 
@@ -72,22 +68,13 @@ def predictions_and_match(text: str) -> Side:
 def read_methods(arguments: argparse.Namespace) -> list[Method]:
     """Count the masks of both methods; InputError, for both together, if any is bad."""
     sides: list[Side] = [arguments.a, arguments.b]
-    matchings = [read_matching_of(arguments, match) for _, match in sides]
-    pairs = [list_pairs(arguments, folder) for folder, _ in sides]
-    warn_of_count(arguments, pairs[0])
-    tables, problems = [], []
-    for (_, match), side_pairs in zip(sides, pairs, strict=True):
-        table, side_problems = count_masks(arguments, side_pairs, *label_limit(arguments, match))
-        tables.append(table)
-        problems.extend(side_problems)
-    refuse(list(dict.fromkeys(problems)))  # a bad ground truth is one, though both passes meet it
-    methods = []
-    for (folder, match), matching, table in zip(sides, matchings, tables, strict=True):
-        laid_out = None
-        if match is not None and matching is not None:
-            laid_out = matching_array(matching, table, matching_path(match, arguments.results_dir))
-        methods.append(Method(str(folder), match, table, laid_out))
-    return methods
+    matchings = [read_match(arguments, match, fewer=arguments.clusters is not None) for _, match in sides]
+    requests = [request_of(arguments, folder, matched=match is not None) for folder, match in sides]
+    tables = count_all(requests, bar, warn)
+    return [
+        Method(str(folder), match, table, None if matching is None else matching.for_table(table))
+        for (folder, match), matching, table in zip(sides, matchings, tables, strict=True)
+    ]
 
 
 def main() -> None:
@@ -96,9 +83,9 @@ def main() -> None:
     if arguments.output:
         check_output(arguments.output)
     a, b = read_methods(arguments)
-    classes = read_classes(arguments)
-    number_of_classes = MODES[arguments.mode].classes
-    comparison = compare(a, b, number_of_classes, arguments.bootstrap, arguments.seed or 0)
+    mode = MODES[arguments.mode]
+    classes = read_classes(mode, arguments.gt_dir)
+    comparison = compare(a, b, mode.classes, arguments.bootstrap, arguments.seed or 0)
     for side, method in (("A", a), ("B", b)):
         matched = "class ids, not matched" if method.match is None else f"matching {method.match}"
         print(f"{side}: {method.predict_dir}, {matched}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -15,20 +16,22 @@ from command_line.evaluation import (
     add_bootstrap_arguments,
     add_match_argument,
     check_output,
-    label_limit,
-    matching_path,
     read_classes,
-    read_matching_of,
-    read_table,
+    read_match,
+    request_of,
 )
-from imagenets.classes import MODES
+from command_line.progress import bar, warn
+from imagenets.classes import ClassInfo
 from imagenets.common.whole_files import write_whole
 from imagenets.images import check_image_dir
 from imagenets.reporting.text import class_text, evaluation_csv, evaluation_json, intervals_text, summary_text
 from imagenets.scoring.contingency import CountPairs
-from imagenets.scoring.matching_file import matching_array
-from imagenets.scoring.metrics import evaluate
+from imagenets.scoring.counting import count_masks
+from imagenets.scoring.metrics import Evaluation, evaluate
 from imagenets.scoring.ranks import run_on_ranks
+
+if TYPE_CHECKING:
+    from imagenets.scoring.bootstrap import Bootstrap
 
 REPORT_RESAMPLES = 1000  # a report shows how sure its scores are, also without --bootstrap
 
@@ -71,60 +74,85 @@ def parse_arguments() -> argparse.Namespace:
 def main(count: CountPairs) -> None:
     """Score the predictions, print the scores, save them."""
     arguments = parse_arguments()
-    if arguments.output:
-        check_output(arguments.output)
-    if arguments.report:
-        check_output(arguments.report)
+    for path in (arguments.output, arguments.report):
+        if path:
+            check_output(path)
     if arguments.image_dir:
         check_image_dir(arguments.image_dir)
-    number_of_classes = MODES[arguments.mode].classes
-    clusters_to_classes = read_matching_of(arguments, arguments.match)
-    table = read_table(arguments, *label_limit(arguments, arguments.match), count)
-    matching = None
-    if clusters_to_classes is not None:
-        path = matching_path(arguments.match, arguments.results_dir)
-        matching = matching_array(clusters_to_classes, table, path)
-    classes = read_classes(arguments)
-    evaluation = evaluate(table, number_of_classes, matching)
-    print(class_text(evaluation, classes))
-    matched = "class ids, not matched" if arguments.match is None else f"matching {arguments.match}"
-    print(f"\n{evaluation.images} images, mode {arguments.mode}, {matched}; scores in percent:")
-    print(summary_text(evaluation))
-    bootstrap = intervals = None
+    matching = read_match(arguments, arguments.match)
+    request = request_of(arguments, arguments.predict_dir, matched=matching is not None)
+    table = count_masks(request, bar, warn, count)
+    of_cluster = None if matching is None else matching.for_table(table)
+    classes = read_classes(request.mode, request.gt_dir)
+    evaluation = evaluate(table, request.mode.classes, of_cluster)
+    print_scores(arguments, evaluation, classes)
+    bootstrap = None
     resamples = arguments.bootstrap or (REPORT_RESAMPLES if arguments.report else 0)
     if resamples:
         from imagenets.scoring.bootstrap import bootstrap_intervals
 
-        bootstrap = bootstrap_intervals(table, number_of_classes, matching, resamples, arguments.seed or 0)
-        intervals = bootstrap.intervals
+        bootstrap = bootstrap_intervals(
+            table, request.mode.classes, of_cluster, resamples, arguments.seed or 0
+        )
         print()
         print(intervals_text(evaluation, bootstrap))
     saved = {}
     if arguments.output:
-        if arguments.output.suffix == ".csv":
-            saved[arguments.output] = evaluation_csv(evaluation, classes)
-        else:
-            saved[arguments.output] = evaluation_json(
-                evaluation, classes, arguments.mode, arguments.match, bootstrap
-            )
+        saved[arguments.output] = output_content(arguments, evaluation, classes, bootstrap)
     if arguments.report:
-        # The charts' library takes a while, and scores alone do not need it.
-        from imagenets.reporting.html import Subject, html_report
-
-        subject = Subject(
-            mode=arguments.mode,
-            gt_dir=arguments.gt_dir,
-            predict_dir=arguments.predict_dir,
-            table=table,
-            classes=classes,
-            clusters_to_classes=clusters_to_classes,
-            match=arguments.match,
-            image_dir=arguments.image_dir,
+        saved[arguments.report] = report_content(
+            arguments, evaluation, bootstrap, table=table, classes=classes, matching=matching
         )
-        saved[arguments.report] = html_report(subject, evaluation, intervals, arguments.seed or 0)
-    if saved:
+    save(saved)
+
+
+def print_scores(arguments: argparse.Namespace, evaluation: Evaluation, classes: list[ClassInfo]) -> None:
+    """Print the table of classes and the scores."""
+    print(class_text(evaluation, classes))
+    matched = "class ids, not matched" if arguments.match is None else f"matching {arguments.match}"
+    print(f"\n{evaluation.images} images, mode {arguments.mode}, {matched}; scores in percent:")
+    print(summary_text(evaluation))
+
+
+def output_content(
+    arguments: argparse.Namespace,
+    evaluation: Evaluation,
+    classes: list[ClassInfo],
+    bootstrap: Bootstrap | None,
+) -> str:
+    """Format what --output asks for."""
+    if arguments.output.suffix == ".csv":
+        return evaluation_csv(evaluation, classes)
+    return evaluation_json(evaluation, classes, arguments.mode, arguments.match, bootstrap)
+
+
+def report_content(
+    arguments: argparse.Namespace,
+    evaluation: Evaluation,
+    bootstrap: Bootstrap | None,
+    **subject: Any,  # noqa: ANN401
+) -> str:
+    """Make the page of --report; ``subject`` are more fields of its Subject."""
+    # The charts' library takes a while, and scores alone do not need it.
+    from imagenets.reporting.html import Subject, html_report
+
+    about = Subject(
+        mode=arguments.mode,
+        gt_dir=arguments.gt_dir,
+        predict_dir=arguments.predict_dir,
+        match=arguments.match,
+        image_dir=arguments.image_dir,
+        **subject,
+    )
+    intervals = None if bootstrap is None else bootstrap.intervals
+    return html_report(about, evaluation, intervals, arguments.seed or 0)
+
+
+def save(contents: dict[Path, str]) -> None:
+    """Write the files, whole, and say so."""
+    if contents:
         print()
-    for path, content in saved.items():
+    for path, content in contents.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
         print(f"saved: {path}")

@@ -14,24 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tqdm import tqdm
-
 from command_line import path_argument, run
-from command_line.evaluation import add_gt_dir_argument, check_output, default_workers, warn, worker_count
+from command_line.evaluation import add_gt_dir_argument, check_output, default_workers, worker_count
+from command_line.progress import bar, warn
 from imagenets.classes import MODES
-from imagenets.common.errors import InputError, listed
 from imagenets.common.whole_files import write_whole
-from imagenets.lists import categories_at_hand
-from imagenets.reporting.text import text_table
+from imagenets.label_maps import class_ids
+from imagenets.reporting.text import number_text, text_table
+from imagenets.scoring.counting import warn_of_number
 from imagenets.scoring.localization import IOU_THRESHOLDS, Localization, evaluate_maps, localization_json
-from imagenets.scoring.pairs import Pairs, find_pairs, wnid_folders
+from imagenets.scoring.pairs import find_pairs
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -77,43 +74,17 @@ def _pixels(text: str) -> float:
     return pixels
 
 
-def find_class_ids(pairs: Pairs, mode: str) -> dict[str, int]:
-    """Give the class id of each wnid: its place among the folders of --gt-dir, else in the official list."""
-    number = MODES[mode].classes
-    folders = wnid_folders(pairs.gt_dir)
-    wnids = folders if len(folders) == number else categories_at_hand(mode)
-    if wnids is None:
-        raise InputError(
-            f"{pairs.gt_dir}: class ids cannot be told, for it has {len(folders)} class folders, not "
-            f"{number}, and the official list is not on this machine; name the folder of the lists in "
-            "IMAGENETS_LISTS"
-        )
-    unknown = sorted({name.split("/")[0] for name in pairs.names} - set(wnids))
-    if unknown:
-        raise InputError(
-            f"{pairs.gt_dir}: {len(unknown)} folders are no class of mode {mode}:\n{listed(unknown)}"
-        )
-    return {wnid: class_id for class_id, wnid in enumerate(sorted(wnids), start=1)}
-
-
 def print_scores(result: Localization) -> None:
     """Print the IoU at every threshold, and the summary."""
     rows = [
-        (f"{threshold:.2f}", _number(iou)) for threshold, iou in zip(IOU_THRESHOLDS, result.iou, strict=True)
+        (f"{threshold:.2f}", number_text(iou))
+        for threshold, iou in zip(IOU_THRESHOLDS, result.iou, strict=True)
     ]
     print(text_table(("threshold", "IoU"), rows))
     print()
     header = ("pointing_game", "energy", "iou_best", "auc", "images", "target_absent")
     scores = (result.pointing_game, result.energy, result.iou_best, result.auc)
-    print(text_table(header, [(*map(_number, scores), str(result.images), str(result.target_absent))]))
-
-
-def _number(score: float) -> str:
-    return "-" if math.isnan(score) else f"{score:.2f}"
-
-
-def _with_bar(results: Iterable[object], images: int) -> Iterable[object]:
-    return tqdm(results, total=images, unit="map", disable=None)
+    print(text_table(header, [(*map(number_text, scores), str(result.images), str(result.target_absent))]))
 
 
 def main() -> None:
@@ -122,16 +93,10 @@ def main() -> None:
     if arguments.output:
         check_output(arguments.output)
     pairs = find_pairs(arguments.gt_dir, arguments.attribution_dir)
-    class_ids = find_class_ids(pairs, arguments.mode)
-    official = not os.environ.get("IMAGENETS_LISTS")  # lists of one's own have their own number of images
-    if official and len(pairs.names) != MODES[arguments.mode].validation:
-        warn(
-            f"{arguments.gt_dir}: {len(pairs.names)} masks, but the validation set of mode {arguments.mode} "
-            f"has {MODES[arguments.mode].validation}"
-        )
-    result, problems = evaluate_maps(pairs, class_ids, arguments.tolerance, arguments.workers, _with_bar)
-    if result is None:
-        raise InputError(f"{len(problems)} files cannot be used:\n{listed(problems)}")
+    mode = MODES[arguments.mode]
+    ids = class_ids(mode, pairs.gt_dir, {name.partition("/")[0] for name in pairs.names})
+    warn_of_number(pairs.gt_dir, len(pairs.names), mode, warn)
+    result = evaluate_maps(pairs, ids, arguments.tolerance, arguments.workers, bar)
     if result.target_absent:
         warn(f"{result.target_absent} images do not show the class of their folder; they are not scored")
     if result.no_outside:

@@ -10,14 +10,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
-from command_line.evaluation import add_arguments, check_output, read_classes, read_table
-from imagenets.classes import MODES
+from command_line.evaluation import add_arguments, check_output, read_classes, request_of
+from command_line.progress import bar, warn
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import write_whole
 from imagenets.reporting.text import matching_text
 from imagenets.scoring.contingency import CountPairs
-from imagenets.scoring.matching import METHODS, find_matching
-from imagenets.scoring.matching_file import matching_json
+from imagenets.scoring.counting import count_masks
+from imagenets.scoring.matching import METHODS, find_matching, shared_with_class
 from imagenets.scoring.ranks import run_on_ranks
 
 
@@ -54,19 +54,19 @@ def main(count: CountPairs) -> None:
     arguments = parse_arguments()
     path = matching_path(arguments)
     check_output(path)
-    number_of_classes = MODES[arguments.mode].classes
-    clusters = arguments.clusters or number_of_classes
-    table = read_table(arguments, clusters, "pass the number of clusters with --clusters", count)
-    classes = read_classes(arguments)
+    request = request_of(arguments, arguments.predict_dir, matched=True)
+    table = count_masks(request, bar, warn, count)
+    number_of_classes, clusters = request.mode.classes, request.limit.largest
     matching = find_matching(table, arguments.method, number_of_classes, clusters)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, matching_json(matching.classes))
-    print(matching_text(matching, classes))
+    write_whole(path, matching.text())
+    shared = shared_with_class(table, matching, number_of_classes)
+    print(matching_text(matching, shared, read_classes(request.mode, request.gt_dir)))
     print()
     print(
         f"{len(table.names)} images, method {arguments.method}: {(matching.classes > 0).sum()} of {clusters} "
-        f"clusters have a class; in common with it: {matching.images.sum()} images, "
-        f"{matching.pixels.sum()} pixels ({matching.percent_of_objects:.2f} % of all objects' pixels)"
+        f"clusters have a class; in common with it: {shared.images.sum()} images, "
+        f"{shared.pixels.sum()} pixels ({shared.percent_of_objects:.2f} % of all objects' pixels)"
     )
     print(f"saved: {path}")
 

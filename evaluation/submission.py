@@ -6,31 +6,27 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tqdm import tqdm
 
 from command_line import path_argument, run
 from command_line.evaluation import (
     add_match_argument,
     check_output,
     cluster_count,
-    label_limit,
-    matching_path,
-    read_matching_of,
-    warn,
+    read_match,
     worker_count,
 )
+from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError, listed
+from imagenets.scoring.counting import LabelLimit
 from imagenets.scoring.submission import (
     MATCHING,
     METHOD,
     METHOD_LINES,
-    Checked,
     ExpectedPredictions,
     check_submission,
     extra_predictions,
@@ -163,13 +159,13 @@ def warn_of_unreadable(images: Sequence[str]) -> None:
 def write(arguments: argparse.Namespace) -> None:
     """Pack a submission."""
     check_output(arguments.output)
-    limit, hint = label_limit(arguments, arguments.match)
-    matching = read_matching_of(arguments, arguments.match)
+    matching = read_match(arguments, arguments.match)
+    mode = MODES[arguments.mode]
+    limit = LabelLimit.of(mode, None if matching is None else arguments.clusters or mode.classes)
     values = [getattr(arguments, flag[2:].replace("-", "_")) for flag in METHOD_FLAGS]
     files = {METHOD: method_text(values)}
     if matching is not None:
-        where = str(matching_path(arguments.match, arguments.results_dir))
-        files = {MATCHING: submission_matching(matching, limit, where), **files}
+        files = {MATCHING: submission_matching(matching, limit.largest), **files}
     expected = find_expected(arguments)
     if not arguments.predict_dir.is_dir():
         raise InputError(
@@ -183,7 +179,7 @@ def write(arguments: argparse.Namespace) -> None:
         )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     packed = write_submission(
-        arguments.output, expected, arguments.predict_dir, files, limit, hint, arguments.workers, _with_bar
+        arguments.output, expected, arguments.predict_dir, files, limit, arguments.workers, bar
     )
     warn_of_unreadable(packed.unreadable_images)
     print(f"{packed.predictions} predictions, {', '.join(files)}")
@@ -195,7 +191,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Check an archive."""
     expected = None if arguments.save_dir is None else find_expected(arguments)
     report = check_submission(
-        arguments.check, arguments.mode, arguments.clusters, expected, arguments.workers, _with_bar
+        arguments.check, arguments.mode, arguments.clusters, expected, arguments.workers, bar
     )
     if expected is None:
         found = f"{arguments.check}: {report.predictions} predictions"
@@ -203,13 +199,6 @@ def check(arguments: argparse.Namespace) -> None:
     warn_of_unreadable(report.unreadable_images)
     matching = f"no {MATCHING}" if report.clusters is None else f"{MATCHING} of {report.clusters} clusters"
     print(f"{arguments.check}: good; {report.predictions} predictions, {matching}, {METHOD}")
-
-
-def _with_bar(chunks: Iterable[list[Checked]], predictions: int) -> Iterator[list[Checked]]:
-    with tqdm(total=predictions, unit="mask", disable=None) as bar:
-        for chunk in chunks:
-            yield chunk
-            bar.update(len(chunk))
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import path_argument, run
-from command_line.evaluation import check_output, warn
+from command_line.evaluation import check_output
+from command_line.progress import warn
 from imagenets.common.errors import InputError, listed
 from imagenets.common.whole_files import write_whole
 from imagenets.reporting.published import PROTOCOLS, read_standings

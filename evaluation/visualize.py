@@ -6,12 +6,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tqdm import tqdm
 
 from command_line import path_argument, run
 from command_line.evaluation import (
@@ -22,11 +19,13 @@ from command_line.evaluation import (
     read_classes,
     worker_count,
 )
-from imagenets.classes import MAX_LABEL, MODES, label_name
+from command_line.progress import bar
+from imagenets.classes import MAX_LABEL, MODES, Mode, label_name
+from imagenets.common.folders import subfolders
 from imagenets.images import check_image_dir
 from imagenets.reporting.overlay_folder import Drawing, write_overlays
-from imagenets.scoring.matching_file import read_matching
-from imagenets.scoring.pairs import find_pairs, read_names, wnid_folders
+from imagenets.scoring.matching import read_matching
+from imagenets.scoring.pairs import find_pairs, read_names
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,12 +63,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def label_names(arguments: argparse.Namespace) -> list[str] | None:
-    """Names of the mode's labels; None when neither --mode nor the folders of --gt-dir tell the mode."""
-    if arguments.mode is None:
-        by_count = {mode.classes: mode.name for mode in MODES.values()}
-        arguments.mode = by_count.get(len(wnid_folders(arguments.gt_dir)))
-    return arguments.mode and [label_name(c) for c in read_classes(arguments)]
+def chosen_mode(arguments: argparse.Namespace) -> Mode | None:
+    """The mode of --mode, else the one with as many classes as --gt-dir has folders; None if none has."""
+    if arguments.mode is not None:
+        return MODES[arguments.mode]
+    folders = len(subfolders(arguments.gt_dir))
+    return next((mode for mode in MODES.values() if mode.classes == folders), None)
 
 
 def main() -> None:
@@ -79,19 +78,15 @@ def main() -> None:
     check_output(arguments.out / "overlay.png")
     names = None if arguments.names is None else read_names(arguments.names)
     pairs = find_pairs(arguments.gt_dir, arguments.predict_dir, names)
-    labels = label_names(arguments)
+    mode = chosen_mode(arguments)
+    labels = None if mode is None else [label_name(c) for c in read_classes(mode, arguments.gt_dir)]
     matching = None
     if arguments.match is not None:
         path = matching_path(arguments.match, arguments.results_dir)
-        matching = read_matching(path, MAX_LABEL if labels is None else len(labels) - 1)
+        matching = read_matching(path, MAX_LABEL if mode is None else mode.classes)
     drawing = Drawing(arguments.image_dir, labels, matching)
-    write_overlays(pairs, drawing, arguments.out, arguments.workers, with_bar)
+    write_overlays(pairs, drawing, arguments.out, arguments.workers, bar)
     print(f"saved: {len(pairs.names)} overlays in {arguments.out}")
-
-
-def with_bar(results: Iterable[list[str]], images: int) -> Iterable[list[str]]:
-    """Show progress on a terminal."""
-    return tqdm(results, total=images, unit="image", disable=None)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The ImageNet-S toolbox as a library. Its rooms, in the order in which data flows:
 
-- ``common``: errors (InputError), files written whole, locks, downloads, disk space, progress
+- ``common``: errors (InputError), folders, files written whole, locks, downloads, disk space, progress
 - ``classes``: what ImageNet-S is: modes 50, 300 and 919, class names, merged classes
 - ``lists``: the official lists: which image belongs where; downloaded, checked, cached
 - ``images``: opening pictures, EXIF orientation, layouts of ``<wnid>/<name>``
@@ -19,7 +19,8 @@
   - ``run_length``: masks as runs; where boundaries lie (boundary IoU)
   - ``contingency``: pixels of every (image, predicted label, true label), on and off boundaries; the one pass
   - ``table_cache``: that table, kept on disk
-  - ``matching``, ``matching_file``: which class a cluster stands for; match.json
+  - ``counting``: a request for such a table: masks listed, counted, checked, refused
+  - ``matching``: which class a cluster stands for: found, read, written; match.json
   - ``metrics``: mIoU, boundary IoU, object sizes S MS ML L, FMeasure, Acc
   - ``bootstrap``, ``comparison``: 95% intervals; is A better than B
   - ``localization``: attribution maps against objects

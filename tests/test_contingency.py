@@ -101,7 +101,7 @@ def test_pass_over_files_counts_every_pixel_that_is_not_ignored(tmp_path, worker
     ]
     images[3][0][:] = 1000
     write_pairs(tmp_path, images, [f"n1/{i:02d}.png" for i in range(37)])
-    table, problems = count_pairs(find_pairs(tmp_path / "gt", tmp_path / "pred"), workers, lambda c, _: c)
+    table, problems = count_pairs(find_pairs(tmp_path / "gt", tmp_path / "pred"), workers)
     assert not problems
     for i, (truth, prediction) in enumerate(images):
         assert table.names[i] == f"n1/{i:02d}.png"

@@ -53,6 +53,7 @@ def test_demo_runs_all_steps_and_says_what_it_is(demo):
     assert "synthetic" in printed and "no photographs" in printed
     report = output / "report.html"
     assert f"report to look at: {report}" in printed and report.stat().st_size > 10_000
+    assert str(output) not in report.read_text(), "a path of this machine, in a page to be passed on"
     assert (output / "results" / "baseline.json").exists()
     assert len(list((output / "baseline" / "test").rglob("*.png"))) == 2 * CLASSES
 

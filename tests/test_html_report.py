@@ -19,6 +19,7 @@ from imagenets.classes import class_table
 from imagenets.reporting.html import IMAGES_PER_GROUP, Subject, html_report
 from imagenets.reporting.image_scores import choose_images, image_label_ious, image_mean_iou
 from imagenets.scoring.contingency import Rows, make_table
+from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import evaluate
 
 EVIL = "<script>alert('1')<img src=x onerror=\"alert(2)\">&amp;{{ 7*7 }}"
@@ -78,8 +79,8 @@ def write_pictures(subject, folder):
 
 def page_of(subject, **options):
     matching = None
-    if subject.clusters_to_classes is not None:
-        matching = np.array([subject.clusters_to_classes.get(k, 0) for k in range(1001)])
+    if subject.matching is not None:
+        matching = subject.matching.lookup()
     return html_report(subject, evaluate(subject.table, len(subject.classes) - 1, matching), **options)
 
 
@@ -88,7 +89,7 @@ def replaced(subject, **changes):
 
 
 def test_names_cannot_break_out(subject):
-    subject = replaced(subject, match=EVIL, clusters_to_classes={k: k for k in range(51)})
+    subject = replaced(subject, match=EVIL, matching=Matching.of({k: k for k in range(51)}))
     page = Page(page_of(subject))
     assert [tag for tag, _ in page.tags].count("script") == 1, "the page's own"
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
@@ -110,7 +111,7 @@ def test_nothing_is_fetched(subject):
 
 
 def test_ids_are_unique_and_references_hold(subject):
-    html = page_of(replaced(subject, clusters_to_classes={k: k for k in range(51)}))
+    html = page_of(replaced(subject, matching=Matching.of({k: k for k in range(51)})))
     page = Page(html)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -176,7 +177,7 @@ def test_rows_confusions_and_clusters(tmp_path):
         predict_dir=tmp_path / "pred",
         table=table_of([(truth, prediction)]),
         classes=class_table(3, ["n01443537", "n01491361", "n01531178"]),
-        clusters_to_classes={0: 0, 1: 3, 2: 1, 3: 2},
+        matching=Matching.of({0: 0, 1: 3, 2: 1, 3: 2}),
         match="mine",
     )
     html = page_of(subject)
@@ -237,7 +238,7 @@ def test_full_size_stays_under_10_mb(tmp_path):
         predict_dir=tmp_path / "pred",
         table=table,
         classes=class_table(919, [f"n{i:08d}" for i in range(919)]),
-        clusters_to_classes={k: k for k in range(920)},
+        matching=Matching.of({k: k for k in range(920)}),
         image_dir=tmp_path / "images",
     )
     assert len(page_of(subject).encode()) < 10_000_000

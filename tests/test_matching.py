@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -13,8 +14,15 @@ from masksets import random_images, table_of
 
 from imagenets.common.errors import InputError
 from imagenets.scoring import matching as matching_module
-from imagenets.scoring.matching import find_matching, overlapping_pixels, shared_images
-from imagenets.scoring.matching_file import matching_array, matching_json, read_matching
+from imagenets.scoring.matching import (
+    METHODS,
+    Matching,
+    find_matching,
+    overlapping_pixels,
+    read_matching,
+    shared_images,
+    shared_with_class,
+)
 
 SEEDS = st.integers(0, 2**32)
 
@@ -41,8 +49,10 @@ def test_image_method_has_the_largest_total_and_then_the_most_overlap(seed, coun
     shared = reference.shared_images(images, classes, clusters).tolist()
     overlap = reference.overlapping_pixels(images, classes, clusters).tolist()
     weights = [[*map(tuple, zip(*rows, strict=True))] for rows in zip(shared, overlap, strict=True)]
-    found = find_matching(table_of(images), "image", classes, clusters)
-    assert (found.images.sum(), found.pixels.sum()) == reference.best_assignment(weights)
+    table = table_of(images)
+    found = find_matching(table, "image", classes, clusters)
+    shared_by = shared_with_class(table, found, classes)
+    assert (shared_by.images.sum(), shared_by.pixels.sum()) == reference.best_assignment(weights)
     assert_one_to_one(found, classes, clusters)
 
 
@@ -51,8 +61,11 @@ def test_image_method_has_the_largest_total_and_then_the_most_overlap(seed, coun
 def test_pixel_method_has_the_most_overlap(seed, count, classes, clusters):
     images = drawn(seed, count, classes, clusters)
     overlap = reference.overlapping_pixels(images, classes, clusters).tolist()
-    found = find_matching(table_of(images), "pixel", classes, clusters)
-    assert (found.pixels.sum(),) == reference.best_assignment([[(n,) for n in row] for row in overlap])
+    table = table_of(images)
+    found = find_matching(table, "pixel", classes, clusters)
+    assert (shared_with_class(table, found, classes).pixels.sum(),) == reference.best_assignment(
+        [[(n,) for n in row] for row in overlap]
+    )
     assert_one_to_one(found, classes, clusters)
 
 
@@ -105,11 +118,29 @@ def test_weights_too_large_for_exact_sums_are_refused(monkeypatch):
 def test_file_round_trip(tmp_path):
     classes = np.array([0, 3, 1, 0])
     path = tmp_path / "m.json"
-    path.write_text(matching_json(classes))
+    path.write_text(Matching(classes).text())
     assert json.loads(path.read_text()) == {"0": 0, "1": 3, "2": 1, "3": 0}
     matching = read_matching(path, 3)
     table = table_of([(np.array([[1, 1]]), np.array([[2, 1]]))])
-    assert matching_array(matching, table, path).tolist() == [0, 3, 1]
+    assert matching.for_table(table).tolist() == [0, 3, 1, 0]
+    assert matching.text() == path.read_text()
+    assert matching.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_matching_may_hold_some_clusters_alone():
+    matching = Matching.of({0: 0, 2: 5, 70_000: 3})
+    assert matching.clusters == 70_000
+    assert matching.lacking(np.array([[2, 1], [70_000, 0], [1, 65_535]])) == [1, 65_535]
+    assert matching.lookup()[[0, 1, 2, 65_535]].tolist() == [0, 0, 5, 0]
+    assert json.loads(matching.text()) == {"0": 0, "2": 5, "70000": 3}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("truth", "prediction"), [(1, 3), (3, 1)])
+def test_labels_beyond_the_ranges_are_named_and_never_counted_in_the_next_image(method, truth, prediction):
+    images = [(np.array([[1]]), np.array([[1]])), (np.array([[truth]]), np.array([[prediction]]))]
+    with pytest.raises(ValueError, match=r"of n1/1.png: label 3 is outside 0..2"):
+        find_matching(table_of(images), method, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -145,4 +176,4 @@ def test_bad_matching_files_are_named(tmp_path, content, message):
 def test_clusters_that_the_matching_lacks_are_named(tmp_path):
     table = table_of([(np.array([[1, 1, 1]]), np.array([[2, 1, 7]]))])
     with pytest.raises(InputError, match=r"2 clusters .*\n  cluster 2\n  cluster 7"):
-        matching_array({0: 0, 1: 1}, table, tmp_path / "m.json")
+        Matching.of({0: 0, 1: 1}, tmp_path / "m.json").for_table(table)

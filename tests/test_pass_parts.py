@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 from imagenets.common.errors import InputError
+from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.pretraining import losses
 from imagenets.learning.pretraining.codes import FeatureQueue, balanced_codes, codes_of_crop
 from imagenets.learning.pretraining.grids import shared_grids
@@ -31,24 +32,6 @@ from imagenets.learning.pretraining.pixel_attention import (
 )
 
 SIZES = HeadSizes(hidden=24, prototypes=11)
-
-
-class TinyBackbone(nn.Module):
-    """torchvision's ResNet-18, as the toolbox wraps it, with a narrow stem so that the tests are quick."""
-
-    def __init__(self):
-        super().__init__()
-        self.network = torchvision.models.resnet18()
-        self.name, self.channels = "resnet18", 512
-
-    def maps(self, pictures):
-        network = self.network
-        x = network.maxpool(network.relu(network.bn1(network.conv1(pictures))))
-        third = network.layer3(network.layer2(network.layer1(x)))
-        return third, network.layer4(third)
-
-    def forward(self, pictures):
-        return self.maps(pictures)[1]
 
 
 # --- codes
@@ -240,7 +223,7 @@ def test_total_loss():
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return PassNetwork(TinyBackbone(), SIZES).train()
+    return PassNetwork(make_backbone("resnet18"), SIZES).train()
 
 
 def mlp(head, x, prefix, layers):
@@ -328,7 +311,6 @@ def test_which_parameters_get_a_gradient(network):
     assert shallow == stem | {"projection_head_shallow", "projection_head_pixel_shallow"}
     pixel = trained(lambda outputs: losses.pixel_to_pixel(outputs.prediction, outputs.projection))
     assert pixel == stem | {"layer4", "projection_head_pixel", "predictor_head_pixel"}
-    assert not any(p.requires_grad for p in network.backbone.network.fc.parameters())
     network.zero_grad(set_to_none=True)
 
 
@@ -369,7 +351,7 @@ def test_a_backbone_without_stages_is_refused():
 @pytest.fixture(scope="module")
 def attention_network():
     torch.manual_seed(2)
-    network = AttentionNetwork(TinyBackbone(), SIZES).train()
+    network = AttentionNetwork(make_backbone("resnet18"), SIZES).train()
     nn.init.normal_(network.fbg.threshold)
     return network
 

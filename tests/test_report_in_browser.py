@@ -15,6 +15,7 @@ from PIL import Image
 from imagenets.classes import class_table
 from imagenets.reporting.html import Subject, html_report
 from imagenets.scoring.contingency import Rows, make_table
+from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import evaluate
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -65,7 +66,7 @@ def report(tmp_path_factory):
         predict_dir=folder / "pred",
         table=table,
         classes=class_table(50, folders),
-        clusters_to_classes=matching,
+        matching=Matching.of(matching),
         match="mine",
         image_dir=folder / "images",
     )
@@ -208,3 +209,22 @@ def test_fits_and_is_legible(page, width, scheme):
         "return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(matrix.a, matrix.b); }))"
     )
     assert smallest >= 8
+
+
+def test_nothing_is_cut_off_on_paper(page):
+    """On A4 between its margins: all of every table and chart, in dark ink, without what is to be clicked."""
+    show(page, 703, "dark")
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
+    hidden = page.execute_script(
+        "return [...document.querySelectorAll('.scroll, .chart, body')].map((e) =>"
+        "[e.scrollWidth - e.clientWidth, e === document.body ? 0 : e.scrollHeight - e.clientHeight])"
+    )
+    assert len(hidden) > 5 and max(map(max, hidden)) <= 1, hidden
+    ground, button, menu = page.execute_script(
+        "const of = (selector, what) => getComputedStyle(document.querySelector(selector))[what];"
+        "return [of('body', 'backgroundColor'), of('th button', 'display'), of('nav', 'display')]"
+    )
+    assert ground == "rgb(255, 255, 255)" and menu == "none"
+    assert button == "contents", "Chromium leaves buttons out of the headers that it repeats on a new page"
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -23,6 +23,7 @@ from imagenets.reporting.overlays import (
     palette,
     plain_ground,
 )
+from imagenets.scoring.matching import Matching
 
 CLASSES, CLUSTERS = 6, 9
 
@@ -101,7 +102,7 @@ def test_matched_clusters_are_those_of_the_pixels(seed):
     rng = np.random.default_rng(seed)
     images = random_images(rng, 5, CLASSES, CLUSTERS)
     table, matching, _, _ = matched(images, rng)
-    found = matched_clusters(table, matching | {10**9: 1}, CLASSES)
+    found = matched_clusters(table, Matching.of(matching | {70_000: 1}), CLASSES)
     assert [match.cluster for match in found] == list(range(1, CLUSTERS + 1))
     for match in found:
         on = [truth[(prediction == match.cluster) & (truth != 1000)] for truth, prediction in images]

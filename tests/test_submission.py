@@ -296,7 +296,7 @@ def test_clusters(prepared, submit, check):
     name = NAMES[4]
     write_mask(prepared / f"pred/{name}.png", np.full(size_of(prepared, name), 60))
     write_matching(prepared, identity(60))
-    with pytest.raises(InputError, match=r"label 60 is outside 0\.\.50; pass the number of clusters"):
+    with pytest.raises(InputError, match=r"clusters 0\.\.60, .* pass --clusters 60"):
         submit("--match", "mine")
     submit("--match", "mine", "--clusters", "60")
     with pytest.raises(InputError, match=r"label 60 is outside 0..50; .*--clusters"):

@@ -8,7 +8,15 @@ SHOWN = 10
 
 
 class InputError(Exception):
-    """Bad input. The message names the file and says what to do; scripts print it and exit with 1."""
+    """Bad input. The message names the file and says what to do; scripts print it and exit with 1.
+
+    ``problems`` are all that the message, which shows the first ten, is about, where it is about several.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        """Take the message, and all problems where it lists the first of them."""
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 def listed(problems: Sequence[str]) -> str:
@@ -22,3 +30,9 @@ def listed(problems: Sequence[str]) -> str:
 def counted(number: int, noun: str) -> str:
     """Write ``1 thing`` or ``2 things``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def refuse(problems: Sequence[str], what: str = "mask") -> None:
+    """Raise InputError that says how many of ``what`` cannot be used and lists the first; nothing if none."""
+    if problems:
+        raise InputError(f"{counted(len(problems), what)} cannot be used:\n{listed(problems)}", problems)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from imagenets.classes import BACKGROUND, MAX_LABEL
 from imagenets.scoring.contingency import ContingencyTable
-from imagenets.scoring.matching import overlapping_pixels, shared_images
+from imagenets.scoring.matching import MISSING, Matching, shared_with_class
 
 
 @dataclass(frozen=True)
@@ -50,30 +49,26 @@ def find_confusions(table: ContingencyTable, predicted: np.ndarray) -> Confusion
     return Confusions(ground_truth[order], prediction[order], pixels[order])
 
 
-def matched_clusters(
-    table: ContingencyTable, clusters_to_classes: Mapping[int, int], classes: int
-) -> list[MatchedCluster]:
+def matched_clusters(table: ContingencyTable, matching: Matching, classes: int) -> list[MatchedCluster]:
     """Hold every cluster of a matching but 0 against its class, in the order of their ids.
 
-    ``table`` has the clusters as predictions; every one of them is in ``clusters_to_classes``. Clusters that
-    no mask can hold, beyond 65,535, are left out.
+    ``table`` has the clusters as predictions; every one of them is in ``matching``. Clusters that no mask can
+    hold, beyond 65,535, are left out.
     """
-    clusters = min(max(clusters_to_classes), MAX_LABEL)
-    images = shared_images(table, classes, clusters)
-    pixels = overlapping_pixels(table, classes, clusters)
-    size = np.bincount(table.prediction, table.pixels, clusters + 1).astype(np.int64)
+    shared = shared_with_class(table, matching, classes)
+    size = np.bincount(table.prediction, table.pixels, matching.clusters + 1).astype(np.int64)
     mostly = _largest_labels(table)
     return [
         MatchedCluster(
             cluster,
             label,
-            int(images[cluster, label]),
-            int(pixels[cluster, label]),
+            int(shared.images[cluster]),
+            int(shared.pixels[cluster]),
             int(size[cluster]),
             mostly.get(cluster),
         )
-        for cluster, label in sorted(clusters_to_classes.items())
-        if BACKGROUND < cluster <= clusters
+        for cluster, label in enumerate(matching.classes[: MAX_LABEL + 1].tolist())
+        if cluster != BACKGROUND and label != MISSING
     ]
 
 

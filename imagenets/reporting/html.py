@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagenets.classes import BACKGROUND, ClassInfo, label_name
+from imagenets.classes import BACKGROUND, MAX_LABEL, ClassInfo, label_name
 from imagenets.common.errors import InputError, listed
 from imagenets.masks import decode_mask
 from imagenets.reporting.charts import bucket_chart, class_chart
@@ -19,8 +19,9 @@ from imagenets.reporting.image_scores import ImageLabels, choose_images, image_l
 from imagenets.reporting.overlays import DISAGREEMENT, draw_panels
 from imagenets.reporting.pages import hex_colour, label_colour, render_page
 from imagenets.reporting.text import outside_note
-from imagenets.reporting.thumbnails import Panel, class_lookup, panel, shrunk
+from imagenets.reporting.thumbnails import Panel, panel, shrunk
 from imagenets.scoring.contingency import ContingencyTable
+from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import Evaluation
 
 IMAGES_PER_GROUP = 8
@@ -47,10 +48,10 @@ _NOTES = {
 class Subject:
     """What a report is about: everything it is made of but the scores.
 
-    ``table`` counts the masks in ``gt_dir`` and ``predict_dir``. ``clusters_to_classes`` is the matching,
-    None where predictions hold class ids; ``match`` is what the user calls it. Images come from
-    ``image_dir``, if given. The page shows the paths as they are given here. ``title`` heads it in place of
-    the mode's name; ``date`` is the day that it says it was made on.
+    ``table`` counts the masks in ``gt_dir`` and ``predict_dir``. ``matching`` is None where predictions hold
+    class ids; ``match`` is what the user calls it. Images come from ``image_dir``, if given. The page shows
+    the paths as they are given here. ``title`` heads it in place of the mode's name; ``date`` is the day that
+    it says it was made on.
     """
 
     mode: str
@@ -58,7 +59,7 @@ class Subject:
     predict_dir: Path
     table: ContingencyTable
     classes: Sequence[ClassInfo]
-    clusters_to_classes: Mapping[int, int] | None = None
+    matching: Matching | None = None
     match: str | None = None
     image_dir: Path | None = None
     title: str | None = None
@@ -81,7 +82,7 @@ def html_report(
     """
     intervals = {name: i for name, i in (intervals or {}).items() if not any(map(math.isnan, i))}
     table = subject.table
-    of_label = class_lookup(subject.clusters_to_classes)
+    of_label = np.arange(MAX_LABEL + 1) if subject.matching is None else subject.matching.lookup()
     predicted = of_label[table.prediction]
     labels = image_label_ious(table, predicted)
     confusions = find_confusions(table, predicted)
@@ -173,7 +174,7 @@ def _confusion_tables(
 
 
 def _cluster_rows(subject: Subject) -> list[dict[str, Any]] | None:
-    if subject.clusters_to_classes is None:
+    if subject.matching is None:
         return None
     classes = subject.classes
     present = set(np.unique(subject.table.ground_truth).tolist())
@@ -187,7 +188,7 @@ def _cluster_rows(subject: Subject) -> list[dict[str, Any]] | None:
             "stray": match.label != BACKGROUND and match.pixels == 0,
             "why": _why_stray(match, present),
         }
-        for match in matched_clusters(subject.table, subject.clusters_to_classes, len(classes) - 1)
+        for match in matched_clusters(subject.table, subject.matching, len(classes) - 1)
     ]
 
 

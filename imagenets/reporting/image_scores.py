@@ -25,7 +25,7 @@ class ImageLabels:
 
 
 @dataclass(frozen=True)
-class Samples:
+class ShownImages:
     """Indices of images: ``best`` from the best down, ``worst`` from the worst up, ``random`` by name."""
 
     best: list[int]
@@ -61,7 +61,7 @@ def image_mean_iou(labels: ImageLabels, images: int) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def choose_images(mean_iou: np.ndarray, count: int, seed: int) -> Samples:
+def choose_images(mean_iou: np.ndarray, count: int, seed: int) -> ShownImages:
     """Choose ``count`` images each (fewer where there are fewer); equal images in the order of their names.
 
     The random ones are drawn from all images, so that they may be among the best or worst too. Images whose
@@ -73,4 +73,4 @@ def choose_images(mean_iou: np.ndarray, count: int, seed: int) -> Samples:
     best = scored[np.argsort(-rounded, kind="stable")][:count]
     worst = scored[np.argsort(rounded, kind="stable")][:count]
     drawn = random.Random(seed).sample(scored.tolist(), count)
-    return Samples(best.tolist(), worst.tolist(), sorted(drawn))
+    return ShownImages(best.tolist(), worst.tolist(), sorted(drawn))

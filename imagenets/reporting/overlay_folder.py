@@ -16,18 +16,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from imagenets.classes import BACKGROUND, IGNORE, MAX_LABEL
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError, counted, listed
+from imagenets.common.progress import Show, no_bar
 from imagenets.images import find_image, read_image
 from imagenets.masks import decode_mask
 from imagenets.reporting.overlays import DISAGREEMENT, Panels, draw_panels, label_colours
+from imagenets.scoring.matching import Matching
 from imagenets.scoring.pairs import Pairs
 
 # Stands in every overlay, so that nothing else is ever replaced by one.
 _MARK = ("Software", "ImageNet-S toolbox: overlay")
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
-
-# Wraps the results as they arrive, to show progress; told the number of images.
-Progress = Callable[[Iterable[list[str]], int], Iterable[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -35,21 +34,19 @@ class Drawing:
     """What the masks and images mean.
 
     ``names`` are the names of labels 0..N, None where the mode is unknown: any label is then drawn, named by
-    its id. ``matching`` gives the class of each cluster; without it predictions hold class ids.
+    its id. Without ``matching``, predictions hold class ids.
     """
 
     image_dir: Path
     names: Sequence[str] | None = None
-    matching: dict[int, int] | None = None
+    matching: Matching | None = None
 
 
-def write_overlays(
-    pairs: Pairs, drawing: Drawing, out: Path, workers: int, progress: Progress = lambda results, _: results
-) -> None:
+def write_overlays(pairs: Pairs, drawing: Drawing, out: Path, workers: int, show: Show = no_bar) -> None:
     """Draw every pair over its image and write ``<out>/<wnid>/<name>.png``, replacing earlier overlays.
 
     A file has the image, the ground truth, the prediction and their disagreement side by side, full size,
-    with a legend. ``workers`` is a number of processes (0: this one).
+    with a legend. ``workers`` is a number of processes (0: this one), ``show`` opens a progress bar.
 
     Raises InputError when an input cannot be used, or a file that is no overlay stands where one belongs;
     ``out`` is then as it was.
@@ -60,12 +57,15 @@ def write_overlays(
     temporary.mkdir(parents=True)
     try:
         draw = partial(_draw_file, pairs, drawing, temporary)
-        problems = [
-            p for some in progress(_mapped(draw, pairs.names, workers), len(pairs.names)) for p in some
-        ]
+        problems: list[str] = []
+        with show("overlays", len(pairs.names), unit="image") as advance:
+            for of_image in _mapped(draw, pairs.names, workers):
+                problems += of_image
+                advance(1)
         if problems:
-            what = "image" if len(problems) == 1 else "images"
-            raise InputError(f"{len(problems)} {what} cannot be drawn:\n{listed(problems)}")
+            raise InputError(
+                f"{counted(len(problems), 'image')} cannot be drawn:\n{listed(problems)}", problems
+            )
         for name in pairs.names:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).replace(out / name)
@@ -137,7 +137,7 @@ def _read_masks(pairs: Pairs, drawing: Drawing, name: str) -> tuple[np.ndarray, 
             f"{path}: {prediction.shape[1]} x {prediction.shape[0]} pixels, but its ground truth has "
             f"{ground_truth.shape[1]} x {ground_truth.shape[0]}"
         )
-    labels, place = np.unique(prediction, return_inverse=True)
+    labels = np.unique(prediction)
     if drawing.matching is None:
         if labels.max() > limit:
             raise InputError(
@@ -145,13 +145,12 @@ def _read_masks(pairs: Pairs, drawing: Drawing, name: str) -> tuple[np.ndarray, 
                 "cluster ids need a matching: run match.py, then pass --match"
             )
         return ground_truth, prediction
-    missing = sorted(set(labels.tolist()) - drawing.matching.keys())
-    if missing:
+    lacking = drawing.matching.lacking(labels)
+    if lacking:
         raise InputError(
-            f"{path}: cluster {missing[0]} is not in the matching; run match.py on these predictions"
+            f"{path}: cluster {lacking[0]} is not in the matching; run match.py on these predictions"
         )
-    classes = np.array([drawing.matching[cluster] for cluster in labels.tolist()])
-    return ground_truth, classes[place].reshape(prediction.shape)
+    return ground_truth, drawing.matching.classes[prediction]
 
 
 def _legend(

@@ -14,7 +14,7 @@ from imagenets.scoring.metrics import Evaluation
 
 if TYPE_CHECKING:
     from imagenets.scoring.bootstrap import Bootstrap
-    from imagenets.scoring.matching import Matching
+    from imagenets.scoring.matching import Matching, SharedWithClass
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
@@ -150,7 +150,7 @@ def _class_rows(
     )
 
 
-def matching_text(matching: Matching, classes: Sequence[ClassInfo]) -> str:
+def matching_text(matching: Matching, shared: SharedWithClass, classes: Sequence[ClassInfo]) -> str:
     """Table of the clusters that have a class: which one, and the images and pixels they share."""
     rows = [
         (
@@ -158,8 +158,8 @@ def matching_text(matching: Matching, classes: Sequence[ClassInfo]) -> str:
             str(label),
             classes[label].wnid or "-",
             classes[label].name or "-",
-            str(matching.images[cluster]),
-            str(matching.pixels[cluster]),
+            str(shared.images[cluster]),
+            str(shared.pixels[cluster]),
         )
         for cluster, label in enumerate(matching.classes.tolist())
         if label

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from imagenets.classes import MAX_LABEL
 from imagenets.images import find_image, read_image
 from imagenets.reporting.overlays import plain_ground
 
@@ -27,17 +26,6 @@ class Panel(NamedTuple):
     source: str
     width: int
     height: int
-
-
-def class_lookup(clusters_to_classes: Mapping[int, int] | None) -> np.ndarray:
-    """Class of every label that a prediction can hold, (65,536,) int64; clusters without a class become 0."""
-    if clusters_to_classes is None:
-        return np.arange(MAX_LABEL + 1)
-    lookup = np.zeros(MAX_LABEL + 1, np.int64)
-    for cluster, label in clusters_to_classes.items():
-        if cluster <= MAX_LABEL:
-            lookup[cluster] = label
-    return lookup
 
 
 def shrunk(

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from imagenets.classes import IGNORE
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError
+from imagenets.common.progress import Show, no_bar
 from imagenets.masks import boundary_distance, colour_problem, decode_rgb, png_size
 from imagenets.scoring.pairs import Pairs
 
 if TYPE_CHECKING:
     from imagenets.scoring.run_length import LabelRuns, Runs
-
-_SWAPPED = f"{IGNORE} is the ground truth's label for ignored pixels: are the two folders swapped?"
 
 # Pairs that a worker hands over at once.
 CHUNK = 16
@@ -108,12 +107,8 @@ class Chunk(NamedTuple):
     problems: list[str]
 
 
-# Wraps the chunks as they arrive, to show progress; told the number of images.
-Progress = Callable[[Iterable[Chunk], int], Iterable[Chunk]]
-
-
 # Counts pairs with so many workers: count_pairs, or what does its work on several machines.
-CountPairs = Callable[["Pairs", int, Progress], "tuple[ContingencyTable, list[str]]"]
+CountPairs = Callable[["Pairs", int, Show], "tuple[ContingencyTable, list[str]]"]
 
 
 class PairChunks:
@@ -182,12 +177,12 @@ def _count_files(pairs: Pairs, image: int) -> tuple[list[Rows], int, list[str]]:
 
 
 def count_pairs(
-    pairs: Pairs, workers: int, progress: Progress, images: Sequence[int] | None = None
+    pairs: Pairs, workers: int, show: Show = no_bar, images: Sequence[int] | None = None
 ) -> tuple[ContingencyTable, list[str]]:
     """Decode every pair once, in DataLoader workers, and count its pixels.
 
-    ``workers`` is a number of processes (0: this one); ``progress`` wraps the iterable of chunks and is told
-    the number of images. ``images`` (indices into the names) restricts the pass to some.
+    ``workers`` is a number of processes (0: this one); ``show`` opens a progress bar. ``images`` (indices
+    into the names) restricts the pass to some.
 
     Returns the table and one message for every file that cannot be used; with any, the table is not whole.
     Raises InputError when a worker process dies.
@@ -198,12 +193,12 @@ def count_pairs(
     largest = np.zeros(len(pairs.names), np.int32)
     problems: list[str] = []
     dataset = PairChunks(pairs, images)
-    for chunk_images, chunk in zip(
-        dataset.chunks, progress(load_chunks(dataset, workers), len(images)), strict=True
-    ):
-        rows.extend(chunk.rows)
-        largest[list(chunk_images)] = chunk.largest_prediction
-        problems.extend(chunk.problems)
+    with show("masks", len(images), unit="pair") as advance:
+        for chunk_images, chunk in zip(dataset.chunks, load_chunks(dataset, workers), strict=True):
+            rows.extend(chunk.rows)
+            largest[list(chunk_images)] = chunk.largest_prediction
+            problems.extend(chunk.problems)
+            advance(len(chunk_images))
     return make_table(pairs.names, largest, rows), problems
 
 
@@ -255,30 +250,3 @@ def _start_worker(worker: int) -> None:
 
 def _unchanged(chunk: Any) -> Any:  # noqa: ANN401
     return chunk
-
-
-def check_labels(table: ContingencyTable, pairs: Pairs, classes: int, clusters: int, hint: str) -> list[str]:
-    """List the ground truths with a label outside 0..``classes`` and predictions outside 0..``clusters``.
-
-    ``hint`` says what to do about such a prediction.
-    """
-    outside = table.ground_truth > classes
-    gt_problems = {
-        image: f"{pairs.gt_dir / table.names[image]}: label {label} is neither in 0..{classes} nor {IGNORE}; "
-        "is this the ground truth of another mode?"
-        for image, label in zip(
-            table.image[outside].tolist(), table.ground_truth[outside].tolist(), strict=True
-        )
-    }
-    return list(gt_problems.values()) + [
-        f"{pairs.predict_dir / table.names[image]}: label {table.largest_prediction[image]} "
-        f"is outside 0..{clusters}; {_SWAPPED if table.largest_prediction[image] == IGNORE else hint}"
-        for image in np.flatnonzero(table.largest_prediction > clusters)
-    ]
-
-
-def refuse(problems: Sequence[str]) -> None:
-    """Raise InputError that says how many masks cannot be used and lists the first; nothing if none."""
-    if problems:
-        what = "mask" if len(problems) == 1 else "masks"
-        raise InputError(f"{len(problems)} {what} cannot be used:\n{listed(problems)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagenets.common.errors import InputError
+from imagenets.common.errors import InputError, refuse
+from imagenets.common.progress import Show, no_bar
 from imagenets.masks import decode_mask, target_mask
 from imagenets.scoring.pairs import Pairs
 
@@ -166,20 +167,15 @@ def _within(target: np.ndarray, values: np.ndarray, counted: np.ndarray, toleran
     return near
 
 
-# Wraps the images' results as they arrive, to show progress; told the number of images.
-Progress = Callable[[Iterable[object], int], Iterable[object]]
-
-
 def evaluate_maps(
-    pairs: Pairs, class_ids: dict[str, int], tolerance: float, workers: int, progress: Progress
-) -> tuple[Localization | None, list[str]]:
+    pairs: Pairs, class_ids: dict[str, int], tolerance: float, workers: int, show: Show = no_bar
+) -> Localization:
     """Score the map ``<wnid>/<name>.npy`` of every mask ``<wnid>/<name>.png``.
 
     ``pairs.predict_dir`` holds the maps; ``class_ids`` gives the class id of each wnid folder. ``workers`` is
-    a number of processes (0: this one), ``progress`` wraps the results and is told their number.
+    a number of processes (0: this one), ``show`` opens a progress bar.
 
-    Returns the scores, and one message for every file that cannot be used; with any, there are no scores.
-    Raises InputError when a worker process dies.
+    Raises InputError that lists the files that cannot be used, or when a worker process dies.
     """
     jobs = [
         _Job(
@@ -188,14 +184,16 @@ def evaluate_maps(
         for n in pairs.names
     ]
     missing = [f"{job.attribution}: no such attribution map" for job in jobs if not job.attribution.exists()]
-    if missing:  # told before the long work
-        return None, missing
+    refuse(missing, "file")  # before the long work
     task = _ScoreFile(tolerance, max(class_ids.values()))
-    results = list(progress(_results(task, jobs, workers), len(jobs)))
+    results: list[object] = []
+    with show("maps", len(jobs), unit="map") as advance:
+        for result in _results(task, jobs, workers):
+            results.append(result)
+            advance(1)
     problems = [problem for result in results if isinstance(result, list) for problem in result]
-    if problems:
-        return None, problems
-    return _averaged([result for result in results if isinstance(result, Scores)], len(jobs)), []
+    refuse(problems, "file")
+    return _averaged([result for result in results if isinstance(result, Scores)], len(jobs))
 
 
 class _Job(NamedTuple):

@@ -1,33 +1,174 @@
-"""Which class a cluster stands for (docs/benchmark.md, Matching), found from a contingency table."""
+"""Which class a cluster stands for (docs/benchmark.md, Matching): found, read, written, applied."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 
-from imagenets.classes import BACKGROUND
-from imagenets.common.errors import InputError
+from imagenets.classes import BACKGROUND, MAX_LABEL
+from imagenets.common.errors import InputError, listed
 from imagenets.scoring.contingency import ContingencyTable
 
 METHODS = ("image", "pixel", "majority")
+MISSING = -1  # in place of the class of a cluster that a matching does not hold
 
 # Sums of whole numbers up to here are exact in float64, the type of the assignment solver.
 _EXACT = 2**53
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matching:
-    """A matching found: ``classes`` (K + 1,) int64 is the class of each cluster, 0 for none.
+    """Which class each cluster stands for.
 
-    ``images`` and ``pixels`` (K + 1,) int64 are what each cluster shares with its class: images that hold
-    both, and overlapping pixels. Both are 0 for a cluster without class. ``object_pixels`` are all pixels
-    of the ground truth's classes.
+    ``classes`` (K + 1,) int64 is indexed by cluster: a class 1..N, 0 for none, MISSING for a cluster that
+    the matching does not hold. ``path`` is the file it was read from, ``sha256`` the digest of that file's
+    bytes; None for a matching just found.
     """
 
     classes: np.ndarray
+    path: Path | None = None
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, classes: Mapping[int, int], path: Path | None = None, sha256: str | None = None) -> Matching:
+        """Lay out a mapping, cluster to class, which is not empty."""
+        laid_out = np.full(max(classes) + 1, MISSING, np.int64)
+        laid_out[list(classes)] = list(classes.values())
+        return cls(laid_out, path, sha256)
+
+    @property
+    def clusters(self) -> int:
+        """The largest cluster, K."""
+        return self.classes.size - 1
+
+    def text(self) -> str:
+        """Format as the benchmark's matching file: JSON, cluster to class, keys in order."""
+        held = np.flatnonzero(self.classes != MISSING).tolist()
+        return json.dumps({str(cluster): int(self.classes[cluster]) for cluster in held}) + "\n"
+
+    def lacking(self, labels: np.ndarray) -> list[int]:
+        """List the clusters among ``labels``, any shape, that the matching does not hold, in order."""
+        used = np.unique(labels)
+        known = used[used < self.classes.size]
+        return [*known[self.classes[known] == MISSING].tolist(), *used[used >= self.classes.size].tolist()]
+
+    def check_clusters(self, clusters: int, fewer: bool = False) -> None:
+        """Raise InputError when the matching is not of clusters 0..``clusters`` (or ``fewer``)."""
+        if self.clusters == clusters or (fewer and self.clusters < clusters):
+            return
+        raise InputError(
+            f"{self.path or 'matching'}: a matching of clusters 0..{self.clusters}, but the predictions are "
+            f"taken to hold 0..{clusters}: is it theirs, and of this --mode? If it is, pass --clusters "
+            f"{self.clusters}"
+        )
+
+    def for_table(self, table: ContingencyTable) -> np.ndarray:
+        """Give ``classes``, which holds every cluster that the table's predictions use.
+
+        Raises InputError, naming the clusters and the file, where it does not.
+        """
+        lacking = [f"cluster {cluster}" for cluster in self.lacking(table.prediction)]
+        if lacking:
+            raise InputError(
+                f"{self.path or 'matching'}: {len(lacking)} clusters of the predictions are not in this "
+                f"matching; run match.py on the same predictions:\n{listed(lacking)}",
+                lacking,
+            )
+        return self.classes
+
+    def lookup(self) -> np.ndarray:
+        """Class of every label that a mask can hold, (65,536,) int64; 0 where the matching has none."""
+        lookup = np.zeros(MAX_LABEL + 1, np.int64)
+        size = min(lookup.size, self.classes.size)
+        lookup[:size] = np.maximum(self.classes[:size], BACKGROUND)
+        return lookup
+
+
+def read_matching(path: Path, classes: int) -> Matching:
+    """Read a matching file.
+
+    Raises InputError when it is missing, no such JSON, or has classes outside 0..``classes``.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: no such matching; run match.py first, or give its path or --results-dir"
+        ) from error
+    matching = parse_matching(content, classes, str(path))
+    return Matching.of(matching, path, hashlib.sha256(content).hexdigest())
+
+
+def parse_matching(content: bytes, classes: int, where: str) -> dict[int, int]:
+    """Read the content of a matching file: cluster to class.
+
+    Raises InputError as ``read_matching`` does; ``where`` names the file in messages.
+    """
+    try:
+        pairs = json.loads(content.decode(), object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
+        raise InputError(f"{where}: not JSON ({error}); run match.py again") from error
+    if not isinstance(pairs, _Pairs) or not pairs:
+        raise InputError(f'{where}: not a matching; it must look like {{"0": 0, "1": 17, …}}')
+    problems = [problem for key, value in pairs if (problem := _entry_problem(key, value, classes))]
+    if problems:
+        raise InputError(
+            f"{where}: {len(problems)} entries of the matching are wrong:\n{listed(problems)}", problems
+        )
+    matching = {int(key): value for key, value in pairs}
+    if len(matching) < len(pairs):
+        raise InputError(f"{where}: a cluster stands there more than once; run match.py again")
+    return matching
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as the list of its pairs, so that a key that stands twice is seen."""
+
+
+def _entry_problem(key: str, value: object, classes: int) -> str | None:
+    if not (key.isascii() and key.isdecimal() and len(key) <= 5) or str(int(key)) != key:
+        return f"{key[:20]!r} is no cluster id"
+    if type(value) is not int or not 0 <= value <= classes:
+        return f"cluster {key}: {value!r} is no class in 0..{classes}"
+    return None
+
+
+def find_matching(table: ContingencyTable, method: str, classes: int, clusters: int) -> Matching:
+    """Match clusters 1..``clusters`` to classes 1..``classes``; cluster 0 is always 0.
+
+    ``image``: one-to-one, most images in which cluster and class occur together, then most overlapping
+    pixels. ``pixel``: one-to-one, most overlapping pixels. ``majority``: each cluster takes the class that
+    it overlaps most, the smallest id on a tie, 0 if it overlaps none.
+
+    Raises ValueError, naming label and image, when the table has other labels.
+    """
+    pixels = overlapping_pixels(table, classes, clusters)
+    if method == "majority":
+        chosen = _majority(pixels)
+    elif method == "pixel":
+        chosen = _assign(pixels, clusters, classes)
+    elif method == "image":
+        chosen = _assign(_lexicographic(shared_images(table, classes, clusters), pixels), clusters, classes)
+    else:
+        raise ValueError(f"no such method: {method}")
+    return Matching(chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedWithClass:
+    """What each cluster shares with its class, (K + 1,) int64; 0 for a cluster without one.
+
+    ``images`` hold both; ``pixels`` overlap. ``object_pixels`` are all pixels of the ground truth's classes.
+    """
+
     images: np.ndarray
     pixels: np.ndarray
     object_pixels: int
@@ -38,49 +179,54 @@ class Matching:
         return 100 * int(self.pixels.sum()) / max(self.object_pixels, 1)
 
 
-def find_matching(table: ContingencyTable, method: str, classes: int, clusters: int) -> Matching:
-    """Match clusters 1..``clusters`` to classes 1..``classes``; cluster 0 is always 0.
+def shared_with_class(table: ContingencyTable, matching: Matching, classes: int) -> SharedWithClass:
+    """Hold every cluster of a matching to classes 1..``classes`` against its class.
 
-    ``image``: one-to-one, most images in which cluster and class occur together, then most overlapping
-    pixels. ``pixel``: one-to-one, most overlapping pixels. ``majority``: each cluster takes the class that
-    it overlaps most, the smallest id on a tie, 0 if it overlaps none.
+    Raises ValueError as ``find_matching`` does.
     """
-    images = shared_images(table, classes, clusters)
-    pixels = overlapping_pixels(table, classes, clusters)
-    if method == "majority":
-        chosen = _majority(pixels)
-    elif method == "pixel":
-        chosen = _assign(pixels, clusters, classes)
-    elif method == "image":
-        chosen = _assign(_lexicographic(images, pixels), clusters, classes)
-    else:
-        raise ValueError(f"no such method: {method}")
-    every = np.arange(clusters + 1)
-    chosen_images = np.asarray(images[every, chosen]).ravel() * (chosen != BACKGROUND)
-    chosen_pixels = np.asarray(pixels[every, chosen]).ravel() * (chosen != BACKGROUND)
-    object_pixels = int(table.pixels[table.ground_truth != BACKGROUND].sum())
-    return Matching(chosen, chosen_images, chosen_pixels, object_pixels)
+    every = np.arange(matching.clusters + 1)
+    chosen = np.maximum(matching.classes, BACKGROUND)
+    matched = chosen != BACKGROUND
+    images, pixels = (
+        np.asarray(counts(table, classes, matching.clusters)[every, chosen]).ravel() * matched
+        for counts in (shared_images, overlapping_pixels)
+    )
+    return SharedWithClass(images, pixels, int(table.pixels[table.ground_truth != BACKGROUND].sum()))
 
 
 def shared_images(table: ContingencyTable, classes: int, clusters: int) -> csr_array:
-    """n(k, c): images whose prediction holds cluster k and whose ground truth class c (docs/benchmark.md).
+    """n(k, c) of docs/benchmark.md, Matching: images whose prediction holds k and whose ground truth c.
 
     Sparse (K + 1, N + 1) int64; background is left out on both sides, as ignored pixels are.
     """
+    _refuse_larger_labels(table, classes, clusters)
     holds_cluster = _incidence(table.image, table.prediction, len(table.names), clusters)
     holds_class = _incidence(table.image, table.ground_truth, len(table.names), classes)
     return (holds_cluster.T @ holds_class).tocsr()
 
 
+def _refuse_larger_labels(table: ContingencyTable, classes: int, clusters: int) -> None:
+    for what, labels, largest in (
+        ("prediction", table.prediction, clusters),
+        ("ground truth", table.ground_truth, classes),
+    ):
+        outside = np.flatnonzero(labels > largest)
+        if outside.size:
+            image = table.names[int(table.image[outside[0]])]
+            raise ValueError(f"{what} of {image}: label {labels[outside[0]]} is outside 0..{largest}")
+
+
 def _incidence(image: np.ndarray, label: np.ndarray, images: int, labels: int) -> csr_array:
     foreground = label != BACKGROUND
-    pairs = np.unique(image[foreground] * np.int64(labels + 1) + label[foreground])
+    # int64 before the product: NumPy 1 keeps int32 with a scalar, and overflows.
+    pairs = np.unique(image[foreground].astype(np.int64) * (labels + 1) + label[foreground])
     ones = np.ones(pairs.size, np.int64)
     return csr_array((ones, (pairs // (labels + 1), pairs % (labels + 1))), shape=(images, labels + 1))
 
 
 def overlapping_pixels(table: ContingencyTable, classes: int, clusters: int) -> csr_array:
     """Pixels that cluster k and class c have in common, sparse (K + 1, N + 1) int64, background left out."""
+    _refuse_larger_labels(table, classes, clusters)
     both = (table.prediction != BACKGROUND) & (table.ground_truth != BACKGROUND)
     where = (table.prediction[both], table.ground_truth[both])
     return csr_array((table.pixels[both], where), shape=(clusters + 1, classes + 1))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagenets.common.errors import InputError, listed
+from imagenets.common.folders import files_by_class, visible
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def check_predict_dir(pairs: Pairs) -> None:
     """Raise InputError when there is no prediction of any name: another folder was meant."""
     if any((pairs.predict_dir / name).exists() for name in pairs.names):
         return
-    held = [entry.name for entry in _entries(pairs.predict_dir)][:3]
+    held = [entry.name for entry in visible(pairs.predict_dir)][:3]
     raise InputError(
         f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths; predictions lie "
         f"in <predict-dir>/<wnid>/<name>.png, and there is {', '.join(sorted(held)) or 'nothing'}"
@@ -70,26 +71,10 @@ def check_predict_dir(pairs: Pairs) -> None:
 
 
 def _mask_names(gt_dir: Path) -> tuple[str, ...]:
-    found = sorted(
-        f"{folder.name}/{mask.name}"
-        for folder in _entries(gt_dir)
-        if folder.is_dir()
-        for mask in _entries(folder)
-        if mask.name.endswith(".png")
-    )
+    found = files_by_class(gt_dir, lambda name: name.endswith(".png"))
     if not found:
         raise InputError(f"{gt_dir}: no masks there; ground truth lies in <gt-dir>/<wnid>/<name>.png")
     return tuple(found)
-
-
-def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
-
-
-def wnid_folders(gt_dir: Path) -> list[str]:
-    """Names of the folders in ``gt_dir``, sorted: the wnids of a mode, when there are as many as classes."""
-    return sorted(entry.name for entry in _entries(gt_dir) if entry.is_dir())
 
 
 def read_names(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imagenets.common.errors import InputError
+from imagenets.common.progress import Show, no_bar
 from imagenets.scoring.contingency import (
-    Chunk,
     ContingencyTable,
     CountPairs,
-    Progress,
     Rows,
     count_pairs,
     make_table,
@@ -99,16 +98,16 @@ def _serve() -> None:
             job = _broadcast(None)
             if job is None:
                 return
-            _gather(_count_share(job, _silent))
+            _gather(_count_share(job, no_bar))
         except InputError:  # rank 0 has gone, and told why
             sys.exit(1)
 
 
-def _count_on_ranks(pairs: Pairs, workers: int, progress: Progress) -> tuple[ContingencyTable, list[str]]:
+def _count_on_ranks(pairs: Pairs, workers: int, show: Show) -> tuple[ContingencyTable, list[str]]:
     """Count like ``count_pairs``, on all ranks; the table is the same, row for row."""
     job = _Job(pairs, workers, os.getcwd())  # noqa: PTH109 - as it was entered, links and all
     _broadcast(job)
-    shares = _gather(_count_share(job, progress))
+    shares = _gather(_count_share(job, show))
     failures = [f"rank {rank}: {share}" for rank, share in enumerate(shares) if isinstance(share, str)]
     if failures:
         raise InputError("; ".join(failures))
@@ -119,7 +118,7 @@ def _count_on_ranks(pairs: Pairs, workers: int, progress: Progress) -> tuple[Con
     return make_table(pairs.names, largest, rows), [text for share in counted for text in share.problems]
 
 
-def _count_share(job: _Job, progress: Progress) -> _Share | str:
+def _count_share(job: _Job, show: Show) -> _Share | str:
     """Count this rank's images, or say why that cannot be done.
 
     They are a stretch of the names, so that the shares in order are all images in order.
@@ -131,15 +130,11 @@ def _count_share(job: _Job, progress: Progress) -> _Share | str:
     share = range(images * rank // world, images * (rank + 1) // world)
     try:
         os.chdir(job.folder)
-        return _Share(*count_pairs(job.pairs, job.workers, progress, share))
+        return _Share(*count_pairs(job.pairs, job.workers, show, share))
     except InputError as error:
         return str(error)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
-
-
-def _silent(chunks: Iterable[Chunk], images: int) -> Iterable[Chunk]:
-    return chunks
 
 
 def _broadcast(job: _Job | None) -> _Job | None:

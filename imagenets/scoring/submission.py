@@ -7,29 +7,31 @@ input gives the same archive to the last byte.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from PIL import Image
 
 from imagenets.classes import MODES
 from imagenets.common.disk_space import readable
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError, counted, listed, refuse
+from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_file
 from imagenets.common.zip_files import BROKEN_ZIP, read_member
 from imagenets.images import mask_sizes
 from imagenets.lists import categories_at_hand, mapping_at_hand, own_lists
 from imagenets.masks import MAX_MASK_BYTES, colour_problem, decode_rgb, png_size
-from imagenets.scoring.contingency import load_chunks, refuse
-from imagenets.scoring.matching_file import parse_matching
+from imagenets.scoring.contingency import load_chunks
+from imagenets.scoring.counting import LabelLimit
+from imagenets.scoring.matching import Matching, parse_matching
 
 MATCHING = "match.json"
 METHOD = "method.txt"
@@ -190,14 +192,13 @@ class PredictionChunks:
     """A map-style data set of chunks of predictions, decoded and checked."""
 
     def __init__(
-        self, source: Source, names: Sequence[str], image_dir: Path | None, limit: int, hint: str
+        self, source: Source, names: Sequence[str], image_dir: Path | None, limit: LabelLimit
     ) -> None:
-        """Cut ``names`` into chunks; see ``check_predictions`` for the rest."""
+        """Cut ``names`` into chunks; their images, whose sizes count, lie in ``image_dir`` if given."""
         self.source = source
         self.chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
         self.image_dir = image_dir
         self.limit = limit
-        self.hint = hint
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -219,10 +220,7 @@ class PredictionChunks:
                 problem, unreadable = _compare_size(image, height, width)
             if problem is None:
                 mask = label_runs(decode_rgb(content))
-                problem = colour_problem(mask.red, mask.blue)
-                largest = int(mask.palette.max())
-                if problem is None and largest > self.limit:
-                    problem = f"label {largest} is outside 0..{self.limit}; {self.hint}"
+                problem = colour_problem(mask.red, mask.blue) or self.limit.problem(int(mask.palette.max()))
         except InputError as error:
             problem, unreadable = str(error), None
         if problem is not None:
@@ -252,10 +250,6 @@ def _compare_size(image_path: Path, height: int, width: int) -> tuple[str | None
     ), None
 
 
-# Wraps the chunks as they arrive, to show progress; told the number of predictions.
-Progress = Callable[[Iterable[list[Checked]], int], Iterable[list[Checked]]]
-
-
 class Packed(NamedTuple):
     """What came of packing or checking: predictions, and test images that could not be opened."""
 
@@ -268,24 +262,26 @@ def write_submission(
     expected: ExpectedPredictions,
     predict_dir: Path,
     files: Mapping[str, bytes],
-    limit: int,
-    hint: str,
+    limit: LabelLimit,
     workers: int,
-    progress: Progress,
+    show: Show = no_bar,
 ) -> Packed:
     """Check every expected prediction and pack them, after ``files`` (name to content), into ``output``.
 
-    ``limit`` is the largest label that a prediction may have, ``hint`` what to do where one is larger.
     Raises InputError that lists the predictions that are missing or bad; then nothing is written.
     """
-    dataset = PredictionChunks(FolderSource(predict_dir), expected.names, expected.image_dir, limit, hint)
+    dataset = PredictionChunks(FolderSource(predict_dir), expected.names, expected.image_dir, limit)
     problems: list[str] = []
     unreadable: list[str] = []
-    chunks = progress(load_chunks(dataset, workers), len(expected.names))
-    with whole_file(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with (
+        whole_file(output) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        show("predictions", len(expected.names), unit="mask") as advance,
+    ):
         for name, content in files.items():
             _add(archive, name, content)
-        for names, chunk in zip(dataset.chunks, chunks, strict=True):
+        for names, chunk in zip(dataset.chunks, load_chunks(dataset, workers), strict=True):
+            advance(len(chunk))
             _collect(chunk, problems, unreadable)
             if not problems:
                 for name, checked in zip(names, chunk, strict=True):
@@ -306,14 +302,14 @@ def _collect(chunk: Iterable[Checked], problems: list[str], unreadable: list[str
     unreadable.extend(checked.unreadable_image for checked in chunk if checked.unreadable_image is not None)
 
 
-def submission_matching(matching: Mapping[int, int], clusters: int, where: str) -> bytes:
+def submission_matching(matching: Matching, clusters: int) -> bytes:
     """Format a matching as a submission's match.json; InputError when it lacks one of 0..``clusters``."""
-    _refuse_incomplete(matching, clusters, where)
-    return (json.dumps({str(cluster): matching[cluster] for cluster in sorted(matching)}) + "\n").encode()
+    _refuse_incomplete(matching, clusters, str(matching.path))
+    return matching.text().encode()
 
 
-def _refuse_incomplete(matching: Mapping[int, int], clusters: int, where: str) -> None:
-    missing = [f"cluster {cluster}" for cluster in range(clusters + 1) if cluster not in matching]
+def _refuse_incomplete(matching: Matching, clusters: int, where: str) -> None:
+    missing = [f"cluster {cluster}" for cluster in matching.lacking(np.arange(clusters + 1))]
     if missing:
         raise InputError(
             f"{where}: a submission's matching holds every cluster 0..{clusters}, and {len(missing)} are "
@@ -351,7 +347,7 @@ def check_submission(
     clusters: int | None,
     expected: ExpectedPredictions | None,
     workers: int,
-    progress: Progress,
+    show: Show = no_bar,
 ) -> ArchiveReport:
     """Hold an archive against the rules: names, checksums, every mask, match.json and method.txt.
 
@@ -378,16 +374,17 @@ def check_submission(
     if expected is not None:
         image_dir = expected.image_dir
         predictions = sorted(set(predictions) & set(expected.names))
-    dataset = PredictionChunks(source, predictions, image_dir, largest, hint)
+    dataset = PredictionChunks(source, predictions, image_dir, LabelLimit(largest, hint))
     unreadable: list[str] = []
     prefix = f"{path}: "
-    for chunk in progress(load_chunks(dataset, workers), len(predictions)):
-        found: list[str] = []
-        _collect(chunk, found, unreadable)
-        problems += [problem.removeprefix(prefix) for problem in found]
+    with show("predictions", len(predictions), unit="mask") as advance:
+        for chunk in load_chunks(dataset, workers):
+            advance(len(chunk))
+            found: list[str] = []
+            _collect(chunk, found, unreadable)
+            problems += [problem.removeprefix(prefix) for problem in found]
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise InputError(f"{path}: {count}:\n{listed(problems)}")
+        raise InputError(f"{path}: {counted(len(problems), 'problem')}:\n{listed(problems)}", problems)
     return ArchiveReport(len(predictions), largest if has_matching else None, unreadable)
 
 
@@ -427,7 +424,7 @@ def _check_method(source: ArchiveSource) -> list[str]:
 
 def _check_matching(source: ArchiveSource, classes: int, clusters: int) -> list[str]:
     try:
-        matching = parse_matching(source.read(MATCHING), classes, MATCHING)
+        matching = Matching.of(parse_matching(source.read(MATCHING), classes, MATCHING))
         _refuse_incomplete(matching, clusters, MATCHING)
     except InputError as error:
         message = str(error)

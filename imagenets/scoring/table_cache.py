@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
 
 import numpy as np
 
+from imagenets.common.progress import Show, Warn, no_bar, no_warning
 from imagenets.common.whole_files import write_whole
 from imagenets.scoring.contingency import (
     ROW_TYPES,
     ContingencyTable,
     CountPairs,
-    Progress,
     Rows,
     count_pairs,
     make_table,
@@ -65,27 +64,31 @@ def _heading(fingerprint: str) -> bytes:
 
 
 def cached_table(
-    pairs: Pairs, folder: Path | None, workers: int, progress: Progress, count: CountPairs | None = None
+    pairs: Pairs,
+    folder: Path | None,
+    workers: int,
+    show: Show = no_bar,
+    warn: Warn = no_warning,
+    count: CountPairs = count_pairs,
 ) -> tuple[ContingencyTable, list[str]]:
     """Give the pairs' contingency table, from the cache in ``folder`` or by the one pass over the masks.
 
-    Without a folder nothing is read or written there. ``count`` does the pass, ``count_pairs`` by default.
-    Returns, like it, one message for every file that cannot be used; such a table is not cached. A cache
-    that cannot be written is a message of a ``UserWarning``, for the table is good without it.
+    Without a folder nothing is read or written there. ``count`` does the pass. Returns, like it, one message
+    for every file that cannot be used; such a table is not cached. ``warn`` is told of a cache that cannot be
+    written, for the table is good without it.
     """
-    count = count or count_pairs
     if folder is None:
-        return count(pairs, workers, progress)
+        return count(pairs, workers, show)
     # Before the pass: a mask that changes while it runs must be noticed by the next one.
     fingerprint = pairs.fingerprint()
     path = cache_path(folder, pairs)
     table = load_table(path, pairs.names, fingerprint)
     if table is not None:
         return table, []
-    table, problems = count(pairs, workers, progress)
+    table, problems = count(pairs, workers, show)
     if not problems:
         try:
             save_table(path, table, fingerprint)
         except OSError as error:
-            warnings.warn(f"{path}: not cached: {error.strerror}", stacklevel=2)
+            warn(f"{path}: not cached: {error.strerror}")
     return table, problems

@@ -89,10 +89,11 @@ def codes_of_crop(
 
     ``prototypes`` (K, D) are the current ones.
     """
-    rows = at_least_float32(scores.detach())
-    if queue is not None:
-        rows = torch.cat((queue.scores(crop, prototypes), rows))
-    return balanced_codes(rows)[-len(scores) :]
+    with torch.autocast(scores.device.type, enabled=False):
+        rows = at_least_float32(scores.detach())
+        if queue is not None:
+            rows = torch.cat((queue.scores(crop, prototypes), rows))
+        return balanced_codes(rows)[-len(scores) :]
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,11 +21,13 @@ DIMENSIONS = 128  # of the features that are compared with the prototypes
 class PassOutputs(NamedTuple):
     """What one step gives, for 2B large and S small crops.
 
-    ``features`` (2B, D): unit vectors of the large crops, crop 0 of all pictures first. ``scores``
-    (2B + S, K): cosines with the prototypes, large crops first. ``shallow`` (2B, K): those of the shallow
-    stage. ``projection`` and ``prediction`` (2B, D, points, points): at the grids' places.
+    ``pooled`` (2B, C) and ``features`` (2B, D): what the backbone and the image head find in the large crops,
+    unit vectors without gradient, crop 0 of all pictures first. ``scores`` (2B + S, K): cosines with the
+    prototypes, large crops first. ``shallow`` (2B, K): those of the shallow stage. ``projection`` and
+    ``prediction`` (2B, D, points, points): at the grids' places.
     """
 
+    pooled: torch.Tensor
     features: torch.Tensor
     scores: torch.Tensor
     shallow: torch.Tensor
@@ -54,7 +55,6 @@ class PassNetwork(nn.Module):
         refuse_without_stages(backbone)
         deep, hidden = backbone.channels, sizes.hidden
         self.backbone = backbone
-        without_classifier(backbone)
         self.projection_head = image_head(deep, hidden)
         self.projection_head_shallow = nn.ModuleDict(
             {"projection_head_shallow3": image_head(deep // 2, hidden)}
@@ -84,6 +84,7 @@ class PassNetwork(nn.Module):
         features = normalize(self.projection_head(torch.cat(pooled)), dim=1)
         projection = sample(self.projection_head_pixel(deep_map), grids)
         return PassOutputs(
+            pooled=normalize(pooled[0].detach(), dim=1),
             features=features[: len(large)].detach(),
             scores=self.prototypes(features),
             shallow=self._shallow_scores(shallow_map),
@@ -150,26 +151,18 @@ def refuse_without_stages(backbone: Backbone) -> None:
         )
 
 
-def without_classifier(backbone: Backbone) -> None:
-    """Freeze the library's own classifier, if it is there: it gets no gradient."""
-    for name, weight in backbone.network.named_parameters():
-        if name.startswith("fc."):
-            weight.requires_grad_(False)
-
-
 BACKBONE_PREFIX = "backbone.network."
 
 
-def library_state(network: nn.Module) -> OrderedDict[str, torch.Tensor]:
-    """Name a network's tensors as its checkpoint does: the backbone's as the library does, the heads'.
+def library_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Name a network's tensors as its checkpoint does: those of the backbone as the library names them."""
+    return {name.removeprefix(BACKBONE_PREFIX): tensor for name, tensor in network.state_dict().items()}
 
-    The library's own classifier, which nothing trains, is left out.
-    """
-    return OrderedDict(
-        (name.removeprefix(BACKBONE_PREFIX), tensor)
-        for name, tensor in network.state_dict().items()
-        if not name.startswith(f"{BACKBONE_PREFIX}fc.")
-    )
+
+def load_library_state(network: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Take back what ``library_state`` gave, all of it."""
+    names = {name.removeprefix(BACKBONE_PREFIX): name for name in network.state_dict()}
+    network.load_state_dict({names[name]: tensor for name, tensor in state.items()})
 
 
 def _pooled(maps: torch.Tensor) -> torch.Tensor:

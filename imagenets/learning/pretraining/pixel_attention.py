@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import conv2d, interpolate, normalize
 
 from imagenets.learning.pretraining.heads import (
     DIMENSIONS,
@@ -43,8 +43,9 @@ class PixelAttention(nn.Module):
 
 
 class AttentionOutputs(NamedTuple):
-    """``features`` (2B, D), unit vectors, and ``scores`` (2B, K); crop 0 of all pictures comes first."""
+    """As ``PassOutputs``: ``pooled`` (2B, C), ``features`` (2B, D) and ``scores`` (2B, K)."""
 
+    pooled: torch.Tensor
     features: torch.Tensor
     scores: torch.Tensor
 
@@ -70,7 +71,9 @@ class AttentionNetwork(nn.Module):
         vectors = normalize(enlarged(self.backbone(crops)), dim=1)
         pooled = (vectors * self.fbg(vectors)).mean((2, 3))
         features = normalize(self.projection_head(pooled), dim=1)
-        return AttentionOutputs(features.detach(), self.prototypes(features))
+        return AttentionOutputs(
+            normalize(pooled.detach(), dim=1), features.detach(), self.prototypes(features)
+        )
 
 
 def enlarged(maps: torch.Tensor, factor: int = 4) -> torch.Tensor:
@@ -85,7 +88,8 @@ def attended_features(maps: torch.Tensor, attention: PixelAttention) -> torch.Te
     The features that are pooled are not of unit length, other than in training.
     """
     features = enlarged(maps)
-    return (features * attention(normalize(features, dim=1))).mean((2, 3))
+    weights: torch.Tensor = attention(normalize(features, dim=1))
+    return (features * weights).mean((2, 3))
 
 
 def attention_and_vectors(maps: torch.Tensor, attention: PixelAttention) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,8 +104,7 @@ def nearest_centroids(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.T
     ``centroids`` (K, C) need no unit length. On ties the first counts.
     """
     unit = normalize(centroids, dim=1)
-    cosines = torch.einsum("bchw,kc->bkhw", vectors, unit)
-    labels: torch.Tensor = cosines.argmax(1) + 1
+    labels: torch.Tensor = conv2d(vectors, unit[:, :, None, None]).argmax(1) + 1
     return labels
 
 

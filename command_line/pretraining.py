@@ -1,0 +1,104 @@
+"""What the scripts of PASS's two trainings share: arguments, and the way from them to a request."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from command_line import path_argument, whole_number
+from imagenets.classes import MODES
+from imagenets.common.progress import Advance
+from imagenets.learning.image_list import list_images
+from imagenets.learning.pretraining.recipes import RECIPES, Attention, Pretraining
+from imagenets.learning.pretraining.runs import Request, Talk
+from imagenets.learning.training.distributed import Processes
+
+Recipe = TypeVar("Recipe", Pretraining, Attention)
+
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """Begin a parser with the arguments that both trainings take."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--save-dir", type=path_argument, required=True, help="the SAVE of data_preparation.sh"
+    )
+    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
+    parser.add_argument(
+        "--output-dir", type=path_argument, required=True, help="last.pth, log.jsonl and curves.png go there"
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default="pass",
+        help="pass: the published settings of the mode (default); small: minutes on two cores, for a few "
+        "hundred pictures",
+    )
+    parser.add_argument("--epochs", type=whole_number(1, 100_000), help="default: the recipe's")
+    parser.add_argument(
+        "--batch-size", type=whole_number(1, 1_000_000), help="of all processes (default: the recipe's)"
+    )
+    parser.add_argument("--lr", type=float, help="highest learning rate (default: the recipe's)")
+    parser.add_argument("--weight-decay", type=float, help="default: the recipe's")
+    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), help="default: the recipe's")
+    parser.add_argument(
+        "--split",
+        choices=("train", "train-full"),
+        default="train",
+        help="train-full: all of ImageNet, as the published network of mode 919 has seen it, against the "
+        "benchmark's rules (default: train)",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument(
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        help="mixed precision (default: on CUDA, as published)",
+    )
+    parser.add_argument(
+        "--workers", type=whole_number(0, 1024), default=4, help="that read, for each GPU (default: 4)"
+    )
+    return parser
+
+
+def overridden(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    """Replace a recipe's values by those that were given."""
+    given = {
+        "epochs": arguments.epochs,
+        "batch": arguments.batch_size,
+        "lr": arguments.lr,
+        "weight_decay": arguments.weight_decay,
+        "seed": arguments.seed,
+    }
+    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+
+def request_of(arguments: argparse.Namespace, processes: Processes) -> Request:
+    """List the images, and say what is asked for. Raises InputError when there are none."""
+    folder = arguments.save_dir / MODES[arguments.mode].folder / arguments.split
+    on_cuda = processes.device.type == "cuda"
+    return Request(
+        mode=arguments.mode,
+        recipe_name=arguments.recipe,
+        folder=folder,
+        images=processes.together(lambda: sorted(list_images(folder))),
+        output=arguments.output_dir,
+        workers=arguments.workers,
+        amp=on_cuda and arguments.amp is not False,
+    )
+
+
+@contextmanager
+def bar(description: str, total: int | None, *, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Show a bar of steps on a terminal; elsewhere nothing."""
+    with tqdm(desc=description, total=total, unit=unit, initial=done, disable=None, leave=False) as shown:
+        yield lambda units: shown.update(units) and None
+
+
+def talk() -> Talk:
+    """Tell on the terminal what a run does."""
+    return Talk(bar, lambda line: tqdm.write(line, file=sys.stdout))

@@ -1,0 +1,28 @@
+"""What lies in a folder of class folders; what is hidden is nobody's class and nobody's file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def visible(folder: Path | str) -> list[os.DirEntry[str]]:
+    """List what is in a folder and not hidden, in no order; OSError when it cannot be read."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def subfolders(folder: Path | str) -> list[str]:
+    """Names of the folders in ``folder`` that are not hidden, sorted; links to folders count."""
+    return sorted(entry.name for entry in visible(folder) if entry.is_dir())
+
+
+def files_by_class(folder: Path | str, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
+    """List ``<class folder>/<file>``, sorted, of the files whose name is ``wanted``; hidden ones never."""
+    return sorted(
+        f"{name}/{entry.name}"
+        for name in subfolders(folder)
+        for entry in visible(f"{folder}/{name}")
+        if wanted(entry.name)
+    )

@@ -1,0 +1,72 @@
+"""The crops of each picture that PASS learns from; docs/methods.md, PASS, Augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from imagenets.images import read_image
+from imagenets.learning.training.augmentation import as_tensor, cropped, distort, random_crop
+from imagenets.learning.training.order import generator
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.228, 0.224, 0.225)  # as published: red has 0.228 here, and the field's 0.229 everywhere else
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """Crops of one size: how many, their side in pixels, and the share of the picture's area they cover."""
+
+    count: int
+    side: int
+    scale: tuple[float, float]
+
+    def __str__(self) -> str:
+        """Write it as run settings show it."""
+        return f"{self.count} x {self.side} of {self.scale[0]:g}..{self.scale[1]:g}"
+
+
+class CropReader:
+    """Reads pictures as crops, whose randomness is a function of seed, epoch and picture."""
+
+    def __init__(
+        self, folder: Path, images: Sequence[str], seed: int, large: CropSettings, small: CropSettings | None
+    ) -> None:
+        """Cut ``large`` crops and, where given, ``small`` ones from ``<folder>/<image>``."""
+        self.folder = folder
+        # An array, not a list: the counters of a million strings would be copied into every worker.
+        self.images = np.array([image.encode(errors="surrogateescape") for image in images])
+        self.seed = seed
+        self.sizes = [large] if small is None else [large, small]
+
+    def read(self, epoch: int, index: int) -> tuple[torch.Tensor, ...]:
+        """Read one picture: rectangles (n, 5) float32 of the large crops, then the crops of each size.
+
+        A rectangle is left, top, width and height in pixels of the picture, and 1 where it is flipped. Crops
+        are (n, 3, side, side) uint8.
+        """
+        picture = read_image(self.folder / self.name(index))
+        random = generator(self.seed, epoch, index)
+        rectangles: list[tuple[int, ...]] = []
+        of_sizes = []
+        for size in self.sizes:
+            tensors = []
+            for _ in range(size.count):
+                rectangle = random_crop(random, *picture.size, size.scale)
+                rectangles.append(rectangle)
+                tensors.append(as_tensor(distort(random, cropped(picture, rectangle, size.side))))
+            of_sizes.append(torch.stack(tensors))
+        return (torch.tensor(rectangles[: self.sizes[0].count], dtype=torch.float32), *of_sizes)
+
+    def name(self, index: int) -> str:
+        """Name a picture: ``<wnid>/<file>``."""
+        return bytes(self.images[index]).decode(errors="surrogateescape")
+
+
+def views(crops: torch.Tensor) -> torch.Tensor:
+    """Order a batch's crops (B, n, …) by view: (n · B, …), the first crop of all pictures first."""
+    return crops.transpose(0, 1).flatten(0, 1)

@@ -1,0 +1,169 @@
+"""PASS's two trainings from images to ``last.pth``: docs/methods.md, PASS."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imagenets.common.progress import Show
+from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.pretraining.codes import FeatureQueue
+from imagenets.learning.pretraining.crops import CropReader
+from imagenets.learning.pretraining.heads import (
+    DIMENSIONS,
+    HeadSizes,
+    PassNetwork,
+    library_state,
+    load_library_state,
+)
+from imagenets.learning.pretraining.pass_checkpoints import attention_network
+from imagenets.learning.pretraining.recipes import Attention, Pretraining, as_settings
+from imagenets.learning.pretraining.steps import AttentionStep, CollapseWatch, PretrainingStep, QueueState
+from imagenets.learning.training.batch_norm import synchronised
+from imagenets.learning.training.distributed import Processes, join
+from imagenets.learning.training.loop import Job, train
+from imagenets.learning.training.optimisers import Lars
+from imagenets.learning.training.order import Moment, Plan
+from imagenets.learning.training.run_folder import Settings, names_digest, opened
+from imagenets.learning.training.schedules import cosine
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images are trained on, and where the run lies.
+
+    ``images`` are ``<wnid>/<file>`` in ``folder``. ``amp``: mixed precision, on CUDA alone.
+    """
+
+    mode: str
+    recipe_name: str
+    folder: Path
+    images: Sequence[str]
+    output: Path
+    workers: int
+    amp: bool
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How a run tells what it does: bars and lines, in the first process alone."""
+
+    show: Show
+    tell: Callable[[str], None]
+
+
+def pretrain(request: Request, recipe: Pretraining, processes: Processes, talk: Talk) -> None:
+    """Do step 1 from where its folder stands to its end: ``last.pth``, ``log.jsonl``, ``curves.png``.
+
+    Raises InputError when the backbone is no ResNet, the batch cannot be split, the folder holds another
+    run, or as ``loop.train`` does.
+    """
+    torch.manual_seed(recipe.seed)
+    network = PassNetwork(
+        make_backbone(recipe.backbone), HeadSizes(hidden=recipe.hidden, prototypes=recipe.prototypes)
+    )
+    plan = _plan(request, recipe, processes)
+    network.to(processes.device).train()
+    joined = join(synchronised(network, processes.device), processes)
+    queue = FeatureQueue(recipe.queue, recipe.batch, DIMENSIONS, processes.device)
+    watch = CollapseWatch(recipe.prototypes, processes, talk.tell)
+    step = PretrainingStep(network, joined, recipe, queue, watch)
+    job = _job(request, recipe, plan, step, recipe.backbone)
+    reader = CropReader(request.folder, request.images, recipe.seed, recipe.large, recipe.small)
+    settings = {"step": "pretraining", **_settings(request, recipe)}
+    _run(request, job, reader, plan, settings, processes, talk)
+
+
+def train_attention(
+    request: Request, recipe: Attention, backbone: str, checkpoint: Path, processes: Processes, talk: Talk
+) -> None:
+    """Do step 2's training on a pre-trained ``checkpoint``; files and errors as those of ``pretrain``."""
+    torch.manual_seed(recipe.seed)
+    network, lines = processes.together(lambda: attention_network(backbone, checkpoint))
+    if processes.first:
+        for line in lines:
+            talk.tell(line)
+    plan = _plan(request, recipe, processes)
+    network.to(processes.device).train()
+    joined = join(synchronised(network, processes.device), processes)
+    queue = FeatureQueue(recipe.queue, recipe.batch, DIMENSIONS, processes.device)
+    watch = CollapseWatch(network.prototypes.out_features, processes, talk.tell)
+    job = _job(request, recipe, plan, AttentionStep(network, joined, queue, watch), backbone)
+    reader = CropReader(request.folder, request.images, recipe.seed, recipe.large, None)
+    settings = {
+        "step": "attention",
+        "backbone": backbone,
+        "checkpoint": file_digest(checkpoint),
+        **_settings(request, recipe),
+    }
+    _run(request, job, reader, plan, settings, processes, talk)
+
+
+def _plan(request: Request, recipe: Pretraining | Attention, processes: Processes) -> Plan:
+    return Plan(
+        images=len(request.images),
+        batch=recipe.batch,
+        epochs=recipe.epochs,
+        seed=recipe.seed,
+        keep_last=False,
+        rank=processes.rank,
+        processes=processes.number,
+    )
+
+
+def _job(
+    request: Request,
+    recipe: Pretraining | Attention,
+    plan: Plan,
+    step: PretrainingStep | AttentionStep,
+    backbone: str,
+) -> Job:
+    """Give what both trainings have in common: LARS, its rate, and what is saved."""
+    updates = plan.epochs * plan.steps
+
+    def rate(moment: Moment) -> float:
+        return cosine(moment.update / updates, recipe.lr, recipe.final_lr)
+
+    trained = (weight for weight in step.network.parameters() if weight.requires_grad)
+    return Job(
+        network=step.joined,
+        optimiser=Lars(trained, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay),
+        loss_of=step.loss_of,
+        rate=rate,
+        weights=lambda: library_state(step.network),
+        load_weights=lambda state: load_library_state(step.network, state),
+        about={"backbone": backbone, "mode": request.mode, "recipe": request.recipe_name},
+        amp=request.amp,
+        before_update=step.before_update,
+        scores=step.watch.scores,
+        more={"queue": QueueState(step.queue), "watch": step.watch},
+    )
+
+
+def _settings(request: Request, recipe: Pretraining | Attention) -> Settings:
+    return {
+        "mode": request.mode,
+        "recipe": request.recipe_name,
+        **as_settings(recipe),
+        "mixed precision": request.amp,
+        "images": len(request.images),
+        "names of images": names_digest(os.fsencode(image) for image in request.images),
+    }
+
+
+def _run(
+    request: Request,
+    job: Job,
+    reader: CropReader,
+    plan: Plan,
+    settings: Settings,
+    processes: Processes,
+    talk: Talk,
+) -> None:
+    with opened(request.output, settings, processes) as run:
+        train(job, reader, plan, run, workers=request.workers, show=talk.show, tell=talk.tell)

@@ -1,0 +1,139 @@
+"""From a request to a contingency table: list the masks, count them, check their labels, refuse bad ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from imagenets.classes import IGNORE, MODES, Mode
+from imagenets.common.errors import refuse
+from imagenets.common.progress import Show, Warn, no_bar, no_warning
+from imagenets.lists import own_lists
+from imagenets.scoring.contingency import ContingencyTable, CountPairs, count_pairs
+from imagenets.scoring.pairs import Pairs, check_predict_dir, find_pairs, read_names
+from imagenets.scoring.table_cache import cached_table
+
+_SWAPPED = f"{IGNORE} is the ground truth's label for ignored pixels: are the two folders swapped?"
+
+
+class LabelLimit(NamedTuple):
+    """The largest label that a prediction may have, and what to do where one is larger."""
+
+    largest: int
+    cure: str
+
+    @classmethod
+    def of(cls, mode: Mode, clusters: int | None) -> LabelLimit:
+        """Limit predictions to clusters 0..``clusters``, or (None) to the mode's class ids."""
+        if clusters is None:
+            return cls(mode.classes, "cluster ids need a matching: run match.py, then pass --match")
+        return cls(clusters, "pass the number of clusters with --clusters")
+
+    def problem(self, label: int) -> str | None:
+        """Say what is wrong with a prediction's largest label; None if nothing is."""
+        return None if label <= self.largest else f"label {label} is outside 0..{self.largest}; {self.cure}"
+
+
+@dataclass(frozen=True)
+class CountRequest:
+    """Which masks are to be counted, and how.
+
+    ``clusters`` K: the predictions hold cluster ids 0..K; None: they hold the mode's class ids. ``names`` is
+    a file that lists the masks (None: all of ``gt_dir``), ``cache`` the folder of counts kept (None: neither
+    read nor written), ``workers`` a number of processes (0: this one).
+    """
+
+    gt_dir: Path
+    predict_dir: Path
+    mode: Mode
+    clusters: int | None = None
+    names: Path | None = None
+    cache: Path | None = None
+    workers: int = 0
+
+    @property
+    def limit(self) -> LabelLimit:
+        """The largest label that a prediction may have."""
+        return LabelLimit.of(self.mode, self.clusters)
+
+
+def count_masks(
+    request: CountRequest, show: Show = no_bar, warn: Warn = no_warning, count: CountPairs = count_pairs
+) -> ContingencyTable:
+    """Count the masks of a request, or take the counts from its cache.
+
+    ``show`` opens a progress bar, ``warn`` is told what is odd but usable, ``count`` does the pass.
+
+    Raises InputError for folders or a list that cannot be what is meant, and for every mask that cannot be
+    used, all together.
+    """
+    return count_all([request], show, warn, count)[0]
+
+
+def count_all(
+    requests: Sequence[CountRequest],
+    show: Show = no_bar,
+    warn: Warn = no_warning,
+    count: CountPairs = count_pairs,
+) -> list[ContingencyTable]:
+    """Count the masks of several requests, of the same ground truth, as ``count_masks`` does.
+
+    What is wrong with the masks of any of them is told for all together.
+    """
+    listed = [_list_pairs(request) for request in requests]
+    _warn_of_number(requests[0], len(listed[0].names), warn)
+    tables: list[ContingencyTable] = []
+    problems: list[str] = []
+    for request, pairs in zip(requests, listed, strict=True):
+        table, bad_files = cached_table(pairs, request.cache, request.workers, show, warn, count)
+        tables.append(table)
+        problems += [*bad_files, *_bad_labels(request, table)]
+    refuse(list(dict.fromkeys(problems)))  # a bad ground truth is one, though every pass meets it
+    return tables
+
+
+def _list_pairs(request: CountRequest) -> Pairs:
+    names = None if request.names is None else read_names(request.names)
+    pairs = find_pairs(request.gt_dir, request.predict_dir, names)
+    if names is None:
+        check_predict_dir(pairs)
+    return pairs
+
+
+def _warn_of_number(request: CountRequest, masks: int, warn: Warn) -> None:
+    if request.names is None:
+        warn_of_number(request.gt_dir, masks, request.mode, warn)
+
+
+def warn_of_number(gt_dir: Path, masks: int, mode: Mode, warn: Warn) -> None:
+    """Warn where the ground truth is not as many masks as the official validation set has."""
+    if own_lists() is None and masks != mode.validation:
+        others = [other.name for other in MODES.values() if other.validation == masks]
+        warn(
+            f"{gt_dir}: {masks} masks, but the validation set of mode {mode.name} has {mode.validation}"
+            + "".join(f"; is this --mode {other}?" for other in others)
+        )
+
+
+def _bad_labels(request: CountRequest, table: ContingencyTable) -> list[str]:
+    """List the ground truths with a label that is no class, and predictions with one above the largest."""
+    classes, limit = request.mode.classes, request.limit
+    outside = table.ground_truth > classes
+    in_ground_truth = dict(
+        zip(table.image[outside].tolist(), table.ground_truth[outside].tolist(), strict=True)
+    )
+    problems = [
+        f"{request.gt_dir / table.names[image]}: label {label} is neither in 0..{classes} nor {IGNORE}; "
+        "is this the ground truth of another mode?"
+        for image, label in in_ground_truth.items()
+    ]
+    swapped = limit._replace(cure=_SWAPPED)
+    for image in np.flatnonzero(table.largest_prediction > limit.largest).tolist():
+        label = int(table.largest_prediction[image])
+        problem = (swapped if label == IGNORE else limit).problem(label)
+        problems.append(f"{request.predict_dir / table.names[image]}: {problem}")
+    return problems

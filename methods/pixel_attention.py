@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""PASS, step 2: learn on a pre-trained network which pixels matter; docs/methods.md, PASS."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line import path_argument, run
+from command_line.pretraining import new_parser, overridden, request_of, talk
+from imagenets.learning.pretraining.recipes import attention_recipe, pretraining_recipe
+from imagenets.learning.pretraining.runs import train_attention
+from imagenets.learning.training.distributed import started
+
+
+def main() -> None:
+    """Train the attention, or go on with it."""
+    parser = new_parser(__doc__ or "")
+    parser.add_argument(
+        "--checkpoint",
+        type=path_argument,
+        required=True,
+        help="last.pth of pretrain.py, or the published pass*_pretrained.pth.tar",
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
+    arguments = parser.parse_args()
+    recipe = overridden(attention_recipe(arguments.recipe, arguments.mode), arguments)
+    backbone = arguments.backbone or pretraining_recipe(arguments.recipe, arguments.mode).backbone
+    with started(arguments.device) as processes:
+        request = request_of(arguments, processes)
+        train_attention(request, recipe, backbone, arguments.checkpoint, processes, talk())
+        if processes.first:
+            print(f"saved: {arguments.output_dir / 'last.pth'}")
+
+
+if __name__ == "__main__":
+    run(main)

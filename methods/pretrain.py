@@ -1,0 +1,33 @@
+#!/usr/bin/env python3
+"""PASS, step 1: pre-train a ResNet without labels; docs/methods.md, PASS."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line import run
+from command_line.pretraining import new_parser, overridden, request_of, talk
+from imagenets.learning.pretraining.recipes import pretraining_recipe
+from imagenets.learning.pretraining.runs import pretrain
+from imagenets.learning.training.distributed import started
+
+
+def main() -> None:
+    """Pre-train, or go on with it."""
+    parser = new_parser(__doc__ or "")
+    parser.add_argument("--backbone", metavar="NAME", help="a ResNet (default: the recipe's)")
+    arguments = parser.parse_args()
+    recipe = overridden(pretraining_recipe(arguments.recipe, arguments.mode), arguments)
+    recipe = replace(recipe, backbone=arguments.backbone or recipe.backbone)
+    with started(arguments.device) as processes:
+        pretrain(request_of(arguments, processes), recipe, processes, talk())
+        if processes.first:
+            print(f"saved: {arguments.output_dir / 'last.pth'}")
+
+
+if __name__ == "__main__":
+    run(main)

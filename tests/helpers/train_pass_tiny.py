@@ -1,0 +1,56 @@
+"""PASS's two trainings on pictures of a few pixels: FOLDER IMAGES CHECKPOINT, also under torchrun."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from command_line import run
+from imagenets.common.progress import no_bar
+from imagenets.learning.pretraining.crops import CropSettings
+from imagenets.learning.pretraining.recipes import SMALL_ATTENTION, SMALL_PRETRAINING
+from imagenets.learning.pretraining.runs import Request, Talk, pretrain, train_attention
+from imagenets.learning.training.distributed import started
+
+# Three steps an epoch of 26 pictures; queue and prototypes are at work from the second epoch on.
+PRETRAINING = replace(
+    SMALL_PRETRAINING,
+    epochs=2,
+    batch=8,
+    large=CropSettings(2, 32, (0.14, 1)),
+    small=CropSettings(2, 32, (0.05, 0.14)),
+    hidden=32,
+    prototypes=12,
+    queue=16,
+    queue_from=0,
+    frozen_steps=3,
+)
+ATTENTION = replace(SMALL_ATTENTION, epochs=2, batch=8, large=PRETRAINING.large, queue=8)
+
+
+def request(images, output):
+    names = sorted(f"{path.parent.name}/{path.name}" for path in images.glob("*/*.JPEG"))
+    return Request("50", "small", images, names, output, workers=0, amp=False)
+
+
+def both(folder, images, processes, show=no_bar, tell=print, checkpoint=None):
+    talk = Talk(show, tell)
+    pretrain(request(images, folder / "pretraining"), PRETRAINING, processes, talk)
+    checkpoint = checkpoint or folder / "pretraining/last.pth"
+    train_attention(request(images, folder / "attention"), ATTENTION, "resnet18", checkpoint, processes, talk)
+
+
+def main():
+    torch.set_num_threads(1)
+    with started("cpu") as processes:
+        folder, images, checkpoint = map(Path, sys.argv[1:])
+        both(folder, images, processes, checkpoint=checkpoint)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,276 @@
+"""PASS's two trainings: one process and two, runs that are stopped, collapse, and whose files load where."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from helpers import train_pass_tiny as tiny
+from masksets import CHECKOUT
+from prepared_set import write_image
+from torch import nn
+
+from imagenets.common.errors import InputError
+from imagenets.common.progress import no_bar
+from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.checkpoints import load_backbone
+from imagenets.learning.pretraining import runs
+from imagenets.learning.pretraining.codes import FeatureQueue
+from imagenets.learning.pretraining.crops import CropReader, CropSettings, views
+from imagenets.learning.pretraining.pass_checkpoints import attended_backbone, attention_network
+from imagenets.learning.pretraining.recipes import PUBLISHED_ATTENTION, PUBLISHED_PRETRAINING
+from imagenets.learning.pretraining.steps import CollapseWatch
+from imagenets.learning.training.distributed import Processes
+from imagenets.learning.training.loop import train
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def no_talk(line):
+    pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(26):
+        write_image(folder / f"n0000000{number % 2}/{number}.JPEG", 40 + number, 48, seed=number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, images):
+    """Both trainings, undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    tiny.both(folder, images, ALONE, tell=no_talk)
+    return folder
+
+
+def state(folder):
+    return torch.load(folder / "last.pth", weights_only=True)
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_log_watches_over_collapse(whole):
+    records = log(whole / "pretraining")
+    assert [record["step"] for record in records] == [3, 6]
+    for record in records:
+        assert {"loss", "image", "shallow", "pixel", "lr", "images_per_second"} <= record.keys()
+        assert 1 < record["prototypes_in_use"] <= 12
+        assert 0.01 < record["spread"] < 1
+        together = (record["image"] + record["shallow"]) / 2 + record["pixel"]
+        assert record["loss"] == pytest.approx(together, rel=1e-5)
+    assert {"prototypes_in_use", "spread"} <= log(whole / "attention")[0].keys()
+    assert (whole / "pretraining/curves.png").stat().st_size > 1000
+
+
+def test_two_processes_have_the_losses_of_one(whole, images, tmp_path):
+    """The same global batches, queues and codes over both: real torchrun, both trainings.
+
+    Later losses part by more: LARS makes much of gradients that are nothing but rounding.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    checkpoint = whole / "pretraining/last.pth"
+    subprocess.run(
+        [*torchrun, CHECKOUT / "tests/helpers/train_pass_tiny.py", tmp_path, images, checkpoint],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    for step in ("pretraining", "attention"):
+        one, two = log(whole / step)[0], log(tmp_path / step)[0]
+        for name in {"loss", "image", "shallow", "pixel", "spread"} & one.keys():
+            assert one[name] == pytest.approx(two[name], abs=1e-4), name
+        assert one["prototypes_in_use"] == two["prototypes_in_use"]
+        assert state(tmp_path / step)["more"]["queue"]["features"].any()
+    images_of = [log(folder / "pretraining")[1]["image"] for folder in (whole, tmp_path)]
+    assert images_of[0] == pytest.approx(images_of[1], abs=1e-4)
+
+
+class StopError(Exception):
+    """Stands for the end of a process."""
+
+
+def stop_after(steps):
+    """A bar that ends the run after so many steps."""
+    left = [steps]
+
+    @contextmanager
+    def show(description, total, *, unit, done=0):
+        def advance(units):
+            left[0] -= units
+            if left[0] < 0:
+                raise StopError
+
+        yield advance
+
+    return show
+
+
+def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(whole, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "train", partial(train, save_every=0.0))
+    for steps in (
+        1,
+        3,
+        2,
+        4,
+    ):  # each goes on from the last stop
+        with pytest.raises(StopError):
+            tiny.both(tmp_path, images, ALONE, stop_after(steps), no_talk)
+    tiny.both(tmp_path, images, ALONE, tell=no_talk)
+    for step in ("pretraining", "attention"):
+        expected, found = state(whole / step), state(tmp_path / step)
+        assert expected["model"].keys() == found["model"].keys()
+        for name, tensor in expected["model"].items():
+            assert torch.equal(tensor, found["model"][name]), name
+        assert torch.equal(expected["more"]["queue"]["features"], found["more"]["queue"]["features"])
+        timeless = ("images_per_second", "data_wait")
+        records = [
+            [{k: v for k, v in record.items() if k not in timeless} for record in log(folder / step)]
+            for folder in (whole, tmp_path)
+        ]
+        assert records[0] == records[1]
+
+
+def test_another_setting_in_the_folder_is_refused(whole, images):
+    recipe = replace(tiny.PRETRAINING, lr=0.5)
+    with pytest.raises(InputError, match=r"holds a run with other settings \(lr: 0.6 then, 0.5 now\)"):
+        runs.pretrain(tiny.request(images, whole / "pretraining"), recipe, ALONE, runs.Talk(no_bar, no_talk))
+
+
+def test_prototypes_are_frozen_at_first(images, tmp_path):
+    """After three frozen steps they are the start's, as unit vectors; they move from the fourth on."""
+    starts = []
+    for name, epochs in (("frozen", 1), ("moving", 2)):
+        recipe = replace(tiny.PRETRAINING, epochs=epochs, lr=1e-6 if epochs == 1 else 0.6)
+        runs.pretrain(tiny.request(images, tmp_path / name), recipe, ALONE, runs.Talk(no_bar, no_talk))
+        starts.append(state(tmp_path / name)["model"]["prototypes.weight"])
+    torch.manual_seed(tiny.PRETRAINING.seed)
+    fresh = runs.PassNetwork(make_backbone("resnet18"), runs.HeadSizes(32, 12)).prototypes.weight
+    torch.testing.assert_close(starts[0], nn.functional.normalize(fresh.detach(), dim=1))
+    assert not torch.allclose(starts[0], starts[1], atol=1e-5)
+
+
+def test_attention_keeps_the_frozen_weights_and_lets_statistics_drift(whole):
+    before, after = (state(whole / step)["model"] for step in ("pretraining", "attention"))
+    for name, tensor in after.items():
+        if name.startswith(("fbg.", "prototypes.")):
+            continue
+        if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert not torch.equal(before[name], tensor), name
+        else:
+            assert torch.equal(before[name], tensor), name
+    assert not torch.equal(before["prototypes.weight"], after["prototypes.weight"])
+
+
+def test_files_of_both_steps_load_where_they_are_wanted(whole, tmp_path):
+    """Ours, and the same tensors in the layout of the published files: state_dict, module., an optimiser."""
+    for step in ("pretraining", "attention"):
+        model = state(whole / step)["model"]
+        published = {
+            "epoch": 200,
+            "state_dict": {f"module.{name}": tensor for name, tensor in model.items()},
+            "optimizer": {"param_groups": [{"lr": np.float64(0.1)}]},
+        }
+        torch.save(published, tmp_path / f"{step}.pth.tar")
+        for path in (whole / step / "last.pth", tmp_path / f"{step}.pth.tar"):
+            backbone = make_backbone("resnet18")
+            assert f"tensors loaded from {path.name}" in load_backbone(backbone, path)
+            for name, tensor in backbone.network.state_dict().items():
+                assert torch.equal(tensor, model[name]), name
+    for path in (whole / "pretraining/last.pth", tmp_path / "pretraining.pth.tar"):
+        network, lines = attention_network("resnet18", path)
+        expected = state(whole / "pretraining")["model"]
+        assert torch.equal(network.prototypes.weight, expected["prototypes.weight"])
+        assert torch.equal(network.projection_head[3].bias, expected["projection_head.3.bias"])
+        assert "width 32 and 12 prototypes" in lines[1]
+        with pytest.raises(InputError, match=r"has no attention \(fbg"):
+            attended_backbone("resnet18", path)
+    for path in (whole / "attention/last.pth", tmp_path / "attention.pth.tar"):
+        _, attention, _ = attended_backbone("resnet18", path)
+        expected = state(whole / "attention")["model"]
+        for name, tensor in attention.state_dict().items():
+            assert torch.equal(tensor, expected[f"fbg.{name}"]), name
+
+
+def test_a_checkpoint_without_heads_is_refused(tmp_path):
+    torch.save(make_backbone("resnet18").network.state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(InputError, match=r"plain.pth: has no projection_head and prototypes"):
+        attention_network("resnet18", tmp_path / "plain.pth")
+
+
+def test_a_collapsed_run_says_so():
+    said = []
+    watch = CollapseWatch(200, ALONE, said.append)
+    features = nn.functional.normalize(torch.randn(400, 128, generator=torch.manual_seed(0)), dim=1)
+    for half in features.chunk(2):
+        watch.look(half, half @ features[:200].T)
+    scores = watch.scores(1)
+    deviation = features.double().var(0, correction=0).sum().sqrt()
+    assert scores["spread"] == pytest.approx(deviation.item(), rel=1e-6)
+    assert scores["prototypes_in_use"] == (features @ features[:200].T).argmax(1).unique().numel() > 150
+    assert not said
+    watch.look(features[:1].expand(400, -1), (features[:1] @ features[:200].T).expand(400, -1))
+    assert watch.scores(2) == {"prototypes_in_use": 1, "spread": pytest.approx(0, abs=1e-3)}
+    assert said[0].startswith("epoch 2: this run has collapsed")
+
+
+def test_a_queue_is_shared_out_anew_when_processes_change(monkeypatch):
+    """What one process gathered, two take by batch: their own rows of each."""
+    queue = FeatureQueue(8, 4, 1)
+    queue.features.copy_(torch.arange(16.0).view(2, 8, 1))
+    kept = queue.gathered()
+    monkeypatch.setattr("imagenets.learning.pretraining.codes._processes", lambda: 2)
+    monkeypatch.setattr("imagenets.learning.pretraining.codes._rank", lambda: 1)
+    second = FeatureQueue(8, 4, 1)
+    second.restore(kept)
+    assert second.features[0, :, 0].tolist() == [2, 3, 6, 7]
+
+
+def test_crops_of_a_batch_are_ordered_by_view():
+    crops = torch.arange(6).view(3, 2)  # three pictures, two crops
+    assert views(crops).tolist() == [0, 2, 4, 1, 3, 5]
+
+
+def test_crops_are_a_function_of_seed_epoch_and_picture(images):
+    names = sorted(f"{path.parent.name}/{path.name}" for path in images.glob("*/*.JPEG"))
+    sizes = CropSettings(2, 24, (0.14, 1)), CropSettings(3, 16, (0.05, 0.14))
+    readers = [CropReader(images, names, seed, *sizes) for seed in (1, 1, 2)]
+    rectangles, large, small = readers[0].read(0, 3)
+    assert (rectangles.shape, large.shape, small.shape) == ((2, 5), (2, 3, 24, 24), (3, 3, 16, 16))
+    assert large.dtype == torch.uint8
+    again = readers[1].read(0, 3)
+    assert all(torch.equal(a, b) for a, b in zip(again, (rectangles, large, small), strict=True))
+    for other in (readers[0].read(1, 3), readers[2].read(0, 3), readers[0].read(0, 4)):
+        assert not torch.equal(other[1], large)
+
+
+def test_published_settings():
+    """docs/methods.md, PASS, Settings."""
+    fifty, hundreds = PUBLISHED_PRETRAINING["50"], PUBLISHED_PRETRAINING["300"]
+    assert (fifty.backbone, fifty.epochs, fifty.prototypes, fifty.queue) == ("resnet18", 200, 500, 2048)
+    assert (str(fifty.large), str(fifty.small)) == ("2 x 224 of 0.14..1", "6 x 96 of 0.05..0.14")
+    assert (fifty.hidden, fifty.frozen_steps, fifty.queue_from, fifty.batch) == (512, 1001, 15, 256)
+    assert (hundreds.backbone, hundreds.epochs, hundreds.small) == ("resnet50", 100, None)
+    assert (hundreds.hidden, hundreds.prototypes, hundreds.queue) == (2048, 3000, 3840)
+    assert (hundreds.frozen_steps, hundreds.lr, hundreds.final_lr) == (5005, 0.6, 0.0006)
+    assert [PUBLISHED_ATTENTION[mode].lr for mode in ("50", "300", "919")] == [6.0, 0.6, 0.6]
+    assert PUBLISHED_ATTENTION["50"].queue == 3840
