@@ -1,0 +1,149 @@
+"""Networks by name: their last map, for pictures of any size."""
+
+from __future__ import annotations
+
+import pytest
+
+torchvision = pytest.importorskip("torchvision")
+timm = pytest.importorskip("timm")
+
+import torch
+from torch.nn.functional import interpolate
+
+from imagenets.common.errors import InputError
+from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.position_embeddings import for_picture, resized
+
+
+def picture(height, width, count=1, seed=0):
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
+def test_a_resnet_gives_the_outputs_of_its_last_two_layers(name):
+    backbone = make_backbone(name)
+    network = backbone.network
+    stem = [network.conv1, network.bn1, network.relu if name == "resnet18" else network.act1, network.maxpool]
+    x = picture(65, 97)
+    with torch.inference_mode():
+        layer3 = torch.nn.Sequential(*stem, network.layer1, network.layer2, network.layer3)(x)
+        layer4 = network.layer4(layer3)
+        torch.testing.assert_close(backbone.maps(x), (layer3, layer4))
+        torch.testing.assert_close(backbone(x), layer4)
+    assert (backbone.channels, backbone.stride, backbone.fixed_size) == (512, 32, None)
+    assert not any(key.startswith("fc") for key in network.state_dict())
+
+
+def test_output_stride_16_is_torchvisions_dilation():
+    plain = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True]).eval()
+    backbone = make_backbone("resnet50", output_stride=16)
+    backbone.network.load_state_dict(plain.state_dict(), strict=False)
+    x = picture(64, 96)
+    with torch.inference_mode():
+        expected = torch.nn.Sequential(*list(plain.children())[:-2])(x)
+        torch.testing.assert_close(backbone(x), expected)
+    assert backbone.stride == 16 and expected.shape[2:] == (4, 6)
+    assert make_backbone("resnet18", output_stride=16)(x).shape[2:] == (4, 6)
+    with pytest.raises(InputError, match="only ResNets"):
+        make_backbone("vit_tiny_patch16_224", output_stride=16)
+
+
+def slow_vit(network, x):
+    """A plain ViT of timm, patch by patch; its last norm is on the patch tokens alone."""
+    patch = network.patch_embed.proj.weight.shape[-1]
+    rows, columns = x.shape[2] // patch, x.shape[3] // patch
+    weight, bias = network.patch_embed.proj.weight.flatten(1), network.patch_embed.proj.bias
+    tokens = [
+        weight @ x[0, :, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch].flatten() + bias
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    side = 14
+    positions = network.pos_embed[0]
+    grid = positions[1:].T.reshape(1, -1, side, side)
+    if rows * columns != side**2 or x.shape[2] != x.shape[3]:
+        grid = interpolate(grid, scale_factor=((rows + 0.1) / side, (columns + 0.1) / side), mode="bicubic")
+    tokens = torch.stack(tokens) + grid[0].flatten(1).T
+    tokens = torch.cat([network.cls_token[0] + positions[:1], tokens])[None]
+    for block in network.blocks:
+        tokens = block(tokens)
+    return network.norm(tokens[:, 1:]).transpose(1, 2).reshape(1, -1, rows, columns)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (230, 238), (256, 341), (341, 256), (112, 448), (230, 224)])
+def test_a_vit_takes_pictures_of_any_size(size):
+    torch.manual_seed(0)
+    backbone = make_backbone("vit_tiny_patch16_224")
+    torch.nn.init.normal_(backbone.network.pos_embed)
+    x = picture(*size)
+    with torch.inference_mode():
+        found = backbone(x)
+        torch.testing.assert_close(found, slow_vit(backbone.network, x), atol=2e-4, rtol=1e-4)
+        if size == (224, 224):
+            features = backbone.network.forward_features(x)[:, 1:]
+            torch.testing.assert_close(found.flatten(2).transpose(1, 2), features)
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "deit_tiny_distilled_patch16_224"])
+def test_other_vits_give_at_their_own_size_what_the_library_gives(name):
+    backbone = make_backbone(name)
+    x = picture(224, 224)
+    with torch.inference_mode():
+        found = backbone(x).flatten(2).transpose(1, 2)
+        if name == "vit_b_32":
+            network = backbone.network
+            tokens = torch.cat([network.class_token, network._process_input(x)], dim=1)
+            expected = network.encoder(tokens)[:, 1:]
+        else:
+            expected = backbone.network.forward_features(x)[:, 2:]
+        torch.testing.assert_close(found, expected)
+        grid = 256 // backbone.stride, 341 // backbone.stride
+        assert backbone(picture(256, 341)).shape == (1, backbone.channels, *grid)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "stride", "fixed"),
+    [
+        ("mobilenet_v3_small", 576, 32, None),
+        ("squeezenet1_1", 512, 16, None),
+        ("swin_t", 768, 32, None),
+        ("timm/swin_tiny_patch4_window7_224", 768, 32, (224, 224)),
+        ("convnext_atto", 320, 32, None),
+        ("mixer_s32_224", 512, 32, (224, 224)),
+        ("vit_small_patch14_dinov2", 384, 14, None),
+        ("vit_small_patch16_dinov3", 384, 16, None),
+    ],
+)
+def test_other_families_give_their_last_map(name, channels, stride, fixed):
+    backbone = make_backbone(name)
+    assert (backbone.channels, backbone.stride, backbone.fixed_size) == (channels, stride, fixed)
+    height, width = fixed or (128, 200)
+    with torch.inference_mode():
+        found = backbone(picture(height, width))
+    assert found.shape[1] == channels
+    assert all(abs(a - b / stride) <= 1 for a, b in zip(found.shape[2:], (height, width), strict=True))
+
+
+def test_position_embeddings_of_another_resolution_keep_the_class_token():
+    given = torch.randn(1, 1 + 49, 5)
+    moved = resized(given, 1, 196)
+    assert moved.shape == (1, 197, 5)
+    torch.testing.assert_close(moved[:, 0], given[:, 0])
+    expected = interpolate(given[:, 1:].mT.reshape(1, 5, 7, 7), size=(14, 14), mode="bicubic")
+    torch.testing.assert_close(moved[:, 1:].mT.reshape(1, 5, 14, 14), expected)
+    with pytest.raises(ValueError, match="square"):
+        for_picture(torch.randn(1, 1 + 50, 5), 1, (3, 3), (48, 48))
+
+
+def test_drop_path_is_the_networks_own():
+    network = make_backbone("vit_tiny_patch16_224", drop_path=0.1).network
+    assert network.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+    with pytest.raises(InputError, match="drop path"):
+        make_backbone("resnet18", drop_path=0.1)
+
+
+def test_unknown_names_are_told_with_near_ones():
+    with pytest.raises(InputError, match=r"resnet17: neither .*near: .*resnet18"):
+        make_backbone("resnet17")
+    with pytest.raises(InputError, match="before the / stands"):
+        make_backbone("keras/resnet18")
