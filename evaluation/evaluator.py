@@ -19,6 +19,7 @@ from command_line.evaluation import (
     read_classes,
     read_match,
     request_of,
+    today,
 )
 from command_line.progress import bar, warn
 from imagenets.classes import ClassInfo
@@ -49,13 +50,16 @@ def parse_arguments() -> argparse.Namespace:
         "--report",
         type=path_argument,
         metavar="FILE.html",
-        help="one page to look at: scores, charts, tables, images",
+        help="one page to look at: scores, charts, tables, images (dated today, or $SOURCE_DATE_EPOCH)",
     )
     parser.add_argument(
         "--image-dir",
         type=path_argument,
         metavar="DIR",
         help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain ground)",
+    )
+    parser.add_argument(
+        "--title", metavar="TEXT", help="heading of the report (default: the benchmark's name)"
     )
     arguments = parser.parse_args()
     if arguments.clusters and arguments.match is None:
@@ -68,6 +72,9 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--report {arguments.report}: must end in .html")
     if arguments.image_dir and not arguments.report:
         parser.error("--image-dir goes with --report: scores need no images")
+    if arguments.title and not arguments.report:
+        parser.error("--title goes with --report")
+    arguments.date = today() if arguments.report else None
     return arguments
 
 
@@ -142,6 +149,8 @@ def report_content(
         predict_dir=arguments.predict_dir,
         match=arguments.match,
         image_dir=arguments.image_dir,
+        title=arguments.title,
+        date=arguments.date,
         **subject,
     )
     intervals = None if bootstrap is None else bootstrap.intervals

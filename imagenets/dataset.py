@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from imagenets.classes import MERGED, Mode, find_mode
-from imagenets.common.class_folders import class_files, class_folders
 from imagenets.common.errors import InputError, listed
+from imagenets.common.folders import files_by_class, subfolders
 from imagenets.images import IMAGE_SUFFIXES, check_size, read_image
 from imagenets.label_maps import mode_table, mode_wnids
 from imagenets.lists import categories_at_hand, mapping_at_hand, mask_of, own_lists
@@ -132,7 +132,7 @@ class ImageNetS(Dataset[dict[str, Any]]):
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """List ``<wnid>/<file>`` of a folder, sorted; hidden files and other suffixes are left out."""
     try:
-        files = class_files(folder, lambda name: name.lower().endswith(suffixes))
+        files = files_by_class(folder, lambda name: name.lower().endswith(suffixes))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder}: no such folder; give the folder that data_preparation.sh saved to, and a split that "
@@ -149,7 +149,7 @@ def _find_wnids(mode: Mode, folder: Path) -> tuple[str, ...]:
         return mode_wnids(mode.name)
     for candidate in (folder.parent / "train", folder):
         if candidate.is_dir():
-            wnids = class_folders(candidate)
+            wnids = subfolders(candidate)
             if len(wnids) == mode.classes:
                 return mode_wnids(mode.name, wnids)
     raise InputError(

@@ -17,10 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from command_line import path_argument, run, whole_number
+
+# isort: split
 import numpy as np
 from tqdm import tqdm
 
-from command_line import path_argument, run, whole_number
 from imagenets.classes import MAX_LABEL, MODES
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked

@@ -13,10 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from command_line import path_argument, run, whole_number
+
+# isort: split
 import numpy as np
 from PIL import Image
 
-from command_line import path_argument, run, whole_number
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file

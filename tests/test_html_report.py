@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -270,6 +272,34 @@ def test_report_of_the_script(subject, tmp_path):
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["report.html"]
 
 
+def test_title_and_date_of_the_script(subject, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1709164800")
+    done = run_evaluator(tmp_path, "--report", "r.html", "--title", "Ours & theirs")
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "r.html").read_text()
+    assert "<h1>Ours &amp; theirs</h1>" in html and " on 2024-02-29." in html
+
+
+def test_paths_that_are_no_utf8(subject, tmp_path):
+    """The report, and the JSON, after all the work: no letter of a path may end them."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    for side in ("gt", "pred"):
+        (tmp_path / side).rename(folder / side)
+    done = run_evaluator(folder, "--report", folder / "r.html", "--output", folder / "s.json")
+    assert done.returncode == 0, done.stderr
+    assert "caf\\udce9/pred" in (folder / "r.html").read_text()
+    assert json.loads((folder / "s.json").read_text())["mode"] == "50"
+    done = script(
+        "evaluation/compare.py",
+        *("--a", folder / "pred", "--b", folder / "pred", "--gt-dir", folder / "gt", "--mode", 50),
+        *("--bootstrap", 2, "--workers", 0, "--output", folder / "c.json"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "c.json").read_text())["a"]["predict_dir"] == str(folder / "pred")
+
+
 def test_missing_and_bad_pictures_are_listed(subject, tmp_path):
     write_pictures(subject, tmp_path / "images")
     names = [str((tmp_path / "images" / name).with_suffix("")) for name in subject.table.names]
@@ -294,6 +324,7 @@ def test_missing_and_bad_pictures_are_listed(subject, tmp_path):
     ("arguments", "code", "message"),
     [
         (("--report", "report.txt"), 2, "--report report.txt: must end in .html"),
+        (("--title", "Ours"), 2, "--title goes with --report"),
         (("--image-dir", "images"), 2, "--image-dir goes with --report"),
         (("--report", "r.html", "--image-dir", "nowhere"), 1, "nowhere: no such folder; images lie in"),
         (("--report", "gt/r.html/x.html"), 1, "no folder that you may write to"),

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from imagenets.common.class_folders import class_files
 from imagenets.common.errors import InputError
+from imagenets.common.folders import files_by_class
 from imagenets.images import is_image
 
 SIDE = 256  # longest side, in pixels, at which images are looked at
@@ -36,7 +36,7 @@ def list_images(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; make it with the scripts of datapreparation/")
-    found = class_files(folder, is_image)
+    found = files_by_class(folder, is_image)
     if not found:
         raise InputError(f"{folder}: no images there; they lie in {folder}/<wnid>/<name>.JPEG")
     return sorted(found, key=_order)

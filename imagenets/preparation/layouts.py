@@ -10,8 +10,8 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from imagenets.common.class_folders import class_folders
 from imagenets.common.errors import InputError
+from imagenets.common.folders import subfolders
 from imagenets.images import is_image
 from imagenets.preparation.folder_layouts import TrainFolder, TrainFolders, ValFolder, repeats_class
 from imagenets.preparation.parquet import TrainParquet, ValParquet, find_shards, stray_parquet
@@ -179,7 +179,7 @@ def _nothing_found(imagenet: Path, part: str) -> InputError:
     """Say that ``part``, train or val, is not there, and where it may be, or what is nearly it."""
     if not imagenet.is_dir():
         return InputError(f"{imagenet}: no such folder; name the folder of your ImageNet copy")
-    if any(_WNID.fullmatch(name) for name in class_folders(imagenet)):
+    if any(_WNID.fullmatch(name) for name in subfolders(imagenet)):
         return InputError(
             f"{imagenet} holds class folders itself: name its parent, {imagenet.absolute().parent}"
         )
@@ -231,11 +231,11 @@ def _elsewhere(imagenet: Path, part: str) -> str | None:
 
 def _nearby(imagenet: Path) -> Iterator[Path]:
     """Folders that were perhaps meant: below ``imagenet``, two levels deep, and above it."""
-    children = [imagenet / name for name in class_folders(imagenet)[:_FEW]]
+    children = [imagenet / name for name in subfolders(imagenet)[:_FEW]]
     yield from children
     for child in children:
         with suppress(OSError):  # a folder that is not ours to read is no candidate
-            yield from (child / name for name in class_folders(child)[:_FEW])
+            yield from (child / name for name in subfolders(child)[:_FEW])
     yield imagenet.absolute().parent
 
 

@@ -104,7 +104,7 @@ def make_backbone(name: str, *, output_stride: int | None = None, drop_path: flo
             return Backbone(name, family)
     if not known:
         raise InputError(
-            "--backbone needs torchvision or timm, and neither is installed: pip install torchvision timm"
+            "--backbone needs torchvision or timm, and neither is installed: bash setup.sh methods"
         )
     near = difflib.get_close_matches(bare, sorted(set(known)))
     hint = f"; near: {', '.join(near)}" if near else ""

@@ -87,7 +87,7 @@ def _read_safetensors(path: Path) -> dict[Any, Any]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise InputError(f"{path}: pip install safetensors, or save it with torch.save") from error
+        raise InputError(f"{path}: needs safetensors: bash setup.sh methods") from error
     try:
         return dict(load_file(path))
     except SafetensorError as error:
