@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from imagenets.scoring.metrics import SCORES
 
@@ -20,6 +22,8 @@ _INK = "#010203"
 _REGION = "#3f7fc4"
 _BOUNDARY = "#c8761f"
 _MEAN = "#c2487a"
+# Of the protocols, in the order of PROTOCOLS; all are told from the run's own, and seen on light and dark.
+_PROTOCOL_COLOURS = ("#3f7fc4", "#c8761f", "#4d9a6a", "#8a72c4")
 # With more labels than this, a name under each bar can no longer be read.
 _NAMED_BARS = 60
 
@@ -117,8 +121,101 @@ def class_chart(iou: np.ndarray, names: Sequence[str]) -> str:
         return _svg(figure, "classes", "IoU of every label, from the best down, and their mean")
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= 22 else f"{name[:21]}…"
+class Bar(NamedTuple):
+    """A result among others: mIoU in percent, its 95% interval if known, its place in PROTOCOLS if any.
+
+    ``is_run`` marks the run that the page is about.
+    """
+
+    name: str
+    score: float
+    protocol: int | None
+    interval: tuple[float, float] | None = None
+    is_run: bool = False
+
+
+def standing_chart(bars: Sequence[Bar], protocols: Sequence[str]) -> str:
+    """Draw results as SVG bars from the best down, names above them, coloured by protocol."""
+    with _style("standing"):
+        figure = Figure(figsize=(4.8, 0.42 * len(bars) + 0.9), layout="constrained")
+        axes = figure.subplots()
+        for y, bar in enumerate(sorted(bars, key=lambda bar: -bar.score)):
+            colour = "#888888" if bar.protocol is None else _PROTOCOL_COLOURS[bar.protocol]
+            axes.barh(y, bar.score, height=0.34, color=_MEAN if bar.is_run else colour)
+            end = bar.score
+            if bar.interval:
+                axes.hlines(y, *bar.interval, color=_INK, linewidth=1.5)
+                end = max(end, bar.interval[1])
+            axes.annotate(
+                f"{bar.score:.2f}" if bar.is_run else f"{bar.score:.1f}",
+                (end, y),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+            axes.text(0, y - 0.22, _shortened(bar.name, 58), va="bottom", fontsize=9, parse_math=False)
+        axes.set_ylim(len(bars) - 0.6, -0.75)
+        axes.set_xlim(0, 1.12 * max(max(b.score, b.interval[1] if b.interval else 0) for b in bars) or 1)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("mIoU in %, validation set")
+        shown = sorted({bar.protocol for bar in bars if bar.protocol is not None and not bar.is_run})
+        keys = [Patch(color=_MEAN, label="this run")]
+        keys += [Patch(color=_PROTOCOL_COLOURS[i], label=protocols[i]) for i in shown]
+        figure.legend(handles=keys, loc="outside upper left", ncols=2, fontsize=9)
+        return _svg(figure, "standing", "mIoU of this run among other results, from the best down")
+
+
+def difference_chart(
+    differences: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], sure: Mapping[str, bool]
+) -> str:
+    """Draw the difference of every score, in points, with its interval, as SVG.
+
+    Filled where ``sure``: the interval leaves out 0. nan is drawn as a dash.
+    """
+    with _style("differences"):
+        figure = Figure(figsize=(5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=_INK, linewidth=1)
+        for y, (name, difference) in enumerate(differences.items()):
+            if math.isnan(difference):
+                axes.annotate("–", (0, y), xytext=(4, 0), textcoords="offset points", va="center")
+                continue
+            colour = _REGION if difference >= 0 else _BOUNDARY
+            low, high = intervals[name]
+            if not math.isnan(low):
+                axes.hlines(y, low, high, color=colour, linewidth=2)
+            face = colour if sure[name] else "none"
+            axes.plot(difference, y, "o", color=colour, markerfacecolor=face, markersize=7)
+        axes.set_yticks(range(len(differences)), list(differences))
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.invert_yaxis()
+        axes.set_xlabel("A − B in points")
+        axes.grid(axis="x")
+        return _svg(figure, "differences", "Differences A − B of all scores with their intervals")
+
+
+def class_difference_chart(differences: np.ndarray) -> str:
+    """Draw the differences of the labels' IoU, (N + 1,) points, as SVG, from the largest gain down."""
+    ordered = -np.sort(-differences)
+    edges = np.arange(ordered.size + 1) + 0.5
+    with _style("class-differences"):
+        figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for part, colour in ((np.maximum(ordered, 0), _REGION), (np.minimum(ordered, 0), _BOUNDARY)):
+            axes.stairs(part, edges, fill=True, color=colour)
+        axes.axhline(0, color=_INK, linewidth=1)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_xlabel("labels, from A's largest gain to its largest loss")
+        axes.set_ylabel("IoU, A − B in points")
+        axes.grid(axis="y")
+        return _svg(figure, "class-differences", "Differences A − B of the IoU of every label")
+
+
+def _shortened(name: str, length: int = 22) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _style(name: str) -> AbstractContextManager[None]:

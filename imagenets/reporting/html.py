@@ -18,6 +18,8 @@ from imagenets.reporting.confusions import Confusions, MatchedCluster, find_conf
 from imagenets.reporting.image_scores import ImageLabels, choose_images, image_label_ious, image_mean_iou
 from imagenets.reporting.overlays import DISAGREEMENT, draw_panels
 from imagenets.reporting.pages import hex_colour, label_colour, render_page
+from imagenets.reporting.published import Standing
+from imagenets.reporting.standing import Run, standing_section
 from imagenets.reporting.text import outside_note
 from imagenets.reporting.thumbnails import Panel, panel, shrunk
 from imagenets.scoring.contingency import ContingencyTable
@@ -51,7 +53,8 @@ class Subject:
     ``table`` counts the masks in ``gt_dir`` and ``predict_dir``. ``matching`` is None where predictions hold
     class ids; ``match`` is what the user calls it. Images come from ``image_dir``, if given. The page shows
     the paths as they are given here. ``title`` heads it in place of the mode's name; ``date`` is the day that
-    it says it was made on.
+    it says it was made on. ``standings`` are results to show beside the run's, whose protocol is ``protocol``,
+    if known.
     """
 
     mode: str
@@ -64,6 +67,8 @@ class Subject:
     image_dir: Path | None = None
     title: str | None = None
     date: str | None = None
+    standings: Sequence[Standing] = ()
+    protocol: str | None = None
 
 
 def html_report(
@@ -86,12 +91,17 @@ def html_report(
     predicted = of_label[table.prediction]
     labels = image_label_ious(table, predicted)
     confusions = find_confusions(table, predicted)
+    scores = _score_rows(evaluation, intervals)
+    mine = scores[0]  # mIoU
+    run = Run(subject.mode, evaluation.images, mine.value, mine.interval, subject.protocol)
     return render_page(
         "report.html",
         date=subject.date,
         subject=subject,
         images=evaluation.images,
-        scores=_score_rows(evaluation, intervals),
+        scores=scores,
+        mine=mine,
+        standing=standing_section(run, subject.standings),
         has_intervals=bool(intervals),
         outside=outside_note(evaluation.scores, intervals),
         bucket_chart=bucket_chart(evaluation.scores, intervals),

@@ -47,10 +47,21 @@ def draw_panels(picture: np.ndarray, ground_truth: np.ndarray, prediction: np.nd
     ground = _without_colour(picture)
     return Panels(
         picture,
-        _hatch(_paint(ground, np.where(ignored, BACKGROUND, ground_truth), label_colours), ignored),
-        _paint(ground, prediction, label_colours),
+        draw_labels(picture, ground_truth, ignored),
+        draw_labels(picture, prediction),
         _hatch(_paint(ground, disagreement, _kind_colours), ignored),
     )
+
+
+def draw_labels(picture: np.ndarray, labels: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:
+    """Draw one mask (H, W) over ``picture`` (H, W, 3) uint8 as ``draw_panels`` does; (H, W, 3) uint8.
+
+    Where ``ignored`` (H, W) bool is set, it is hatched.
+    """
+    ground = _without_colour(picture)
+    if ignored is None:
+        return _paint(ground, labels, label_colours)
+    return _hatch(_paint(ground, np.where(ignored, BACKGROUND, labels), label_colours), ignored)
 
 
 def disagreement_kinds(ground_truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:

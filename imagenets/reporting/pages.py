@@ -38,7 +38,9 @@ def decimal(value: float) -> str:
 
 def signed(value: float) -> str:
     """Write a difference of percentages with its sign, a dash where it does not exist."""
-    return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
+    if math.isnan(value):
+        return "–"
+    return "0.00" if round(value, 2) == 0 else f"{value:+.2f}".replace("-", "−")
 
 
 def hex_colour(colour: Iterable[int]) -> str:

@@ -1,0 +1,165 @@
+"""Two methods on one HTML page: scores and differences, classes gained and lost, images side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagenets.classes import IGNORE, MAX_LABEL, ClassInfo, label_name
+from imagenets.common.errors import InputError, listed
+from imagenets.masks import decode_mask
+from imagenets.reporting.charts import class_difference_chart, difference_chart
+from imagenets.reporting.image_scores import image_label_ious, image_mean_iou
+from imagenets.reporting.overlays import draw_labels
+from imagenets.reporting.pages import label_colour, render_page
+from imagenets.reporting.text import bootstrap_note
+from imagenets.reporting.thumbnails import Panel, panel, shrunk
+from imagenets.scoring.comparison import Comparison, Method
+from imagenets.scoring.metrics import predicted_classes
+
+IMAGES_PER_GROUP = 8
+_LEGEND_ENTRIES = 6
+
+
+@dataclass(frozen=True)
+class Methods:
+    """What a page compares: the predictions of A and B, and where their ground truth and images lie.
+
+    Images come from ``image_dir``, if given.
+    """
+
+    mode: str
+    gt_dir: Path
+    a: Method
+    b: Method
+    classes: Sequence[ClassInfo]
+    image_dir: Path | None = None
+
+
+def comparison_html(methods: Methods, comparison: Comparison) -> str:
+    """Format a comparison as a page; the same input gives the same page.
+
+    Masks and images are read of the images shown, and no others.
+
+    Raises InputError, listing them, when images that are shown cannot be read.
+    """
+    intervals = comparison.bootstrap.intervals
+    sure = {name: comparison.is_sure(name) for name in comparison.differences}
+    differences = comparison.class_differences()
+    return render_page(
+        "comparison.html",
+        methods=methods,
+        comparison=comparison,
+        bootstrap_note=bootstrap_note(comparison.bootstrap),
+        intervals=intervals,
+        sure=sure,
+        difference_chart=difference_chart(comparison.differences, intervals, sure),
+        class_chart=class_difference_chart(differences),
+        changed={
+            "Gained": [_class_row(methods, comparison, label) for label in comparison.gained()],
+            "Lost": [_class_row(methods, comparison, label) for label in comparison.lost()],
+        },
+        counts=[int(np.count_nonzero(d > 0)) for d in (differences, -differences)],
+        classes=[_class_row(methods, comparison, c.id) for c in methods.classes],
+        groups=_image_groups(methods),
+    )
+
+
+def _class_row(methods: Methods, comparison: Comparison, label: int) -> dict[str, Any]:
+    info = methods.classes[label]
+    a, b = float(comparison.a.iou[label]), float(comparison.b.iou[label])
+    pixels = int(comparison.a.pixels[label])
+    return {
+        "label": info,
+        "name": label_name(info),
+        "colour": label_colour(label),
+        "a": a,
+        "b": b,
+        "difference": a - b,
+        "pixels": pixels,
+    }
+
+
+def _image_groups(methods: Methods) -> dict[str, list[dict[str, Any]]]:
+    """The images whose mean IoU differs most, by who is better."""
+    number = len(methods.a.table.names)
+    a, b = (
+        image_mean_iou(
+            image_label_ious(method.table, predicted_classes(method.table, method.matching)), number
+        )
+        for method in (methods.a, methods.b)
+    )
+    better_a, better_b = _most_different(a - b), _most_different(b - a)
+    shown, problems = {}, []
+    for image in sorted({*better_a, *better_b}):
+        try:
+            panels, legend = _draw(methods, image)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        shown[image] = {
+            "name": methods.a.table.names[image].removesuffix(".png"),
+            "a": float(a[image]),
+            "b": float(b[image]),
+            "difference": float(a[image] - b[image]),
+            "panels": panels,
+            "legend": legend[:_LEGEND_ENTRIES],
+            "more": max(0, len(legend) - _LEGEND_ENTRIES),
+        }
+    if problems:
+        raise InputError(
+            f"{len(problems)} of the {len(problems) + len(shown)} images that the report shows cannot be "
+            f"read:\n{listed(problems)}"
+        )
+    return {
+        "A better": [shown[image] for image in better_a],
+        "B better": [shown[image] for image in better_b],
+    }
+
+
+def _most_different(gain: np.ndarray) -> list[int]:
+    """Images of the largest gains > 0, largest first; equal ones in the order of their names."""
+    rounded = np.nan_to_num(gain.round(9))  # rounding errors of a sum do not order images
+    order = np.argsort(-rounded, kind="stable")[:IMAGES_PER_GROUP]
+    return [image for image in order.tolist() if rounded[image] > 0]
+
+
+def _draw(methods: Methods, image: int) -> tuple[list[Panel], list[dict[str, str]]]:
+    """Draw an image, its ground truth and both predictions; and name its labels, largest first."""
+    name = methods.a.table.names[image]
+    masks = {"ground truth": decode_mask(methods.gt_dir / name)}
+    for side, method in (("A", methods.a), ("B", methods.b)):
+        masks[side] = _class_lookup(method.matching)[decode_mask(Path(method.predict_dir) / name)]
+    drawn = methods.image_dir is None
+    picture, masks = shrunk(masks, methods.image_dir, name)
+    ignored = masks["ground truth"] == IGNORE
+    panels = [] if drawn else [panel("picture", picture, drawn=False)]
+    for title, mask in masks.items():
+        pixels = draw_labels(picture, mask, ignored if title == "ground truth" else None)
+        panels.append(panel(title, pixels, drawn))
+    labels, counts = np.unique(
+        np.concatenate([mask[~ignored] for mask in masks.values()]), return_counts=True
+    )
+    order = np.argsort(-counts, kind="stable")
+    legend = [
+        {"name": label_name(methods.classes[label]), "colour": label_colour(label)}
+        for label in labels[order].tolist()
+    ]
+    return panels, legend
+
+
+def _class_lookup(matching: np.ndarray | None) -> np.ndarray:
+    """Class of every label that a mask can hold, (65,536,) int64; 0 where the matching has none.
+
+    Under ignored pixels a prediction may hold what no matching knows.
+    """
+    if matching is None:
+        return np.arange(MAX_LABEL + 1)
+    lookup = np.zeros(MAX_LABEL + 1, np.int64)
+    size = min(lookup.size, matching.size)
+    lookup[:size] = np.maximum(matching[:size], 0)
+    return lookup
