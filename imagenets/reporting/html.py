@@ -53,8 +53,8 @@ class Subject:
     ``table`` counts the masks in ``gt_dir`` and ``predict_dir``. ``matching`` is None where predictions hold
     class ids; ``match`` is what the user calls it. Images come from ``image_dir``, if given. The page shows
     the paths as they are given here. ``title`` heads it in place of the mode's name; ``date`` is the day that
-    it says it was made on. ``standings`` are results to show beside the run's, whose protocol is ``protocol``,
-    if known.
+    it says it was made on. ``standings`` are results to show beside the run's own, whose protocol is
+    ``protocol``, if known.
     """
 
     mode: str

@@ -22,8 +22,8 @@ COLUMNS = ("protocol", "mode", "method", "backbone", "training", "split", "mIoU"
 PROTOCOLS = ("fully-unsupervised", "distance-matching", "semi-supervised", "free")
 SPLITS = ("val", "test")
 NOT_COMPARABLE = (
-    "Results are comparable within a protocol alone: protocols allow different labels to be used, and "
-    "methods differ in backbone and training too."
+    "Results are comparable within a protocol alone: protocols differ in the labels that may be used, "
+    "methods in backbone and training too."
 )
 
 _NEEDED = ("protocol", "mode", "method", "split", "mIoU")
