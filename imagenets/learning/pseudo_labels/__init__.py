@@ -1,0 +1,1 @@
+"""From attended features to labels of pixels: clusters, the threshold, label maps; docs/methods.md, PASS."""

@@ -1,0 +1,95 @@
+"""What PASS finds in pictures with a backbone and its attention; docs/methods.md, PASS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from imagenets.common.errors import InputError
+from imagenets.learning.inference.engine import ArrayStep, Batch, LabelStep
+from imagenets.learning.inference.pictures import Reading
+from imagenets.learning.networks.backbones import Backbone
+from imagenets.learning.pretraining.pixel_attention import (
+    PixelAttention,
+    attended_features,
+    attention_and_vectors,
+    attention_at,
+    nearest_centroids,
+)
+from imagenets.learning.pseudo_labels.thresholds import count_steps
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LABEL_READING = Reading(MEAN, STD)
+CLUSTER_READING = Reading(MEAN, STD, crop=224)
+
+
+def load_centroids(path: Path, channels: int) -> np.ndarray:
+    """Read centroids (K, C) float32 of ``channels`` C. Raises InputError, naming the file, for others."""
+    try:
+        centroids = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: no NumPy file of centroids ({error}); cluster.py makes one") from error
+    if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or centroids.shape[1] != channels:
+        shape = getattr(centroids, "shape", "no array")
+        raise InputError(f"{path}: centroids are {shape}, but the backbone has {channels} channels")
+    if not np.issubdtype(centroids.dtype, np.floating) or not np.isfinite(centroids).all():
+        raise InputError(f"{path}: centroids must be finite numbers")
+    return centroids.astype(np.float32)
+
+
+def feature_step(backbone: Backbone, attention: PixelAttention) -> ArrayStep:
+    """Pool the attended features of each picture, for clustering: ``features`` (1, C)."""
+
+    def step(batch: Batch) -> Sequence[Mapping[str, torch.Tensor]]:
+        pooled = attended_features(backbone(batch.pictures), attention)
+        return [{"features": row[None].float()} for row in pooled]
+
+    return step
+
+
+def label_step(
+    backbone: Backbone, attention: PixelAttention, centroids: torch.Tensor, threshold: float
+) -> LabelStep:
+    """Label each pixel by its nearest centroid (K, C), 1..K, and 0 where attention is below ``threshold``."""
+
+    def step(batch: Batch) -> Sequence[torch.Tensor]:
+        maps = []
+        for clusters, attended in _full_size(batch, backbone, attention, centroids):
+            # A tensor of float32 is compared with the threshold as float32; equal ones stay foreground.
+            maps.append(torch.where(attended < threshold, torch.zeros_like(clusters), clusters))
+        return maps
+
+    return step
+
+
+def sweep_step(backbone: Backbone, attention: PixelAttention, centroids: torch.Tensor) -> ArrayStep:
+    """Count each picture's pixels for all thresholds: ``rows`` (R, 4), and their ``image`` (R,)."""
+
+    def step(batch: Batch) -> Sequence[Mapping[str, torch.Tensor]]:
+        counted = []
+        found = _full_size(batch, backbone, attention, centroids)
+        for index, mask, (clusters, attended) in zip(batch.indices, batch.masks, found, strict=True):
+            rows = count_steps(mask, clusters, attended)
+            counted.append({"rows": rows, "image": torch.full_like(rows[:, 0], index)})
+        return counted
+
+    return step
+
+
+def _full_size(
+    batch: Batch, backbone: Backbone, attention: PixelAttention, centroids: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Give each picture's clusters (H, W) int32 and mean attention (H, W) float32, in its image's size."""
+    attended, vectors = attention_and_vectors(backbone(batch.pictures), attention)
+    clusters = nearest_centroids(vectors.float(), centroids)
+    return [
+        (
+            interpolate(labels[None, None].float(), size, mode="nearest")[0, 0].int(),
+            attention_at(of_one.float(), size),
+        )
+        for labels, of_one, size in zip(clusters, attended, batch.sizes, strict=True)
+    ]

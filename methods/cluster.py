@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""PASS, step 2: cluster the attended features of the training images; docs/methods.md, PASS.
+
+Writes OUTPUT/centroids.npy (K, C), OUTPUT/features/<split>.npy (n, C), the features as they are pooled, rows
+by sorted path, and OUTPUT/clusters.csv, the cluster 1..K of each image. A run that was stopped goes on. Under
+torchrun every process takes a share of the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from command_line import path_argument, run, whole_number
+from command_line.networks import add_running, positive_number, running_of
+from imagenets.classes import MODES
+from imagenets.common.whole_files import whole_file, write_whole
+from imagenets.learning.image_list import fingerprint
+from imagenets.learning.inference.engine import Running, store_arrays
+from imagenets.learning.inference.image_sets import split_images
+from imagenets.learning.inference.output_folder import code_digest, opened
+from imagenets.learning.inference.pictures import Images
+from imagenets.learning.networks.backbones import Backbone
+from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
+from imagenets.learning.pretraining.pixel_attention import PixelAttention
+from imagenets.learning.pretraining.recipes import pretraining_recipe
+from imagenets.learning.pseudo_labels.attended import CLUSTER_READING, feature_step
+from imagenets.learning.pseudo_labels.centroids import RESTARTS, agreement, fit_centroids, nearest_rows
+from imagenets.learning.pseudo_labels.feature_files import join_features
+from imagenets.learning.training.distributed import started
+
+RECORD, CENTROIDS, CLUSTERS, FEATURES = "cluster.json", "centroids.npy", "clusters.csv", "features"
+SPLITS = ("train", "validation")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--save-dir", type=path_argument, required=True, help="holds ImageNetS50 and so on")
+    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
+    parser.add_argument(
+        "--checkpoint",
+        type=path_argument,
+        required=True,
+        metavar="FILE",
+        help="last.pth of pixel_attention.py, or the published pass*_pixelatt.pth.tar",
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
+    parser.add_argument(
+        "--output-dir", type=path_argument, required=True, help="that of pixel_attention.py, or another"
+    )
+    parser.add_argument(
+        "--clusters",
+        type=whole_number(1, 60_000),
+        metavar="K",
+        help="(default: as many as the mode's classes)",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=whole_number(1, 10_000),
+        default=RESTARTS,
+        help=f"the best of so many runs of k-means counts (default: {RESTARTS})",
+    )
+    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="(default: 0)")
+    parser.add_argument(
+        "--memory",
+        type=positive_number,
+        default=16.0,
+        metavar="GIB",
+        help="of the features that k-means holds; where they are more, it works in mini-batches (default: 16)",
+    )
+    add_running(parser, batch_size=64)
+    return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the command line names, read and checked."""
+
+    arguments: argparse.Namespace
+    backbone: Backbone
+    attention: PixelAttention
+    loaded: list[str]
+    images: dict[str, Images]
+    record: dict[str, dict[str, object]]
+
+
+def prepare(arguments: argparse.Namespace) -> Job:
+    """Read and check all that the command line names."""
+    mode = MODES[arguments.mode]
+    name = arguments.backbone or pretraining_recipe("pass", arguments.mode).backbone
+    backbone, attention, loaded = attended_backbone(name, arguments.checkpoint)
+    images = {split: split_images(arguments.save_dir, mode, split) for split in SPLITS}
+    settings = {
+        "mode": arguments.mode,
+        "backbone": name,
+        "checkpoint": file_digest(arguments.checkpoint),
+        "clusters": arguments.clusters or mode.classes,
+        "restarts": arguments.restarts,
+        "seed": arguments.seed,
+        "amp": arguments.amp,
+        "code": code_digest(),
+    }
+    record = {
+        "settings": settings,
+        "images": {split: fingerprint(of.folder, of.names) for split, of in images.items()},
+    }
+    return Job(arguments, backbone, attention, loaded, images, record)
+
+
+def make_features(job: Job, split: str, running: Running) -> Path:
+    """Give the file with the features of a split, made where it is not there; called on all processes."""
+    processes, folder = running.processes, job.arguments.output_dir / FEATURES
+    path = folder / f"{split}.npy"
+    if processes.from_first(path.exists):
+        return path
+    parts_folder = folder / f"{split}-parts"
+    settings = job.record["settings"]
+    identity = " ".join(str(settings[key]) for key in ("backbone", "checkpoint", "amp", "code"))
+    step = feature_step(job.backbone, job.attention)
+    images = job.images[split]
+    store = partial(store_arrays, images, parts_folder, identity, step, CLUSTER_READING, running)
+    parts = processes.together(store)
+    processes.from_first(partial(join_features, parts, len(images.names), path))
+    if processes.first:
+        shutil.rmtree(parts_folder)
+        print(f"{path}: features of {len(images.names)} images")
+    return path
+
+
+def cluster(job: Job, features: dict[str, Path]) -> None:
+    """Find the centroids, and the cluster of each image; print what they are like."""
+    arguments, settings = job.arguments, job.record["settings"]
+    train = np.load(features["train"], mmap_mode="r")
+    path = arguments.output_dir / CENTROIDS
+    if not path.exists():
+        count, memory = int(str(settings["clusters"])), arguments.memory * 2**30
+        centroids = fit_centroids(train, count, arguments.restarts, arguments.seed, memory)
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.save(file, centroids)
+    centroids = np.load(path)
+    print(f"{path}: {len(centroids)} centroids")
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("split", "image", "cluster"))
+    for split, file in features.items():
+        names, clusters = job.images[split].names, nearest_rows(np.load(file, mmap_mode="r"), centroids)
+        rows.writerows(zip([split] * len(names), names, clusters.tolist(), strict=True))
+        folders = np.array([name.partition("/")[0] for name in names])
+        likeness = agreement(clusters, folders)
+        print(
+            f"{split}: with the class folders, which nothing is made of, NMI {likeness.nmi:.3f}, accuracy "
+            f"{likeness.accuracy:.2f} %; {len(np.unique(clusters))} clusters in use"
+        )
+    write_whole(arguments.output_dir / CLUSTERS, table.getvalue())
+    print(f"saved: {arguments.output_dir / CLUSTERS}")
+
+
+def main() -> None:
+    """Parse, and work on all processes of torchrun."""
+    arguments = parse_arguments()
+    with started(arguments.device) as processes:
+        job = processes.together(partial(prepare, arguments))
+        if processes.first:
+            print("\n".join(job.loaded))
+        running = running_of(arguments, processes)
+        job.backbone.to(processes.device)
+        job.attention.to(processes.device)
+        owned = (CENTROIDS, CLUSTERS, FEATURES)
+        with opened(arguments.output_dir, RECORD, job.record, owned, processes):
+            features = {split: make_features(job, split, running) for split in SPLITS}
+            processes.from_first(partial(cluster, job, features))
+
+
+if __name__ == "__main__":
+    run(main)

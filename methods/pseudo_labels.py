@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""PASS, step 2: label the pixels of images by attention and centroids; docs/methods.md, PASS.
+
+Writes OUTPUT/<split>/<wnid>/<name>.png with ids cluster + 1 (row of the centroids + 1), and 0 where the
+attention is below the threshold. With --threshold auto, the threshold is the one of 0.00 to 0.80 that scores
+best on validation, whose masks are used for it: OUTPUT/threshold.json and .png show all. A run that was
+stopped goes on. Under torchrun every process takes a share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from command_line import path_argument, run
+from command_line.networks import add_running, running_of
+from imagenets.classes import MODES
+from imagenets.common.errors import InputError
+from imagenets.common.whole_files import write_whole
+from imagenets.dataset import SPLITS
+from imagenets.learning.image_list import fingerprint
+from imagenets.learning.inference.engine import Running, load_arrays, store_arrays, write_label_maps
+from imagenets.learning.inference.image_sets import split_images, target_paths
+from imagenets.learning.inference.output_folder import code_digest, opened
+from imagenets.learning.inference.pictures import Images
+from imagenets.learning.networks.backbones import Backbone
+from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
+from imagenets.learning.pretraining.pixel_attention import PixelAttention
+from imagenets.learning.pretraining.recipes import pretraining_recipe
+from imagenets.learning.pseudo_labels.attended import LABEL_READING, label_step, load_centroids, sweep_step
+from imagenets.learning.pseudo_labels.threshold_chart import draw_thresholds
+from imagenets.learning.pseudo_labels.thresholds import THRESHOLDS, Sweep, sweep
+from imagenets.learning.training.distributed import started
+
+RECORD, THRESHOLD, CHART, PARTS = "pseudo_labels.json", "threshold.json", "threshold.png", "threshold-parts"
+
+
+def threshold_argument(text: str) -> float | None:
+    """Argument type: a fraction, or ``auto`` (None)."""
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a fraction in 0..1")
+    return value
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--save-dir", type=path_argument, required=True, help="holds ImageNetS50 and so on")
+    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
+    parser.add_argument(
+        "--checkpoint",
+        type=path_argument,
+        required=True,
+        metavar="FILE",
+        help="last.pth of pixel_attention.py, or the published pass*_pixelatt.pth.tar",
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
+    parser.add_argument(
+        "--centroids", type=path_argument, required=True, metavar="FILE", help="centroids.npy of cluster.py"
+    )
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="(default: train)")
+    parser.add_argument(
+        "--threshold",
+        type=threshold_argument,
+        required=True,
+        metavar="T",
+        help="attention below it is background, a fraction; published: 0.41 (50), 0.40 (300), 0.37 (919); "
+        "auto: the best on validation",
+    )
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
+    add_running(parser)
+    return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the command line names, read and checked."""
+
+    arguments: argparse.Namespace
+    backbone: Backbone
+    attention: PixelAttention
+    loaded: list[str]
+    centroids: torch.Tensor
+    images: dict[str, Images]
+    targets: dict[str, list[Path]]
+    record: dict[str, dict[str, object]]
+
+
+def prepare(arguments: argparse.Namespace) -> Job:
+    """Read and check all that the command line names."""
+    mode = MODES[arguments.mode]
+    name = arguments.backbone or pretraining_recipe("pass", arguments.mode).backbone
+    backbone, attention, loaded = attended_backbone(name, arguments.checkpoint)
+    centroids = load_centroids(arguments.centroids, backbone.channels)
+    images = {split: split_images(arguments.save_dir, mode, split) for split in arguments.splits}
+    targets = {split: target_paths(of, arguments.output_dir / split) for split, of in images.items()}
+    settings = {
+        "mode": arguments.mode,
+        "backbone": name,
+        "checkpoint": file_digest(arguments.checkpoint),
+        "centroids": file_digest(arguments.centroids),
+        "threshold": "auto" if arguments.threshold is None else arguments.threshold,
+        "amp": arguments.amp,
+        "code": code_digest(),
+    }
+    record = {
+        "settings": settings,
+        "images": {split: fingerprint(of.folder, of.names) for split, of in images.items()},
+    }
+    return Job(arguments, backbone, attention, loaded, torch.from_numpy(centroids), images, targets, record)
+
+
+def chosen_threshold(job: Job, running: Running) -> float:
+    """Give the threshold of the command line, or the best on validation; called on all processes."""
+    arguments, processes = job.arguments, running.processes
+    if arguments.threshold is not None:
+        return float(arguments.threshold)
+    path = arguments.output_dir / THRESHOLD
+    if not processes.from_first(path.exists):
+        images = processes.together(partial(validation_images, arguments))
+        parts = arguments.output_dir / PARTS
+        step = sweep_step(job.backbone, job.attention, job.centroids)
+        identity = " ".join(map(str, job.record["settings"].values()))
+        store = partial(store_arrays, images, parts, identity, step, LABEL_READING, running, with_masks=True)
+        files = processes.together(store)
+        processes.from_first(partial(save_sweep, job, images, files))
+    best = float(processes.from_first(lambda: json.loads(path.read_text(encoding="utf-8"))["best"]))
+    if processes.first:
+        print(f"threshold {best:.2f}: the best on validation, whose masks were used for it; {path}")
+    return best
+
+
+def validation_images(arguments: argparse.Namespace) -> Images:
+    """List validation, whose masks the choice of the threshold needs."""
+    images = split_images(arguments.save_dir, MODES[arguments.mode], "validation")
+    if images.masks is None:
+        raise InputError(
+            f"{images.folder}: has no masks beside it, which --threshold auto needs; put them in place "
+            f"(bash datapreparation/datapreparation_anno.sh {arguments.save_dir} {arguments.mode}), or give a "
+            "threshold"
+        )
+    return images
+
+
+def save_sweep(job: Job, images: Images, files: list[Path]) -> None:
+    """Score all thresholds, save and draw them."""
+    output = job.arguments.output_dir
+    rows, image = load_arrays(files, "rows"), load_arrays(files, "image")
+    classes = MODES[job.arguments.mode].classes
+    found = sweep(image, rows, len(images.names), classes, len(job.centroids))
+    write_whole(output / CHART, draw_thresholds(found))
+    write_whole(output / THRESHOLD, json.dumps(as_json(found), indent=2) + "\n")
+    shutil.rmtree(output / PARTS)
+
+
+def as_json(found: Sweep) -> dict[str, object]:
+    """Lay the scores of all thresholds out for threshold.json."""
+    return {
+        "note": "chosen with the ground-truth masks of validation",
+        "thresholds": list(THRESHOLDS),
+        "mIoU": found.miou,
+        "matched_images": found.matched_images,
+        "best": found.best,
+    }
+
+
+def label(job: Job, running: Running) -> None:
+    """Write the label maps of all splits; called on all processes."""
+    processes = running.processes
+    threshold = chosen_threshold(job, running)
+    step = label_step(job.backbone, job.attention, job.centroids, threshold)
+    for split, images in job.images.items():
+        write = partial(write_label_maps, images, job.targets[split], step, LABEL_READING, running)
+        made = sum(processes.gathered(processes.together(write)))
+        if processes.first:
+            print(f"{job.arguments.output_dir / split}: {len(images.names)} label maps, {made} made now")
+
+
+def main() -> None:
+    """Parse, and work on all processes of torchrun."""
+    arguments = parse_arguments()
+    with started(arguments.device) as processes:
+        job = processes.together(partial(prepare, arguments))
+        if processes.first:
+            print("\n".join(job.loaded))
+        job.backbone.to(processes.device)
+        job.attention.to(processes.device)
+        owned = (*SPLITS, THRESHOLD, CHART, PARTS)
+        with opened(arguments.output_dir, RECORD, job.record, owned, processes):
+            label(job, running_of(arguments, processes))
+
+
+if __name__ == "__main__":
+    run(main)
