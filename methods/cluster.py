@@ -20,6 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
+from imagenets.learning.pretraining.recipes import pretraining_recipe
 
 from command_line import path_argument, run, whole_number
 from command_line.networks import add_running, positive_number, running_of
@@ -32,9 +34,7 @@ from imagenets.learning.inference.output_folder import code_digest, opened
 from imagenets.learning.inference.pictures import Images
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.networks.checkpoints import file_digest
-from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
 from imagenets.learning.pretraining.pixel_attention import PixelAttention
-from imagenets.learning.pretraining.recipes import pretraining_recipe
 from imagenets.learning.pseudo_labels.attended import CLUSTER_READING, feature_step
 from imagenets.learning.pseudo_labels.centroids import RESTARTS, agreement, fit_centroids, nearest_rows
 from imagenets.learning.pseudo_labels.feature_files import join_features

@@ -20,6 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
+from imagenets.learning.pretraining.recipes import pretraining_recipe
 
 from command_line import path_argument, run
 from command_line.networks import add_running, running_of
@@ -34,9 +36,7 @@ from imagenets.learning.inference.output_folder import code_digest, opened
 from imagenets.learning.inference.pictures import Images
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.networks.checkpoints import file_digest
-from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
 from imagenets.learning.pretraining.pixel_attention import PixelAttention
-from imagenets.learning.pretraining.recipes import pretraining_recipe
 from imagenets.learning.pseudo_labels.attended import LABEL_READING, label_step, load_centroids, sweep_step
 from imagenets.learning.pseudo_labels.threshold_chart import draw_thresholds
 from imagenets.learning.pseudo_labels.thresholds import THRESHOLDS, Sweep, sweep
