@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from command_line import path_argument, whole_number
+from command_line.progress import bar
 from imagenets.classes import MODES
-from imagenets.common.progress import Advance
 from imagenets.learning.image_list import list_images
 from imagenets.learning.pretraining.recipes import RECIPES, Attention, Pretraining
 from imagenets.learning.pretraining.runs import Request, Talk
@@ -90,13 +88,6 @@ def request_of(arguments: argparse.Namespace, processes: Processes) -> Request:
         workers=arguments.workers,
         amp=on_cuda and arguments.amp is not False,
     )
-
-
-@contextmanager
-def bar(description: str, total: int | None, *, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Show a bar of steps on a terminal; elsewhere nothing."""
-    with tqdm(desc=description, total=total, unit=unit, initial=done, disable=None, leave=False) as shown:
-        yield lambda units: shown.update(units) and None
 
 
 def talk() -> Talk:

@@ -20,8 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
-from imagenets.learning.pretraining.recipes import pretraining_recipe
 
 from command_line import path_argument, run, whole_number
 from command_line.networks import add_running, positive_number, running_of
@@ -34,7 +32,9 @@ from imagenets.learning.inference.output_folder import code_digest, opened
 from imagenets.learning.inference.pictures import Images
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
 from imagenets.learning.pretraining.pixel_attention import PixelAttention
+from imagenets.learning.pretraining.recipes import pretraining_recipe
 from imagenets.learning.pseudo_labels.attended import CLUSTER_READING, feature_step
 from imagenets.learning.pseudo_labels.centroids import RESTARTS, agreement, fit_centroids, nearest_rows
 from imagenets.learning.pseudo_labels.feature_files import join_features
@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         type=positive_number,
         default=16.0,
         metavar="GIB",
-        help="of the features that k-means holds; where they are more, it works in mini-batches (default: 16)",
+        help="of features that k-means may hold; where they are more, mini-batches (default: 16)",
     )
     add_running(parser, batch_size=64)
     return parser.parse_args()
@@ -124,7 +124,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
 def make_features(job: Job, split: str, running: Running) -> Path:
     """Give the file with the features of a split, made where it is not there; called on all processes."""
     processes, folder = running.processes, job.arguments.output_dir / FEATURES
-    path = folder / f"{split}.npy"
+    path: Path = folder / f"{split}.npy"
     if processes.from_first(path.exists):
         return path
     parts_folder = folder / f"{split}-parts"
@@ -141,18 +141,26 @@ def make_features(job: Job, split: str, running: Running) -> Path:
     return path
 
 
-def cluster(job: Job, features: dict[str, Path]) -> None:
-    """Find the centroids, and the cluster of each image; print what they are like."""
-    arguments, settings = job.arguments, job.record["settings"]
-    train = np.load(features["train"], mmap_mode="r")
+def save_centroids(job: Job, features: Path) -> np.ndarray:
+    """Find the centroids where they are not there, and give them."""
+    arguments = job.arguments
     path = arguments.output_dir / CENTROIDS
     if not path.exists():
-        count, memory = int(str(settings["clusters"])), arguments.memory * 2**30
+        train = np.load(features, mmap_mode="r")
+        count = int(str(job.record["settings"]["clusters"]))
+        memory = arguments.memory * 2**30
         centroids = fit_centroids(train, count, arguments.restarts, arguments.seed, memory)
-        with whole_file(path) as temporary, temporary.open("wb") as file:
-            np.save(file, centroids)
-    centroids = np.load(path)
-    print(f"{path}: {len(centroids)} centroids")
+        with whole_file(path) as temporary, temporary.open("wb") as opened_file:
+            np.save(opened_file, centroids)
+    found = np.asarray(np.load(path))
+    print(f"{path}: {len(found)} centroids")
+    return found
+
+
+def cluster(job: Job, features: dict[str, Path]) -> None:
+    """Find the centroids, and the cluster of each image; print what they are like."""
+    arguments = job.arguments
+    centroids = save_centroids(job, features["train"])
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("split", "image", "cluster"))

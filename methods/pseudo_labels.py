@@ -20,8 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
-from imagenets.learning.pretraining.recipes import pretraining_recipe
 
 from command_line import path_argument, run
 from command_line.networks import add_running, running_of
@@ -36,7 +34,9 @@ from imagenets.learning.inference.output_folder import code_digest, opened
 from imagenets.learning.inference.pictures import Images
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
 from imagenets.learning.pretraining.pixel_attention import PixelAttention
+from imagenets.learning.pretraining.recipes import pretraining_recipe
 from imagenets.learning.pseudo_labels.attended import LABEL_READING, label_step, load_centroids, sweep_step
 from imagenets.learning.pseudo_labels.threshold_chart import draw_thresholds
 from imagenets.learning.pseudo_labels.thresholds import THRESHOLDS, Sweep, sweep
@@ -137,7 +137,7 @@ def chosen_threshold(job: Job, running: Running) -> float:
     if not processes.from_first(path.exists):
         images = processes.together(partial(validation_images, arguments))
         parts = arguments.output_dir / PARTS
-        step = sweep_step(job.backbone, job.attention, job.centroids)
+        step = sweep_step(job.backbone, job.attention, job.centroids.to(processes.device))
         identity = " ".join(map(str, job.record["settings"].values()))
         store = partial(store_arrays, images, parts, identity, step, LABEL_READING, running, with_masks=True)
         files = processes.together(store)
@@ -154,8 +154,8 @@ def validation_images(arguments: argparse.Namespace) -> Images:
     if images.masks is None:
         raise InputError(
             f"{images.folder}: has no masks beside it, which --threshold auto needs; put them in place "
-            f"(bash datapreparation/datapreparation_anno.sh {arguments.save_dir} {arguments.mode}), or give a "
-            "threshold"
+            f"(bash datapreparation/datapreparation_anno.sh {arguments.save_dir} {arguments.mode}), or give "
+            "a threshold"
         )
     return images
 
@@ -186,7 +186,7 @@ def label(job: Job, running: Running) -> None:
     """Write the label maps of all splits; called on all processes."""
     processes = running.processes
     threshold = chosen_threshold(job, running)
-    step = label_step(job.backbone, job.attention, job.centroids, threshold)
+    step = label_step(job.backbone, job.attention, job.centroids.to(processes.device), threshold)
     for split, images in job.images.items():
         write = partial(write_label_maps, images, job.targets[split], step, LABEL_READING, running)
         made = sum(processes.gathered(processes.together(write)))

@@ -1,0 +1,273 @@
+"""PASS from attention to label maps: features, k-means, thresholds, labels, against slow references."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from masksets import script, table_of
+from PIL import Image
+from prepared_set import WNIDS, write_lists, write_set
+from torch.nn.functional import interpolate
+
+from imagenets.common.errors import InputError
+from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.pretraining.heads import HeadSizes, library_state
+from imagenets.learning.pretraining.pixel_attention import AttentionNetwork
+from imagenets.learning.pseudo_labels.attended import load_centroids
+from imagenets.learning.pseudo_labels.centroids import agreement, fit_centroids, nearest_rows, unit_rows
+from imagenets.learning.pseudo_labels.thresholds import THRESHOLDS, count_steps, sweep
+from imagenets.masks import decode_mask
+from imagenets.scoring.matching import find_matching, shared_with_class
+from imagenets.scoring.metrics import evaluate
+
+MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
+
+# --- thresholds
+
+
+def noise_images(rng, count, classes, clusters):
+    """Ground truth, clusters and attention; some of it exactly on a threshold, as float32 has it."""
+    images = []
+    for _ in range(count):
+        size = rng.integers(3, 14, 2)
+        truth = rng.choice([0, *range(1, classes + 1), 1000], size)
+        found = rng.integers(1, clusters + 1, size)
+        attention = rng.uniform(0, 0.9, size).astype(np.float32)
+        exact = rng.random(size) < 0.3
+        attention[exact] = rng.choice(np.array(THRESHOLDS, np.float32), exact.sum())
+        images.append((truth, found, attention))
+    return images
+
+
+def test_the_sweep_is_81_separate_evaluations():
+    rng = np.random.default_rng(0)
+    classes, clusters = 4, 6
+    images = noise_images(rng, 9, classes, clusters)
+    counted = [count_steps(t, torch.from_numpy(c), torch.from_numpy(a)).numpy() for t, c, a in images]
+    image = np.concatenate([np.full(len(rows), index) for index, rows in enumerate(counted)])
+    found = sweep(image, np.concatenate(counted), len(images), classes, clusters)
+    assert len(found.miou) == len(found.matched_images) == 81
+    for index, threshold in enumerate(THRESHOLDS):
+        thresholded = [
+            (truth, np.where(attention < np.float32(threshold), 0, labels))
+            for truth, labels, attention in images
+        ]
+        table = table_of(thresholded)
+        matching = find_matching(table, "image", classes, clusters)
+        scores = evaluate(table, classes, matching.classes).scores
+        assert found.miou[index] == scores["mIoU"], threshold
+        shared = shared_with_class(table, matching, classes)
+        assert found.matched_images[index] == shared.images.sum(), threshold
+    assert found.best == THRESHOLDS[found.miou.index(max(found.miou))]
+    assert len(set(found.miou)) > 40
+
+
+def test_an_attention_of_the_threshold_is_foreground():
+    attention = torch.tensor([[0.41, 0.40999, 0.0, 0.80, 1.0]])
+    rows = count_steps(np.ones((1, 5), int), torch.ones(1, 5, dtype=torch.int32), attention)
+    assert rows[:, 2].tolist() == [1, 41, 42, 81]  # 0.00 reaches one threshold, 0.41 itself reaches 42
+    assert rows[:, 3].tolist() == [1, 1, 1, 2]
+
+
+# --- k-means
+
+
+def blobs(rng, rows=600, width=8, clusters=5):
+    centres = rng.normal(0, 1, (clusters, width))
+    labels = rng.integers(0, clusters, rows)
+    return (centres[labels] * rng.uniform(1, 9, (rows, 1)) + rng.normal(0, 0.2, (rows, width))).astype(
+        np.float32
+    )
+
+
+def objective(features, centroids):
+    unit = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)
+    return min_distances(unit, centroids).sum()
+
+
+def min_distances(unit, centroids):
+    return ((unit[:, None] - centroids[None]) ** 2).sum(2).min(1)
+
+
+def test_the_best_of_all_restarts_is_kept_as_it_is():
+    features = blobs(np.random.default_rng(0), clusters=9)
+    best = fit_centroids(features, 9, restarts=12, seed=3)
+    assert best.dtype == np.float32
+    assert objective(features, best) <= min(
+        objective(features, fit_centroids(features, 9, restarts=1, seed=seed)) for seed in range(5)
+    ) * (1 + 1e-6)
+    lengths = np.linalg.norm(best, axis=1)
+    assert (lengths < 0.999).any(), "means of unit vectors are not of length 1"
+    # Each is the mean of its own unit vectors, by the L2 distance.
+    unit = unit_rows(features)
+    labels = np.array([((best - row) ** 2).sum(1).argmin() for row in unit])
+    np.testing.assert_array_equal(nearest_rows(features, best), labels + 1)
+    for cluster in range(9):
+        np.testing.assert_allclose(best[cluster], unit[labels == cluster].mean(0), atol=1e-5)
+    np.testing.assert_array_equal(best, fit_centroids(features, 9, restarts=12, seed=3))
+
+
+def test_features_that_do_not_fit_are_clustered_in_batches(tmp_path):
+    features = blobs(np.random.default_rng(1), rows=2000)
+    np.save(tmp_path / "train.npy", features)
+    mapped = np.load(tmp_path / "train.npy", mmap_mode="r")
+    whole = fit_centroids(mapped, 5, restarts=5)
+    parts = fit_centroids(mapped, 5, restarts=5, memory=4 * 8 * 500)
+    assert objective(features, parts) < 1.02 * objective(features, whole)
+    np.testing.assert_array_equal(np.load(tmp_path / "train.npy"), features)
+
+
+def test_k_means_refuses_what_it_cannot_do():
+    with pytest.raises(InputError, match="3 images cannot make 4 clusters"):
+        fit_centroids(np.ones((3, 2), np.float32), 4)
+    with pytest.raises(InputError, match="not finite"):
+        fit_centroids(np.full((3, 2), np.nan, np.float32), 2)
+
+
+def test_agreement_with_folders():
+    perfect = agreement(np.array([3, 3, 1, 2]), np.array(["a", "a", "b", "c"]))
+    assert (perfect.nmi, perfect.accuracy) == (pytest.approx(1), 100)
+    half = agreement(np.array([1, 1, 1, 1]), np.array(["a", "a", "b", "b"]))
+    assert (half.nmi, half.accuracy) == (pytest.approx(0), 50)
+
+
+# --- the scripts
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared set, and a network with attention in the layout of the published files."""
+    folder = tmp_path_factory.mktemp("pass")
+    write_lists(folder / "lists")
+    write_set(folder / "save")
+    torch.manual_seed(0)
+    network = AttentionNetwork(make_backbone("resnet18"), HeadSizes(16, 5)).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # or it were too flat to tell right from wrong
+                module.running_mean.normal_(0, 0.3)
+        network.fbg.threshold.normal_(0, 0.5)
+    state = {f"module.{name}": tensor for name, tensor in library_state(network).items()}
+    torch.save({"state_dict": state, "epoch": 20}, folder / "pass50_pixelatt.pth.tar")
+    return folder, network
+
+
+def run(folder, name, *arguments, status=0):
+    result = script(
+        f"methods/{name}.py", "--save-dir", folder / "save", "--mode", "50",
+        "--checkpoint", folder / "pass50_pixelatt.pth.tar", "--workers", "0", "--device", "cpu", *arguments,
+        env={**os.environ, "IMAGENETS_LISTS": str(folder / "lists"), "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert result.returncode == status, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def clustered(prepared):
+    folder, _ = prepared
+    arguments = ("--output-dir", folder / "att", "--clusters", "3", "--restarts", "4")
+    return run(folder, "cluster", *arguments)
+
+
+def slow_picture(path, crop=None):
+    """The shorter side 256, and maybe the middle; normalised, (1, 3, H, W)."""
+    image = Image.open(path).convert("RGB")
+    width, height = image.size
+    short = min(width, height)
+    image = image.resize((int(256 * width / short), int(256 * height / short)), Image.BILINEAR)
+    if crop:
+        left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
+        image = image.crop((left, top, left + crop, top + crop))
+    values = (np.asarray(image) / 255 - MEAN) / STD
+    return torch.from_numpy(values.transpose(2, 0, 1)[None].astype(np.float32)), (height, width)
+
+
+@torch.no_grad()
+def slow_parts(network, picture):
+    """Enlarged features (C, 4h, 4w) and their attention, one operation after the other."""
+    maps = network.backbone(picture)
+    x = interpolate(maps, size=(4 * maps.shape[2], 4 * maps.shape[3]), mode="bilinear", align_corners=False)
+    length = x.square().sum(1, keepdim=True).sqrt()
+    attention = torch.sigmoid(network.fbg.atten(x / length) + network.fbg.threshold)
+    return x[0], attention[0]
+
+
+def test_pooled_features(prepared, clustered):
+    folder, network = prepared
+    for split in ("train", "validation"):
+        root = folder / "save/ImageNetS50" / split
+        paths = sorted(root.glob("*/*.JPEG"), key=lambda path: f"{path.parent.name}/{path.name}")
+        features = np.load(folder / f"att/features/{split}.npy")
+        assert (features.dtype, features.shape) == (np.float32, (len(paths), 512))
+        for path, found in zip(paths, features, strict=True):
+            x, attention = slow_parts(network, slow_picture(path, 224)[0])
+            np.testing.assert_allclose(found, (x * attention).mean((1, 2)), rtol=1e-3, atol=1e-5)
+
+
+def test_clusters_of_the_images(prepared, clustered):
+    folder, _ = prepared
+    centroids = np.load(folder / "att/centroids.npy")
+    assert (centroids.dtype, centroids.shape) == (np.float32, (3, 512))
+    rows = list(csv.DictReader((folder / "att/clusters.csv").open()))
+    assert [row["split"] for row in rows] == ["train"] * 3 + ["validation"] * 4
+    assert [row["image"] for row in rows[:3]] == [
+        f"{WNIDS[min(i, 1)]}/{WNIDS[min(i, 1)]}_{i}.JPEG" for i in range(3)
+    ]
+    assert sorted(row["cluster"] for row in rows[:3]) == ["1", "2", "3"]
+    assert "accuracy 66.67 %" in clustered.stdout
+    before = (folder / "att/centroids.npy").stat().st_mtime_ns
+    run(folder, "cluster", "--output-dir", folder / "att", "--clusters", "3", "--restarts", "4")
+    assert (folder / "att/centroids.npy").stat().st_mtime_ns == before, "it is there and stays"
+
+
+def test_label_maps_and_threshold(prepared, clustered):
+    """Label maps equal the reference's but for ties; the sweep's best mIoU is what these maps score."""
+    folder, network = prepared
+    arguments = ("--centroids", folder / "att/centroids.npy", "--splits", "validation", "train")
+    result = run(
+        folder, "pseudo_labels", *arguments, "--threshold", "auto", "--output-dir", folder / "labels"
+    )
+    found = json.loads((folder / "labels/threshold.json").read_text())
+    assert found["thresholds"] == list(THRESHOLDS)
+    assert found["best"] == THRESHOLDS[int(np.argmax(found["mIoU"]))]
+    assert f"threshold {found['best']:.2f}: the best on validation, whose masks were used" in result.stdout
+    assert (folder / "labels/threshold.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (folder / "labels/threshold-parts").exists()
+    centroids = torch.from_numpy(np.load(folder / "att/centroids.npy"))
+    unit = centroids / centroids.norm(dim=1, keepdim=True)
+    different = pixels = 0
+    pairs = []
+    for path in sorted((folder / "save/ImageNetS50").glob("[vt][ar]*n/*/*.JPEG")):
+        picture, size = slow_picture(path)
+        x, attention = slow_parts(network, picture)
+        cosines = torch.einsum("kc,chw->khw", unit, x / x.norm(dim=0, keepdim=True))
+        clusters = interpolate((cosines.argmax(0)[None, None] + 1).float(), size, mode="nearest")[0, 0]
+        m = interpolate(attention.mean(0)[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        expected = torch.where(m < found["best"], 0, clusters).numpy()
+        split, wnid = path.parts[-3:-1]
+        labels = decode_mask(folder / "labels" / split / wnid / f"{path.stem}.png")
+        different += (labels != expected).sum()
+        pixels += labels.size
+        if split == "validation":
+            masks = folder / "save/ImageNetS50/validation-segmentation"
+            pairs.append((decode_mask(masks / wnid / f"{path.stem}.png"), labels))
+    assert len(pairs) == 4
+    assert different <= pixels / 5000
+    table = table_of(pairs)
+    matching = find_matching(table, "image", 50, 3)
+    scores = evaluate(table, 50, matching.classes).scores
+    assert scores["mIoU"] == max(found["mIoU"])
+
+
+def test_centroids_of_another_network_are_refused(tmp_path):
+    np.save(tmp_path / "wide.npy", np.ones((3, 2048), np.float32))
+    with pytest.raises(InputError, match=r"wide.npy: centroids are \(3, 2048\), but the backbone has 512"):
+        load_centroids(tmp_path / "wide.npy", 512)
+    (tmp_path / "text.npy").write_text("no array")
+    with pytest.raises(InputError, match=r"text\.npy: no NumPy file of centroids"):
+        load_centroids(tmp_path / "text.npy", 512)
