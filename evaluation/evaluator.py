@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,13 @@ from command_line.progress import bar, warn
 from imagenets.classes import ClassInfo
 from imagenets.common.whole_files import write_whole
 from imagenets.images import check_image_dir
+from imagenets.reporting.confusions import confusion_npz
+from imagenets.reporting.image_scores import image_csv
+from imagenets.reporting.published import PROTOCOLS, read_standings
 from imagenets.reporting.text import class_text, evaluation_csv, evaluation_json, intervals_text, summary_text
 from imagenets.scoring.contingency import CountPairs
 from imagenets.scoring.counting import count_masks
-from imagenets.scoring.metrics import Evaluation, evaluate
+from imagenets.scoring.metrics import Evaluation, evaluate, predicted_classes
 from imagenets.scoring.ranks import run_on_ranks
 
 if TYPE_CHECKING:
@@ -59,6 +63,26 @@ def parse_arguments() -> argparse.Namespace:
         help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain ground)",
     )
     parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="the run's protocol: the report shows published results of it alone (default: of all)",
+    )
+    parser.add_argument(
+        "--results",
+        type=path_argument,
+        metavar="FILE.csv",
+        help="results of your own that the report shows among the published ones; columns: see published.py",
+    )
+    parser.add_argument(
+        "--per-image", type=path_argument, metavar="FILE.csv", help="the scores of every image"
+    )
+    parser.add_argument(
+        "--confusion",
+        type=path_argument,
+        metavar="FILE.npz",
+        help="pixels by ground-truth label (rows) and predicted class (columns)",
+    )
+    parser.add_argument(
         "--title", metavar="TEXT", help="heading of the report (default: the benchmark's name)"
     )
     arguments = parser.parse_args()
@@ -68,10 +92,16 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--output {arguments.output}: must end in .json or .csv")
     if arguments.seed is not None and not (arguments.bootstrap or arguments.report):
         parser.error("--seed goes with --bootstrap or --report")
-    if arguments.report and arguments.report.suffix != ".html":
-        parser.error(f"--report {arguments.report}: must end in .html")
+    for option, suffix in (("report", ".html"), ("per_image", ".csv"), ("confusion", ".npz")):
+        path = getattr(arguments, option)
+        if path and path.suffix != suffix:
+            parser.error(f"--{option.replace('_', '-')} {path}: must end in {suffix}")
+    if len(set(outputs(arguments))) < len(outputs(arguments)):
+        parser.error("two results would be written into one file")
     if arguments.image_dir and not arguments.report:
         parser.error("--image-dir goes with --report: scores need no images")
+    if (arguments.protocol or arguments.results) and not arguments.report:
+        parser.error("--protocol and --results go with --report, which shows published results")
     if arguments.title and not arguments.report:
         parser.error("--title goes with --report")
     arguments.date = today() if arguments.report else None
@@ -81,11 +111,13 @@ def parse_arguments() -> argparse.Namespace:
 def main(count: CountPairs) -> None:
     """Score the predictions, print the scores, save them."""
     arguments = parse_arguments()
-    for path in (arguments.output, arguments.report):
-        if path:
-            check_output(path)
+    for path in outputs(arguments):
+        check_output(path)
     if arguments.image_dir:
         check_image_dir(arguments.image_dir)
+    standings = (
+        read_standings(arguments.mode, arguments.protocol, arguments.results) if arguments.report else []
+    )
     matching = read_match(arguments, arguments.match)
     request = request_of(arguments, arguments.predict_dir, matched=matching is not None)
     table = count_masks(request, bar, warn, count)
@@ -103,14 +135,24 @@ def main(count: CountPairs) -> None:
         )
         print()
         print(intervals_text(evaluation, bootstrap))
-    saved = {}
+    saved: dict[Path, str | bytes] = {}
     if arguments.output:
-        saved[arguments.output] = output_content(arguments, evaluation, classes, bootstrap)
+        saved[arguments.output] = output_content(arguments, evaluation, classes, table.names, bootstrap)
     if arguments.report:
-        saved[arguments.report] = report_content(
-            arguments, evaluation, bootstrap, table=table, classes=classes, matching=matching
-        )
+        about = {"table": table, "classes": classes, "matching": matching, "standings": standings}
+        saved[arguments.report] = report_content(arguments, evaluation, bootstrap, **about)
+    predicted = predicted_classes(table, of_cluster)
+    if arguments.per_image:
+        saved[arguments.per_image] = image_csv(table, predicted)
+    if arguments.confusion:
+        saved[arguments.confusion] = confusion_npz(table, predicted, request.mode.classes)
     save(saved)
+
+
+def outputs(arguments: argparse.Namespace) -> list[Path]:
+    """List the files that are to be written."""
+    paths = (arguments.output, arguments.report, arguments.per_image, arguments.confusion)
+    return [path for path in paths if path]
 
 
 def print_scores(arguments: argparse.Namespace, evaluation: Evaluation, classes: list[ClassInfo]) -> None:
@@ -125,12 +167,13 @@ def output_content(
     arguments: argparse.Namespace,
     evaluation: Evaluation,
     classes: list[ClassInfo],
+    names: Sequence[str],
     bootstrap: Bootstrap | None,
 ) -> str:
-    """Format what --output asks for."""
+    """Format what --output asks for; ``names`` are the masks'."""
     if arguments.output.suffix == ".csv":
         return evaluation_csv(evaluation, classes)
-    return evaluation_json(evaluation, classes, arguments.mode, arguments.match, bootstrap)
+    return evaluation_json(evaluation, classes, arguments.mode, arguments.match, names, bootstrap)
 
 
 def report_content(
@@ -151,13 +194,14 @@ def report_content(
         image_dir=arguments.image_dir,
         title=arguments.title,
         date=arguments.date,
+        protocol=arguments.protocol,
         **subject,
     )
     intervals = None if bootstrap is None else bootstrap.intervals
     return html_report(about, evaluation, intervals, arguments.seed or 0)
 
 
-def save(contents: dict[Path, str]) -> None:
+def save(contents: Mapping[Path, str | bytes]) -> None:
     """Write the files, whole, and say so."""
     if contents:
         print()

@@ -85,8 +85,8 @@ def scores(images, classes, matching=None):
             result[prefix + name] = mean(
                 iou(both[c], predicted[c], labelled[c]) for c in range(classes + 1) if labelled[c] > 0
             )
-    result["FMeasure"] = 100 * mean(fmeasure(*image, matching) for image in images)
-    result["Acc"] = 100 * mean(correct(*image, matching) for image in images)
+    result["FMeasure"] = mean(100 * fmeasure(*image, matching) for image in images)
+    result["Acc"] = mean(100 * correct(*image, matching) for image in images)
     return result
 
 

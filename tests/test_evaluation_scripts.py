@@ -62,6 +62,7 @@ def test_match_then_evaluate(masks):
         "IoU": expected["IoUs"][0],
         "BIoU": expected["BIoUs"][0],
         "pixels": sum(int((truth == 0).sum()) for truth, _ in images),
+        "images": sum(bool((truth == 0).any()) for truth, _ in images),
     }
     again = run("match.py", folder, "--session-name", "again", "--no-cache")
     assert again.returncode == 0
@@ -92,7 +93,7 @@ def test_csv_holds_the_classes(masks):
     folder, _ = masks
     assert run("evaluator.py", folder, "--output", "c.csv").returncode == 0
     lines = (folder / "c.csv").read_text().splitlines()
-    assert lines[0] == "id,wnid,name,IoU,BIoU,pixels"
+    assert lines[0] == "id,wnid,name,IoU,BIoU,pixels,images"
     assert len(lines) == 52
 
 

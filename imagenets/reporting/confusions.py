@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,26 @@ def find_confusions(table: ContingencyTable, predicted: np.ndarray) -> Confusion
     ground_truth, prediction, pixels = sums
     order = np.lexsort((prediction, ground_truth, -pixels))
     return Confusions(ground_truth[order], prediction[order], pixels[order])
+
+
+def confusion_matrix(table: ContingencyTable, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Add up the pixels of all images by label and prediction, (N + 1, N + 1) int64, ignored ones left out.
+
+    Rows are ground truth, columns ``predicted`` (R,), the classes after matching, all 0..``classes``. IoU is
+    the diagonal over row plus column minus diagonal.
+    """
+    width = classes + 1
+    cells = table.ground_truth.astype(np.int64) * width + predicted
+    # Exact: float64 holds whole numbers up to 2**53.
+    return np.bincount(cells, table.pixels, width * width).astype(np.int64).reshape(width, width)
+
+
+def confusion_npz(table: ContingencyTable, predicted: np.ndarray, classes: int) -> bytes:
+    """Pack the confusion matrix as a .npz file: ``labels`` (N + 1,) and ``pixels`` (N + 1, N + 1), int64."""
+    buffer = io.BytesIO()
+    matrix = confusion_matrix(table, predicted, classes)
+    np.savez_compressed(buffer, labels=np.arange(classes + 1, dtype=np.int64), pixels=matrix)
+    return buffer.getvalue()
 
 
 def matched_clusters(table: ContingencyTable, matching: Matching, classes: int) -> list[MatchedCluster]:

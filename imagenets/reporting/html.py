@@ -130,10 +130,7 @@ def _score_rows(evaluation: Evaluation, intervals: Mapping[str, tuple[float, flo
 
 
 def _class_rows(subject: Subject, evaluation: Evaluation, confusions: Confusions) -> list[dict[str, Any]]:
-    table, classes = subject.table, subject.classes
-    width = len(classes)
-    pairs = np.unique(table.image.astype(np.int64) * width + table.ground_truth)
-    images = np.bincount(pairs % width, minlength=width)
+    classes = subject.classes
     # Confusions are sorted: the first of a class is its largest.
     found, first = np.unique(confusions.ground_truth, return_index=True)
     largest = dict(zip(found.tolist(), first.tolist(), strict=True))
@@ -146,7 +143,7 @@ def _class_rows(subject: Subject, evaluation: Evaluation, confusions: Confusions
             "colour": label_colour(c.id),
             "iou": float(evaluation.iou[c.id]),
             "boundary_iou": float(evaluation.boundary_iou[c.id]),
-            "images": int(images[c.id]),
+            "images": int(evaluation.label_images[c.id]),
             "pixels": pixels,
             "taken_for": None,
             "taken_percent": 0.0,

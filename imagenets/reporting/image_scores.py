@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
+import math
 import random
 from dataclasses import dataclass
 
 import numpy as np
 
 from imagenets.scoring.contingency import ContingencyTable
+from imagenets.scoring.metrics import image_accuracy, image_fmeasure
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,39 @@ def image_mean_iou(labels: ImageLabels, images: int) -> np.ndarray:
     count = np.bincount(labels.image, minlength=images)
     total = np.bincount(labels.image, labels.iou, images)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def image_csv(table: ContingencyTable, predicted: np.ndarray) -> str:
+    """Format the scores of every image as CSV, in the order of the names; ``predicted`` (R,) are classes.
+
+    mIoU is that of ``image_mean_iou``, empty where all pixels are ignored; FMeasure and Acc average to the
+    scores of the whole run. All in percent. ``pixels`` are those that are not ignored, ``labels`` and
+    ``predicted`` the labels in them.
+    """
+    images = len(table.names)
+    mean_iou = image_mean_iou(image_label_ious(table, predicted), images).tolist()
+    fmeasure = (100 * image_fmeasure(table, predicted)).tolist()
+    accuracy = (100 * image_accuracy(table, predicted)).tolist()
+    pixels = np.bincount(table.image, table.pixels, images).astype(np.int64).tolist()
+    labels, guesses = (
+        _labels_by_image(table.image, side, images) for side in (table.ground_truth, predicted)
+    )
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("name", "mIoU", "FMeasure", "Acc", "pixels", "labels", "predicted"))
+    for name, iou, *rest in zip(
+        table.names, mean_iou, fmeasure, accuracy, pixels, labels, guesses, strict=True
+    ):
+        writer.writerow((name, "" if math.isnan(iou) else iou, *rest))
+    return out.getvalue()
+
+
+def _labels_by_image(image: np.ndarray, label: np.ndarray, images: int) -> list[str]:
+    """Write the labels of every image in order, separated by spaces."""
+    pairs = np.unique(image.astype(np.int64) << 32 | label.astype(np.int64))
+    ends = np.searchsorted(pairs >> 32, np.arange(images + 1))
+    written = (pairs & 0xFFFFFFFF).astype(str).tolist()
+    return [" ".join(written[start:end]) for start, end in itertools.pairwise(ends.tolist())]
 
 
 def choose_images(mean_iou: np.ndarray, count: int, seed: int) -> ShownImages:

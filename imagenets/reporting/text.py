@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from imagenets.classes import ClassInfo
-from imagenets.scoring.metrics import Evaluation
+from imagenets.scoring.metrics import SCORE_DEFINITION, Evaluation
 
 if TYPE_CHECKING:
     from imagenets.scoring.bootstrap import Bootstrap
@@ -38,7 +39,7 @@ def class_text(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:
     """Table of all labels: id, wnid, name, IoU and boundary IoU in percent, ground-truth pixels."""
     rows = [
         (str(c.id), c.wnid or "-", c.name or "-", number_text(iou), number_text(boundary_iou), str(pixels))
-        for c, iou, boundary_iou, pixels in _class_rows(evaluation, classes)
+        for c, iou, boundary_iou, pixels, _ in _class_rows(evaluation, classes)
     ]
     return text_table(("id", "wnid", "name", "IoU", "BIoU", "pixels"), rows, left=(1, 2))
 
@@ -97,12 +98,19 @@ def evaluation_json(
     classes: Sequence[ClassInfo],
     mode: str,
     match: str | None,
+    names: Sequence[str],
     bootstrap: Bootstrap | None = None,
 ) -> str:
-    """Format everything as JSON; percentages, null where a score does not exist."""
+    """Format everything as JSON; percentages, null where a score does not exist.
+
+    ``names`` are the masks' names. Their digest, and the number of the scores' definition, tell what may be
+    held against each other.
+    """
     content = {
+        "definition": SCORE_DEFINITION,
         "mode": mode,
         "images": evaluation.images,
+        "images_sha256": hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest(),
         "match": match,
         "scores": scores_json(evaluation.scores),
         **({} if bootstrap is None else bootstrap_json(bootstrap)),
@@ -114,8 +122,9 @@ def evaluation_json(
                 "IoU": iou,
                 "BIoU": boundary_iou,
                 "pixels": pixels,
+                "images": images,
             }
-            for c, iou, boundary_iou, pixels in _class_rows(evaluation, classes)
+            for c, iou, boundary_iou, pixels, images in _class_rows(evaluation, classes)
         ],
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -130,7 +139,7 @@ def evaluation_csv(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:
     """Format the table of classes as CSV; percentages."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("id", "wnid", "name", "IoU", "BIoU", "pixels"))
+    writer.writerow(("id", "wnid", "name", "IoU", "BIoU", "pixels", "images"))
     for c, *numbers in _class_rows(evaluation, classes):
         writer.writerow((c.id, c.wnid or "", c.name, *numbers))
     return out.getvalue()
@@ -138,13 +147,14 @@ def evaluation_csv(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:
 
 def _class_rows(
     evaluation: Evaluation, classes: Sequence[ClassInfo]
-) -> list[tuple[ClassInfo, float, float, int]]:
+) -> list[tuple[ClassInfo, float, float, int, int]]:
     return list(
         zip(
             classes,
             evaluation.iou.tolist(),
             evaluation.boundary_iou.tolist(),
             evaluation.pixels.tolist(),
+            evaluation.label_images.tolist(),
             strict=True,
         )
     )

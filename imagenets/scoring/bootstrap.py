@@ -99,7 +99,7 @@ def bootstrap_scores(
     predicted = predicted_classes(table, matching)
     images = len(table.names)
     names, counts = _image_counts(table, predicted, classes)
-    accuracy, fmeasure = image_accuracy(table, predicted), image_fmeasure(table, predicted)
+    accuracy, fmeasure = 100 * image_accuracy(table, predicted), 100 * image_fmeasure(table, predicted)
     scores: dict[str, list[float]] = {name: [] for name in SCORES}
     draws = drawn_images(images, resamples, seed)
     while block := list(itertools.islice(draws, _BLOCK)):
@@ -108,8 +108,8 @@ def bootstrap_scores(
         for drawn, total in zip(block, totals.reshape(len(block), len(names), 3, classes + 1), strict=True):
             for name, areas in zip(names, total, strict=True):
                 scores[name].append(pooled_score(name, Areas(*areas)))
-            scores["Acc"].append(100 * mean(accuracy[drawn]))
-            scores["FMeasure"].append(100 * mean(fmeasure[drawn]))
+            scores["Acc"].append(mean(accuracy[drawn]))
+            scores["FMeasure"].append(mean(fmeasure[drawn]))
     return {name: np.array(values) for name, values in scores.items()}
 
 

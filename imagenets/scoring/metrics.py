@@ -11,6 +11,8 @@ from imagenets.classes import BACKGROUND
 from imagenets.scoring.contingency import ContingencyTable
 
 SCORES = ("Acc", "mIoU", "mBIoU", "S", "MS", "ML", "L", "BS", "BMS", "BML", "BL", "FMeasure")
+# Changed with whatever alters a score of the same masks: scores of different definitions are not comparable.
+SCORE_DEFINITION = 1
 BOUNDARY_SCORES = ("mBIoU", "BS", "BMS", "BML", "BL")
 
 # Largest size of the buckets S, MS and ML, in percent of the image's pixels that are not ignored.
@@ -23,7 +25,8 @@ class Evaluation:
     """Scores in percent: ``scores`` by the names of SCORES, nan where one does not exist.
 
     ``iou`` and ``boundary_iou`` (N + 1,) float64 are those of each label, ``pixels`` (N + 1,) int64 the
-    ground-truth pixels of each that are not ignored.
+    ground-truth pixels of each that are not ignored, ``label_images`` (N + 1,) int64 the images that hold
+    such.
     """
 
     images: int
@@ -31,6 +34,7 @@ class Evaluation:
     iou: np.ndarray
     boundary_iou: np.ndarray
     pixels: np.ndarray
+    label_images: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ def evaluate(table: ContingencyTable, classes: int, matching: np.ndarray | None 
         areas[region] = count_areas(table, predicted, rows, classes)
         areas[boundary] = count_boundary_areas(table, predicted, rows, classes)
     scores = {
-        "Acc": 100 * mean(image_accuracy(table, predicted)),
-        "FMeasure": 100 * mean(image_fmeasure(table, predicted)),
+        "Acc": mean(100 * image_accuracy(table, predicted)),
+        "FMeasure": mean(100 * image_fmeasure(table, predicted)),
         **{name: pooled_score(name, area) for name, area in areas.items()},
     }
     return Evaluation(
@@ -75,7 +79,15 @@ def evaluate(table: ContingencyTable, classes: int, matching: np.ndarray | None 
         iou=areas["mIoU"].iou(),
         boundary_iou=areas["mBIoU"].iou(),
         pixels=areas["mIoU"].labelled,
+        label_images=images_by_label(table, classes),
     )
+
+
+def images_by_label(table: ContingencyTable, classes: int) -> np.ndarray:
+    """Count the images whose ground truth holds each label in pixels that are not ignored, (N + 1,) int64."""
+    width = classes + 1
+    pairs = np.unique(table.image.astype(np.int64) * width + table.ground_truth)
+    return np.bincount(pairs % width, minlength=width)
 
 
 def predicted_classes(table: ContingencyTable, matching: np.ndarray | None) -> np.ndarray:
