@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
 from command_line import path_argument, whole_number
 from imagenets.classes import MAX_LABEL, MODES, ClassInfo, Mode, class_table
 from imagenets.common.errors import InputError
+from imagenets.common.whole_files import write_whole
 from imagenets.label_maps import find_wnids
 from imagenets.scoring.counting import CountRequest
 from imagenets.scoring.matching import Matching, read_matching
@@ -143,6 +145,16 @@ def today() -> str:
     if not epoch:
         return datetime.now().astimezone().date().isoformat()
     return datetime.fromtimestamp(int(epoch), timezone.utc).date().isoformat()
+
+
+def save_results(contents: Mapping[Path, str | bytes]) -> None:
+    """Write result files, whole, and say so."""
+    if contents:
+        print()
+    for path, content in contents.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+        print(f"saved: {path}")
 
 
 def check_output(path: Path) -> None:

@@ -17,10 +17,12 @@ from command_line.evaluation import (
     read_classes,
     read_match,
     request_of,
+    save_results,
+    today,
 )
 from command_line.progress import bar, warn
 from imagenets.classes import MODES
-from imagenets.common.whole_files import write_whole
+from imagenets.images import check_image_dir
 from imagenets.reporting.comparison_text import comparison_json, comparison_text
 from imagenets.scoring.comparison import Method, compare
 from imagenets.scoring.counting import count_all
@@ -47,11 +49,28 @@ def parse_arguments() -> argparse.Namespace:
     add_ground_truth_arguments(parser)
     add_bootstrap_arguments(parser, resamples=1000)
     parser.add_argument("--output", type=path_argument, metavar="FILE", help="x.json: everything")
+    parser.add_argument(
+        "--report",
+        type=path_argument,
+        metavar="FILE.html",
+        help="one page to look at: differences, classes gained and lost, images side by side",
+    )
+    parser.add_argument(
+        "--image-dir",
+        type=path_argument,
+        metavar="DIR",
+        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain ground)",
+    )
+    parser.add_argument("--title", metavar="TEXT", help="heading of the report")
     arguments = parser.parse_args()
     if arguments.clusters and arguments.a[1] is None and arguments.b[1] is None:
         parser.error("--clusters goes with a MATCH: without a matching, predictions hold class ids")
     if arguments.output and arguments.output.suffix != ".json":
         parser.error(f"--output {arguments.output}: must end in .json")
+    if arguments.report and arguments.report.suffix != ".html":
+        parser.error(f"--report {arguments.report}: must end in .html")
+    if (arguments.image_dir or arguments.title) and not arguments.report:
+        parser.error("--image-dir and --title go with --report")
     return arguments
 
 
@@ -80,8 +99,11 @@ def read_methods(arguments: argparse.Namespace) -> list[Method]:
 def main() -> None:
     """Compare the methods, print the comparison, save it."""
     arguments = parse_arguments()
-    if arguments.output:
-        check_output(arguments.output)
+    for path in (arguments.output, arguments.report):
+        if path:
+            check_output(path)
+    if arguments.image_dir:
+        check_image_dir(arguments.image_dir)
     a, b = read_methods(arguments)
     mode = MODES[arguments.mode]
     classes = read_classes(mode, arguments.gt_dir)
@@ -91,11 +113,25 @@ def main() -> None:
         print(f"{side}: {method.predict_dir}, {matched}")
     print()
     print(comparison_text(comparison, classes))
+    saved: dict[Path, str | bytes] = {}
     if arguments.output:
-        content = comparison_json(comparison, classes, arguments.mode, a, b)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.output, content)
-        print(f"\nsaved: {arguments.output}")
+        saved[arguments.output] = comparison_json(comparison, classes, arguments.mode, a, b)
+    if arguments.report:
+        # The charts' library takes a while, and scores alone do not need it.
+        from imagenets.reporting.comparison_page import Methods, comparison_html
+
+        methods = Methods(
+            mode.name,
+            arguments.gt_dir,
+            a,
+            b,
+            classes,
+            image_dir=arguments.image_dir,
+            title=arguments.title,
+            date=today(),
+        )
+        saved[arguments.report] = comparison_html(methods, comparison)
+    save_results(saved)
 
 
 if __name__ == "__main__":

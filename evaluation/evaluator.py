@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ from command_line.evaluation import (
     read_classes,
     read_match,
     request_of,
+    save_results,
     today,
 )
 from command_line.progress import bar, warn
 from imagenets.classes import ClassInfo
-from imagenets.common.whole_files import write_whole
 from imagenets.images import check_image_dir
 from imagenets.reporting.confusions import confusion_npz
 from imagenets.reporting.image_scores import image_csv
@@ -146,7 +146,7 @@ def main(count: CountPairs) -> None:
         saved[arguments.per_image] = image_csv(table, predicted)
     if arguments.confusion:
         saved[arguments.confusion] = confusion_npz(table, predicted, request.mode.classes)
-    save(saved)
+    save_results(saved)
 
 
 def outputs(arguments: argparse.Namespace) -> list[Path]:
@@ -199,16 +199,6 @@ def report_content(
     )
     intervals = None if bootstrap is None else bootstrap.intervals
     return html_report(about, evaluation, intervals, arguments.seed or 0)
-
-
-def save(contents: Mapping[Path, str | bytes]) -> None:
-    """Write the files, whole, and say so."""
-    if contents:
-        print()
-    for path, content in contents.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-        print(f"saved: {path}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import path_argument, run
-from command_line.evaluation import check_output
+from command_line.evaluation import check_output, save_results
 from command_line.progress import warn
 from imagenets.common.errors import InputError, listed
-from imagenets.common.whole_files import write_whole
 from imagenets.reporting.published import PROTOCOLS, read_standings
 from imagenets.reporting.score_files import read_scores, refuse_unlike, silent_files
 from imagenets.reporting.table import (
@@ -137,9 +136,7 @@ def main() -> None:
     table = ResultTable(files[0].mode, files[0].images, rows, arguments.protocol)
     print(table_text(table))
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(arguments.output, FORMATS[arguments.output.suffix](table))
-        print(f"\nsaved: {arguments.output}")
+        save_results({arguments.output: FORMATS[arguments.output.suffix](table)})
 
 
 if __name__ == "__main__":

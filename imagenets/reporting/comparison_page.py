@@ -29,7 +29,8 @@ _LEGEND_ENTRIES = 6
 class Methods:
     """What a page compares: the predictions of A and B, and where their ground truth and images lie.
 
-    Images come from ``image_dir``, if given.
+    Images come from ``image_dir``, if given. ``title`` heads the page in place of the mode's name; ``date``
+    is the day that it says it was made on.
     """
 
     mode: str
@@ -38,6 +39,8 @@ class Methods:
     b: Method
     classes: Sequence[ClassInfo]
     image_dir: Path | None = None
+    title: str | None = None
+    date: str | None = None
 
 
 def comparison_html(methods: Methods, comparison: Comparison) -> str:
@@ -52,6 +55,7 @@ def comparison_html(methods: Methods, comparison: Comparison) -> str:
     differences = comparison.class_differences()
     return render_page(
         "comparison.html",
+        date=methods.date,
         methods=methods,
         comparison=comparison,
         bootstrap_note=bootstrap_note(comparison.bootstrap),
