@@ -80,12 +80,12 @@ class ImageNetS(Dataset[dict[str, Any]]):
         self.transform, self.joint_transform = transform, joint_transform
         self._folder = Path(root) / found.folder / split
         self._mask_folder = Path(root) / found.folder / f"{split}-segmentation"
-        images = _files(self._folder, IMAGE_SUFFIXES)
-        self.wnids = _find_wnids(found, self._folder)
+        images = image_files(self._folder)
+        self.wnids = find_wnids(found, self._folder)
         self.classes = mode_table(found.name, self.wnids)
-        _refuse_unknown_folders(self._folder, images, self.wnids)
+        refuse_unknown_folders(self._folder, images, self.wnids)
         if split in SPLITS_WITH_MASKS:
-            _check_pairs(self._folder, images, self._mask_folder)
+            check_pairs(self._folder, images, self._mask_folder)
         _warn_of_other_number(self._folder, len(images), found, split)
         ids = {wnid: i for i, wnid in enumerate(self.wnids, start=1)}
         # Arrays, not lists: a million objects would be copied into every worker as their reference counts
@@ -129,6 +129,11 @@ class ImageNetS(Dataset[dict[str, Any]]):
         return self.joint_transform(tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(mask)))
 
 
+def image_files(folder: Path) -> list[str]:
+    """List the images ``<wnid>/<file>`` of a folder, sorted. Raises InputError when there are none."""
+    return _files(folder, IMAGE_SUFFIXES)
+
+
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """List ``<wnid>/<file>`` of a folder, sorted; hidden files and other suffixes are left out."""
     try:
@@ -143,8 +148,11 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     return files
 
 
-def _find_wnids(mode: Mode, folder: Path) -> tuple[str, ...]:
-    """Give the wnids of the official list, else the folders of ``train`` or of the split, if N of them."""
+def find_wnids(mode: Mode, folder: Path) -> tuple[str, ...]:
+    """Give the wnids of the official list, else the folders of ``train`` or of the split, if N of them.
+
+    Raises InputError when neither tells all N.
+    """
     if categories_at_hand(mode.name) is not None:
         return mode_wnids(mode.name)
     for candidate in (folder.parent / "train", folder):
@@ -158,7 +166,8 @@ def _find_wnids(mode: Mode, folder: Path) -> tuple[str, ...]:
     )
 
 
-def _refuse_unknown_folders(folder: Path, images: Iterable[str], wnids: Iterable[str]) -> None:
+def refuse_unknown_folders(folder: Path, images: Iterable[str], wnids: Iterable[str]) -> None:
+    """Raise InputError, naming them, when images ``<wnid>/<file>`` lie in folders that are no class."""
     unknown = sorted({image.partition("/")[0] for image in images} - set(wnids))
     if unknown:
         raise InputError(f"{folder}: {len(unknown)} folders are no class of this mode:\n{listed(unknown)}")
@@ -175,8 +184,11 @@ def _stem(place: str) -> str:
     return place.rpartition(".")[0]
 
 
-def _check_pairs(folder: Path, images: list[str], mask_folder: Path) -> None:
-    """Refuse images and masks without partner, two of one stem, and pairs of different size, all at once."""
+def check_pairs(folder: Path, images: list[str], mask_folder: Path) -> None:
+    """Refuse images and masks without partner, two of one stem, and pairs of different size, all at once.
+
+    ``images`` are ``<wnid>/<file>`` below ``folder``; sizes are told by the headers. Raises InputError.
+    """
     masks = {_stem(mask) for mask in _files(mask_folder, (".png",))}
     by_stem: dict[str, str] = {}
     problems = []

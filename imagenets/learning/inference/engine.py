@@ -115,6 +115,20 @@ def write_label_maps(
     return made
 
 
+def visit(
+    images: Images, step: Callable[[Batch], Any], reading: Reading, running: Running, with_masks: bool = False
+) -> Iterator[tuple[Batch, list[Any]]]:
+    """Run ``step`` on all images; give each batch with its results, on the CPU, and keep nothing.
+
+    Under torchrun each process gets its share, no image twice. Raises as ``write_label_maps`` does, at the
+    end.
+    """
+    chunks = _share(chunks_of(len(images.names), running.batch_size), running)
+    work = _Work(images, chunks, reading, running, with_masks=with_masks)
+    yield from _results(work, step)
+    work.refuse_bad()
+
+
 def store_arrays(
     images: Images,
     store: Path,

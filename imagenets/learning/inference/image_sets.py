@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from imagenets.classes import Mode
-from imagenets.common.class_folders import class_files
+from imagenets.common.folders import files_by_class
 from imagenets.common.errors import InputError, listed
 from imagenets.images import is_image
 from imagenets.learning.inference.pictures import Images
@@ -25,7 +25,7 @@ def split_images(save_dir: Path, mode: Mode, split: str) -> Images:
     folder, masks = root / split, root / f"{split}-segmentation"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; make it with the scripts of datapreparation/")
-    names = class_files(folder, is_image)
+    names = files_by_class(folder, is_image)
     if not names:
         raise InputError(f"{folder}: no images there; they lie in {folder}/<wnid>/<name>.JPEG")
     return Images(folder, names, masks if masks.is_dir() else None, mode.classes)

@@ -64,7 +64,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Raise InputError for a batch that cannot be split, or a set that has not one."""
-        shares = self.processes * self.accumulate
+        shares = self.shares_of_batch
         if self.batch % shares:
             parts = f" times --accumulate {self.accumulate}" if self.accumulate > 1 else ""
             raise InputError(
@@ -73,6 +73,11 @@ class Plan:
             )
         if not self.images or (self.images < self.batch and not self.keep_last):
             raise InputError(f"--batch-size {self.batch}: there are only {self.images} images; take less")
+
+    @property
+    def shares_of_batch(self) -> int:
+        """Number of shares that a batch is cut into: parts times processes."""
+        return self.processes * self.accumulate
 
     @property
     def steps(self) -> int:
@@ -101,7 +106,7 @@ class Plan:
 
     def _fill(self, order: np.ndarray, step: int) -> np.ndarray:
         batch = order[step * self.batch : (step + 1) * self.batch]
-        lacking = -batch.size % (self.processes * self.accumulate)
+        lacking = -batch.size % self.shares_of_batch
         return np.concatenate((batch, np.resize(order, lacking))) if lacking else batch
 
     def _shares(self, order: np.ndarray, step: int) -> list[np.ndarray]:

@@ -1,0 +1,133 @@
+"""Images and their masks to train on: listed, held against each other, read with augmentation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from imagenets.classes import Mode
+from imagenets.common.errors import InputError, listed
+from imagenets.dataset import check_pairs, find_wnids, image_files, refuse_unknown_folders
+from imagenets.images import read_image
+from imagenets.learning.networks.segmentation_network import PASS, SEMI
+from imagenets.learning.training.augmentation import as_tensor, cropped, cropped_mask, distort, random_crop
+from imagenets.learning.training.order import generator
+from imagenets.lists import mask_of
+from imagenets.masks import decode_mask
+
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images ``<wnid>/<name>`` below ``folder``, with a mask each below ``masks``, sorted by path.
+
+    ``names`` is an array of bytes: a million objects would be copied into every worker.
+    """
+
+    folder: Path
+    masks: Path
+    names: np.ndarray
+    classes: int
+    recipe: str
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.names)
+
+    def place(self, index: int) -> str:
+        """Give an image's ``<wnid>/<name>``."""
+        return os.fsdecode(bytes(self.names[index]))
+
+    def mask(self, index: int) -> np.ndarray:
+        """Read a mask, (H, W) uint16. Raises InputError, naming the file, for labels that are not allowed.
+
+        Annotated masks hold 0..N and 1000, label maps 0..N.
+        """
+        path = self.masks / mask_of(self.place(index))
+        labels = decode_mask(path, self.classes)
+        if self.recipe == PASS and labels.max() > self.classes:
+            raise InputError(f"{path}: label {labels.max()} is outside 0..{self.classes}")
+        return labels
+
+
+def list_pairs(save_dir: Path, mode: Mode, recipe: str, masks: Path | None) -> Pairs:
+    """List what a recipe trains on, and refuse what does not fit, all at once, before the first step.
+
+    Semi-supervised: train-semi and its masks; PASS: the images of ``train`` with the label maps in ``masks``.
+    Every mask must have its image, every image its mask, of the same size (told by the headers alone).
+    Annotated masks are also decoded; label maps, of which there may be a million, when they are read.
+
+    Raises InputError that names up to ten files and the number of all that are missing, misfit or foreign.
+    """
+    split = "train" if recipe == PASS else "train-semi"
+    folder = save_dir / mode.folder / split
+    of_folder = masks if masks is not None else folder.with_name(f"{split}-segmentation")
+    if recipe == SEMI and masks is None and not of_folder.is_dir():
+        raise InputError(
+            f"{of_folder}: no masks; put them in place: "
+            f"bash datapreparation/datapreparation_anno.sh {save_dir} {mode.name}"
+        )
+    images = image_files(folder)
+    refuse_unknown_folders(folder, images, find_wnids(mode, folder))
+    check_pairs(folder, images, of_folder)
+    pairs = Pairs(folder, of_folder, np.array([os.fsencode(name) for name in images]), mode.classes, recipe)
+    if recipe == SEMI:
+        _check_labels(pairs)
+    return pairs
+
+
+def _check_labels(pairs: Pairs) -> None:
+    def problem(index: int) -> str | None:
+        try:
+            pairs.mask(index)
+        except InputError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        problems = [text for text in pool.map(problem, range(len(pairs))) if text]
+    if problems:
+        raise InputError(f"{len(problems)} masks cannot be used:\n{listed(problems)}")
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Reads pairs as a recipe augments them: the picture (3, S, S) uint8, its labels (S, S) int16.
+
+    A random part, of at least ``smallest`` of the area, is resized to S × S, and mirrored in half of the
+    cases; the semi-supervised recipe also changes the colours and blurs.
+    Source: docs/methods.md, Augmentation.
+    """
+
+    pairs: Pairs
+    side: int
+    smallest: float
+    seed: int
+
+    def read(self, epoch: int, index: int) -> tuple[torch.Tensor, ...]:
+        """Read one pair, in the augmentation of an epoch."""
+        labels = self.pairs.mask(index)
+        image = read_image(self.pairs.folder / self.pairs.place(index), labels.shape)
+        random = generator(self.seed, epoch, index)
+        crop = random_crop(random, *image.size, (self.smallest, 1.0))
+        picture = cropped(image, crop, self.side)
+        if self.pairs.recipe == SEMI:
+            picture = distort(random, picture)
+        mask = cropped_mask(labels, crop, self.side).astype(np.int16)
+        return as_tensor(picture), torch.from_numpy(mask)
+
+    def name(self, index: int) -> str:
+        """Name an image to the user."""
+        return str(self.pairs.folder / self.pairs.place(index))
+
+
+def places(pairs: Pairs) -> Sequence[bytes]:
+    """Give the names of all images, for a digest."""
+    return [bytes(name) for name in pairs.names]

@@ -1,0 +1,224 @@
+"""One fine-tuning run, from the network and the pairs to ``last.pth``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from imagenets.classes import Mode
+from imagenets.common.errors import InputError
+from imagenets.common.progress import Show
+from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
+from imagenets.learning.finetuning.pairs import Augmented, Pairs, list_pairs, places
+from imagenets.learning.finetuning.recipes import Values, values_of
+from imagenets.learning.finetuning.validation import Validation
+from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.checkpoints import (
+    file_digest,
+    load_tensors,
+    named_tensors,
+    read_checkpoint,
+)
+from imagenets.learning.networks.segmentation_network import (
+    PASS,
+    SEMI,
+    SegmentationNetwork,
+    fresh_norm,
+    kind_of,
+)
+from imagenets.learning.training.augmentation import normalised
+from imagenets.learning.training.batch_norm import synchronised
+from imagenets.learning.training.distributed import Processes, join
+from imagenets.learning.training.loop import Job, train
+from imagenets.learning.training.optimisers import Lars, layer_decay_groups
+from imagenets.learning.training.order import Batch, Moment, Plan
+from imagenets.learning.training.run_folder import Settings, names_digest, opened, settings_text
+from imagenets.learning.training.schedules import warm_up_and_cosine
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; ``given`` are values of the recipe that are replaced, by their names.
+
+    ``checkpoint`` None starts at random. ``masks`` are the label maps of the recipe ``pass``. ``amp`` None
+    means on CUDA alone. ``evaluate_every`` counts epochs; 0 never.
+    """
+
+    save_dir: Path
+    mode: Mode
+    recipe: str
+    backbone: str
+    checkpoint: Path | None
+    output: Path
+    given: Mapping[str, float]
+    masks: Path | None = None
+    output_stride: int | None = None
+    accumulate: int = 1
+    workers: int = 0
+    amp: bool | None = None
+    evaluate_every: int = 0
+
+
+def fine_tune(request: Request, processes: Processes, show: Show, tell: Tell) -> None:
+    """Fine-tune as requested, or go on with it; called in all processes.
+
+    Writes ``last.pth``, ``log.jsonl``, ``curves.png`` and ``settings.json`` in ``request.output``. ``tell``
+    is given lines for the user, in the first process alone.
+
+    Raises InputError for what does not fit: the checkpoint, the masks, the settings of an earlier run in the
+    same folder; for a loss that is not finite; in the other processes SystemExit.
+    """
+    tell_here = tell if processes.first else _tell_nobody
+    values = processes.together(partial(chosen_values, request))
+    network = processes.together(partial(build_network, request, values, tell_here))
+    pairs = processes.from_first(
+        partial(list_pairs, request.save_dir, request.mode, request.recipe, request.masks)
+    )
+    validation = processes.together(
+        partial(Validation.of, request.save_dir, request.mode, request.evaluate_every)
+    )
+    amp = processes.device.type == "cuda" and request.amp is not False
+    plan = processes.together(
+        lambda: Plan(
+            len(pairs),
+            values.batch,
+            values.epochs,
+            values.seed,
+            keep_last=request.recipe == SEMI,
+            accumulate=request.accumulate,
+            rank=processes.rank,
+            processes=processes.number,
+        )
+    )
+    settings = _settings(request, values, pairs, amp)
+    tell_here(f"settings ({'published' if values.published else 'ours'}, but for what was given):")
+    tell_here(settings_text(settings))
+    tell_here(
+        f"{len(pairs)} images, {plan.steps} steps an epoch; {processes.number} "
+        f"{'process' if processes.number == 1 else 'processes'} on {processes.device.type}, "
+        f"{values.batch // plan.shares_of_batch} images at a time in each"
+    )
+    with opened(request.output, settings, processes) as run:
+        job = _job(request, values, network, processes, amp, validation, plan)
+        reader = Augmented(pairs, values.crop, values.smallest_crop, values.seed)
+        train(job, reader, plan, run, workers=request.workers, show=show, tell=tell)
+
+
+def _tell_nobody(line: str) -> None:
+    pass
+
+
+def chosen_values(request: Request) -> Values:
+    """Give the recipe's values, replaced by what was given; InputError for what the backbone cannot do."""
+    backbone = make_backbone(request.backbone, output_stride=request.output_stride)
+    values = values_of(
+        request.recipe, request.backbone, kind_of(backbone), backbone.stride, request.mode.name
+    )
+    given = {name: value for name, value in request.given.items() if value is not None}
+    if "batch" in given and "lr" not in given:
+        given["lr"] = values.lr * given["batch"] / values.batch  # in proportion
+    if "epochs" in given and values.warm_up:
+        given["warm_up"] = values.warm_up * given["epochs"] / values.epochs
+    if "lr" in given and request.recipe == PASS:
+        given["final_lr"] = values.final_lr * given["lr"] / values.lr
+    values = replace(values, **given)  # type: ignore[arg-type]
+    if values.layer_decay != 1 and kind_of(backbone) == "other":
+        raise InputError(f"--layer-decay: the layers of {request.backbone} are not known here; take 1")
+    if backbone.fixed_size and (values.crop, values.crop) != backbone.fixed_size:
+        raise InputError(f"--crop {values.crop}: {request.backbone} takes {backbone.fixed_size[0]} alone")
+    if values.crop % backbone.stride:
+        raise InputError(f"--crop {values.crop}: take a multiple of {backbone.stride}, the backbone's stride")
+    return values
+
+
+def build_network(request: Request, values: Values, tell: Tell) -> SegmentationNetwork:
+    """Make the network with a fresh head, the checkpoint loaded into its backbone."""
+    torch.manual_seed(values.seed)
+    backbone = make_backbone(
+        request.backbone, output_stride=request.output_stride, drop_path=values.drop_path
+    )
+    if request.checkpoint is None:
+        tell(f"{request.backbone}: starts from random weights, no checkpoint was given")
+        return SegmentationNetwork(backbone, request.mode.classes, request.recipe)
+    tensors = named_tensors(read_checkpoint(request.checkpoint))
+    tell(load_tensors(backbone, tensors, request.checkpoint))
+    network = SegmentationNetwork(backbone, request.mode.classes, request.recipe)
+    if network.kind == "vit":
+        fresh = fresh_norm(network, tensors)
+        tell(f"the norm before the head {'starts anew' if fresh else 'is the fc_norm of the file'}")
+    return network
+
+
+def _settings(request: Request, values: Values, pairs: Pairs, amp: bool) -> Settings:
+    """All that decides the weights, but for the number of processes and the machine."""
+    return {
+        "recipe": request.recipe,
+        "mode": request.mode.name,
+        "backbone": request.backbone,
+        "output_stride": request.output_stride,
+        "checkpoint": file_digest(request.checkpoint) if request.checkpoint else None,
+        **{name: value for name, value in asdict(values).items() if name != "published"},
+        "accumulate": request.accumulate,
+        "amp": amp,
+        "images": len(pairs),
+        "names": names_digest(places(pairs)),
+    }
+
+
+def _job(
+    request: Request,
+    values: Values,
+    network: SegmentationNetwork,
+    processes: Processes,
+    amp: bool,
+    validation: Validation,
+    plan: Plan,
+) -> Job:
+    synchronised(network, processes.device)
+    network.to(processes.device).train()
+    joined = join(network, processes, unused=network.kind == "other")
+    if request.recipe == PASS:
+        optimiser: torch.optim.Optimizer = Lars(
+            network.parameters(), lr=values.lr, weight_decay=values.weight_decay
+        )
+    else:
+        groups = layer_decay_groups(
+            network, network.layer_of, network.layers, values.layer_decay, values.weight_decay
+        )
+        optimiser = torch.optim.AdamW(groups, lr=values.lr)
+
+    def loss_of(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
+        pictures, masks = batch.tensors
+        logits = joined(normalised(pictures, network.backbone.mean, network.backbone.std))
+        if request.recipe == PASS:
+            return {"loss": label_map_loss(logits, masks)}
+        return {"loss": annotated_loss(logits, masks, processes)}
+
+    return Job(
+        joined,
+        optimiser,
+        loss_of,
+        partial(_rate, values, plan),
+        network.weights,
+        partial(network.load_weights, path=request.output / "last.pth"),
+        {
+            "backbone": request.backbone,
+            "output_stride": request.output_stride,
+            "mode": request.mode.name,
+            "classes": request.mode.classes,
+            "recipe": request.recipe,
+        },
+        amp=amp,
+        scores=partial(validation.scores, network, values.epochs, processes, request.workers),
+    )
+
+
+def _rate(values: Values, plan: Plan, moment: Moment) -> float:
+    epoch = moment.epoch + moment.step / plan.steps
+    return warm_up_and_cosine(epoch, values.epochs, values.warm_up, values.lr, values.final_lr)

@@ -1,0 +1,93 @@
+"""The benchmark's scores on validation while a network is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from imagenets.classes import Mode
+from imagenets.common.errors import InputError
+from imagenets.learning.inference.engine import Batch, Running, visit
+from imagenets.learning.inference.full_size import label_map, reduced_size
+from imagenets.learning.inference.image_sets import split_images
+from imagenets.learning.inference.label_files import enlarged
+from imagenets.learning.inference.pictures import Images, Reading
+from imagenets.learning.networks.segmentation_network import SegmentationNetwork
+from imagenets.learning.training.distributed import Processes
+from imagenets.segmentation_scores import SegmentationScores
+
+LONGEST = 1000  # pixels; above its square labels are found at a smaller size
+
+
+def reading_of(network: SegmentationNetwork) -> Reading:
+    """How images become pictures for a network."""
+    backbone = network.backbone
+    return Reading(backbone.mean, backbone.std, fixed_size=backbone.fixed_size)
+
+
+def predicted(network: SegmentationNetwork, batch: Batch, longest: int = LONGEST) -> Sequence[torch.Tensor]:
+    """Label maps of a batch, (H, W) int32 each: at the image's size, or at the reduced one of large images.
+
+    Source: docs/methods.md, Prediction.
+    """
+    logits = network(batch.pictures)
+    return [
+        label_map(of_one, reduced_size(size, longest))
+        for of_one, size in zip(logits, batch.sizes, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores a network after every ``every``-th epoch and the last; never without ``images``."""
+
+    images: Images | None
+    classes: int
+    every: int
+
+    @staticmethod
+    def of(save_dir: Path, mode: Mode, every: int) -> Validation:
+        """List the images of validation. Raises InputError when they or their masks are not there."""
+        if every == 0:
+            return Validation(None, mode.classes, 0)
+        try:
+            images = split_images(save_dir, mode, "validation")
+        except InputError as error:
+            raise InputError(f"{error}; or train with --evaluate-every 0") from error
+        if images.masks is None:
+            raise InputError(
+                f"{images.folder}-segmentation: no masks to score with; put them in place: bash "
+                f"datapreparation/datapreparation_anno.sh {save_dir} {mode.name}; or train with "
+                "--evaluate-every 0"
+            )
+        return Validation(images, mode.classes, every)
+
+    def scores(
+        self, network: SegmentationNetwork, epochs: int, processes: Processes, workers: int, epoch: int
+    ) -> dict[str, float]:
+        """Give mIoU, FMeasure and Acc, percentages; {} after epochs that are not to be scored.
+
+        Each image is seen once, by one of the processes. Called in all of them.
+        """
+        if self.images is None or (epoch % self.every and epoch != epochs):
+            return {}
+        images = self.images
+        counted = SegmentationScores(self.classes, boundary=False)
+
+        def count() -> None:
+            running = Running(processes, workers=workers)
+            step = partial(predicted, network)
+            for batch, labels in visit(images, step, reading_of(network), running, with_masks=True):
+                for of_one, mask in zip(labels, batch.masks, strict=True):
+                    whole = enlarged(of_one.numpy(), *mask.shape)
+                    counted.update(torch.from_numpy(whole), torch.from_numpy(mask.astype("int32")))
+
+        network.eval()
+        processes.together(count)
+        network.train()
+        scores = counted.compute()
+        return {name: scores[name] for name in ("mIoU", "FMeasure", "Acc")}

@@ -1,0 +1,283 @@
+"""Backbones with a head that gives logits of the labels 0..N, and the files that hold such networks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from imagenets.common.errors import InputError
+from imagenets.learning.networks.backbones import Backbone, make_backbone
+from imagenets.learning.networks.checkpoints import named_tensors, read_checkpoint
+
+SEMI, PASS = "semi-supervised", "pass"
+RECIPES = (SEMI, PASS)
+PATCH = 4  # of a ConvNeXt's head: places that it finds along a side of each place of the map
+_NORM_EPS = 1e-6
+_BACKBONE = "backbone.network."  # before the library's own names
+
+
+class SegmentationNetwork(nn.Module):
+    """A backbone and a head: pictures (B, 3, H, W), normalised → logits (B, N + 1, h, w).
+
+    - Vision transformers of timm: the last norm is replaced by a new one, ``fc_norm``; head 1×1 convolution.
+    - ConvNeXt: a new norm ``seg_norm`` on the last map; a 1×1 convolution to (N + 1)·16 channels, which are
+      laid out as 4 × 4 places of N + 1 channels each.
+    - All others: a 1×1 convolution on the last map. In the semi-supervised recipe of a ResNet the logits
+      are then enlarged twice (bilinear), as the published networks do it.
+
+    ``weights`` has the library's own names of tensors, and ``head.weight``, ``head.bias``.
+    Source: docs/methods.md, Heads.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, recipe: str) -> None:
+        """Put a new head for ``classes`` (N) on a backbone; random, as the recipe starts it."""
+        super().__init__()
+        self.backbone = backbone
+        self.kind = kind_of(backbone)
+        self.labels = classes + 1
+        self.twice = self.kind == "resnet" and recipe == SEMI
+        channels = backbone.channels
+        if self.kind == "vit":
+            backbone.network.norm = nn.Identity()
+            self.fc_norm = nn.LayerNorm(channels, _NORM_EPS)
+        if self.kind == "convnext":
+            self.seg_norm = nn.LayerNorm(channels, _NORM_EPS)
+        places = PATCH**2 if self.kind == "convnext" else 1
+        self.head = nn.Conv2d(channels, self.labels * places, 1)
+        self._start_head(recipe)
+
+    def _start_head(self, recipe: str) -> None:
+        weight, bias = self.head.weight, self.head.bias
+        assert bias is not None
+        if self.kind == "resnet" or recipe == PASS:
+            nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+        elif self.kind == "convnext":
+            nn.init.trunc_normal_(weight, std=0.02)
+            nn.init.zeros_(bias)
+        else:
+            nn.init.trunc_normal_(weight, std=2e-5)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Give the logits (B, N + 1, h, w)."""
+        features = self.backbone(pictures)
+        if self.kind == "vit":
+            features = _channels_normed(self.fc_norm, features)
+        if self.kind == "convnext":
+            return _spread(self.head(_channels_normed(self.seg_norm, features)), self.labels)
+        logits: torch.Tensor = self.head(features)
+        if self.twice:
+            return interpolate(logits, scale_factor=2, mode="bilinear")
+        return logits
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Give all tensors: the backbone's under its library's own names, and the head's."""
+        return {name.removeprefix(_BACKBONE): value for name, value in self.state_dict().items()}
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
+        """Take over what ``weights`` gave; all must be there. Raises InputError, naming the file ``path``."""
+        own = self.weights()
+        counters = {name for name in own if name.endswith("num_batches_tracked")}
+        missing = [name for name in own if name not in weights and name not in counters]
+        surplus = [name for name in weights if name not in own]
+        shapes = [
+            f"{name} is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ]
+        faults = [
+            f"{len(names)} tensors {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for what, names in (("missing", missing), ("too many", surplus), ("of another shape", shapes))
+            if names
+        ]
+        if faults:
+            raise InputError(f"{path}: no {self.backbone.name} with a head: {'; '.join(faults)}")
+        self.load_state_dict(
+            {
+                name: weights.get(name.removeprefix(_BACKBONE), value)
+                for name, value in self.state_dict().items()
+            }
+        )
+
+    @property
+    def layers(self) -> int:
+        """Number of the head's layer, for ``layer_of``; 0 where layers are not told apart."""
+        return max(self.layer_of(name) for name, _ in self.named_parameters())
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a tensor, by its name in ``named_parameters``: 0 for the stem, the highest for the head.
+
+        Blocks count, and a ConvNeXt's downsamplings. Other networks than ResNets, timm's vision transformers
+        and ConvNeXts are one layer. Source: docs/methods.md, Optimiser.
+        """
+        bare = name.removeprefix(_BACKBONE)
+        if self.kind == "other":
+            return 0
+        if self.kind == "vit":
+            return _numbered(bare, r"blocks\.(\d+)\.", [len(self._part("blocks"))], _STEM_OF_VIT)
+        if self.kind == "resnet":
+            depths = [len(self._part(f"layer{stage}")) for stage in range(1, 5)]
+            return _numbered(bare, r"layer(\d)\.(\d+)\.", depths, r"(conv|bn)1\.")
+        return _layer_of_convnext(bare, [len(stage.blocks) for stage in self._part("stages")])
+
+    def _part(self, name: str) -> Any:  # noqa: ANN401 - of either library
+        return self.backbone.network.get_submodule(name)
+
+
+_STEM_OF_VIT = r"(patch_embed|pos_embed|cls_token|reg_token|norm_pre)\b"
+
+
+def kind_of(backbone: Backbone) -> str:
+    """Tell ``vit`` (timm's), ``resnet``, ``convnext`` (timm's) and ``other``."""
+    network = backbone.network
+    name = type(network).__name__
+    if hasattr(network, "layer4"):
+        return "resnet"
+    if name == "VisionTransformer" and hasattr(network, "blocks"):
+        return "vit"
+    if name == "ConvNeXt" and hasattr(network, "stem"):
+        return "convnext"
+    return "other"
+
+
+def _numbered(name: str, pattern: str, depths: list[int], stem: str) -> int:
+    """Number blocks through all stages, from 1; 0 for the stem, one more than all blocks for the rest."""
+    found = re.match(pattern, name)
+    if found:
+        *stage, block = map(int, found.groups())
+        return sum(depths[: stage[0] - 1]) + block + 1 if stage else block + 1
+    return 0 if re.match(stem, name) else sum(depths) + 1
+
+
+def _layer_of_convnext(name: str, depths: list[int]) -> int:
+    if name.startswith("stem."):
+        return 0
+    found = re.match(r"stages\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", name)
+    if not found:
+        return sum(depths) + len(depths)
+    stage = int(found[1])
+    first = sum(depths[:stage]) + stage
+    return first if found[2] is None else first + int(found[2]) + 1
+
+
+def _channels_normed(norm: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    normed: torch.Tensor = norm(features.permute(0, 2, 3, 1))
+    return normed.permute(0, 3, 1, 2)
+
+
+def _spread(channels: torch.Tensor, labels: int) -> torch.Tensor:
+    """Lay (B, p·p·labels, h, w), the labels varying fastest, out as (B, labels, p·h, p·w)."""
+    batch, _, height, width = channels.shape
+    places = channels.view(batch, PATCH, PATCH, labels, height, width)
+    return places.permute(0, 3, 4, 1, 5, 2).reshape(batch, labels, PATCH * height, PATCH * width)
+
+
+def fresh_norm(network: SegmentationNetwork, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Take ``fc_norm`` from a checkpoint's tensors if it has one that fits; True if it starts anew.
+
+    MAE's pre-trained files have none, its fine-tuned ones do. False for networks without ``fc_norm`` too.
+    """
+    if network.kind != "vit":
+        return False
+    for part in ("weight", "bias"):
+        own = getattr(network.fc_norm, part)
+        found = [
+            value
+            for name, value in tensors.items()
+            if re.search(rf"(^|\.)fc_norm\.{part}$", name) and value.shape == own.shape
+        ]
+        if not found:
+            return True
+        with torch.no_grad():
+            own.copy_(found[0])
+    return False
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A fine-tuned network as a file holds it; ``backbone`` is None in published files, which do not tell."""
+
+    path: Path
+    weights: dict[str, torch.Tensor]
+    recipe: str
+    backbone: str | None
+    output_stride: int | None
+    about: Mapping[str, Any]
+
+    def network(
+        self, backbone: str | None = None, output_stride: int | None = None, classes: int | None = None
+    ) -> SegmentationNetwork:
+        """Build the network and load the weights: all must fit, and be for ``classes`` (N) where given.
+
+        Raises InputError when the file is of another backbone or another number of classes, or none is
+        named.
+        """
+        name = backbone or self.backbone
+        if name is None:
+            raise InputError(f"{self.path}: does not say which network it is; name it with --backbone")
+        if self.backbone is not None and name != self.backbone:
+            raise InputError(f"{self.path}: is of {self.backbone}, not of --backbone {name}")
+        own_stride = self.output_stride or 32
+        if self.backbone is not None and output_stride not in (None, own_stride):
+            raise InputError(f"{self.path}: has output stride {own_stride}, not {output_stride}")
+        made = make_backbone(name, output_stride=output_stride or self.output_stride)
+        network = SegmentationNetwork(made, self._classes(kind_of(made), classes), self.recipe)
+        network.load_weights(self.weights, self.path)
+        return network.eval()
+
+    def _classes(self, kind: str, wanted: int | None) -> int:
+        """Number of classes that the head is for. Raises InputError when it is not the one wanted."""
+        outputs = len(self.weights["head.weight"])
+        places = PATCH**2 if kind == "convnext" else 1
+        if outputs % places or outputs <= places:
+            raise InputError(f"{self.path}: a head of {outputs} channels is none of a {kind}")
+        classes = outputs // places - 1
+        if wanted is not None and classes != wanted:
+            raise InputError(
+                f"{self.path}: has {classes} classes, the mode has {wanted}; take the file's own --mode"
+            )
+        return classes
+
+
+def read_saved(path: Path) -> Saved:
+    """Read a fine-tuned network: a run's ``last.pth``, or a published file in its own layout.
+
+    Published are PASS's (``state_dict``, names after ``module.``, ``last_layer``) and those of
+    semi-supervised fine-tuning (``model``; ``head``, or ``seg_head.fc`` of a ConvNeXt). Raises InputError,
+    naming the file, for anything else, OSError when it cannot be read.
+    """
+    content = read_checkpoint(path)
+    part = next(
+        (content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content
+    )
+    weights = {_own_name(name): tensor for name, tensor in named_tensors(part).items()}
+    if any(name.endswith(".conv_dw.rates") for name in weights):
+        raise InputError(f"{path}: is an RF-ConvNeXt, which is left out here; see docs/methods.md")
+    if not {"head.weight", "head.bias"} <= weights.keys() or weights["head.weight"].ndim != 4:
+        raise InputError(
+            f"{path}: no fine-tuned network: it has no head of 1 x 1 convolutions; give what finetune.py "
+            "wrote, or a published fine-tuned file"
+        )
+    about = {key: value for key, value in content.items() if not isinstance(value, Mapping)}
+    ours = about.get("recipe") in RECIPES and isinstance(about.get("backbone"), str)
+    by_names = PASS if any("last_layer." in name for name in named_tensors(part)) else SEMI
+    return Saved(
+        path,
+        weights,
+        about["recipe"] if ours else by_names,
+        about["backbone"] if ours else None,
+        about.get("output_stride") if ours else None,
+        about if ours else {},
+    )
+
+
+def _own_name(name: str) -> str:
+    """Name that our networks have for a tensor of a published file."""
+    name = name.removeprefix("module.")
+    return re.sub(r"^(last_layer|seg_head\.fc)\.", "head.", name)

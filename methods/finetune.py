@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Fine-tune a network with masks: the semi-supervised protocol (train-semi), or PASS's pseudo labels.
+
+Writes RUN/last.pth (for predict.py), RUN/log.jsonl and RUN/curves.png. A run that was stopped, also killed,
+goes on with the same command, and ends with the same weights. Start it with torchrun on several GPUs:
+torchrun --nproc-per-node 8 methods/finetune.py … Values that are not given are the recipe's; all are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from command_line import path_argument, run, whole_number
+from command_line.networks import positive_number
+from command_line.preparation import bar
+from imagenets.classes import MODES
+from imagenets.learning.finetuning.run import Request, fine_tune
+from imagenets.learning.networks.segmentation_network import PASS, RECIPES
+from imagenets.learning.training.distributed import started
+
+# Options that replace values of the recipe, and the values' names.
+_VALUES = {
+    "epochs": "epochs",
+    "batch_size": "batch",
+    "lr": "lr",
+    "layer_decay": "layer_decay",
+    "weight_decay": "weight_decay",
+    "drop_path": "drop_path",
+    "crop": "crop",
+    "seed": "seed",
+}
+
+
+def number_in(lowest: float, highest: float) -> argparse._ActionType:
+    """Give a type for argparse: numbers from ``lowest`` to ``highest``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number in {lowest:g}..{highest:g}")
+        return value
+
+    return parse
+
+
+def checkpoint_argument(text: str) -> Path | None:
+    """Argument type: a file, or ``none``."""
+    return None if text == "none" else path_argument(text)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--save-dir", type=path_argument, required=True, help="holds ImageNetS50 and so on")
+    parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
+    parser.add_argument(
+        "--output-dir", type=path_argument, required=True, metavar="RUN", help="of this run alone"
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        required=True,
+        help="semi-supervised: train-semi and its masks; pass: train and the label maps in --masks",
+    )
+    parser.add_argument("--backbone", required=True, metavar="NAME", help="a torchvision or timm model")
+    parser.add_argument(
+        "--checkpoint",
+        type=checkpoint_argument,
+        required=True,
+        metavar="FILE",
+        help="the backbone's weights; none: start from random ones",
+    )
+    parser.add_argument(
+        "--masks",
+        type=path_argument,
+        metavar="DIR",
+        help="pass: label maps <wnid>/<name>.png of train, ids 0..N",
+    )
+    parser.add_argument(
+        "--output-stride", type=int, choices=(16, 32), help="of a ResNet (default: 32); 16 sees finer"
+    )
+    _add_values(parser)
+    _add_running(parser)
+    arguments = parser.parse_args()
+    if (arguments.recipe == PASS) != (arguments.masks is not None):
+        parser.error("--masks goes with --recipe pass, which needs it")
+    return arguments
+
+
+def _add_values(parser: argparse.ArgumentParser) -> None:
+    values = parser.add_argument_group("values in place of the recipe's")
+    values.add_argument("--epochs", type=whole_number(1, 100_000))
+    values.add_argument(
+        "--batch-size",
+        type=whole_number(1, 1_000_000),
+        metavar="B",
+        help="images of one update, all processes together; without --lr, the rate changes in proportion",
+    )
+    values.add_argument("--lr", type=positive_number, help="the highest learning rate, absolute")
+    values.add_argument(
+        "--layer-decay",
+        type=number_in(0.01, 1),
+        metavar="R",
+        help="each layer learns at R times the next one's rate",
+    )
+    values.add_argument("--weight-decay", type=number_in(0, 100))
+    values.add_argument("--drop-path", type=number_in(0, 0.99), metavar="P", help="rate at the last block")
+    values.add_argument(
+        "--crop", type=whole_number(16, 4096), metavar="S", help="side of the pictures in pixels"
+    )
+    values.add_argument("--seed", type=whole_number(0, 2**31 - 1))
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    running = parser.add_argument_group("how it runs")
+    running.add_argument(
+        "--accumulate",
+        type=whole_number(1, 10_000),
+        default=1,
+        metavar="A",
+        help="do a batch in A parts, where memory does not suffice (default: 1)",
+    )
+    running.add_argument(
+        "--evaluate-every",
+        type=whole_number(0, 100_000),
+        default=20,
+        metavar="E",
+        help="score validation after every E epochs and the last (default: 20; 0: never)",
+    )
+    running.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    running.add_argument(
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        help="mixed precision (default: on CUDA, and only there)",
+    )
+    running.add_argument(
+        "--workers",
+        type=whole_number(0, 1024),
+        default=min(8, len(os.sched_getaffinity(0))),
+        metavar="N",
+        help="processes that read images, in each of torchrun's processes (default: one per core, at most 8)",
+    )
+
+
+def main() -> None:
+    """Fine-tune, or go on with it."""
+    arguments = parse_arguments()
+    request = Request(
+        save_dir=arguments.save_dir,
+        mode=MODES[arguments.mode],
+        recipe=arguments.recipe,
+        backbone=arguments.backbone,
+        checkpoint=arguments.checkpoint,
+        output=arguments.output_dir,
+        given={name: getattr(arguments, option) for option, name in _VALUES.items()},
+        masks=arguments.masks,
+        output_stride=arguments.output_stride,
+        accumulate=arguments.accumulate,
+        workers=arguments.workers,
+        amp=arguments.amp,
+        evaluate_every=arguments.evaluate_every,
+    )
+    with started(arguments.device) as processes:
+        fine_tune(request, processes, bar, lambda line: tqdm.write(line, file=sys.stdout))
+        if processes.first:
+            print(f"saved: {arguments.output_dir / 'last.pth'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Segment images with a fine-tuned network: what finetune.py wrote, or a published file.
+
+Writes OUTPUT/<split>/<wnid>/<name>.png, predictions for evaluator.py and submission.py: class ids from
+semi-supervised fine-tuning, cluster ids (for match.py) from pseudo labels. A run that was stopped goes on.
+With --images it segments any pictures. Under torchrun every process takes a share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line import path_argument, run, whole_number
+from command_line.networks import (
+    SPLITS,
+    add_running,
+    add_source,
+    check_source,
+    chosen_splits,
+    running_of,
+)
+from imagenets.classes import MODES
+from imagenets.learning.finetuning.validation import LONGEST, predicted, reading_of
+from imagenets.learning.image_list import fingerprint
+from imagenets.learning.inference.engine import write_label_maps
+from imagenets.learning.inference.image_sets import images_below, split_images, target_paths
+from imagenets.learning.inference.output_folder import code_digest, opened
+from imagenets.learning.inference.pictures import Images
+from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.networks.segmentation_network import SegmentationNetwork, read_saved
+from imagenets.learning.training.distributed import Processes, started
+
+RECORD = "prediction.json"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_source(parser)
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
+    parser.add_argument(
+        "--model", type=path_argument, required=True, metavar="FILE", help="RUN/last.pth, or a published file"
+    )
+    parser.add_argument(
+        "--backbone", metavar="NAME", help="the network of a published file, which does not tell (resnet50 …)"
+    )
+    parser.add_argument(
+        "--output-stride",
+        type=int,
+        choices=(16, 32),
+        help="of a published ResNet, which does not tell (default: 32; d16 files: 16)",
+    )
+    parser.add_argument(
+        "--longest",
+        type=whole_number(16, 100_000),
+        default=LONGEST,
+        metavar="L",
+        help="images of more than L x L pixels get their labels at a size whose longer side is L "
+        f"(default: {LONGEST})",
+    )
+    add_running(parser)
+    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
+    arguments = parser.parse_args()
+    check_source(parser, arguments)
+    return arguments
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the command line names, read and checked."""
+
+    network: SegmentationNetwork
+    loaded: str
+    images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
+    targets: dict[str, list[Path]]
+    record: dict[str, dict[str, object]]
+
+
+def listed_images(arguments: argparse.Namespace) -> dict[str, Images]:
+    """Images to segment, by the folder of OUTPUT that their label maps go to."""
+    if arguments.images is not None:
+        return {"images": images_below(arguments.images, arguments.output_dir)}
+    mode = MODES[arguments.mode]
+    splits = chosen_splits(arguments.save_dir / mode.folder, arguments.splits)
+    return {split: split_images(arguments.save_dir, mode, split) for split in splits}
+
+
+def prepare(arguments: argparse.Namespace) -> Job:
+    """Read and check all that the command line names."""
+    saved = read_saved(arguments.model)
+    classes = MODES[arguments.mode].classes if arguments.mode else None
+    network = saved.network(arguments.backbone, arguments.output_stride, classes)
+    images = listed_images(arguments)
+    targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
+    record: dict[str, dict[str, object]] = {
+        "settings": {
+            "model": file_digest(arguments.model),
+            "backbone": network.backbone.name,
+            "output_stride": arguments.output_stride or saved.output_stride,
+            "longest": arguments.longest,
+            "amp": arguments.amp,
+            "code": code_digest(),
+        },
+        "images": {name: fingerprint(of_split.folder, of_split.names) for name, of_split in images.items()},
+    }
+    loaded = f"{network.backbone.name}, {saved.recipe}, {network.labels - 1} classes: {arguments.model}"
+    return Job(network, loaded, images, targets, record)
+
+
+def segment(arguments: argparse.Namespace, job: Job, processes: Processes) -> None:
+    """Write the label maps, print; called on all processes."""
+    running = running_of(arguments, processes)
+    network = job.network.to(processes.device)
+    step = partial(predicted, network, longest=arguments.longest)
+    for name, of_split in job.images.items():
+        write = partial(write_label_maps, of_split, job.targets[name], step, reading_of(network), running)
+        made = sum(processes.gathered(processes.together(write)))
+        if processes.first:
+            print(f"{arguments.output_dir / name}: {len(of_split.names)} predictions, {made} made now")
+
+
+def main() -> None:
+    """Parse, and work on all processes of torchrun."""
+    arguments = parse_arguments()
+    with started(arguments.device) as processes:
+        job = processes.together(partial(prepare, arguments))
+        if processes.first:
+            print(job.loaded)
+        owned = (*job.images, *SPLITS)
+        with opened(arguments.output_dir, RECORD, job.record, owned, processes):
+            segment(arguments, job, processes)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,343 @@
+"""Networks with heads against slow references: forward passes, layers, losses, labels at full size, files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from imagenets.common.errors import InputError
+from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
+from imagenets.learning.finetuning.recipes import values_of
+from imagenets.learning.inference.full_size import label_map, reduced_size
+from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.segmentation_network import SegmentationNetwork, read_saved
+from imagenets.learning.training.distributed import Processes
+from imagenets.learning.training.optimisers import layer_decay_groups
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+VIT, CONVNEXT = "vit_tiny_patch16_224", "convnext_atto"
+
+
+def spread(network, seed=0):
+    """Random weights with spread, biases, norms and statistics too: a fresh network is too flat to tell."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.randn(value.shape, generator=draw)
+                scale = 1 / max(1, value[0].numel()) ** 0.5 if value.ndim > 1 else 0.3
+                value.copy_(noise.abs() + 0.5 if name.endswith(("var", "gamma")) else noise * scale)
+                if value.ndim == 1 and "norm" in name and name.endswith("weight"):
+                    value.add_(1)
+    return network.eval()
+
+
+def network_of(name, recipe="semi-supervised", stride=None, classes=7):
+    torch.manual_seed(1)
+    return spread(SegmentationNetwork(make_backbone(name, output_stride=stride), classes, recipe))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    draw = torch.Generator().manual_seed(3)
+    return {size: torch.randn(1, 3, *size, generator=draw) for size in ((224, 224), (96, 133), (160, 96))}
+
+
+def resnet_reference(network, x, dilated, twice):
+    """torchvision's own ResNet, block by block."""
+    w = network.weights()
+    model = torchvision.models.resnet18()
+    model.fc = nn.Identity()
+    model.load_state_dict({k: v for k, v in w.items() if not k.startswith("head")})
+    model.eval()
+    x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
+    x = model.layer3(model.layer2(model.layer1(x)))
+    for number, block in enumerate(model.layer4):
+        d = 2 if dilated and number > 0 else 1
+        s = 1 if dilated else block.stride
+        y = functional.conv2d(x, block.conv1.weight, stride=s, padding=d, dilation=d)
+        y = functional.conv2d(functional.relu(block.bn1(y)), block.conv2.weight, padding=d, dilation=d)
+        if block.downsample is not None:
+            x = block.downsample[1](functional.conv2d(x, block.downsample[0].weight, stride=s))
+        x = functional.relu(block.bn2(y) + x)
+    logits = functional.conv2d(x, w["head.weight"], w["head.bias"])
+    return functional.interpolate(logits, scale_factor=2, mode="bilinear") if twice else logits
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stride", "twice"),
+    [("semi-supervised", None, True), ("semi-supervised", 16, True), ("pass", None, False)],
+)
+def test_resnet(pictures, recipe, stride, twice):
+    network = network_of("resnet18", recipe, stride)
+    for x in pictures.values():
+        with torch.no_grad():
+            expected = resnet_reference(network, x, stride == 16, twice)
+            torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def vit_reference(w, x, depth, heads):
+    """A vision transformer written out; position embeddings by bicubic interpolation with DINO's 0.1."""
+
+    def norm(t, name):
+        mean, var = t.mean(-1, keepdim=True), t.var(-1, keepdim=True, unbiased=False)
+        return (t - mean) / (var + 1e-6).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    b, _, height, width = x.shape
+    h, v = height // 16, width // 16
+    t = functional.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=16)
+    t = torch.cat([w["cls_token"].expand(b, -1, -1), t.flatten(2).transpose(1, 2)], 1)
+    grid = w["pos_embed"][:, 1:].reshape(1, 14, 14, -1).permute(0, 3, 1, 2)
+    if h * v != 196 or height != width:
+        grid = functional.interpolate(grid, scale_factor=((h + 0.1) / 14, (v + 0.1) / 14), mode="bicubic")
+    t = t + torch.cat([w["pos_embed"][:, :1], grid.flatten(2).transpose(1, 2)], 1)
+    for i in range(depth):
+        n = norm(t, f"blocks.{i}.norm1")
+        qkv = n @ w[f"blocks.{i}.attn.qkv.weight"].T + w[f"blocks.{i}.attn.qkv.bias"]
+        q, k, val = qkv.reshape(b, -1, 3, heads, t.shape[2] // heads).permute(2, 0, 3, 1, 4)
+        a = (q @ k.transpose(-1, -2) / (t.shape[2] // heads) ** 0.5).softmax(-1) @ val
+        a = a.transpose(1, 2).flatten(2) @ w[f"blocks.{i}.attn.proj.weight"].T
+        t = t + a + w[f"blocks.{i}.attn.proj.bias"]
+        m = norm(t, f"blocks.{i}.norm2") @ w[f"blocks.{i}.mlp.fc1.weight"].T + w[f"blocks.{i}.mlp.fc1.bias"]
+        t = t + functional.gelu(m) @ w[f"blocks.{i}.mlp.fc2.weight"].T + w[f"blocks.{i}.mlp.fc2.bias"]
+    t = norm(t[:, 1:], "fc_norm").transpose(1, 2).reshape(b, -1, h, v)
+    return functional.conv2d(t, w["head.weight"], w["head.bias"])
+
+
+def test_vision_transformer(pictures):
+    network = network_of(VIT)
+    w = network.weights()
+    assert "norm.weight" not in w, "the published files have none"
+    for x in pictures.values():
+        with torch.no_grad():
+            torch.testing.assert_close(network(x), vit_reference(w, x, 12, 3), atol=1e-4, rtol=1e-4)
+
+
+def convnext_reference(w, x, depths, classes):
+    def norm(t, name):
+        t = t.permute(0, 2, 3, 1)
+        mean, var = t.mean(-1, keepdim=True), t.var(-1, keepdim=True, unbiased=False)
+        t = (t - mean) / (var + 1e-6).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return t.permute(0, 3, 1, 2)
+
+    def dense(t, name):
+        weight = w[f"{name}.weight"]
+        return functional.conv2d(t, weight.reshape(*weight.shape[:2], 1, 1), w[f"{name}.bias"])
+
+    x = norm(functional.conv2d(x, w["stem.0.weight"], w["stem.0.bias"], stride=4), "stem.1")
+    for s, depth in enumerate(depths):
+        if s:
+            down = f"stages.{s}.downsample"
+            x = norm(x, f"{down}.0")
+            x = functional.conv2d(x, w[f"{down}.1.weight"], w[f"{down}.1.bias"], stride=2)
+        for j in range(depth):
+            b = f"stages.{s}.blocks.{j}"
+            dw = w[f"{b}.conv_dw.weight"]
+            y = functional.conv2d(x, dw, w[f"{b}.conv_dw.bias"], padding=3, groups=len(dw))
+            y = dense(functional.gelu(dense(norm(y, f"{b}.norm"), f"{b}.mlp.fc1")), f"{b}.mlp.fc2")
+            x = x + y * w[f"{b}.gamma"].view(1, -1, 1, 1)
+    logits = functional.conv2d(norm(x, "seg_norm"), w["head.weight"], w["head.bias"])
+    out = torch.zeros(len(x), classes + 1, 4 * x.shape[2], 4 * x.shape[3])
+    for row in range(4):
+        for column in range(4):
+            for label in range(classes + 1):
+                out[:, label, row::4, column::4] = logits[:, (row * 4 + column) * (classes + 1) + label]
+    return out
+
+
+def test_convnext(pictures):
+    torch.manual_seed(0)
+    backbone = make_backbone("convnext_tiny")  # conv_mlp off, unlike the smaller ones
+    network = spread(SegmentationNetwork(backbone, 7, "semi-supervised"))
+    with torch.no_grad():
+        x = pictures[160, 96]
+        expected = convnext_reference(network.weights(), x, (3, 3, 9, 3), 7)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(network(x), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_another_backbone_gets_a_convolution(pictures):
+    network = network_of("mobilenet_v3_small")
+    with torch.no_grad():
+        x = pictures[96, 133]
+        w = network.weights()
+        expected = functional.conv2d(network.backbone(x), w["head.weight"], w["head.bias"])
+        torch.testing.assert_close(network(x), expected)
+        assert not any(name.startswith("classifier") for name in w)
+
+
+def test_layers_of_each_network():
+    """The numbers of docs/methods.md, written out."""
+    expected = {
+        "vit_tiny_patch16_224": (13, {"cls_token": 0, "pos_embed": 0, "patch_embed.proj.weight": 0,
+            "blocks.0.norm1.weight": 1, "blocks.11.mlp.fc2.bias": 12, "fc_norm.weight": 13, "head.bias": 13}),
+        "resnet50": (17, {"conv1.weight": 0, "bn1.bias": 0, "layer1.0.conv1.weight": 1,
+            "layer1.2.conv3.weight": 3, "layer2.0.downsample.0.weight": 4, "layer3.0.bn1.weight": 8,
+            "layer4.2.conv3.weight": 16, "head.weight": 17}),
+        "resnet18": (9, {"layer1.1.conv1.weight": 2, "layer4.1.conv2.weight": 8, "head.bias": 9}),
+        "convnext_tiny": (22, {"stem.0.weight": 0, "stem.1.bias": 0, "stages.0.blocks.0.gamma": 1,
+            "stages.0.blocks.2.conv_dw.weight": 3, "stages.1.downsample.0.weight": 4,
+            "stages.1.blocks.0.norm.weight": 5, "stages.1.blocks.2.gamma": 7,
+            "stages.2.downsample.1.weight": 8,
+            "stages.2.blocks.0.gamma": 9, "stages.2.blocks.8.gamma": 17, "stages.3.downsample.1.bias": 18,
+            "stages.3.blocks.0.gamma": 19, "stages.3.blocks.2.mlp.fc1.weight": 21, "seg_norm.weight": 22,
+            "head.weight": 22}),
+    }  # fmt: skip
+    for name, (layers, wanted) in expected.items():
+        network = SegmentationNetwork(make_backbone(name), 5, "semi-supervised")
+        assert network.layers == layers
+        numbers = {
+            n.removeprefix("backbone.network."): network.layer_of(n) for n, _ in network.named_parameters()
+        }
+        assert {n: numbers[n] for n in wanted} == wanted
+        assert set(numbers.values()) == set(range(layers + 1))
+        groups = layer_decay_groups(network, network.layer_of, network.layers, 0.6, 0.05)
+        for group in groups:
+            for parameter, tensor in zip(group["names"], group["params"], strict=True):
+                bare = parameter.removeprefix("backbone.network.")
+                assert group["scale"] == pytest.approx(0.6 ** (layers - numbers[bare]))
+                no_decay = tensor.ndim == 1 or bare in ("pos_embed", "cls_token")
+                assert group["weight_decay"] == (0.0 if no_decay else 0.05)
+        assert sum(len(group["params"]) for group in groups) == len(numbers)
+
+
+def test_losses_against_loops():
+    draw = np.random.default_rng(0)
+    masks = draw.choice([0, 1, 2, 3, 1000], (3, 32, 32))
+    masks[2] = 1000
+    logits = torch.from_numpy(draw.normal(size=(3, 4, 4, 4))).float()
+    large = functional.interpolate(logits.double(), (8, 8), mode="bilinear").log_softmax(1)
+    terms = [
+        -large[b, masks[b, y * 4, x * 4], y, x]
+        for b in range(3)
+        for y in range(8)
+        for x in range(8)
+        if masks[b, y * 4, x * 4] != 1000
+    ]
+    ours = annotated_loss(logits, torch.from_numpy(masks.astype(np.int16)), ALONE)
+    assert float(ours) == pytest.approx(float(sum(terms) / len(terms)), abs=1e-6)
+    nothing = annotated_loss(logits[2:], torch.full((1, 32, 32), 1000, dtype=torch.int16), ALONE)
+    assert float(nothing) == 0
+    masks = draw.integers(0, 4, (3, 32, 32))
+    large = functional.interpolate(logits.double(), (16, 16), mode="bilinear").log_softmax(1)
+    terms = [-large[b, masks[b, 2 * y, 2 * x], y, x] for b in range(3) for y in range(16) for x in range(16)]
+    ours = label_map_loss(logits, torch.from_numpy(masks.astype(np.int16)))
+    assert float(ours) == pytest.approx(float(sum(terms) / len(terms)), abs=1e-6)
+
+
+def test_label_maps_do_not_depend_on_how_many_maps_are_enlarged_together():
+    draw = torch.Generator().manual_seed(0)
+    for (h, w), size in {
+        (8, 11): (375, 500),
+        (21, 16): (333, 250),
+        (1, 5): (64, 777),
+        (2, 2): (2, 2),
+    }.items():
+        logits = torch.randn(51, h, w, generator=draw)
+        whole = functional.interpolate(logits[None], size, mode="bilinear")[0].argmax(0).int()
+        for maps in (1, 2, 7, 51):
+            assert torch.equal(label_map(logits, size, at_once=maps * size[0] * size[1]), whole)
+    assert label_map(torch.zeros(3, 2, 2), (4, 4)).tolist() == [[0] * 4] * 4, "the lowest of equals"
+
+
+@pytest.mark.parametrize(
+    ("size", "reduced"),
+    [
+        ((1000, 1000), (1000, 1000)), ((1001, 1000), (1000, 999)), ((1000, 1001), (999, 1000)),
+        ((375, 500), (375, 500)), ((3000, 2000), (1000, 666)), ((2000, 3000), (666, 1000)),
+        ((400, 2500), (400, 2500)), ((5000, 201), (1000, 40)), ((3_000_000, 1), (1000, 1)),
+    ],
+)  # fmt: skip
+def test_reduced_sizes(size, reduced):
+    assert reduced_size(size, 1000) == reduced
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Fine-tuned networks in every layout that files have, and the network that each holds."""
+    folder = tmp_path_factory.mktemp("files")
+    made = {}
+    for kind, name, recipe, stride in (
+        ("pass", "resnet18", "pass", None), ("resnet", "resnet18", "semi-supervised", None),
+        ("resnet16", "resnet18", "semi-supervised", 16), ("vit", VIT, "semi-supervised", None),
+        ("convnext", CONVNEXT, "semi-supervised", None),
+    ):  # fmt: skip
+        network = network_of(name, recipe, stride)
+        weights = network.weights()
+        own = {"model": weights, "backbone": name, "recipe": recipe, "output_stride": stride, "classes": 7}
+        torch.save(own, folder / f"{kind}-own.pth")
+        if kind == "pass":
+            published = {
+                "state_dict": {f"module.{n.replace('head.', 'last_layer.')}": v for n, v in weights.items()}
+            }
+        elif kind == "convnext":
+            published = {"model": {n.replace("head.", "seg_head.fc."): v for n, v in weights.items()}}
+        else:
+            published = {"model": weights, "epoch": 99, "optimizer": {"state": {}}}
+        torch.save(published, folder / f"{kind}-published.pth")
+        made[kind] = (network, name, stride)
+    return folder, made
+
+
+@pytest.mark.parametrize("kind", ["pass", "resnet", "resnet16", "vit", "convnext"])
+def test_every_form_of_file_loads(files, pictures, kind):
+    folder, made = files
+    network, name, stride = made[kind]
+    x = pictures[96, 133]
+    own = read_saved(folder / f"{kind}-own.pth").network(None, None, 7)
+    published = read_saved(folder / f"{kind}-published.pth").network(name, stride, 7)
+    with torch.no_grad():
+        assert torch.equal(own(x), network(x))
+        assert torch.equal(published(x), network(x))
+
+
+@pytest.mark.parametrize(
+    ("file", "backbone", "stride", "classes", "words"),
+    [
+        ("resnet-published", None, None, 7, "name it with --backbone"),
+        ("resnet-published", "resnet34", None, 7, "no resnet34 with a head: .* tensors missing"),
+        ("resnet-published", "resnet18", None, 50, "has 7 classes, the mode has 50"),
+        ("convnext-published", CONVNEXT, None, 50, "has 7 classes, the mode has 50"),
+        ("vit-published", "vit_small_patch16_224", None, 7, "of another shape"),
+        ("resnet-own", "resnet34", None, 7, "is of resnet18, not of --backbone resnet34"),
+        ("resnet16-own", None, 32, 7, "has output stride 16, not 32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(files, file, backbone, stride, classes, words):
+    with pytest.raises(InputError, match=words):
+        read_saved(files[0] / f"{file}.pth").network(backbone, stride, classes)
+
+
+def test_files_that_are_no_fine_tuned_networks_are_refused(tmp_path):
+    weights = torchvision.models.resnet18().state_dict()
+    torch.save(weights, tmp_path / "plain.pth")
+    with pytest.raises(InputError, match="it has no head of 1 x 1 convolutions"):
+        read_saved(tmp_path / "plain.pth")
+    rates = {"stages.0.blocks.0.conv_dw.rates": torch.zeros(3, 2)}
+    torch.save({"model": rates}, tmp_path / "rf.pth")
+    with pytest.raises(InputError, match="RF-ConvNeXt, which is left out"):
+        read_saved(tmp_path / "rf.pth")
+
+
+def test_published_values():
+    values = values_of("semi-supervised", "vit_base_patch16_224", "vit", 16, "919")
+    assert (values.published, values.lr, values.layer_decay, values.weight_decay, values.drop_path) == (
+        True, 5e-4, 0.6, 0.05, 0.1,
+    )  # fmt: skip
+    assert (values.epochs, values.batch, values.warm_up, values.final_lr) == (100, 256, 5, 1e-6)
+    assert values_of("semi-supervised", "resnet50", "resnet", 16, "919").layer_decay == 0.45
+    assert values_of("semi-supervised", "resnet50", "resnet", 32, "919").weight_decay == 5e-4
+    assert values_of("semi-supervised", "convnext_tiny", "convnext", 32, "919").drop_path == 0.2
+    small = values_of("semi-supervised", "resnet50", "resnet", 32, "50")
+    assert not small.published
+    assert small.lr == pytest.approx(5e-4 * small.batch / 256)
+    values = values_of("pass", "resnet18", "resnet", 32, "50")
+    assert (values.published, values.lr, values.final_lr, values.epochs, values.seed) == (
+        True, 0.6, 0.0006, 20, 31,
+    )  # fmt: skip
