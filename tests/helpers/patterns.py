@@ -11,7 +11,7 @@ SIZES = ((96, 128), (128, 96), (100, 100), (97, 131))
 
 
 def draw(rng, label, height, width):
-    """An object of stripes or checks on a smooth ground: the picture (H, W, 3) uint8 and its labels (H, W)."""
+    """An object of stripes or checks on a smooth ground: a picture (H, W, 3) uint8, its labels (H, W)."""
     y, x = np.mgrid[:height, :width]
     ground = np.broadcast_to(150 + 20 * rng.random() + 0 * y[..., None], (height, width, 3))
     waves = (np.sin(x / 1.5), np.sin(y / 1.5), np.sin(x / 4) * np.sin(y / 4), np.sin((x + y) / 5))

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from imagenets.classes import Mode
-from imagenets.common.folders import files_by_class
 from imagenets.common.errors import InputError, listed
+from imagenets.common.folders import files_by_class
 from imagenets.images import is_image
 from imagenets.learning.inference.pictures import Images
 from imagenets.lists import mask_of

@@ -188,7 +188,7 @@ def _set_output_stride(name: str, family: _Family, output_stride: int) -> None:
         raise InputError(f"--backbone {name}: only ResNets have an output stride to choose, 16 or 32")
     if output_stride == 32:
         return
-    if any(isinstance(module, nn.AvgPool2d) for module in family.network.layer4.modules()):  # type: ignore[union-attr, operator]
+    if any(isinstance(module, nn.AvgPool2d) for module in family.network.layer4.modules()):  # type: ignore[union-attr]
         raise InputError(f"--backbone {name}: its shortcuts pool, so that its output stride stays 32")
     for number, block in enumerate(family.network.layer4):  # type: ignore[arg-type]
         for convolution in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
