@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from command_line import path_argument, run, whole_number
 from command_line.networks import positive_number
-from command_line.preparation import bar
+from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.learning.finetuning.run import Request, fine_tune
 from imagenets.learning.networks.segmentation_network import PASS, RECIPES
