@@ -1,0 +1,332 @@
+"""Distance matching against a slow reference, and its script in real processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+torchvision = pytest.importorskip("torchvision")
+timm = pytest.importorskip("timm")
+
+import torch
+from helpers.scripts import environment
+from masksets import CHECKOUT, write_mask
+from PIL import Image
+from prepared_set import WNIDS
+from torch.nn.functional import interpolate
+
+from demo.pictures import draw
+from imagenets.common.errors import InputError
+from imagenets.learning.inference.engine import chunks_of
+from imagenets.learning.inference.label_files import enlarged
+from imagenets.learning.inference.neighbours import Bank, label_maps, nearest
+from imagenets.masks import decode_mask
+from methods import distance_matching
+
+NETWORKS = ("resnet18", "vit_tiny_patch16_224")
+# Height and width: odd, narrow, small, of the network's own size, and some twice, which share a batch.
+SIZES = ((97, 131), (256, 256), (131, 97), (61, 157), (97, 131), (300, 200), (150, 96), (131, 97))
+TURNED = 3  # the validation image that is stored turned, as its EXIF says
+RUN = ("--workers", "1", "--batch-size", "4", "--device", "cpu")
+
+
+def write_set(root):
+    """Annotated and validation images, with objects of two or three classes and ignored pixels."""
+    rng = np.random.default_rng(5)
+    for split, offset in (("train-semi", 0), ("validation", 3)):
+        for i, (height, width) in enumerate(SIZES):
+            first, second = (i + offset) % 4, (i + offset + 1) % 4
+            picture, other = draw(rng, 13 * first), draw(rng, 13 * second)
+            image = cv2.resize(picture.image, (width, height))
+            labels = cv2.resize(picture.labels.astype(np.int32), (width, height), interpolation=0)
+            labels = np.where((labels > 0) & (labels != 1000), first + 1, labels)
+            half = cv2.resize(other.image, (width // 2, height))
+            image[:, : width // 2], labels[:, : width // 2] = half, second + 1
+            labels[: height // 3, : width // 4] = 0
+            labels[: height // 5] = np.where(labels[: height // 5] == 0, 1000, labels[: height // 5])
+            name = f"{WNIDS[first]}/{split[:1]}{i}"
+            path = root / split / f"{name}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            exif = Image.Exif()
+            if split == "validation" and i == TURNED:
+                image = np.rot90(image)  # its orientation 6 turns it back, clockwise
+                exif[0x0112] = 6
+            Image.fromarray(np.ascontiguousarray(image)).save(path, "JPEG", quality=92, exif=exif)
+            write_mask(root / f"{split}-segmentation" / f"{name}.png", labels)
+
+
+def spread_network(name):
+    """A network whose features differ from place to place, unlike those of fresh random weights."""
+    torch.manual_seed(1)
+    network = torchvision.models.resnet18() if name == "resnet18" else timm.create_model(name, num_classes=0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
+            torch.nn.init.uniform_(module.weight, 0.3, 1.7)
+            torch.nn.init.normal_(module.bias, std=0.4)
+        elif isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.08)
+    if name != "resnet18":
+        torch.nn.init.normal_(network.pos_embed, std=0.3)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def save(tmp_path_factory):
+    save = tmp_path_factory.mktemp("save")
+    write_set(save / "ImageNetS50")
+    for name in NETWORKS:
+        torch.save({"model": spread_network(name).state_dict()}, save / f"{name}.pth")
+    return save
+
+
+def command(save, output, name="resnet18", *more):
+    script = str(CHECKOUT / "methods" / "distance_matching.py")
+    return [
+        script, "--save-dir", str(save), "--mode", "50", "--backbone", name,
+        "--checkpoint", str(save / f"{name}.pth"), "--output-dir", str(output), *RUN, *more,
+    ]  # fmt: skip
+
+
+def run(arguments, processes=0, status=0):
+    launcher = [sys.executable]
+    if processes:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    # One thread: torchrun sets this where it starts several processes.
+    done = subprocess.run(
+        [*launcher, *arguments],
+        env=environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(save, tmp_path_factory):
+    """One undisturbed run of each network."""
+    outputs = {}
+    for name in NETWORKS:
+        outputs[name] = tmp_path_factory.mktemp("run") / name
+        done = run(command(save, outputs[name], name))
+        assert "8 predictions, 8 made now" in done.stdout
+    return outputs
+
+
+def slow_map(network, name, path, turn=False):
+    """The last map enlarged by 4 (ResNet) or 2 (patch 16) of one image, (C, rows, columns), and its size."""
+    image = Image.open(path).convert("RGB")
+    if turn:
+        image = image.transpose(Image.Transpose.ROTATE_270)
+    width, height = image.size
+    small, large = min(width, height), max(width, height)
+    longer = int(256 * large / small)
+    image = image.resize((256, longer) if width < height else (longer, 256), Image.Resampling.BILINEAR)
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
+        3, 1, 1
+    )
+    with torch.inference_mode():
+        if name == "resnet18":
+            last, factor = torch.nn.Sequential(*list(network.children())[:-2])(x), 4
+        else:
+            from test_backbones import slow_vit
+
+            last, factor = slow_vit(network, x), 2
+        size = (factor * last.shape[2], factor * last.shape[3])
+        return interpolate(last, size=size, mode="bilinear", align_corners=False)[0], (height, width)
+
+
+def slow_bank(network, name, root):
+    embeddings, labels = [], []
+    for path in sorted((root / "train-semi").glob("*/*.JPEG")):
+        features, _ = slow_map(network, name, path)
+        mask = np.asarray(
+            Image.open(root / "train-semi-segmentation" / path.parent.name / f"{path.stem}.png")
+        )
+        ids = mask[..., 0] + 256.0 * mask[..., 1]
+        small = interpolate(torch.from_numpy(ids)[None, None], size=features.shape[1:], mode="nearest")[0, 0]
+        for value in sorted(set(small.flatten().tolist()) - {1000}):
+            total = torch.zeros(len(features))
+            for row, column in (small == value).nonzero().tolist():
+                total += features[:, row, column]
+            embeddings.append(total / small.numel())
+            labels.append(int(value))
+    embeddings = torch.stack(embeddings)
+    return embeddings / embeddings.norm(dim=1, keepdim=True), torch.tensor(labels)
+
+
+def slow_labels(features, bank, labels, neighbours=10, temperature=0.07):
+    found = torch.zeros(features.shape[1:], dtype=torch.int64)
+    for row in range(features.shape[1]):
+        for column in range(features.shape[2]):
+            vector = features[:, row, column]
+            cosines = (bank @ (vector / vector.norm())).tolist()
+            order = sorted(range(len(cosines)), key=lambda i: (-cosines[i], i))[:neighbours]
+            votes = {}
+            for i in order:
+                votes[int(labels[i])] = votes.get(int(labels[i]), 0) + np.exp(cosines[i] / temperature)
+            found[row, column] = min(votes, key=lambda label: (-votes[label], label))
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bank_and_labels_are_those_of_the_slow_reference(name, save, finished):
+    root, network = save / "ImageNetS50", spread_network(name)
+    bank, labels = slow_bank(network, name, root)
+    with np.load(finished[name] / "bank.npz") as made:
+        assert made["embeddings"].dtype == np.float32 and made["labels"].dtype == np.int64
+        assert made["labels"].tolist() == labels.tolist()
+        assert 0 in labels and len(set(labels.tolist())) == 5 and len(labels) > 20
+        np.testing.assert_allclose(made["embeddings"], bank, atol=1e-5)
+    different = pixels = 0
+    kinds = set()
+    for path in sorted((root / "validation").glob("*/*.JPEG")):
+        features, size = slow_map(network, name, path, turn=path.stem == f"v{TURNED}")
+        slow = slow_labels(features, bank, labels)
+        expected = interpolate(slow[None, None].float(), size=size, mode="nearest")[0, 0].numpy()
+        made = decode_mask(finished[name] / "validation" / path.parent.name / f"{path.stem}.png")
+        assert made.shape == expected.shape
+        different += int((made != expected).sum())
+        pixels += made.size
+        kinds |= set(np.unique(made).tolist())
+    assert len(kinds) >= 4, "too flat to tell right from wrong"
+    assert different <= pixels / 5000
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".png", ".npz")
+    }
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_any_number_of_processes_writes_the_same_bytes(processes, save, finished, tmp_path):
+    done = run(command(save, tmp_path / "out"), processes)
+    assert done.stdout.count("8 predictions, 8 made now") == 1
+    assert files_of(tmp_path / "out") == files_of(finished["resnet18"])
+
+
+def test_killed_and_run_again_it_ends_alike(save, finished, tmp_path):
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, *command(save, output)],
+        env=environment(OMP_NUM_THREADS="1"),
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(output.rglob("*.png")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for path in sorted(output.rglob("*.png"))[::2]:  # as if a disk had lost some
+        path.unlink()
+    (output / "bank.npz").unlink(missing_ok=True)
+    run(command(save, output))
+    assert files_of(output) == files_of(finished["resnet18"])
+    assert not [path for path in output.rglob("*") if path.name.endswith(".tmp")]
+    assert "8 predictions, 0 made now" in run(command(save, output)).stdout
+
+
+def call(monkeypatch, arguments):
+    """The script in this process."""
+    monkeypatch.setattr(sys, "argv", arguments)
+    distance_matching.main()
+
+
+def test_another_run_is_refused_and_changes_nothing(save, finished, monkeypatch):
+    before = files_of(finished["resnet18"])
+    with pytest.raises(InputError, match=r"holds another run \(neighbours: 10 then, 5 now\)"):
+        call(monkeypatch, command(save, finished["resnet18"], "resnet18", "--neighbours", "5"))
+    with pytest.raises(InputError, match=r"holds another run \(backbone: resnet18 then"):
+        call(monkeypatch, command(save, finished["resnet18"], NETWORKS[1]))
+    call(monkeypatch, command(save, finished["resnet18"]))
+    assert files_of(finished["resnet18"]) == before
+
+
+def test_any_pictures_with_a_bank_made_before(save, finished, tmp_path, monkeypatch):
+    pictures = tmp_path / "photos"
+    (pictures / "a" / "b").mkdir(parents=True)
+    source = sorted((save / "ImageNetS50" / "validation").glob("*/*.JPEG"))[0]
+    grey = np.arange(60 * 80, dtype=np.uint16).reshape(60, 80) * 13
+    Image.fromarray(grey).save(pictures / "16 bit.png")
+    Image.new("CMYK", (50, 40), (9, 90, 30, 0)).save(pictures / "a" / "cmyk.jpg")
+    Image.open(source).save(pictures / "a" / "b" / "same.png")
+    Image.new("LA", (21, 33), (80, 255)).save(pictures / "alpha.PNG")
+    Image.new("RGB", (30, 1), (80, 3, 2)).save(pictures / "low.png")
+    arguments = command(save, tmp_path / "out", "resnet18", "--bank", str(finished["resnet18"] / "bank.npz"))
+    arguments[1:5] = ["--images", str(pictures)]
+    call(monkeypatch, arguments)
+    sizes = {
+        path.relative_to(tmp_path / "out" / "images").as_posix(): decode_mask(path).shape
+        for path in (tmp_path / "out" / "images").rglob("*.png")
+    }
+    expected = {"16 bit.png": (60, 80), "a/cmyk.png": (40, 50), "alpha.png": (33, 21), "low.png": (1, 30)}
+    assert sizes == expected | {"a/b/same.png": Image.open(source).size[::-1]}
+
+
+def test_bad_images_are_told_together_and_the_others_made(save, finished, tmp_path, monkeypatch):
+    copied = tmp_path / "save"
+    shutil.copytree(save, copied)
+    bad = sorted((copied / "ImageNetS50" / "validation").glob("*/*.JPEG"))[1:3]
+    bad[0].write_bytes(bad[0].read_bytes()[:300])
+    Image.new("RGB", (500, 2)).save(bad[1], "JPEG")
+    bad.append(bad[1].with_name("v9.JPEG"))
+    bad[2].write_bytes(b"")
+    bank = ("--bank", str(finished["resnet18"] / "bank.npz"))
+    with pytest.raises(InputError, match="3 images are bad") as caught:
+        call(monkeypatch, command(copied, tmp_path / "out", "resnet18", *bank))
+    assert all(str(path) in str(caught.value) for path in bad)
+    assert len(list((tmp_path / "out" / "validation").rglob("*.png"))) == 6
+    shutil.rmtree(copied / "ImageNetS50" / "train-semi-segmentation")
+    with pytest.raises(InputError, match=r"no masks; put them in place: bash .*datapreparation_anno.sh"):
+        call(monkeypatch, command(copied, tmp_path / "other"))
+    with pytest.raises(InputError, match="this backbone gives 192"):
+        call(monkeypatch, command(copied, tmp_path / "other", NETWORKS[1], *bank))
+
+
+def test_a_pixel_equal_to_a_class_of_one_vector_gets_it():
+    rng = torch.Generator().manual_seed(0)
+    for classes, channels in ((1, 3), (7, 5), (50, 64)):
+        vectors = torch.nn.functional.normalize(torch.randn(classes, channels, generator=rng))
+        bank = Bank(vectors, torch.arange(classes) * 3)
+        pixels = torch.randint(classes, (2, 4, 5), generator=rng)
+        maps = (vectors[pixels] * torch.rand(2, 4, 5, 1, generator=rng).add(0.1)).permute(0, 3, 1, 2)
+        for neighbours in {1, min(10, classes)}:
+            assert torch.equal(label_maps(maps, 8, bank, neighbours, 0.01), pixels * 3)
+
+
+def test_of_equal_neighbours_those_that_stand_first_count():
+    vectors = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    values, places = nearest(torch.tensor([[2.0, 0.0]] * 40), vectors, 2)
+    assert places.sort(dim=1).values.tolist() == [[1, 2]] * 40
+    assert values.tolist() == [[1.0, 1.0]] * 40
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [((8, 11), (375, 500)), ((32, 44), (97, 131)), ((300, 17), (32, 44))]
+)
+def test_labels_are_enlarged_as_pytorch_does(old, new):
+    labels = np.random.default_rng(0).integers(0, 900, old).astype(np.uint16)
+    expected = interpolate(torch.from_numpy(labels.astype(np.float32))[None, None], size=new, mode="nearest")
+    assert (enlarged(labels, *new) == expected[0, 0].numpy()).all()
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 100, 12_419, 1_200_000])
+def test_chunks_are_all_images_in_order(count):
+    chunks = chunks_of(count, 16)
+    assert [index for chunk in chunks for index in chunk] == list(range(count))
+    assert max(map(len, chunks)) <= 1024
