@@ -7,14 +7,17 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from command_line import path_argument, whole_number
 from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.common.progress import no_bar
-from imagenets.learning.inference.engine import Running
-from imagenets.learning.training.distributed import Processes
+
+if TYPE_CHECKING:  # PyTorch takes seconds to load
+    from imagenets.learning.inference.engine import Running
+    from imagenets.learning.training.distributed import Processes
 
 SPLITS = ("validation", "test")
 
@@ -83,6 +86,8 @@ def chosen_splits(root: Path, splits: Sequence[str] | None) -> list[str]:
 
 def running_of(arguments: argparse.Namespace, processes: Processes) -> Running:
     """How the command line wants a network to be run."""
+    from imagenets.learning.inference.engine import Running
+
     return Running(
         processes,
         workers=arguments.workers,

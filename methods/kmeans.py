@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Segment a prepared ImageNet-S without a label: foregrounds, features, k-means over the training images.
+"""Segment images without a label: foregrounds, features, k-means over the training images.
 
 Writes OUTPUT/<split>/<wnid>/<name>.png: the foreground of each image with the id 1..K of its cluster, for
 match.py and evaluator.py. Class folders are no information here: of a training image nothing but its
-content counts. A run that was stopped goes on; the same command gives the same bytes.
+content counts. A run that was stopped goes on; the same command gives the same bytes. With --images any
+pictures are clustered. With --backbone every process of torchrun takes a share.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,10 +23,17 @@ from command_line import path_argument, run, whole_number
 import numpy as np
 from tqdm import tqdm
 
+from command_line.networks import (
+    SPLITS,
+    add_running,
+    add_source,
+    check_source,
+    chosen_splits,
+    running_of,
+)
 from imagenets.classes import MAX_LABEL, MODES
-from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
-from imagenets.common.whole_files import whole_file, write_whole
+from imagenets.common.whole_files import whole_file
 from imagenets.learning.clustering import cluster_ids, fit_centres
 from imagenets.learning.extraction import (
     Mapper,
@@ -34,16 +41,20 @@ from imagenets.learning.extraction import (
     code_version,
     describe,
     feature_chunks,
+    library_versions,
     processes,
     refuse,
     write_prediction,
 )
-from imagenets.learning.handmade_features import Features, handmade
-from imagenets.learning.image_list import fingerprint, list_images
+from imagenets.learning.handmade_features import handmade
+from imagenets.learning.image_list import fingerprint, list_images, shuffled
+from imagenets.learning.inference.image_sets import images_below, target_paths
+from imagenets.learning.inference.output_folder import keep_record
+from imagenets.learning.inference.pictures import Images
 
-SPLITS = ("validation", "test")
 CENTRES = "centres.npy"
 RECORD = "baseline.json"  # in the output folder: which run it holds
+OWNED = (*SPLITS, "images", CENTRES)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -51,14 +62,18 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save-dir", type=path_argument, required=True, help="holds ImageNetS50 and so on")
-    parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
+    add_source(parser)
     parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="(default: those that are there)")
     parser.add_argument(
         "--backbone", help="features of this torchvision or timm model (default: colour and texture, by hand)"
     )
     parser.add_argument("--checkpoint", type=path_argument, metavar="FILE", help="the backbone's weights")
+    parser.add_argument(
+        "--foreground",
+        choices=("handmade", "features"),
+        default="handmade",
+        help="found by colours and edges (default), or in the backbone's features",
+    )
     parser.add_argument(
         "--clusters",
         type=whole_number(1, MAX_LABEL),
@@ -72,109 +87,106 @@ def parse_arguments() -> argparse.Namespace:
         help="cluster N of them, chosen at random (default: all)",
     )
     parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of k-means (default: 0)")
-    parser.add_argument(
-        "--workers",
-        type=whole_number(0, 1024),
-        metavar="N",
-        default=len(os.sched_getaffinity(0)),
-        help="processes that find foregrounds (default: one per core; 0: no extra process)",
-    )
+    add_running(parser)
     parser.add_argument(
         "--features-dir",
         type=path_argument,
         help="keeps the training images' features, also for other runs (default: OUTPUT/features)",
     )
+    parser.add_argument("--overlays", action="store_true", help="also draw the clusters over the pictures")
     arguments = parser.parse_args()
+    check_source(parser, arguments)
     if (arguments.backbone is None) != (arguments.checkpoint is None):
         parser.error("--backbone and --checkpoint go together: no weights are downloaded")
+    if arguments.backbone is None and arguments.foreground == "features":
+        parser.error("--foreground features needs a --backbone")
+    if arguments.clusters is None:
+        if arguments.mode is None:
+            parser.error("--images needs --clusters")
+        arguments.clusters = MODES[arguments.mode].classes
     return arguments
 
 
-def chosen_features(arguments: argparse.Namespace) -> Features:
-    """Features by hand, or of the backbone."""
-    if arguments.backbone is None:
-        return handmade()
-    from imagenets.learning.backbones import load_backbone  # torch takes seconds to import
-
-    return load_backbone(arguments.backbone, arguments.checkpoint)
-
-
-def chosen_splits(root: Path, splits: Sequence[str] | None) -> dict[str, list[str]]:
-    """Images of the splits that were asked for, or else of those that are there."""
-    chosen = splits or [split for split in SPLITS if (root / split).is_dir()]
-    if not chosen:
-        raise InputError(f"{root}: neither validation nor test there; run datapreparation_val.py")
-    return {split: list_images(root / split) for split in chosen}
+def listed_images(arguments: argparse.Namespace) -> tuple[Images, dict[str, Images]]:
+    """Images to cluster, and those to segment by their folder of OUTPUT; in an order without classes."""
+    if arguments.images is not None:
+        found = images_below(arguments.images, arguments.output_dir)
+        images = Images(found.folder, shuffled(found.names))
+        return Images(images.folder, images.names[: arguments.train_images]), {"images": images}
+    root = arguments.save_dir / MODES[arguments.mode].folder
+    splits = chosen_splits(root, arguments.splits)
+    train = list_images(root / "train")[: arguments.train_images]
+    return Images(root / "train", train), {
+        split: Images(root / split, list_images(root / split)) for split in splits
+    }
 
 
 def make_record(
-    arguments: argparse.Namespace, features: Features, images: dict[str, list[str]]
+    arguments: argparse.Namespace, features: str, train: Images, splits: Mapping[str, Images]
 ) -> dict[str, dict[str, object]]:
-    """All that decides what this run writes."""
-    root = arguments.save_dir / MODES[arguments.mode].folder
+    """All that decides what this run writes; ``features`` tells how they are made."""
     return {
         "settings": {
             "mode": arguments.mode,
             "clusters": arguments.clusters,
             "seed": arguments.seed,
-            "features": features.identity,
-            "training images": len(images["train"]),
+            "features": features,
+            "training images": len(train.names),
             "code": code_version(),
         },
-        "images": {split: fingerprint(root / split, of_split) for split, of_split in images.items()},
+        "images": {
+            name: fingerprint(images.folder, images.names)
+            for name, images in {"train": train, **splits}.items()
+        },
     }
 
 
-def keep_record(path: Path, record: dict[str, dict[str, object]]) -> None:
-    """Write down which run the output folder holds; InputError where it holds results of another."""
-    folder = path.parent
-    if any((folder / name).exists() for name in (*SPLITS, CENTRES)):
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            changed = [
-                f"{key}: {before[part][key]} then, {value} now"
-                for part, values in record.items()
-                for key, value in values.items()
-                if before[part].get(key, value) != value
-            ]
-            record = {part: before[part] | values for part, values in record.items()}
-        except FileNotFoundError:
-            raise InputError(
-                f"{folder}: holds what this script did not make; name another --output-dir"
-            ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: damaged; name another --output-dir") from error
-        if changed:
-            raise InputError(f"{folder}: holds another run ({'; '.join(changed)}); name another --output-dir")
-    write_whole(path, json.dumps(record, indent=2) + "\n")
-
-
-def train(arguments: argparse.Namespace, images: list[str], features: Features, mapper: Mapper) -> np.ndarray:
-    """Centres of the clusters, from the output folder or by k-means."""
-    path = arguments.output_dir / CENTRES
-    if path.exists():
-        return np.load(path)
-    folder = arguments.save_dir / MODES[arguments.mode].folder / "train"
-    store = arguments.features_dir or arguments.output_dir / "features"
-    with tqdm(total=len(images), desc="train", unit=" images", disable=None) as bar:
-        chunks = feature_chunks(folder, images, features, store, mapper, lambda n: bar.update(n) and None)
-    print(f"features of {len(images)} training images: {store}")
+def save_centres(arguments: argparse.Namespace, chunks: list[Path]) -> np.ndarray:
+    """Cluster stored features; the centres are kept in the output folder."""
     centres = fit_centres(chunks, arguments.clusters, arguments.seed)
-    with whole_file(path) as temporary, temporary.open("wb") as file:
+    with whole_file(arguments.output_dir / CENTRES) as temporary, temporary.open("wb") as file:
         np.save(file, centres)
     return centres
 
 
-def predict(
-    source: Path, images: list[str], target: Path, centres: np.ndarray, features: Features, mapper: Mapper
-) -> int:
+def by_hand(arguments: argparse.Namespace, train: Images, splits: Mapping[str, Images]) -> None:
+    """Cluster and segment without a network."""
+    output = arguments.output_dir
+    targets = {name: target_paths(images, output / name) for name, images in splits.items()}
+    with processes(arguments.workers) as mapper:
+        output.mkdir(parents=True, exist_ok=True)
+        with locked(output / ".lock"):
+            record = make_record(arguments, handmade().identity, train, splits)
+            keep_record(output / RECORD, record, OWNED)
+            centres = centres_by_hand(arguments, train, mapper)
+            for name, images in splits.items():
+                made = predict(images, targets[name], centres, mapper)
+                print(f"{output / name}: {len(images.names)} predictions, {made} made now")
+
+
+def centres_by_hand(arguments: argparse.Namespace, train: Images, mapper: Mapper) -> np.ndarray:
+    """Centres of the clusters, from the output folder or by k-means."""
+    path = arguments.output_dir / CENTRES
+    if path.exists():
+        before: np.ndarray = np.load(path)
+        return before
+    store = arguments.features_dir or arguments.output_dir / "features"
+    with tqdm(total=len(train.names), desc="train", unit=" images", disable=None) as bar:
+        chunks = feature_chunks(
+            train.folder, train.names, handmade(), store, mapper, lambda n: bar.update(n) and None
+        )
+    print(f"features of {len(train.names)} training images: {store}")
+    return save_centres(arguments, chunks)
+
+
+def predict(images: Images, targets: list[Path], centres: np.ndarray, mapper: Mapper) -> int:
     """Write the predictions of a split that are not there yet; gives how many were made."""
-    absent = [image for image in images if not mask_path(target, image).exists()]
+    absent = {name: path for name, path in zip(images.names, targets, strict=True) if not path.exists()}
     problems: list[str] = []
-    with tqdm(total=len(absent), desc=target.name, unit=" images", disable=None) as bar:
-        for described in describe(source, absent, features, mapper, problems):
+    with tqdm(total=len(absent), desc=images.folder.name, unit=" images", disable=None) as bar:
+        for described in describe(images.folder, list(absent), handmade(), mapper, problems):
             predictions = [
-                Prediction(foreground, size, int(label), mask_path(target, image))
+                Prediction(foreground, size, int(label), absent[image])
                 for image, foreground, size, label in zip(
                     described.images,
                     described.foregrounds,
@@ -189,28 +201,53 @@ def predict(
     return len(absent)
 
 
-def mask_path(folder: Path, image: str) -> Path:
-    """Where the prediction of ``<wnid>/<name>.JPEG`` lies."""
-    return (folder / image).with_suffix(".png")
+def by_network(arguments: argparse.Namespace, train: Images, splits: Mapping[str, Images]) -> None:
+    """Cluster and segment by a network's features, on all processes of torchrun."""
+    # PyTorch takes seconds to load
+    from imagenets.learning.inference.clusters import store_features, write_clusters
+    from imagenets.learning.inference.output_folder import code_digest, opened
+    from imagenets.learning.networks.backbones import make_backbone
+    from imagenets.learning.networks.checkpoints import file_digest, load_backbone
+    from imagenets.learning.training.distributed import started
+
+    output = arguments.output_dir
+    with started(arguments.device) as job:
+        backbone = job.together(partial(make_backbone, arguments.backbone))
+        line = job.together(partial(load_backbone, backbone, arguments.checkpoint))
+        backbone.to(job.device)
+        libraries = library_versions("torch", "torchvision", "timm")
+        amp = ", amp" if arguments.amp else ""
+        identity = (
+            f"{arguments.backbone} {file_digest(arguments.checkpoint)}{amp}, {code_digest()}, {libraries}"
+        )
+        targets = job.together(lambda: {name: target_paths(of, output / name) for name, of in splits.items()})
+        record = make_record(arguments, f"{arguments.foreground} {identity}", train, splits)
+        running = running_of(arguments, job)
+        with opened(output, RECORD, record, OWNED, job):
+            path = output / CENTRES
+            if not job.from_first(path.exists):
+                store = arguments.features_dir or output / "features"
+                chunks = job.together(
+                    partial(store_features, backbone, train, store, identity, arguments.foreground, running)
+                )
+                job.from_first(partial(save_centres, arguments, chunks))
+            if job.first:
+                print(line)
+            centres = np.load(path)
+            for name, images in splits.items():
+                write = partial(
+                    write_clusters, backbone, images, targets[name], centres, arguments.foreground, running
+                )
+                made = sum(job.gathered(job.together(write)))
+                if job.first:
+                    print(f"{output / name}: {len(images.names)} predictions, {made} made now")
 
 
 def main() -> None:
     """Cluster the training images, predict the splits."""
     arguments = parse_arguments()
-    mode = MODES[arguments.mode]
-    arguments.clusters = arguments.clusters or mode.classes
-    root, output = arguments.save_dir / mode.folder, arguments.output_dir
-    splits = chosen_splits(root, arguments.splits)
-    images = list_images(root / "train")[: arguments.train_images]
-    with processes(arguments.workers) as mapper:  # before torch comes in, which workers do without
-        features = chosen_features(arguments)
-        output.mkdir(parents=True, exist_ok=True)
-        with locked(output / ".lock"):
-            keep_record(output / RECORD, make_record(arguments, features, {"train": images, **splits}))
-            centres = train(arguments, images, features, mapper)
-            for split, of_split in splits.items():
-                made = predict(root / split, of_split, output / split, centres, features, mapper)
-                print(f"{output / split}: {len(of_split)} predictions, {made} made now")
+    train, splits = listed_images(arguments)
+    (by_hand if arguments.backbone is None else by_network)(arguments, train, splits)
 
 
 if __name__ == "__main__":

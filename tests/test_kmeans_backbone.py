@@ -1,4 +1,4 @@
-"""The baseline with a backbone: torchvision's models, checkpoints as people have them."""
+"""The baseline with a backbone: features of its last map, foregrounds of either kind, on the engine."""
 
 from __future__ import annotations
 
@@ -6,122 +6,85 @@ import sys
 
 import numpy as np
 import pytest
+
+torchvision = pytest.importorskip("torchvision")
+
 import torch
-import torchvision
+from PIL import Image
 from test_kmeans import CLASS_COUNT, FOLDERS, clusters_by_name, make_set, options
 
-from imagenets.common.errors import InputError
-from imagenets.learning.backbones import build, load_backbone, pooled
+from imagenets.learning.inference.clusters import described, principal_salience
+from imagenets.learning.inference.engine import Batch
+from imagenets.learning.networks.backbones import make_backbone
+from imagenets.masks import decode_mask
 from methods import kmeans
 
 
 @pytest.fixture(scope="module")
-def model():
+def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
-    return torchvision.models.resnet18(weights=None).eval()
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
+    return path
 
 
-@pytest.fixture
-def checkpoint(model, tmp_path):
-    torch.save(model.state_dict(), tmp_path / "resnet18.pth")
-    return tmp_path / "resnet18.pth"
-
-
-def batch_of(count=2):
-    rng = np.random.default_rng(0)
-    batch = rng.integers(0, 256, (count, 224, 224, 4)).astype(np.uint8)
-    batch[..., 3] = 0
-    batch[:, 40:150, 60:224, 3] = 255
-    return batch
-
-
-def test_features_are_the_mean_of_the_last_map_over_the_foreground(model, checkpoint):
-    batch = batch_of()
-    features = load_backbone("resnet18", checkpoint)
-    found = features.finish(list(batch))
-    body = torch.nn.Sequential(*list(model.children())[:-2])
-    pixels = batch[..., :3].astype(np.float32) / 255
-    pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    with torch.no_grad():
-        maps = body(torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)).numpy()
-    share = (batch[..., 3] / 255).reshape(2, 7, 32, 7, 32).mean(axis=(2, 4))
+def test_features_are_the_mean_of_the_last_map_over_the_foreground():
+    backbone = make_backbone("resnet18")
+    pictures = torch.randn(2, 3, 224, 256, generator=torch.Generator().manual_seed(0))
+    inside = np.zeros((2, 224, 256), bool)
+    inside[:, 40:150, 60:224] = True
+    with torch.inference_mode():
+        found, foreground = described(backbone, Batch([0, 1], pictures, [], list(inside)), "handmade")
+        maps = backbone(pictures).numpy()
+    share = inside.reshape(2, 7, 32, 8, 32).mean(axis=(2, 4))
     expected = (maps * share[:, None]).sum(axis=(2, 3))
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (foreground.numpy() == inside).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "channels"),
-    [("mobilenet_v3_small", 576), ("squeezenet1_1", 512), ("swin_t", 768), ("vit_b_32", 768)],
-)
-def test_the_last_map_is_found_in_other_families(name, channels):
-    found = pooled(build(name), batch_of(1))
-    assert found.shape == (1, channels)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+def test_the_first_principal_component_finds_an_object_off_the_border():
+    maps = torch.randn(3, 16, 9, 12, generator=torch.Generator().manual_seed(0)) * 0.1
+    truth = torch.zeros(9, 12, dtype=torch.bool)
+    truth[3:7, 4:9] = True
+    maps[:, :, truth] += torch.linspace(-1, 1, 16)[:, None]
+    maps[1] *= -3  # whatever sign and scale features have
+    found = principal_salience(maps)
+    assert ((found > 0) == truth).float().mean() > 0.97
+    centred = maps[0].flatten(1).T - maps[0].flatten(1).mean(1)
+    axis = torch.linalg.svd(centred, full_matrices=False).Vh[0]
+    assert abs(torch.corrcoef(torch.stack([centred @ axis, found[0].flatten()]))[0, 1]) > 0.999
 
 
-def test_a_map_with_channels_last_and_tokens_are_read_right():
-    from imagenets.learning.backbones import as_map
-
-    wanted = torch.arange(2 * 5 * 3 * 3).reshape(2, 5, 3, 3)
-    tokens = torch.cat([torch.zeros(2, 1, 5), wanted.flatten(2).transpose(1, 2)], dim=1)
-    assert (as_map(wanted) == wanted).all()
-    assert (as_map(wanted.permute(0, 2, 3, 1)) == wanted).all()
-    assert (as_map(tokens) == wanted).all()
+def test_a_picture_without_contrast_is_all_foreground():
+    backbone = make_backbone("resnet18")
+    with torch.inference_mode():
+        vectors, inside = described(backbone, Batch([0], torch.zeros(1, 3, 64, 64), [], []), "features")
+    assert torch.isfinite(vectors).all() and inside.any()
 
 
-@pytest.mark.parametrize("wrap", ["state_dict", "model", "module", "both", "headless", "projector"])
-def test_checkpoints_as_people_have_them(model, checkpoint, tmp_path, wrap):
-    weights = model.state_dict()
-    prefixed = {f"module.{key}": value for key, value in weights.items()}
-    headless = {key: value for key, value in weights.items() if not key.startswith("fc.")}
-    content = {
-        "state_dict": {"state_dict": weights, "epoch": 3},
-        "model": {"model": weights},
-        "module": prefixed,
-        "both": {"state_dict": prefixed},
-        "headless": headless,
-        "projector": headless | {"projector.0.weight": torch.zeros(3, 3), "fc.weight": torch.zeros(7, 512)},
-    }[wrap]
-    torch.save(content, tmp_path / "other.pth")
-    expected = load_backbone("resnet18", checkpoint).finish(list(batch_of(1)))
-    found = load_backbone("resnet18", tmp_path / "other.pth").finish(list(batch_of(1)))
-    np.testing.assert_array_equal(found, expected)
-
-
-class Evil:
-    def __reduce__(self):
-        return (print, ("code of a checkpoint has run",))
-
-
-def test_checkpoints_that_do_not_fit_are_refused(model, checkpoint, tmp_path, capsys):
-    for name, message in (
-        ("resnet34", "no weights of resnet34: .* missing"),
-        ("resnet50", "of another shape"),
-        ("resnet17", "near: .*resnet18"),
-    ):
-        with pytest.raises(InputError, match=message):
-            load_backbone(name, checkpoint)
-    torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "resnet34.pth")
-    with pytest.raises(InputError, match="too many"):
-        load_backbone("resnet18", tmp_path / "resnet34.pth")
-    (tmp_path / "text.pth").write_text("weights")
-    torch.save([1, 2], tmp_path / "list.pth")
-    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
-    (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:10_000])
-    for name in ("text", "list", "evil", "cut"):
-        with pytest.raises(InputError, match=f"{name}.pth"):
-            load_backbone("resnet18", tmp_path / f"{name}.pth")
-    assert "has run" not in capsys.readouterr().out
-
-
-def test_a_run_with_a_backbone(checkpoint, tmp_path, monkeypatch):
-    truth = make_set(tmp_path / "save" / "ImageNetS50", FOLDERS, train=3, validation=2)
-    arguments = options(
-        tmp_path / "save", tmp_path / "out", "--backbone", "resnet18", "--checkpoint", checkpoint
-    )
+@pytest.mark.parametrize("foreground", ["handmade", "features"])
+def test_a_run_with_a_backbone(foreground, checkpoint, tmp_path, monkeypatch, capsys):
+    truth = make_set(tmp_path / "save" / "ImageNetS50", FOLDERS, train=2, validation=1)
+    more = ("--backbone", "resnet18", "--checkpoint", checkpoint, "--foreground", foreground)
+    arguments = options(tmp_path / "save", tmp_path / "out", *more, "--device", "cpu", "--batch-size", "8")
     monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments)])
     kmeans.main()
+    assert "6 predictions, 6 made now" in capsys.readouterr().out
     found = clusters_by_name(tmp_path / "out" / "validation")
     assert set(found) == set(truth) and set(found.values()) <= set(range(1, CLASS_COUNT + 1))
     assert np.load(tmp_path / "out" / "centres.npy").shape == (CLASS_COUNT, 512)
+    kmeans.main()
+    assert "6 predictions, 0 made now" in capsys.readouterr().out
+
+
+def test_any_pictures_are_clustered(tmp_path, monkeypatch, capsys):
+    make_set(tmp_path / "photos" / "of mine", FOLDERS, train=1, validation=1)
+    arguments = ["--images", tmp_path / "photos", "--clusters", "3", "--output-dir", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments), "--workers", "0"])
+    kmeans.main()
+    assert "12 predictions, 12 made now" in capsys.readouterr().out
+    for path in (tmp_path / "photos").rglob("*.JPEG"):
+        place = path.relative_to(tmp_path / "photos").with_suffix(".png")
+        with Image.open(path) as image:
+            assert decode_mask(tmp_path / "out" / "images" / place).shape == image.size[::-1]

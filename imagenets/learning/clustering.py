@@ -22,6 +22,8 @@ EPOCHS = 5  # of mini-batches over all images, where they are more
 def fit_centres(chunks: Sequence[Path], clusters: int, seed: int) -> np.ndarray:
     """Cluster the features in ``chunks``, files of (n, D) numbers in random order: centres (K, D) float32.
 
+    A file is an array (.npy), or has it under the name ``features`` (.npz).
+
     Lloyd's algorithm on the first LLOYD_IMAGES; where there are more, mini-batch k-means over all of them
     goes on from there, a file a step. The same input gives the same centres: one thread does the sums, so
     that their order is fixed.
@@ -31,20 +33,29 @@ def fit_centres(chunks: Sequence[Path], clusters: int, seed: int) -> np.ndarray:
     first, rows = [], 0
     for chunk in chunks:
         if rows < LLOYD_IMAGES:
-            first.append(np.load(chunk)[: LLOYD_IMAGES - rows])
+            first.append(_load(chunk)[: LLOYD_IMAGES - rows])
             rows += len(first[-1])
     if rows < clusters:
         raise InputError(f"{rows} training images cannot make {clusters} clusters; use more images")
     with threadpool_limits(1):
         lloyd = KMeans(clusters, n_init=STARTS, random_state=seed)
         lloyd.fit(np.concatenate(first).astype(np.float32))
-        if sum(len(np.load(chunk, mmap_mode="r")) for chunk in chunks) == rows:
+        if sum(len(_load(chunk)) for chunk in chunks) == rows:
             return lloyd.cluster_centers_
         first.clear()
         batches = MiniBatchKMeans(clusters, init=lloyd.cluster_centers_, n_init=1, random_state=seed)
         for chunk in list(chunks) * EPOCHS:
-            batches.partial_fit(np.load(chunk).astype(np.float32))
+            batches.partial_fit(_load(chunk).astype(np.float32))
         return batches.cluster_centers_
+
+
+def _load(chunk: Path) -> np.ndarray:
+    content = np.load(chunk, mmap_mode="r")
+    if isinstance(content, np.ndarray):
+        return content
+    with content:
+        features: np.ndarray = content["features"]
+    return features
 
 
 def cluster_ids(features: np.ndarray, centres: np.ndarray) -> np.ndarray:

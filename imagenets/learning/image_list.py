@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +39,12 @@ def list_images(folder: Path) -> list[str]:
     found = files_by_class(folder, is_image)
     if not found:
         raise InputError(f"{folder}: no images there; they lie in {folder}/<wnid>/<name>.JPEG")
-    return sorted(found, key=_order)
+    return shuffled(found)
+
+
+def shuffled(images: Iterable[str]) -> list[str]:
+    """Sort images by the digests of their names."""
+    return sorted(images, key=_order)
 
 
 def _order(image: str) -> tuple[bytes, str]:

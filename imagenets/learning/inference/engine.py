@@ -65,13 +65,14 @@ class Batch:
     """Pictures of one size: ``pictures`` (B, 3, H, W) float32, normalised, on the device.
 
     ``indices`` are their places in the list of images, ``sizes`` their images' full sizes (height, width),
-    ``masks`` their masks (height, width) uint16, where the method asked for them.
+    ``beside`` their masks (height, width) uint16 or what ``Reading.beside`` found, where a method asks for
+    either.
     """
 
     indices: list[int]
     pictures: torch.Tensor
     sizes: list[tuple[int, int]]
-    masks: list[np.ndarray]
+    beside: list[np.ndarray]
 
 
 # What a step gives for each picture: a label map (h, w) of any size; or arrays by name, rows first.
@@ -222,7 +223,7 @@ class _Group(NamedTuple):
     indices: list[int]
     pixels: torch.Tensor
     sizes: list[tuple[int, int]]
-    masks: list[np.ndarray | None]
+    beside: list[np.ndarray | None]
 
 
 class _Block(NamedTuple):
@@ -267,7 +268,7 @@ class _Blocks(Dataset[_Block]):
                     [index for index, _ in group],
                     torch.from_numpy(np.stack([picture.pixels for _, picture in group])),
                     [picture.size for _, picture in group],
-                    [picture.mask for _, picture in group],
+                    [picture.beside for _, picture in group],
                 )
                 for group in groups.values()
             ],
@@ -284,7 +285,7 @@ class _Waiting:
     index: int
     pixels: np.ndarray
     size: tuple[int, int]
-    mask: np.ndarray | None
+    beside: np.ndarray | None
 
 
 def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
@@ -308,7 +309,7 @@ def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
         for group in block.groups:
             pixels = group.pixels.numpy().copy()  # out of the workers' shared memory, which may be small
             full = waiting.setdefault(pixels.shape[1:], [])
-            for row in zip(group.indices, pixels, group.sizes, group.masks, strict=True):
+            for row in zip(group.indices, pixels, group.sizes, group.beside, strict=True):
                 full.append(_Waiting(*row))
                 if len(full) == work.running.batch_size:
                     yield full[:]
@@ -350,7 +351,7 @@ def _to_device(waiting: Sequence[_Waiting], reading: Reading, device: torch.devi
         [one.index for one in waiting],
         (values - mean) / std,
         [one.size for one in waiting],
-        [one.mask for one in waiting if one.mask is not None],
+        [one.beside for one in waiting if one.beside is not None],
     )
 
 

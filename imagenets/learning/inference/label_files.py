@@ -79,7 +79,8 @@ def enlarged(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bring labels (h, w) to (height, width) exactly as ``interpolate(mode="nearest")`` does."""
     if labels.shape == (height, width):
         return labels
-    return labels[_nearest(labels.shape[0], height)[:, None], _nearest(labels.shape[1], width)]
+    larger: np.ndarray = labels[_nearest(labels.shape[0], height)[:, None], _nearest(labels.shape[1], width)]
+    return larger
 
 
 @lru_cache(maxsize=4096)

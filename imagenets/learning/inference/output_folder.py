@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
 from imagenets.common.whole_files import write_whole
-from imagenets.learning.training.distributed import Processes
+
+if TYPE_CHECKING:
+    from imagenets.learning.training.distributed import Processes
 
 
 @contextmanager

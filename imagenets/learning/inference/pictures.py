@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Reading:
     The shorter side becomes ``side`` pixels, the longer one in proportion, rounded down, by Pillow's bilinear
     filter (which averages where it shrinks); then, if ``crop`` is given, the middle crop x crop pixels
     remain. ``fixed_size``, (height, width), takes the place of both. ``mean`` and ``std`` normalise values
-    in 0..1.
+    in 0..1. ``beside``, where given, finds an array for each picture (h, w, 3) uint8, in the workers.
     """
 
     mean: tuple[float, ...]
@@ -47,15 +47,19 @@ class Reading:
     side: int = 256
     crop: int | None = None
     fixed_size: tuple[int, int] | None = None
+    beside: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
 class Picture:
-    """``pixels`` (h, w, 3) uint8 RGB, the image's full ``size`` (height, width), and its mask if wanted."""
+    """``pixels`` (h, w, 3) uint8 RGB, the image's full ``size`` (height, width), and what was wanted beside.
+
+    That is its mask, (height, width) uint16, or what ``Reading.beside`` finds.
+    """
 
     pixels: np.ndarray
     size: tuple[int, int]
-    mask: np.ndarray | None = None  # (height, width) uint16
+    beside: np.ndarray | None = None
 
 
 def read_picture(images: Images, name: str, reading: Reading, with_mask: bool = False) -> Picture:
@@ -77,7 +81,8 @@ def read_picture(images: Images, name: str, reading: Reading, with_mask: bool = 
             f"{path}: {width} x {height} pixels are too narrow a picture; the longer side may be at most "
             f"{_MAX_ASPECT} times the shorter"
         )
-    return Picture(np.asarray(_resized(image, reading)), (height, width), mask)
+    pixels = np.asarray(_resized(image, reading))
+    return Picture(pixels, (height, width), reading.beside(pixels) if reading.beside else mask)
 
 
 def picture_size(width: int, height: int, side: int) -> tuple[int, int]:
