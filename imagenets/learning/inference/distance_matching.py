@@ -54,7 +54,7 @@ def store_embeddings(
     """
 
     def step(batch: Batch) -> list[dict[str, torch.Tensor]]:
-        return embeddings_of(backbone(batch.pictures), backbone.stride, batch.beside)
+        return embeddings_of(backbone(batch.pictures), backbone.stride, batch.masks)
 
     return store_arrays(
         images, store, f"bank {identity}", step, reading_of(backbone), running, with_masks=True

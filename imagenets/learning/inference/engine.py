@@ -74,6 +74,11 @@ class Batch:
     sizes: list[tuple[int, int]]
     beside: list[np.ndarray]
 
+    @property
+    def masks(self) -> list[np.ndarray]:
+        """What was asked for ``with_masks``."""
+        return self.beside
+
 
 # What a step gives for each picture: a label map (h, w) of any size; or arrays by name, rows first.
 LabelStep = Callable[[Batch], Sequence[torch.Tensor] | torch.Tensor]
