@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from typing import TypeVar
@@ -58,7 +59,11 @@ def new_parser(description: str) -> argparse.ArgumentParser:
         help="mixed precision (default: on CUDA, as published)",
     )
     parser.add_argument(
-        "--workers", type=whole_number(0, 1024), default=4, help="that read, for each GPU (default: 4)"
+        "--workers",
+        type=whole_number(0, 1024),
+        default=min(8, len(os.sched_getaffinity(0))),
+        metavar="N",
+        help="processes that read images, in each of torchrun's processes (default: one per core, at most 8)",
     )
     return parser
 

@@ -79,17 +79,17 @@ PUBLISHED_ATTENTION = {"50": replace(_ATTENTION, lr=6.0), "300": _ATTENTION, "91
 # Ours, for minutes on two cores and a few hundred pictures: all parts at work, nothing at its best.
 SMALL_PRETRAINING = Pretraining(
     backbone="resnet18",
-    epochs=10,
+    epochs=8,
     batch=50,
-    large=CropSettings(2, 96, (0.14, 1)),
-    small=CropSettings(2, 48, (0.05, 0.14)),
-    hidden=256,
-    prototypes=150,
-    queue=150,
-    queue_from=3,
-    frozen_steps=12,
+    large=CropSettings(2, 64, (0.14, 1)),
+    small=None,
+    hidden=512,
+    prototypes=100,
+    queue=200,
+    queue_from=1,
+    frozen_steps=24,
 )
-SMALL_ATTENTION = Attention(epochs=4, batch=50, large=CropSettings(2, 96, (0.14, 1)), queue=150, lr=6.0)
+SMALL_ATTENTION = Attention(epochs=2, batch=50, large=CropSettings(2, 64, (0.14, 1)), queue=200, lr=6.0)
 
 RECIPES = ("pass", "small")
 

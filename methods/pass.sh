@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# PASS, the benchmark paper's own method, all steps: bash methods/pass.sh SAVE MODE OUT [small]
+# SAVE is data_preparation.sh's, MODE 50, 300 or 919. Run it again to go on after a stop. small: minutes on two
+# cores, for the demo's set. All GPUs of this machine are used. PYTHON chooses an interpreter that has
+# requirements.txt and requirements-methods.txt; without it, the checkout's .venv (bash setup.sh methods).
+set -euo pipefail
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+usage() { echo "usage: bash methods/pass.sh SAVE MODE OUT [small], with MODE 50, 300 or 919" >&2 && exit 2; }
+case $#:${4:-small} in 3:* | 4:small) ;; *) usage ;; esac
+save=$1 mode=$2 out=$3 size=${4:-}
+case $mode in
+50) backbone=resnet18 ;;
+300 | 919) backbone=resnet50 ;;
+*) usage ;;
+esac
+case $save:$out in :* | *: | -* | *:-*) usage ;; esac
+PYTHON=${PYTHON:-$root/.venv/bin/python}
+if ! command -v "$PYTHON" >/dev/null; then
+    echo "error: $PYTHON: no such interpreter; make it: bash setup.sh methods" >&2 && exit 1
+fi
+
+recipe=(--recipe pass) restarts=30 finetuning=()
+if [ "$size" = small ]; then
+    recipe=(--recipe small) restarts=10
+    finetuning=(--epochs 6 --batch-size 50 --crop 96 --lr 1.2)
+fi
+gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+launch=("$PYTHON")
+if [ "$gpus" -gt 1 ]; then
+    launch=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$gpus")
+fi
+set=$save/ImageNetS$mode
+common=(--save-dir "$save" --mode "$mode")
+step() { printf '\n== %s\n' "$1"; }
+method() { "${launch[@]}" "$root/methods/$1.py" "${common[@]}" "${@:2}"; }
+
+step "1. pre-training"
+method pretrain "${recipe[@]}" --output-dir "$out/pretraining"
+step "2. attention"
+method pixel_attention "${recipe[@]}" --checkpoint "$out/pretraining/last.pth" --output-dir "$out/attention"
+step "2. clusters"
+method cluster --checkpoint "$out/attention/last.pth" --restarts "$restarts" --output-dir "$out/clusters"
+step "2. threshold and pseudo labels"
+method pseudo_labels --checkpoint "$out/attention/last.pth" --centroids "$out/clusters/centroids.npy" \
+    --splits train --threshold auto --output-dir "$out/labels"
+step "3. fine-tuning on the pseudo labels"
+method finetune --recipe pass --backbone "$backbone" --checkpoint "$out/pretraining/last.pth" \
+    --masks "$out/labels/train" "${finetuning[@]}" --evaluate-every 0 --output-dir "$out/finetuning"
+step "4. predictions"
+method predict --model "$out/finetuning/last.pth" --output-dir "$out/predictions"
+
+step "scores on validation, in percent"
+scoring=(--predict-dir "$out/predictions/validation" --gt-dir "$set/validation-segmentation" --mode "$mode"
+    --results-dir "$out/results")
+"$PYTHON" "$root/evaluation/match.py" "${scoring[@]}" --session-name pass >"$out/matching.txt"
+"$PYTHON" "$root/evaluation/evaluator.py" "${scoring[@]}" --match pass --output "$out/scores.json" \
+    --report "$out/report.html" --image-dir "$set/validation" >"$out/scores.txt"
+grep -A 1 '^ *Acc  *mIoU' "$out/scores.txt"
+echo "the report to look at: $out/report.html"
+if [ -d "$set/test" ]; then
+    printf '\nFor the test set, with the same matching:\n'
+    echo "  python evaluation/submission.py --predict-dir $out/predictions/test --save-dir $save --mode $mode" \
+        "--results-dir $out/results --match pass --method-name … --training-data … --training-scheme …" \
+        "--networks … --link … --description … --output submission.zip"
+fi
