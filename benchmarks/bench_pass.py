@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +122,17 @@ def bench_augmentation(folder: Path, names: list[str], workers: int) -> None:
         )
         reader = CropReader(folder, names, 0, recipe.large, recipe.small)
         plan = Plan(len(names), 16, 1, 0, True)
-        theirs = seconds(lambda loader=plain: list(loader))
-        ours = seconds(lambda reader=reader, plan=plan: list(batches(reader, plan, workers)))
+        theirs = seconds(partial(list, plain))
+        ours = seconds(partial(_all_batches, reader, plan, workers))
         print(
-            f"augmentation, mode {mode}, {workers} workers: {len(names) / ours:.0f} images/s, torchvision on PIL "
-            f"images {len(names) / theirs:.0f}: {theirs / ours:.2f} times as fast"
+            f"augmentation, mode {mode}, {workers} workers: {len(names) / ours:.0f} images/s, torchvision on "
+            f"PIL images {len(names) / theirs:.0f}: {theirs / ours:.2f} times as fast"
         )
+
+
+def _all_batches(reader: CropReader, plan: Plan, workers: int) -> None:
+    for _ in batches(reader, plan, workers):
+        pass
 
 
 def bench_step(folder: Path, names: list[str], workers: int, batch: int) -> None:
@@ -158,13 +164,11 @@ def bench_step(folder: Path, names: list[str], workers: int, batch: int) -> None
         if found is None:
             break
         here: Batch = found[1].to(device)
-        loss = timed(
-            "network", lambda here=here, moment=moment: step.loss_of(here, Moment(99, 0, 0, moment))["loss"]
-        )
+        loss = timed("network", partial(step.loss_of, here, Moment(99, 0, 0, moment)))["loss"]
         timed("network", loss.backward)
         features = torch.randn(2 * batch, DIMENSIONS, device=device)
         scores = torch.rand(2, batch, recipe.prototypes, device=device).unbind()
-        timed("codes", lambda f=features, s=scores: balanced_views(f, s, queue, network.prototypes))
+        timed("codes", partial(balanced_views, features, scores, queue, network.prototypes))
         timed("optimiser", optimiser.step)
         optimiser.zero_grad()
         moment, images = moment + 1, images + batch
@@ -248,10 +252,10 @@ def bench_thresholds(images: int) -> None:
         evaluate(table, classes, find_matching(table, "image", classes, classes).classes)
 
     together = seconds(one_pass, 2)
-    apart = sum(seconds(lambda t=t: one_evaluation(t), 1) for t in THRESHOLDS[::20]) / 5 * len(THRESHOLDS)
-    print(
-        f"81 thresholds, {images} images: one pass {together:.1f} s, 81 evaluations {apart / together:.1f} times"
-    )
+    some = THRESHOLDS[::20]
+    apart = sum(seconds(partial(one_evaluation, t), 1) for t in some) / len(some) * len(THRESHOLDS)
+    times = apart / together
+    print(f"81 thresholds, {images} images: {together:.1f} s, 81 evaluations {times:.1f} times as long")
 
 
 def main() -> None:
