@@ -31,7 +31,7 @@ from PIL import Image
 
 from demo.pictures import CLASSES, Picture, draw
 from imagenets.classes import MODES
-from imagenets.common.errors import InputError
+from imagenets.common.whole_files import whole_folder
 from imagenets.lists import ARCHIVES, categories_path, mapping_path, train_semi_path
 from imagenets.masks import labels_to_rgb
 
@@ -84,15 +84,10 @@ def _png(picture: Picture) -> bytes:
 
 
 def pack(imagenet: Path, items: list[Item], shards: int = 2) -> None:
-    """Put the images into parquet shards as Hugging Face has ImageNet, in place of the class folders.
+    """Put the images into parquet shards as Hugging Face has ImageNet, in place of the class folders."""
+    import pyarrow
+    from pyarrow import parquet
 
-    Raises InputError without pyarrow.
-    """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ModuleNotFoundError as error:
-        raise InputError(f"parquet needs pyarrow: {sys.executable} -m pip install pyarrow") from error
     (imagenet / "data").mkdir()
     for folder, split in (("train", "train"), ("val", "validation")):
         sources = [item.source for item in items if (item.split == "train") == (split == "train")]
@@ -138,6 +133,22 @@ def write_archive(path: Path, items: list[Item], masks: list[bytes]) -> None:
                 archive.writestr(zipfile.ZipInfo(name.as_posix()), mask)
 
 
+def fill(output: Path, items: list[Item], seed: int, layout: str) -> None:
+    """Write pictures, lists and archive into an empty folder."""
+    (output / "mirror").mkdir()
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        masks = list(
+            pool.map(partial(make, output / "imagenet", seed), range(len(items)), items, chunksize=16)
+        )
+    if layout == "parquet":
+        pack(output / "imagenet", items)
+    for name, lines in list_files(items):
+        path = output / "lists" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines), encoding="utf-8")
+    write_archive(output / "mirror" / ARCHIVES[MODE.name], items, masks)
+
+
 def main() -> None:
     """Make pictures, lists and archive."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -157,22 +168,10 @@ def main() -> None:
         help="class folders (default), or shards as Hugging Face has ImageNet",
     )
     arguments = parser.parse_args()
-    output = arguments.output_dir
-    if output.exists():
-        raise InputError(f"{output}: is there already; name a new folder")
-    (output / "mirror").mkdir(parents=True)
     items = all_items()
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        make_one = partial(make, output / "imagenet", arguments.seed)
-        masks = list(pool.map(make_one, range(len(items)), items, chunksize=16))
-    if arguments.layout == "parquet":
-        pack(output / "imagenet", items)
-    for name, lines in list_files(items):
-        path = output / "lists" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines), encoding="utf-8")
-    write_archive(output / "mirror" / ARCHIVES[MODE.name], items, masks)
-    print(f"{output}: {len(items)} synthetic pictures of {CLASSES} classes")
+    with whole_folder(arguments.output_dir) as folder:
+        fill(folder, items, arguments.seed, arguments.layout)
+    print(f"{arguments.output_dir}: {len(items)} synthetic pictures of {CLASSES} classes")
 
 
 if __name__ == "__main__":

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from imagenets.classes import IGNORE, MAX_LABEL, MODES
 from imagenets.masks import boundary_distance, labels_to_rgb
 from imagenets.scoring.contingency import ROW_TYPES, ContingencyTable, Rows, count_pair, make_table
-from imagenets.scoring.metrics import BOUNDARY_SCORES, SCORES, evaluate
+from imagenets.scoring.metrics import BOUNDARY_SCORES, SCORES, Evaluation, evaluate
 from imagenets.scoring.run_length import LabelRuns, label_runs
 
 # bool and the unsigned types apart from uint8 are no labels that PyTorch can calculate with.
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
+Labels = torch.Tensor | np.ndarray
+Matched = Mapping[int, int] | Sequence[int] | np.ndarray | torch.Tensor | None
 
-class SegmentationScores:
-    """All scores of evaluator.py (docs/benchmark.md), from predictions as they come; the methods of a metric.
+
+class SegmentationScores(Metric):
+    """All scores of evaluator.py (docs/benchmark.md), from predictions as they come; a torchmetrics Metric.
 
     Every image is counted into a contingency table by the functions that evaluator.py uses, so the scores
     are the same to the last digit, whatever the order and the batches: pixels of all images are pooled
@@ -30,24 +36,46 @@ class SegmentationScores:
 
     >>> scores = SegmentationScores("50")
     >>> scores.update(torch.tensor([[0, 7, 7]]), torch.tensor([[0, 7, 1000]]))
-    >>> scores.compute()["Acc"]
+    >>> float(scores.compute()["Acc"])
     100.0
 
-    Under an initialised ``torch.distributed``, ``compute`` and ``table`` gather the images of all ranks, so
-    all ranks must call them, and no image may be given to two ranks. ``DistributedSampler`` does that: it
-    repeats images until the ranks have equally many. ``Subset(dataset, range(rank, len(dataset),
-    world_size))`` does not.
+    What has been counted is part of ``state_dict``, unless ``persistent(False)`` is called.
+
+    Under an initialised ``torch.distributed``, ``compute``, ``compute_classes`` and ``table`` gather the
+    images of all ranks, so all ranks must call them, and no image may be given to two ranks.
+    ``DistributedSampler`` does that: it repeats images until the ranks have equally many.
+    ``Subset(dataset, range(rank, len(dataset), world_size))`` does not.
     """
 
-    def __init__(self, classes: str | int, ignore_index: int = IGNORE, boundary: bool = True) -> None:
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 100.0
+
+    settings: torch.Tensor
+    images: list[torch.Tensor] | torch.Tensor
+    rows: list[torch.Tensor] | torch.Tensor
+
+    def __init__(
+        self,
+        classes: str | int,
+        ignore_index: int = IGNORE,
+        boundary: bool = True,
+        clusters: int | None = None,
+        **kwargs: Any,  # noqa: ANN401 - torchmetrics' own, as they are
+    ) -> None:
         """Count for a mode (``"50"``) or for a number of classes without background (50 is the same).
 
         ``ignore_index`` is the target label of pixels that count nowhere. Without ``boundary`` the scores of
-        boundaries are nan, and a little time is saved.
+        boundaries are nan, and a little time is saved. ``clusters`` is the largest label of a prediction,
+        where it is known: larger ones are then refused by ``update``. ``kwargs`` are torchmetrics' own.
 
-        Raises ValueError for an unknown mode, less than one class or too many, or an ``ignore_index`` that
-        is a class.
+        Raises ValueError for an unknown mode, less than one class or too many, an ``ignore_index`` that is a
+        class, or a ``clusters`` that is no label.
         """
+        # Scores differ from one matching to the next: what compute returned is never kept.
+        super().__init__(**{"dist_sync_fn": _gather, **kwargs, "compute_with_cache": False})
         if isinstance(classes, str) and classes not in MODES:
             raise ValueError(f"no such mode: {classes!r}; there are {', '.join(MODES)}")
         number = MODES[classes].classes if isinstance(classes, str) else operator.index(classes)
@@ -56,36 +84,49 @@ class SegmentationScores:
             raise ValueError(f"{number} classes; give 1..{MAX_LABEL - 1}, the background aside")
         if 0 <= ignore_index <= number:
             raise ValueError(f"ignore_index {ignore_index} is one of the labels 0..{number}")
+        if clusters is not None and not 1 <= operator.index(clusters) <= MAX_LABEL:
+            raise ValueError(f"{clusters} clusters; give 1..{MAX_LABEL}, the background aside")
         self.classes = number
         self.ignore_index = ignore_index
         self.boundary = boundary
+        self.clusters = None if clusters is None else operator.index(clusters)
         self._ignore_label = ignore_index if 0 <= ignore_index <= MAX_LABEL else number + 1
-        self._rows: list[Rows] = []
-        self._largest: list[int] = []
+        settings = torch.tensor([number, ignore_index, boundary, clusters or 0])
+        # As a state, so that what counts otherwise is never merged, whoever merges.
+        self.add_state("settings", settings, _the_same, persistent=True)
+        # A row (n, 2) int64: labels and boundaries in one number, see _packed; pixels. An image (n, 2) int64:
+        # the largest label of its prediction; its number of rows.
+        self.add_state("images", [], "cat", persistent=True)
+        self.add_state("rows", [], "cat", persistent=True)
 
-    def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
+    def update(self, prediction: Labels | Sequence[Labels], target: Labels | Sequence[Labels]) -> None:
         """Count a batch: labels (B, H, W), or (H, W) of one image; integers, on any device; arrays too.
 
-        ``prediction`` holds classes or clusters 0..65535, ``target`` the ground truth 0..N or
-        ``ignore_index``.
+        Images of different sizes are given as two lists, of their labels (H, W). ``prediction`` holds classes
+        or clusters 0..65535, ``target`` the ground truth 0..N or ``ignore_index``.
 
         Raises ValueError for other types, shapes or labels; then nothing of the batch is counted.
         """
-        predictions, targets = _on_cpu(_tensor(prediction, "prediction"), _tensor(target, "target"))
-        if self._ignore_label != self.ignore_index:
-            targets = self._with_ignore_label(targets)
-        distance = boundary_distance(*targets.shape[1:]) if self.boundary else None
-        rows: list[Rows] = []
-        largest: list[int] = []
-        for one_prediction, one_target in zip(predictions, targets, strict=True):
-            guess, truth = _runs(one_prediction, "prediction"), _runs(one_target, "target")
-            labels = truth.palette
-            self._refuse_outside(labels[(labels > self.classes) & (labels != self._ignore_label)])
-            image = len(self._largest) + len(largest)
-            rows.append(count_pair(truth, guess, image, distance, self._ignore_label))
-            largest.append(int(guess.palette.max()))
-        self._rows += rows
-        self._largest += largest
+        images: list[tuple[int, int]] = []
+        rows: list[torch.Tensor] = []
+        for predictions, targets in _batches(prediction, target):
+            if self._ignore_label != self.ignore_index:
+                targets = self._with_ignore_label(targets)
+            distance = boundary_distance(*targets.shape[1:]) if self.boundary else None
+            for one_prediction, one_target in zip(predictions, targets, strict=True):
+                guess, truth = _runs(one_prediction, "prediction"), _runs(one_target, "target")
+                labels = truth.palette
+                self._refuse_outside(labels[(labels > self.classes) & (labels != self._ignore_label)])
+                largest = int(guess.palette.max())
+                if self.clusters is not None and largest > self.clusters:
+                    raise ValueError(f"prediction has label {largest}, there are clusters 0..{self.clusters}")
+                counted = _packed(count_pair(truth, guess, 0, distance, self._ignore_label))
+                images.append((largest, len(counted)))
+                rows.append(counted)
+        if images:
+            self.images, self.rows = _listed(self.images), _listed(self.rows)
+            self.images.append(torch.tensor(images, device=self.device))
+            self.rows.append(torch.cat(rows).to(self.device))
 
     def _with_ignore_label(self, targets: np.ndarray) -> np.ndarray:
         """Replace an ``ignore_index`` that is no label by one that is."""
@@ -100,34 +141,70 @@ class SegmentationScores:
                 f"{self.ignore_index}"
             )
 
+    def forward(
+        self, prediction: Labels | Sequence[Labels], target: Labels | Sequence[Labels]
+    ) -> dict[str, torch.Tensor]:
+        """Count a batch as ``update`` does, and give its own scores as ``compute`` does.
+
+        Raises ValueError as they do; then nothing of the batch is counted, and what was counted stays.
+        """
+        before, count = self._copy_state_dict(), self._update_count
+        try:
+            scores: dict[str, torch.Tensor] = super().forward(prediction, target)
+        except BaseException:
+            for name, value in before.items():
+                setattr(self, name, value)
+            self._update_count, self._is_synced = count, False
+            self._to_sync, self._should_unsync, self._enable_grad = self.sync_on_compute, True, False
+            raise
+        return scores
+
     def table(self) -> ContingencyTable:
         """Give the contingency table of all images, of all ranks; what ``find_matching`` needs.
 
         Images are numbered in the order of the updates, rank after rank.
         """
-        largest, rows = self._gathered()
-        return make_table([str(i) for i in range(largest.size)], largest, [rows])
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=not self._is_synced):
+            return self._own_table()
 
-    def compute(
-        self, match: Mapping[int, int] | Sequence[int] | np.ndarray | None = None
-    ) -> dict[str, float]:
+    def compute(self, match: Matched = None) -> dict[str, torch.Tensor]:
         """Compute the scores of all images so far, of all ranks: percentages, nan where one does not exist.
 
-        ``match`` gives the class of each cluster: a mapping, or a sequence that is indexed by cluster, like
+        Values are float64 tensors () by the names of evaluator.py. ``match`` gives the class of each cluster:
+        a mapping, or a sequence that is indexed by cluster, like
         ``find_matching(scores.table(), ...).classes``. Without it, predictions are classes. Without any
         image every score is nan.
 
         Raises ValueError when a predicted label is no class, or has none in ``match``.
         """
-        table = self.table()
-        if not table.names:
-            return dict.fromkeys(SCORES, math.nan)
-        scores = dict(evaluate(table, self.classes, self._matching(table, match)).scores)
-        return scores if self.boundary else {**scores, **dict.fromkeys(BOUNDARY_SCORES, math.nan)}
+        table = self._own_table()
+        scores = dict.fromkeys(SCORES, math.nan)
+        if table.names:
+            scores = dict(self._evaluated(table, match).scores)
+        if not self.boundary:
+            scores.update(dict.fromkeys(BOUNDARY_SCORES, math.nan))
+        return {name: self._tensor(score) for name, score in scores.items()}
 
-    def _matching(
-        self, table: ContingencyTable, match: Mapping[int, int] | Sequence[int] | np.ndarray | None
-    ) -> np.ndarray | None:
+    def compute_classes(self, match: Matched = None) -> dict[str, torch.Tensor]:
+        """Compute ``IoU`` and ``BIoU`` of each label 0..N as ``compute`` does: float64 (N + 1,), percentages.
+
+        Without any image they are nan, and without ``boundary`` the latter.
+        """
+        table = self.table()
+        iou = boundary_iou = np.full(self.classes + 1, math.nan)
+        if table.names:
+            found = self._evaluated(table, match)
+            iou, boundary_iou = found.iou, found.boundary_iou if self.boundary else boundary_iou
+        return {"IoU": self._tensor(iou), "BIoU": self._tensor(boundary_iou)}
+
+    def _evaluated(self, table: ContingencyTable, match: Matched) -> Evaluation:
+        return evaluate(table, self.classes, self._matching(table, match))
+
+    def _tensor(self, values: float | np.ndarray) -> torch.Tensor:
+        device = "cpu" if self.device.type == "mps" else self.device  # which has no float64
+        return torch.tensor(values, dtype=torch.float64, device=device)
+
+    def _matching(self, table: ContingencyTable, match: Matched) -> np.ndarray | None:
         """Check the predicted labels, and lay the matching out as an array indexed by them."""
         if match is None:
             largest = int(table.largest_prediction.max())
@@ -136,6 +213,8 @@ class SegmentationScores:
                     f"prediction {largest} is no class in 0..{self.classes}; clusters need a matching, match="
                 )
             return None
+        if isinstance(match, torch.Tensor):
+            match = match.cpu().numpy()
         pairs = match.items() if isinstance(match, Mapping) else enumerate(np.asarray(match).tolist())
         given = {int(cluster): label for cluster, label in pairs}
         used = np.unique(table.prediction).tolist()
@@ -149,72 +228,124 @@ class SegmentationScores:
             laid_out[cluster] = given[cluster]
         return laid_out
 
-    def _gathered(self) -> tuple[np.ndarray, Rows]:
-        """Join the images of all ranks: the largest prediction of each, and their rows."""
-        own = self._joined()
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return own
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, (self._settings(), own))
-        if len({settings for settings, _ in parts}) > 1:
-            raise ValueError("the ranks count with different classes, ignore_index or boundary")
-        return _concatenated([part for _, part in parts])
+    def _own_table(self) -> ContingencyTable:
+        """Table of the images that the states hold: this rank's, or all ranks' where they are gathered."""
+        self._join()
+        images = _listed(self.images)[0].cpu().numpy()
+        rows = _unpacked(_listed(self.rows)[0].cpu().numpy(), images[:, 1])
+        return make_table([str(i) for i in range(len(images))], images[:, 0], [rows])
 
-    def _joined(self) -> tuple[np.ndarray, Rows]:
-        """Join the rows of this process, and keep them joined."""
-        table = make_table([""] * len(self._largest), self._largest, self._rows)
-        rows = Rows(*(getattr(table, name) for name in Rows._fields))
-        self._rows = [rows]
-        return table.largest_prediction, rows
+    def _join(self) -> None:
+        """Hold each state as one tensor: quicker to gather, and of the right type also where it is empty."""
+        for name in ("images", "rows"):
+            parts = _listed(getattr(self, name))
+            empty = torch.zeros((0, 2), dtype=torch.int64, device=self.device)
+            setattr(self, name, [torch.cat(parts) if parts else empty])
 
-    def _settings(self) -> tuple[int, int, bool]:
-        return self.classes, self.ignore_index, self.boundary
+    def sync(self, *arguments: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as torchmetrics has it
+        """Gather the states of all ranks, as torchmetrics does."""
+        self._join()
+        super().sync(*arguments, **kwargs)
 
-    def merge_state(self, other: SegmentationScores | Mapping[str, Any]) -> None:
+    @contextmanager
+    def sync_context(
+        self,
+        dist_sync_fn: Callable[..., Any] | None = None,
+        process_group: Any | None = None,  # noqa: ANN401 - as torchmetrics has it
+        should_sync: bool = True,
+        should_unsync: bool = True,
+        distributed_available: Callable[..., bool] | None = None,
+    ) -> Iterator[None]:
+        """Gather the states of all ranks for a while; each rank has its own again also after an error."""
+        self.sync(dist_sync_fn, process_group, should_sync, distributed_available)
+        try:
+            yield
+        finally:
+            self.unsync(should_unsync=self._is_synced and should_unsync)
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the images that another object, or its ``state_dict``, has counted.
 
-        Raises ValueError when that one counts otherwise (classes, ignore_index, boundary).
+        Raises ValueError when that one counts otherwise (classes, ignore_index, boundary, clusters).
         """
-        state = other.state_dict() if isinstance(other, SegmentationScores) else other
-        settings = (int(state["classes"]), int(state["ignore_index"]), bool(state["boundary"]))
-        if settings != self._settings():
-            raise ValueError(
-                f"the state is of (classes, ignore_index, boundary) = {settings}, this is {self._settings()}"
-            )
-        rows = Rows(
-            *(state[name].cpu().numpy().astype(t) for name, t in zip(Rows._fields, ROW_TYPES, strict=True))
+        super().merge_state(incoming_state)
+        self._update_count = max(self._update_count, 1)
+
+    def _copy_state_dict(self) -> dict[str, torch.Tensor | list[Any]]:
+        """Copy the states; tensors are never changed in place, and so are shared."""
+        return {name: list(v) if isinstance(v, list) else v for name, v in self.metric_state.items()}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        *arguments: Any,  # noqa: ANN401 - PyTorch's own
+    ) -> None:
+        """Take over counts in place of those that are there, unless they were counted otherwise."""
+        settings = state_dict.get(f"{prefix}settings")
+        if settings is not None:
+            _the_same(torch.stack([self.settings.cpu(), settings.cpu()]))
+            self._update_count = max(self._update_count, 1)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> SegmentationScores:
+        """Change nothing: counts are whole numbers of 64 bits."""
+        return self
+
+
+def _the_same(settings: torch.Tensor) -> torch.Tensor:
+    """Reduce the settings (n, 4) of what is merged; ValueError where they differ."""
+    if not bool((settings == settings[0]).all()):
+        given = " and ".join(sorted({str(tuple(one)) for one in settings.tolist()}))
+        raise ValueError(
+            f"what is merged counts differently: (classes, ignore_index, boundary, clusters) is {given}"
         )
-        self._rows.append(rows._replace(image=rows.image + np.int32(len(self._largest))))
-        self._largest.extend(state["largest_prediction"].tolist())
-
-    def reset(self) -> None:
-        """Forget all images."""
-        self._rows, self._largest = [], []
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give what has been counted in this process, as tensors and numbers for ``torch.save``."""
-        largest, rows = self._joined()
-        # Labels as int32: files with uint16 tensors are not read by every version of PyTorch.
-        columns = {
-            name: torch.from_numpy(column.astype(np.int32) if column.dtype == np.uint16 else column.copy())
-            for name, column in zip(Rows._fields, rows, strict=True)
-        }
-        return {
-            "classes": self.classes,
-            "ignore_index": self.ignore_index,
-            "boundary": self.boundary,
-            "largest_prediction": torch.from_numpy(largest.copy()),
-            **columns,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a ``state_dict`` in place of what has been counted; ValueError as in ``merge_state``."""
-        fresh = SegmentationScores(*self._settings())
-        fresh.merge_state(state)
-        self._rows, self._largest = fresh._rows, fresh._largest
+    return settings[0]
 
 
-def _tensor(labels: torch.Tensor, what: str) -> torch.Tensor:
+def _gather(state: torch.Tensor, group: Any | None = None) -> list[torch.Tensor]:  # noqa: ANN401
+    """Gather a state of all ranks, also where NCCL is the backend and the states are on the CPU."""
+    if torch.distributed.get_backend(group) == "nccl" and not state.is_cuda:
+        return [part.cpu() for part in gather_all_tensors(state.cuda(), group)]
+    return list(gather_all_tensors(state, group))
+
+
+def _listed(state: list[torch.Tensor] | torch.Tensor) -> list[torch.Tensor]:
+    """Give a state as torchmetrics leaves it, a list or, gathered, a tensor, as a list."""
+    return [state] if isinstance(state, torch.Tensor) else state
+
+
+def _packed(rows: Rows) -> torch.Tensor:
+    """Put rows into a tensor (n, 2) int64: both labels and both boundaries in one number; pixels."""
+    code = rows.ground_truth.astype(np.int64) | rows.prediction.astype(np.int64) << 16
+    code |= rows.on_gt_boundary.astype(np.int64) << 32 | rows.on_prediction_boundary.astype(np.int64) << 33
+    return torch.from_numpy(np.stack([code, rows.pixels], axis=1))
+
+
+def _unpacked(packed: np.ndarray, lengths: np.ndarray) -> Rows:
+    """Give rows (n, 2) back, numbered by images that have so many rows each, (images,) int64."""
+    code, pixels = packed.T
+    image = np.repeat(np.arange(lengths.size), lengths)
+    columns = (image, code & 0xFFFF, code >> 16 & 0xFFFF, code >> 32 & 1, code >> 33 & 1, pixels)
+    return Rows(*(column.astype(dtype) for column, dtype in zip(columns, ROW_TYPES, strict=True)))
+
+
+def _batches(
+    prediction: Labels | Sequence[Labels], target: Labels | Sequence[Labels]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Give arrays (B, H, W), of a batch or of each image of a list."""
+    both = (prediction, target)
+    if not any(isinstance(labels, list | tuple) for labels in both):
+        yield _on_cpu(_tensor(prediction, "prediction"), _tensor(target, "target"))
+        return
+    counts = [len(labels) if isinstance(labels, list | tuple) else None for labels in both]
+    if counts[0] != counts[1]:
+        raise ValueError("prediction and target must both be lists, of as many images")
+    for one, other in zip(prediction, target, strict=True):
+        yield _on_cpu(_tensor(one, "prediction"), _tensor(other, "target"))
+
+
+def _tensor(labels: Any, what: str) -> torch.Tensor:  # noqa: ANN401 - refused unless they are labels
     """Take labels as a tensor of a type that PyTorch calculates with; ValueError if they are no integers."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
         return torch.from_numpy(labels.astype(np.int64))
@@ -251,14 +382,3 @@ def _runs(labels: np.ndarray, what: str) -> LabelRuns:
         return label_runs(labels_to_rgb(labels))
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
-
-
-def _concatenated(parts: Sequence[tuple[np.ndarray, Rows]]) -> tuple[np.ndarray, Rows]:
-    """Join the images of several ranks, numbering them on."""
-    before = np.cumsum([0, *(largest.size for largest, _ in parts)])
-    shifted = [
-        rows._replace(image=rows.image + np.int32(offset))
-        for offset, (_, rows) in zip(before[:-1], parts, strict=True)
-    ]
-    columns = [np.concatenate(column) for column in zip(*shifted, strict=True)]
-    return np.concatenate([largest for largest, _ in parts]), Rows(*columns)

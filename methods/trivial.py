@@ -17,12 +17,10 @@ from command_line import path_argument, run, whole_number
 
 # isort: split
 import numpy as np
-from PIL import Image
 
 from imagenets.classes import MODES
-from imagenets.common.errors import InputError
-from imagenets.common.whole_files import whole_file
-from imagenets.masks import decode_mask, labels_to_rgb
+from imagenets.common.whole_files import whole_folder
+from imagenets.masks import decode_mask, encode_mask
 from imagenets.scoring.pairs import find_pairs
 
 KINDS = ("background", "random-clusters", "random")
@@ -52,23 +50,21 @@ def main() -> None:
         help="the given predictions, <predict-dir>/<wnid>/<name>.png",
     )
     parser.add_argument("--mode", choices=MODES, required=True, help="number of clusters")
-    parser.add_argument("--kind", choices=KINDS, required=True)
+    parser.add_argument("--kind", choices=KINDS, required=True, help="see above")
     parser.add_argument(
         "--output-dir", type=path_argument, required=True, help="a folder that does not exist yet"
     )
-    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0)
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="(default: 0)")
     arguments = parser.parse_args()
     output = arguments.output_dir
-    if output.exists():
-        raise InputError(f"{output}: is there already; name a new folder")
     names = find_pairs(arguments.predict_dir, arguments.predict_dir).names
     rng = np.random.default_rng(arguments.seed)
-    for name in names:
-        given = decode_mask(arguments.predict_dir / name)
-        labels = trivial_labels(arguments.kind, given, MODES[arguments.mode].classes, rng)
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(output / name) as temporary:
-            Image.fromarray(labels_to_rgb(labels)).save(temporary, "PNG")
+    with whole_folder(output) as folder:
+        for name in names:
+            given = decode_mask(arguments.predict_dir / name)
+            encode_mask(
+                trivial_labels(arguments.kind, given, MODES[arguments.mode].classes, rng), folder / name
+            )
     print(f"{output}: {len(names)} predictions, {arguments.kind}")
 
 

@@ -421,6 +421,16 @@ def test_trivial_predictions(finished, tmp_path, monkeypatch):
         call(monkeypatch, trivial, *given_again(finished, tmp_path))
 
 
+def test_trivial_predictions_of_a_damaged_mask_leave_nothing(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished / "validation", tmp_path / "given")
+    bad = sorted((tmp_path / "given").rglob("*.png"))[-1]
+    bad.write_bytes(b"no mask")
+    given = ("--predict-dir", tmp_path / "given", "--mode", "50", "--kind", "random")
+    with pytest.raises(InputError, match=rf"{bad.name}: not a PNG"):
+        call(monkeypatch, trivial, *given, "--output-dir", tmp_path / "new" / "out")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 @pytest.mark.parametrize("flag", ["--predict-dir", "--output-dir"])
 def test_trivial_takes_no_empty_path(tmp_path, monkeypatch, capsys, flag):
     paths = {"--predict-dir": tmp_path, "--output-dir": tmp_path / "out", flag: ""}

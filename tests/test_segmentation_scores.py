@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masksets import REAL, random_images, table_of
+from torchmetrics import MetricCollection, MetricTracker
 
 from imagenets import SegmentationScores
 from imagenets.masks import decode_mask
@@ -168,7 +170,10 @@ INTS = torch.zeros((2, 3, 4), dtype=torch.int64)
     [
         (INTS.float(), INTS, "prediction is of type torch.float32"),
         (INTS, INTS.bool(), "target is of type torch.bool"),
-        (INTS.tolist(), INTS, "prediction is of type list"),
+        (INTS.tolist(), INTS, "must both be lists"),
+        (list(INTS), [INTS[0]], "must both be lists, of as many images"),
+        (INTS.tolist(), INTS.tolist(), "prediction is of type list"),
+        (list(INTS), [INTS[0], INTS[1][1:]], r"\(3, 4\), target \(2, 4\)"),
         (np.zeros((2, 3, 4)), INTS, "prediction is of type float64"),
         (INTS[:, :2], INTS, r"\(2, 2, 4\), target \(2, 3, 4\)"),
         (INTS[None], INTS[None], r"\(1, 2, 3, 4\)"),
@@ -212,9 +217,16 @@ def test_clusters_need_a_matching_that_has_them():
 
 
 def test_a_state_that_counts_otherwise_is_refused():
-    for other in (SegmentationScores(4), SegmentationScores(5, 255), SegmentationScores(5, boundary=False)):
-        with pytest.raises(ValueError, match="the state is of"):
+    for other in (
+        SegmentationScores(4),
+        SegmentationScores(5, 255),
+        SegmentationScores(5, boundary=False),
+        SegmentationScores(5, clusters=9),
+    ):
+        with pytest.raises(ValueError, match="what is merged counts differently"):
             SegmentationScores(5).merge_state(other)
+        with pytest.raises(ValueError, match="what is merged counts differently"):
+            SegmentationScores(5).load_state_dict(other.state_dict())
 
 
 @pytest.mark.parametrize("arguments", [("51",), (0,), (65535,), (1000,), (5, 5), (5, 0)])
@@ -223,10 +235,23 @@ def test_what_cannot_be_counted_is_refused(arguments):
         SegmentationScores(*arguments)
 
 
+def plain(scores):
+    return {name: value.item() for name, value in scores.items()}
+
+
 def _rank(rank, world, address, images, answers):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     scores = fed(images[rank::world], SegmentationScores(5))
-    answers.put((rank, scores.compute(), len(scores.state_dict()["largest_prediction"])))
+    classes = scores.compute_classes([0, 2, 1, 3, 4, 5])
+    with pytest.raises(ValueError, match="the matching lacks"):
+        scores.compute({0: 0})
+    # That error has left each rank with its own, which goes on being counted, and not with all ranks'.
+    collection = MetricCollection({"scores": scores, "fast": SegmentationScores(5, boundary=False)})
+    before = plain(scores.compute())
+    fed(images[:1] if rank == 0 else [], collection)
+    after = {name: value.item() for name, value in collection.compute().items()}
+    own = sum(map(len, scores.images))
+    answers.put((rank, before, {k: v.tolist() for k, v in classes.items()}, after, own))
     dist.destroy_process_group()
 
 
@@ -243,7 +268,135 @@ def test_compute_gathers_over_the_ranks(tmp_path, world):
     results = [answers.get(timeout=60) for _ in ranks]
     for process in ranks:
         process.join()
-    whole = fed(images, SegmentationScores(5)).compute()
-    for rank, scores, own in results:
-        assert_same(scores, whole)
-        assert own == len(images[rank::world]), "what a rank keeps is its own"
+    whole = fed(images, SegmentationScores(5))
+    more = fed([*images, images[0]], SegmentationScores(5)).compute()
+    for rank, before, classes, after, own in results:
+        assert_same(before, whole.compute())
+        for name, values in whole.compute_classes([0, 2, 1, 3, 4, 5]).items():
+            assert classes[name] == values.tolist()
+        assert_same({name: after[f"scores_{name}"] for name in SCORES}, more)
+        assert own == len(images[rank::world]) + (rank == 0), "what a rank keeps is its own"
+
+
+# The habits of torchmetrics.
+
+
+def test_another_matching_gives_other_scores():
+    scores = fed(some_images(), SegmentationScores(5))
+    first, second = [0, 1, 2, 3, 4, 5], [0, 2, 1, 3, 4, 5]
+    results = [plain(scores.compute(match)) for match in (None, first, second, first)]
+    assert_same(results[0], results[1])
+    assert_same(results[1], results[3])
+    assert results[1]["mIoU"] != results[2]["mIoU"]
+    assert torch.equal(scores.compute(torch.tensor(second))["mIoU"], scores.compute(second)["mIoU"])
+
+
+def test_scores_of_classes():
+    images = some_images()
+    expected = evaluate(table_of(images), 5, np.array([0, 2, 1, 3, 4, 5]))
+    scores = fed(images, SegmentationScores(5))
+    of_classes = scores.compute_classes([0, 2, 1, 3, 4, 5])
+    assert of_classes["IoU"].tolist() == expected.iou.tolist()
+    assert of_classes["BIoU"].tolist() == expected.boundary_iou.tolist()
+    assert of_classes["IoU"].mean().item() == pytest.approx(scores.compute([0, 2, 1, 3, 4, 5])["mIoU"].item())
+    fast = fed(images, SegmentationScores(5, boundary=False)).compute_classes([0, 2, 1, 3, 4, 5])
+    assert torch.equal(fast["IoU"], of_classes["IoU"]) and fast["BIoU"].isnan().all()
+    assert SegmentationScores(5).compute_classes()["IoU"].isnan().all()
+
+
+def test_forward_gives_the_batchs_own_scores():
+    images = some_images()
+    scores = SegmentationScores(5)
+    for truth, prediction in images:
+        batch = scores(torch.from_numpy(prediction), torch.from_numpy(truth))
+        assert_same(batch, fed([(truth, prediction)], SegmentationScores(5)).compute())
+    assert_same(scores.compute(), fed(images, SegmentationScores(5)).compute())
+
+
+@pytest.mark.parametrize("target", [7, 1])
+def test_a_forward_that_fails_counts_nothing_and_loses_nothing(target):
+    images = some_images()
+    scores = fed(images, SegmentationScores(5))
+    before = plain(scores.compute())
+    with pytest.raises(ValueError, match=r"target has label 7|prediction 6 is no class"):
+        scores(torch.tensor([[6]]), torch.tensor([[target]]))
+    assert_same(scores.compute(), before)
+    assert_same(fed(images, scores).compute(), fed([*images, *images], SegmentationScores(5)).compute())
+
+
+def test_collections_give_the_digits_of_each(tmp_path):
+    """Metrics whose states were alike after one batch are not taken for one."""
+    images = [(np.where(truth == 1000, 0, truth), guess) for truth, guess in some_images(2)] + some_images()
+    kinds = {
+        "five": lambda: SegmentationScores(5),
+        "same": lambda: SegmentationScores(5),
+        "six": lambda: SegmentationScores(6),
+        "fast": lambda: SegmentationScores(5, boundary=False),
+        "background": lambda: SegmentationScores(5, clusters=5),
+    }
+    collection = MetricCollection({name: make() for name, make in kinds.items()})
+    fed(images, collection)
+    together = collection.compute()
+    for name, make in kinds.items():
+        alone = fed(images, make()).compute()
+        assert_same({score: together[f"{name}_{score}"] for score in SCORES}, alone)
+    collection.reset()
+    assert_same(
+        {score: collection(*map(torch.from_numpy, images[0][::-1]))[f"five_{score}"] for score in SCORES},
+        fed(images[:1], SegmentationScores(5)).compute(),
+    )
+
+
+def test_a_tracker_finds_the_best_epoch():
+    images = some_images()
+    # In a collection: torchmetrics knows no best of a single metric that gives several values.
+    tracker = MetricTracker(MetricCollection([SegmentationScores(5, boundary=False)]), maximize=True)
+    for epoch in (
+        images[:2],
+        [(truth, np.where(truth == 1000, 0, truth)) for truth, _ in images],
+        images[2:],
+    ):
+        tracker.increment()
+        fed(epoch, tracker)
+    assert tracker.compute_all()["mIoU"].shape == (3,)
+    best, step = tracker.best_metric(return_step=True)
+    assert (step["mIoU"], best["mIoU"]) == (1, 100)
+
+
+def test_counts_are_kept_by_types_copies_and_state_dicts():
+    images = some_images()
+    expected = fed(images, SegmentationScores(5)).compute()
+    module = torch.nn.ModuleDict({"scores": fed(images, SegmentationScores(5))})
+    for change in (lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.double().cpu()):
+        assert_same(change(module)["scores"].compute(), expected)
+    scores = module["scores"].set_dtype(torch.float16)
+    for copy in (scores.clone(), pickle.loads(pickle.dumps(scores))):
+        assert_same(copy.compute(), expected)
+    other = torch.nn.ModuleDict({"scores": SegmentationScores(5)})
+    other.load_state_dict(module.state_dict())
+    assert_same(other["scores"].compute(), expected)
+    scores.persistent(False)
+    assert not module.state_dict()
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert math.isnan(SegmentationScores(5).compute()["mIoU"])
+
+
+def test_predictions_beyond_the_clusters_are_refused_where_they_come():
+    scores = SegmentationScores(5, clusters=9)
+    scores.update(torch.tensor([[9]]), torch.tensor([[1]]))
+    with pytest.raises(ValueError, match=r"prediction has label 10, there are clusters 0\.\.9"):
+        scores.update([torch.tensor([[0]]), torch.tensor([[10]])], [torch.tensor([[1]])] * 2)
+    assert len(scores.table().names) == 1
+    for clusters in (0, 65536):
+        with pytest.raises(ValueError, match=r"clusters; give 1\.\."):
+            SegmentationScores(5, clusters=clusters)
+
+
+def test_lists_of_images_of_different_sizes():
+    images = some_images(same_size=False)
+    scores = SegmentationScores(5)
+    scores.update([torch.from_numpy(p) for _, p in images[:4]], [torch.from_numpy(t) for t, _ in images[:4]])
+    scores.update(tuple(p for _, p in images[4:]), tuple(t for t, _ in images[4:]))
+    assert_same(scores.compute(), fed(images, SegmentationScores(5)).compute())
+    scores.update([], [])
+    assert len(scores.table().names) == len(images)

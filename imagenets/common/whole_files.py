@@ -1,12 +1,15 @@
-"""Files that appear under their final name only when they are whole."""
+"""Files and folders that appear under their final name only when they are whole."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from imagenets.common.errors import InputError
 
 
 @contextmanager
@@ -42,3 +45,22 @@ def write_whole(path: Path, content: bytes | str) -> None:
         temporary.write_bytes(
             content.encode(errors="backslashreplace") if isinstance(content, str) else content
         )
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; on success it is renamed to ``path``, on any error removed.
+
+    Raises InputError where there is something of this name already.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{path}: is there already; name a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
