@@ -7,9 +7,10 @@
 - ``masks``: the PNG format, label = R + 256 G: decode, encode, resize; width of a boundary
 - ``label_maps``: ids of one mode to another's, ImageNet-1k's index to a class, 1000-way logits to a mode
 - ``dataset``: ImageNetS, a prepared set as a PyTorch data set
+- ``batches``: batches of images of different sizes, and outputs taken back to each image's own
 - ``preparation``: from a copy of ImageNet to a prepared set
 
-  - ``layouts``: what a copy looks like: class folders, flat val, Kaggle's root, untouched tars
+  - ``layouts``: what a copy looks like: class folders, flat val, Kaggle's root, tars, parquet
   - ``image_folders``: train, train-semi, validation, test, planned and made
   - ``annotations``: the masks, out of the official archive
   - ``verification``: what is missing, left over or broken in a prepared set
