@@ -90,4 +90,4 @@ class Validation:
         processes.together(count)
         network.train()
         scores = counted.compute()
-        return {name: scores[name] for name in ("mIoU", "FMeasure", "Acc")}
+        return {name: float(scores[name]) for name in ("mIoU", "FMeasure", "Acc")}
