@@ -20,15 +20,29 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import path_argument, run
-from command_line.evaluation import add_gt_dir_argument, check_output, default_workers, worker_count
+from command_line.evaluation import (
+    add_bootstrap_arguments,
+    add_gt_dir_argument,
+    check_output,
+    default_workers,
+    save_results,
+    worker_count,
+)
 from command_line.progress import bar, warn
 from imagenets.classes import MODES
-from imagenets.common.whole_files import write_whole
 from imagenets.label_maps import class_ids
-from imagenets.reporting.text import number_text, text_table
+from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, text_table
+from imagenets.scoring.bootstrap import Bootstrap
 from imagenets.scoring.counting import warn_of_number
-from imagenets.scoring.localization import IOU_THRESHOLDS, Localization, evaluate_maps, localization_json
-from imagenets.scoring.pairs import find_pairs
+from imagenets.scoring.localization import (
+    IOU_THRESHOLDS,
+    Localization,
+    evaluate_maps,
+    localization_csv,
+    localization_intervals,
+    localization_json,
+)
+from imagenets.scoring.pairs import find_pairs, read_names
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,10 +54,19 @@ def parse_arguments() -> argparse.Namespace:
         "--attribution-dir",
         type=path_argument,
         required=True,
-        help="maps, <attribution-dir>/<wnid>/<name>.npy: floating point, (height, width) of the image",
+        help="maps, <attribution-dir>/<wnid>/<name>.npy: floating point or uint8, (height, width) or "
+        "(1, height, width) of the image; or all of a class in <attribution-dir>/<wnid>.npz (or "
+        ".safetensors), by <name>",
     )
     add_gt_dir_argument(parser)
     parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
+    parser.add_argument(
+        "--names", type=path_argument, metavar="FILE", help="only these: one <wnid>/<name>.png a line"
+    )
+    parser.add_argument(
+        "--resize", action="store_true", help="bring maps of another size to their image's, bilinearly"
+    )
+    add_bootstrap_arguments(parser, resamples=None)
     parser.add_argument(
         "--tolerance",
         type=_pixels,
@@ -58,9 +81,16 @@ def parse_arguments() -> argparse.Namespace:
         help="processes (default: one per core; 0: no extra process)",
     )
     parser.add_argument("--output", type=path_argument, metavar="FILE", help="save the scores: x.json")
+    parser.add_argument(
+        "--per-image", type=path_argument, metavar="FILE.csv", help="save the scores of every image"
+    )
     arguments = parser.parse_args()
     if arguments.output and arguments.output.suffix != ".json":
         parser.error(f"--output {arguments.output}: must end in .json")
+    if arguments.per_image and arguments.per_image.suffix != ".csv":
+        parser.error(f"--per-image {arguments.per_image}: must end in .csv")
+    if arguments.seed is not None and not arguments.bootstrap:
+        parser.error("--seed goes with --bootstrap")
     return arguments
 
 
@@ -74,8 +104,8 @@ def _pixels(text: str) -> float:
     return pixels
 
 
-def print_scores(result: Localization) -> None:
-    """Print the IoU at every threshold, and the summary."""
+def print_scores(result: Localization, bootstrap: Bootstrap | None) -> None:
+    """Print the IoU at every threshold, the summary, and intervals where there are any."""
     rows = [
         (f"{threshold:.2f}", number_text(iou))
         for threshold, iou in zip(IOU_THRESHOLDS, result.iou, strict=True)
@@ -85,28 +115,49 @@ def print_scores(result: Localization) -> None:
     header = ("pointing_game", "energy", "iou_best", "auc", "images", "target_absent")
     scores = (result.pointing_game, result.energy, result.iou_best, result.auc)
     print(text_table(header, [(*map(number_text, scores), str(result.images), str(result.target_absent))]))
+    if bootstrap:
+        intervals = [
+            (name, number_text(score), "-" if math.isnan(low) else f"{low:.2f}–{high:.2f}")
+            for (name, (low, high)), score in zip(bootstrap.intervals.items(), scores, strict=True)
+        ]
+        print(f"\n{text_table(('score', 'value', '95% interval'), intervals, left=(0,))}")
+        print(f"({bootstrap_note(bootstrap)})")
 
 
 def main() -> None:
     """Score the maps, print the scores, save them."""
     arguments = parse_arguments()
-    if arguments.output:
-        check_output(arguments.output)
-    pairs = find_pairs(arguments.gt_dir, arguments.attribution_dir)
+    for path in (arguments.output, arguments.per_image):
+        if path:
+            check_output(path)
+    names = None if arguments.names is None else read_names(arguments.names)
+    pairs = find_pairs(arguments.gt_dir, arguments.attribution_dir, names)
     mode = MODES[arguments.mode]
     ids = class_ids(mode, pairs.gt_dir, {name.partition("/")[0] for name in pairs.names})
-    warn_of_number(pairs.gt_dir, len(pairs.names), mode, warn)
-    result = evaluate_maps(pairs, ids, arguments.tolerance, arguments.workers, bar)
+    if names is None:
+        warn_of_number(pairs.gt_dir, len(pairs.names), mode, warn)
+    result = evaluate_maps(pairs, ids, arguments.tolerance, arguments.workers, bar, arguments.resize)
     if result.target_absent:
         warn(f"{result.target_absent} images do not show the class of their folder; they are not scored")
     if result.no_outside:
         warn(f"{result.no_outside} images are filled by their object; they do not count in auc")
-    print_scores(result)
+    bootstrap = None
+    if arguments.bootstrap:
+        bootstrap = localization_intervals(result, arguments.bootstrap, arguments.seed or 0)
+    if arguments.resize:
+        print(f"{result.resized} of {result.images} maps brought to their image's size (bilinear)\n")
+    print_scores(result, bootstrap)
+    saved: dict[Path, str | bytes] = {}
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(localization_json(result), indent=1, allow_nan=False)
-        write_whole(arguments.output, content + "\n")
-        print(f"\nsaved: {arguments.output}")
+        content = {
+            **localization_json(result),
+            **({"resize": "bilinear", "resized": result.resized} if arguments.resize else {}),
+            **({} if bootstrap is None else bootstrap_json(bootstrap)),
+        }
+        saved[arguments.output] = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    if arguments.per_image:
+        saved[arguments.per_image] = localization_csv(result)
+    save_results(saved)
 
 
 if __name__ == "__main__":

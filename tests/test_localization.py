@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 
@@ -13,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from masksets import script, write_mask
 from prepared_set import WNIDS, write_lists
 
+from imagenets.scoring.bootstrap import drawn_images
 from imagenets.scoring.localization import energy, iou_at_thresholds, pointing_game, roc_auc, score_map
 
 PIXELS = st.integers(1, 40).flatmap(
@@ -201,9 +203,113 @@ def test_bad_files_are_named_together(folder):
     assert done.returncode == 1
 
 
+def scores_of(folder, *arguments):
+    done = run(folder, "--workers", 0, "--output", "s.json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "s.json").read_text()), done.stdout
+
+
+def map_paths(folder):
+    return sorted((folder / "maps").glob("*/*.npy"))
+
+
+def test_other_shapes_and_types(folder):
+    """(1, H, W) and float16 of what float16 holds score the same; so does uint8, as whole numbers."""
+    for path in map_paths(folder):
+        np.save(path, np.round(np.abs(np.load(path)) * 40).astype(np.float32))
+    before, _ = scores_of(folder)
+    for dtype in (np.float16, np.uint8):
+        for path in map_paths(folder):
+            np.save(path, np.load(path).reshape(1, *np.load(path).shape[-2:]).astype(dtype))
+        assert scores_of(folder)[0] == before
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "npz inside"])
+def test_many_maps_in_one_file(folder, kind):
+    before, _ = scores_of(folder)
+    for wnid in {path.parent for path in map_paths(folder)}:
+        maps = {path.stem: np.load(path) for path in wnid.glob("*.npy")}
+        for path in wnid.glob("*.npy"):
+            path.unlink()
+        if kind == "safetensors":
+            pytest.importorskip("safetensors.numpy").save_file(maps, f"{wnid}.safetensors")
+        else:
+            np.savez_compressed(wnid / "all.npz" if kind == "npz inside" else f"{wnid}.npz", **maps)
+    assert scores_of(folder)[0] == before
+    archive = next(path for path in (folder / "maps").glob("**/*") if path.is_file())
+    content = archive.read_bytes()
+    np.save(folder / "maps" / archive.parent / "x.npy", np.zeros(1))
+    archive.write_bytes(content[: len(content) // 2])
+    done = run(folder)
+    assert (done.returncode, archive.name in done.stderr) == (1, True) and "save it again" in done.stderr
+
+
+def test_two_maps_of_an_image_or_none(folder):
+    first, second, *_ = map_paths(folder)
+    np.savez(f"{first.parent}.npz", **{first.stem: np.load(first)})
+    second.unlink()
+    done = run(folder)
+    assert done.returncode == 1 and "2 files cannot be used" in done.stderr
+    assert (
+        f"there is another map of this image, maps/{first.parent.name}/{first.name}; keep one" in done.stderr
+    )
+    assert f"maps/{second.parent.name}/{second.name}: no such attribution map" in done.stderr
+
+
+def test_resize_is_that_of_pytorch_and_said(folder):
+    torch = pytest.importorskip("torch")
+    small = map_paths(folder)[:3]
+    for path in small:
+        np.save(path, np.load(path)[:5, :6])
+    done = run(folder)
+    assert done.returncode == 1 and "--resize brings it to that size" in done.stderr
+    resized, stdout = scores_of(folder, "--resize")
+    assert "3 of 6 maps brought to their image's size (bilinear)" in stdout
+    assert (resized.pop("resize"), resized.pop("resized")) == ("bilinear", 3)
+    for path in small:
+        height, width = np.load(path).shape
+        shape = (12, 9 + int(path.stem[-1]))
+        values = torch.tensor(np.load(path).astype(np.float64))[None, None]
+        big = torch.nn.functional.interpolate(values, size=shape, mode="bilinear", align_corners=False)
+        np.save(path, big[0, 0].numpy())
+        assert (height, width) == (5, 6)
+    expected, _ = scores_of(folder)
+    for name, score in expected.items():
+        assert resized[name] == pytest.approx(score), name
+    np.save(small[0], np.load(small[0]).T)
+    assert "is it transposed?" in run(folder, "--resize").stderr
+
+
+def test_names_and_images_and_intervals(folder):
+    result, stdout = scores_of(folder, "--per-image", "new/i.csv", "--bootstrap", 60, "--seed", 1)
+    with (folder / "new/i.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 and [row["name"] for row in rows] == sorted(row["name"] for row in rows)
+    for name in ("pointing_game", "energy", "iou_best", "auc"):
+        values = [float(row[name]) for row in rows if row[name]]
+        assert len(values) == (4 if name == "auc" else 5)
+        assert math.fsum(values) / len(values) == result[name], "to the last digit"
+    assert [float(rows[0][f"iou_{t}"]) for t in result["iou"]], "a column for every threshold"
+    # Intervals against a loop over the same draws.
+    table = {
+        name: [float(r[name]) if r[name] else math.nan for r in rows] for name in rows[0] if name != "name"
+    }
+    drawn = [list(draw) for draw in drawn_images(6, 60, 1)]
+    for name in ("pointing_game", "energy", "auc"):
+        means = [np.nanmean([table[name][i] for i in draw]) for draw in drawn]
+        assert result["intervals"][name] == pytest.approx(np.nanpercentile(means, [2.5, 97.5]).tolist())
+    best = [max(np.nanmean([table[f"iou_{t}"][i] for i in draw]) for t in result["iou"]) for draw in drawn]
+    assert result["intervals"]["iou_best"] == pytest.approx(np.percentile(best, [2.5, 97.5]).tolist())
+    assert "percentile bootstrap, 60 resamples" in stdout
+    (folder / "names.txt").write_text("\n".join(row["name"] for row in rows[:2]))
+    assert scores_of(folder, "--names", "names.txt")[0]["images"] == 2
+
+
 def test_wrong_usage(folder, monkeypatch):
     assert run(folder, "--tolerance", "-1").returncode == 2
     assert run(folder, "--output", "scores.csv").returncode == 2
+    assert run(folder, "--per-image", "scores.json").returncode == 2
+    assert run(folder, "--seed", 1).returncode == 2
     done = run(folder, mode=300)
     assert done.returncode == 1
     assert "not 300" in done.stderr

@@ -7,6 +7,8 @@ them are the target class's; void pixels (label 1000) are left out before anythi
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import signal
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,8 @@ import numpy as np
 from imagenets.common.errors import InputError, refuse
 from imagenets.common.progress import Show, no_bar
 from imagenets.masks import decode_mask, target_mask
+from imagenets.scoring.attribution_maps import MapFile, find_maps, fitted_map, load_map
+from imagenets.scoring.bootstrap import Bootstrap, drawn_images, percentile_intervals
 from imagenets.scoring.pairs import Pairs
 
 # Exactly the floating-point numbers nearest to 0.05, 0.10, … 0.95.
@@ -46,7 +50,8 @@ class Localization:
     All are means over the images whose target is there; ``auc`` over those that have pixels outside it too.
     ``iou`` (19,) is the mean IoU at each of IOU_THRESHOLDS, ``iou_best`` the largest of these: one threshold
     for all images. ``images`` counts all images, ``target_absent`` those without their target, ``no_outside``
-    those that the target fills.
+    those that the target fills. ``by_image`` has the scores of each of ``names``, None without its target;
+    ``resized`` counts the maps that were brought to their image's size.
     """
 
     pointing_game: float
@@ -57,6 +62,9 @@ class Localization:
     images: int
     target_absent: int
     no_outside: int
+    names: tuple[str, ...]
+    by_image: list[Scores | None]
+    resized: int = 0
 
 
 def pointing_game(values: np.ndarray, near: np.ndarray) -> bool:
@@ -124,7 +132,8 @@ def score_map(
     ``tolerance`` is the distance in pixels, from centre to centre, at which the pointing game still counts a
     hit: 0 for inside the target alone; Zhang et al. take 15.
 
-    Raises ValueError for a map that is not floating point, not of the mask's shape, or not finite.
+    Raises ValueError for a map that is neither floating point nor uint8, not of the mask's shape, or not
+    finite.
     """
     problem = map_problem(attribution, labels.shape)
     if problem:
@@ -146,10 +155,11 @@ def score_map(
 
 def map_problem(attribution: np.ndarray, shape: tuple[int, ...]) -> str | None:
     """Say why an array is no attribution map for a mask of this shape; None if it is one."""
-    if attribution.dtype.kind != "f":
-        return f"of type {attribution.dtype}; save floating point values"
+    if attribution.dtype.kind != "f" and attribution.dtype != np.uint8:
+        return f"of type {attribution.dtype}; save floating point values, or uint8"
     if attribution.shape != shape:
-        return f"of shape {attribution.shape}, but its mask has {shape}; resize the map to its image's size"
+        cure = "is it transposed?" if attribution.shape == shape[::-1] else "--resize brings it to that size"
+        return f"of shape {attribution.shape}, but its mask has {shape}; {cure}"
     finite = np.isfinite(attribution)
     if not finite.all():
         y, x = np.argwhere(~finite)[0]
@@ -168,48 +178,61 @@ def _within(target: np.ndarray, values: np.ndarray, counted: np.ndarray, toleran
 
 
 def evaluate_maps(
-    pairs: Pairs, class_ids: dict[str, int], tolerance: float, workers: int, show: Show = no_bar
+    pairs: Pairs,
+    class_ids: dict[str, int],
+    tolerance: float,
+    workers: int,
+    show: Show = no_bar,
+    resize: bool = False,
 ) -> Localization:
-    """Score the map ``<wnid>/<name>.npy`` of every mask ``<wnid>/<name>.png``.
+    """Score the map of every mask ``<wnid>/<name>.png``; where it may lie: ``find_maps``.
 
     ``pairs.predict_dir`` holds the maps; ``class_ids`` gives the class id of each wnid folder. ``workers`` is
-    a number of processes (0: this one), ``show`` opens a progress bar.
+    a number of processes (0: this one), ``show`` opens a progress bar. Maps of another size than their mask
+    are an error, or interpolated with ``resize``.
 
     Raises InputError that lists the files that cannot be used, or when a worker process dies.
     """
-    jobs = [
-        _Job(
-            pairs.gt_dir / n, pairs.predict_dir / f"{n.removesuffix('.png')}.npy", class_ids[n.split("/")[0]]
-        )
-        for n in pairs.names
-    ]
-    missing = [f"{job.attribution}: no such attribution map" for job in jobs if not job.attribution.exists()]
+    maps, missing = find_maps(pairs.predict_dir, pairs.names)
     refuse(missing, "file")  # before the long work
-    task = _ScoreFile(tolerance, max(class_ids.values()))
-    results: list[object] = []
+    jobs = [
+        _Job(pairs.gt_dir / name, file, class_ids[name.partition("/")[0]])
+        for name, file in zip(pairs.names, maps, strict=True)
+    ]
+    task = _ScoreFile(tolerance, max(class_ids.values()), resize)
+    results: list[_Scored] = []
     with show("maps", len(jobs), unit="map") as advance:
         for result in _results(task, jobs, workers):
             results.append(result)
             advance(1)
-    problems = [problem for result in results if isinstance(result, list) for problem in result]
-    refuse(problems, "file")
-    return _averaged([result for result in results if isinstance(result, Scores)], len(jobs))
+    refuse([problem for result in results for problem in result.problems], "file")
+    resized = sum(result.resized for result in results)
+    return _averaged(pairs.names, [result.scores for result in results], resized)
 
 
 class _Job(NamedTuple):
     mask: Path
-    attribution: Path
+    attribution: MapFile
     class_id: int
+
+
+class _Scored(NamedTuple):
+    """One image: its scores (None if the target is absent), whether its map was resized, what is wrong."""
+
+    scores: Scores | None
+    resized: bool
+    problems: list[str]
 
 
 @dataclass(frozen=True)
 class _ScoreFile:
-    """Scores one image's files: gives Scores, None if the target is absent, or why a file cannot be used."""
+    """Scores one image's files."""
 
     tolerance: float
     classes: int
+    resize: bool
 
-    def __call__(self, job: _Job) -> Scores | list[str] | None:
+    def __call__(self, job: _Job) -> _Scored:
         problems = []
         labels = attribution = None
         try:
@@ -219,33 +242,22 @@ class _ScoreFile:
         except OSError as error:
             problems.append(f"{job.mask}: {error.strerror}")
         try:
-            attribution = _load_map(job.attribution)
+            attribution = load_map(job.attribution)
         except InputError as error:
             problems.append(f"{job.attribution}: {error}")
         except OSError as error:
             problems.append(f"{job.attribution}: {error.strerror}")
         if labels is None or attribution is None:
-            return problems
-        problem = map_problem(attribution, labels.shape)
+            return _Scored(None, False, problems)
+        fitted = fitted_map(attribution, labels.shape, self.resize)
+        problem = map_problem(fitted, labels.shape)
         if problem:
-            return [f"{job.attribution}: {problem}"]
-        return score_map(attribution, labels, job.class_id, self.tolerance)
+            return _Scored(None, False, [f"{job.attribution}: {problem}"])
+        resized = attribution.shape[-2:] != fitted.shape
+        return _Scored(score_map(fitted, labels, job.class_id, self.tolerance), resized, [])
 
 
-def _load_map(path: Path) -> np.ndarray:
-    """Read an array; never an object, for reading one runs code that is in the file."""
-    with path.open("rb") as file:
-        try:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"no whole .npy array ({reason}); save it again with numpy.save") from error
-        if file.read(1):
-            raise InputError("more than one .npy array; save one map a file with numpy.save")
-    return array
-
-
-def _results(task: _ScoreFile, jobs: Sequence[_Job], workers: int) -> Iterator[object]:
+def _results(task: _ScoreFile, jobs: Sequence[_Job], workers: int) -> Iterator[_Scored]:
     if workers == 0:
         yield from map(task, jobs)
         return
@@ -262,21 +274,66 @@ def _leave_interrupts_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _averaged(scores: Sequence[Scores], images: int) -> Localization:
-    iou = np.array([100 * _mean(column) for column in np.array([s.iou for s in scores]).T])
-    if not scores:
-        iou = np.full(IOU_THRESHOLDS.size, math.nan)
-    auc = [s.auc for s in scores if not math.isnan(s.auc)]
+def _averaged(names: Sequence[str], by_image: list[Scores | None], resized: int) -> Localization:
+    table = _percentages(by_image)
+    there = ~np.isnan(table[:, 0])
+    pointing, energies, auc, *iou = (_mean(column[~np.isnan(column)]) for column in table.T)
     return Localization(
-        pointing_game=100 * _mean([s.pointing_game for s in scores]),
-        energy=100 * _mean([s.energy for s in scores]),
-        iou=iou,
-        iou_best=float(iou.max()),
-        auc=100 * _mean(auc),
-        images=images,
-        target_absent=images - len(scores),
-        no_outside=len(scores) - len(auc),
+        pointing_game=pointing,
+        energy=energies,
+        iou=np.array(iou),
+        iou_best=max(iou),
+        auc=auc,
+        images=len(by_image),
+        target_absent=int(np.count_nonzero(~there)),
+        no_outside=int(np.count_nonzero(np.isnan(table[there, 2]))),
+        names=tuple(names),
+        by_image=by_image,
+        resized=resized,
     )
+
+
+def _percentages(by_image: Sequence[Scores | None]) -> np.ndarray:
+    """Lay out the images' scores, (images, 3 + 19) percent: pointing game, energy, auc, IoUs; nan: none."""
+    nothing = [math.nan] * (3 + IOU_THRESHOLDS.size)
+    rows = [nothing if s is None else [s.pointing_game, s.energy, s.auc, *s.iou] for s in by_image]
+    return 100 * np.array(rows, np.float64).reshape(-1, len(nothing))
+
+
+def localization_intervals(result: Localization, resamples: int, seed: int) -> Bootstrap:
+    """Find the 95% interval of the four scores by resampling the images, as ``scoring.bootstrap`` does.
+
+    The best threshold is found anew in every resample.
+    """
+    table = _percentages(result.by_image)
+    there = ~np.isnan(table)
+    values = np.where(there, table, 0)
+    scores: dict[str, list[float]] = {name: [] for name in ("pointing_game", "energy", "iou_best", "auc")}
+    for drawn in drawn_images(len(table), resamples, seed):
+        count = there[drawn].sum(axis=0)
+        means = np.where(count > 0, values[drawn].sum(axis=0) / np.maximum(count, 1), math.nan)
+        best = means[3:].max()
+        for name, score in zip(scores, (means[0], means[1], best, means[2]), strict=True):
+            scores[name].append(float(score))
+    return Bootstrap(resamples, seed, percentile_intervals({k: np.array(v) for k, v in scores.items()}))
+
+
+def localization_csv(result: Localization) -> str:
+    """Format the scores of every image as CSV, in percent; nothing where an image has none.
+
+    ``iou_best`` is the IoU at the threshold that is best for all images. Columns average to the scores.
+    """
+    best = int(np.argmax(result.iou))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    thresholds = [f"iou_{threshold:.2f}" for threshold in IOU_THRESHOLDS]
+    writer.writerow(("name", "pointing_game", "energy", "iou_best", "auc", *thresholds))
+    for name, (pointing, energies, auc, *iou) in zip(
+        result.names, _percentages(result.by_image).tolist(), strict=True
+    ):
+        row = (pointing, energies, iou[best], auc, *iou)
+        writer.writerow((name, *("" if math.isnan(score) else score for score in row)))
+    return out.getvalue()
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

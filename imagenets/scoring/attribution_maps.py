@@ -1,0 +1,137 @@
+"""Attribution maps on disk: one ``.npy`` a map, or those of a class in one ``.npz`` or ``.safetensors``."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from imagenets.common.errors import InputError
+
+# What reading a damaged array raises.
+_BROKEN = (
+    *(ValueError, EOFError, SyntaxError, MemoryError, OverflowError, KeyError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
+class MapFile(NamedTuple):
+    """Where a map lies: a file of its own, or under ``key`` in an archive."""
+
+    path: Path
+    key: str | None = None
+
+    def __str__(self) -> str:
+        """Name it in messages."""
+        return str(self.path) if self.key is None else f"{self.path}: {self.key}"
+
+
+def find_maps(folder: Path, names: Sequence[str]) -> tuple[list[MapFile], list[str]]:
+    """Find the map of every mask ``<wnid>/<name>.png``, and say for which there is none, or more than one.
+
+    It is ``<folder>/<wnid>/<name>.npy``, or the array ``<name>`` in ``<folder>/<wnid>.npz`` (or
+    ``.safetensors``), or in the one such file in the folder ``<folder>/<wnid>``.
+
+    Raises InputError for an archive that cannot be read.
+    """
+    archives = {wnid: _archive_keys(folder, wnid) for wnid in {name.partition("/")[0] for name in names}}
+    found, problems = [], []
+    for name in names:
+        wnid, _, file = name.removesuffix(".png").partition("/")
+        places = [MapFile(path, file) for path, keys in archives[wnid].items() if file in keys]
+        own = folder / wnid / f"{file}.npy"
+        if own.exists():
+            places.append(MapFile(own))
+        if not places:
+            problems.append(f"{own}: no such attribution map")
+        elif len(places) > 1:
+            problems.append(f"{places[0]}: there is another map of this image, {places[1]}; keep one")
+        found += places[:1]
+    return found, problems
+
+
+def _archive_keys(folder: Path, wnid: str) -> dict[Path, set[str]]:
+    """List the arrays of every archive that holds maps of a class."""
+    places = [folder / f"{wnid}.npz", folder / f"{wnid}.safetensors"]
+    places += sorted([*(folder / wnid).glob("*.npz"), *(folder / wnid).glob("*.safetensors")])
+    return {path: _keys(path) for path in places if path.exists()}
+
+
+def _keys(path: Path) -> set[str]:
+    if path.suffix == ".safetensors":
+        return _tensor_keys(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise InputError(
+            f"{path}: no whole .npz archive ({error}); save it again with numpy.savez"
+        ) from error
+
+
+def load_map(file: MapFile) -> np.ndarray:
+    """Read an array; never an object, for reading one runs code that is in the file.
+
+    Raises InputError, without the file's name, when it is not whole; OSError when it cannot be opened.
+    """
+    if file.path.suffix == ".safetensors":
+        return _load_tensor(file)
+    with file.path.open("rb") as stream:
+        try:
+            if file.key is not None:
+                with np.load(stream, allow_pickle=False) as archive:
+                    return np.asarray(archive[file.key])
+            array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+        except _BROKEN as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"no whole .npy array ({reason}); save it again with numpy.save") from error
+        if stream.read(1):
+            raise InputError("more than one .npy array; save one map a file, or many in one .npz")
+    return array
+
+
+def _tensor_keys(path: Path) -> set[str]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise InputError(f"{path}: reading .safetensors needs a package: bash setup.sh methods") from error
+    try:
+        with safe_open(path, framework="numpy") as archive:
+            return set(archive.keys())
+    except SafetensorError as error:
+        raise InputError(f"{path}: no whole .safetensors file ({error}); save it again") from error
+
+
+def _load_tensor(file: MapFile) -> np.ndarray:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file.path, framework="numpy") as archive:
+            return np.asarray(archive.get_tensor(file.key))
+    except (SafetensorError, TypeError, AttributeError) as error:  # TypeError: bfloat16, which NumPy lacks
+        raise InputError(f"no tensor that NumPy reads ({error}); save it as float32 or float16") from error
+
+
+def fitted_map(attribution: np.ndarray, shape: tuple[int, ...], resize: bool) -> np.ndarray:
+    """Bring a map to its mask's shape (H, W): (1, H, W) loses its first axis, another size is interpolated.
+
+    ``resize``: bilinear, pixel centres at halves (as PyTorch with ``align_corners=False``), edges repeated;
+    float64. Without it, and for what is no map at all, the array stays as it is. A map that is transposed
+    stays too: to stretch it would hide the mistake.
+    """
+    if attribution.ndim == 3 and attribution.shape[0] == 1:
+        attribution = attribution[0]
+    usable = attribution.ndim == 2 and attribution.size and attribution.dtype.kind in "fu"
+    transposed = attribution.shape == shape[::-1]
+    if not resize or not usable or attribution.shape == shape or transposed:
+        return attribution
+    factors = [to / size for to, size in zip(shape, attribution.shape, strict=True)]
+    resized: np.ndarray = ndimage.zoom(
+        attribution.astype(np.float64), factors, order=1, mode="nearest", grid_mode=True
+    )
+    return resized
