@@ -53,7 +53,7 @@ for kind in background random random-clusters; do
         --kind "$kind" --output-dir "$kind"
     evaluate "$kind" "$kind" >/dev/null
 done
-"$PYTHON" "$root/demo/print_scores.py" {background,random,random-clusters,baseline}.json
+"$PYTHON" "$root/evaluation/table.py" {background,random,random-clusters,baseline}.json
 
 printf '\nThe pictures are synthetic: the numbers say that the toolbox works, nothing about how good a method is.\n'
 echo "The report to look at: $output/report.html"

@@ -78,7 +78,7 @@ def predictions_and_match(text: str) -> Side:
     """Argument type: ``PREDICT_DIR[,MATCH]``."""
     folder, comma, match = (part.strip() for part in text.rpartition(","))
     if not comma or Path(text).is_dir():
-        return Path(text), None
+        return path_argument(text), None
     if not folder or not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not PREDICT_DIR or PREDICT_DIR,MATCH")
     return Path(folder), match

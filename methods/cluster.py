@@ -19,9 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from command_line import path_argument, run, whole_number
+
+# isort: split
 import numpy as np
 
-from command_line import path_argument, run, whole_number
 from command_line.networks import add_running, positive_number, running_of
 from imagenets.classes import MODES
 from imagenets.common.whole_files import whole_file, write_whole

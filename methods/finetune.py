@@ -16,9 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from command_line import path_argument, run, whole_number
+
+# isort: split
 from tqdm import tqdm
 
-from command_line import path_argument, run, whole_number
 from command_line.networks import positive_number
 from command_line.progress import bar
 from imagenets.classes import MODES

@@ -19,9 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from command_line import path_argument, run
+
+# isort: split
 import torch
 
-from command_line import path_argument, run
 from command_line.networks import add_running, running_of
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError

@@ -168,3 +168,8 @@ def test_compare_refuses(masks, side, message):
 def test_compare_wrong_usage(masks, arguments):
     folder, _ = masks
     assert compare(folder, "--a", "pred", *arguments).returncode == 2
+
+
+def test_an_empty_path_is_not_the_working_folder(tmp_path):
+    done = script("evaluation/compare.py", "--a", "", "--b", "b", "--gt-dir", "g", "--mode", 50, cwd=tmp_path)
+    assert done.returncode == 2 and "--a: an empty path" in done.stderr
