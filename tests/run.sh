@@ -5,8 +5,17 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 cd -- "$root"
 bash setup.sh dev
 export PATH="$root/.venv/bin:$PATH"
+
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+mypy >"$types" 2>&1 &
+checking=$!
 ruff check .
 ruff format --check .
 lint-imports
-mypy imagenets command_line evaluation methods demo benchmarks datapreparation
-exec python -m pytest -n auto "$@"
+# The counting code is compiled when it is first imported: here once, not in each of the tests' first processes.
+python -c 'import imagenets.scoring.run_length'
+wait $checking || { cat "$types" && exit 1; }
+cat "$types"
+
+python -m pytest -n auto --dist loadgroup "$@"
