@@ -8,7 +8,7 @@ export PATH="$root/.venv/bin:$PATH"
 
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
-mypy >"$types" 2>&1 &
+{ mypy; } >"$types" 2>&1 &
 checking=$!
 ruff check .
 ruff format --check .
@@ -18,4 +18,5 @@ python -c 'import imagenets.scoring.run_length'
 wait $checking || { cat "$types" && exit 1; }
 cat "$types"
 
-python -m pytest -n auto --dist loadgroup "$@"
+# By files: what the tests of one share is made once.
+python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"
