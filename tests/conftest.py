@@ -24,13 +24,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Files that take longest, though they have few tests. Begun first, so that no core waits for one at the end.
 LONG = ("test_demo", "test_kmeans", "test_torchrun", "test_pass_training", "test_training")
-    "test_demo",
-    "test_kmeans",
-    "test_torchrun",
-    "test_pass_training",
-    "test_training",
-    "test_pass_labels",
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
