@@ -28,8 +28,9 @@ from PIL import Image
 
 from command_line import run
 from imagenets.classes import MODES
+from imagenets.common.workers import available_cores, load_chunks
 from imagenets.masks import decode_mask, decode_rgb, labels_to_rgb
-from imagenets.scoring.contingency import Chunk, PairChunks, count_pairs, load_chunks
+from imagenets.scoring.contingency import Chunk, PairChunks, count_pairs
 from imagenets.scoring.pairs import Pairs, find_pairs
 
 PEER_PAIRS = 500
@@ -201,7 +202,7 @@ def main() -> None:
     )
     parser.add_argument("--real", type=Path, default=CHECKOUT.parent / "shared" / "real-masks-50")
     parser.add_argument("--generated", type=int, default=12_419, help="number of generated pairs, mode 919")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.real.is_dir():

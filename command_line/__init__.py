@@ -52,7 +52,8 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 # For a script of the toolbox alone, and until run() takes over: packages take seconds to import.
 if Path(sys.argv[0]).resolve().parent.parent == Path(__file__).resolve().parent.parent:
     sys.excepthook = _uncaught
-    signal.signal(signal.SIGINT, _interrupted)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, _interrupted)
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
@@ -76,10 +77,12 @@ def path_argument(text: str) -> Path:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a script's ``main`` and end the process: 0, or 1 after one clear message on stderr.
 
-    argparse itself ends with 2 for wrong usage. An interrupt ends with 130, as in a shell.
+    argparse itself ends with 2 for wrong usage. An interrupt ends with 130 and SIGTERM with 143, as in a
+    shell, after what is half-done has been removed.
     """
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without some letter must not end the run
     try:
@@ -102,3 +105,9 @@ def run(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End as on an interrupt, through every ``finally``; a second signal ends the process as it stands."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(143)

@@ -12,6 +12,7 @@ from command_line import path_argument, whole_number
 from imagenets.classes import MAX_LABEL, MODES, ClassInfo, Mode, class_table
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import write_whole
+from imagenets.common.workers import available_cores
 from imagenets.label_maps import find_wnids
 from imagenets.scoring.counting import CountRequest
 from imagenets.scoring.matching import Matching, read_matching
@@ -61,7 +62,7 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
 
 def default_workers() -> int:
     """Cores for this process: its share, where torchrun started several on this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def add_gt_dir_argument(parser: argparse.ArgumentParser) -> None:

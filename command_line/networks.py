@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.common.progress import no_bar
+from imagenets.common.workers import available_cores
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load
     from imagenets.learning.inference.engine import Running
@@ -50,7 +50,7 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
         "--workers",
         type=whole_number(0, 1024),
         metavar="N",
-        default=len(os.sched_getaffinity(0)),
+        default=available_cores(),
         help="processes that read images, and as many that write (default: one per core; 0: none)",
     )
     parser.add_argument(

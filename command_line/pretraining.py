@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import replace
 from typing import TypeVar
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from command_line import path_argument, whole_number
 from command_line.progress import bar
 from imagenets.classes import MODES
+from imagenets.common.workers import available_cores
 from imagenets.learning.image_list import list_images
 from imagenets.learning.pretraining.recipes import RECIPES, Attention, Pretraining
 from imagenets.learning.pretraining.runs import Request, Talk
@@ -61,7 +61,7 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=whole_number(0, 1024),
-        default=min(8, len(os.sched_getaffinity(0))),
+        default=min(8, available_cores()),
         metavar="N",
         help="processes that read images, in each of torchrun's processes (default: one per core, at most 8)",
     )

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +30,7 @@ from PIL import Image
 from demo.pictures import CLASSES, Picture, draw
 from imagenets.classes import MODES
 from imagenets.common.whole_files import whole_folder
+from imagenets.common.workers import available_cores, process_map
 from imagenets.lists import ARCHIVES, categories_path, mapping_path, train_semi_path
 from imagenets.masks import labels_to_rgb
 
@@ -68,8 +67,9 @@ def all_items() -> list[Item]:
     return items
 
 
-def make(imagenet: Path, seed: int, number: int, item: Item) -> bytes:
+def make(imagenet: Path, seed: int, numbered: tuple[int, Item]) -> bytes:
     """Write one picture into ImageNet, and give its mask as a PNG file's bytes."""
+    number, item = numbered
     picture = draw(np.random.default_rng((seed, number)), item.class_index)
     path = imagenet / ("train" if item.split == "train" else "val") / item.source
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,10 +136,8 @@ def write_archive(path: Path, items: list[Item], masks: list[bytes]) -> None:
 def fill(output: Path, items: list[Item], seed: int, layout: str) -> None:
     """Write pictures, lists and archive into an empty folder."""
     (output / "mirror").mkdir()
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        masks = list(
-            pool.map(partial(make, output / "imagenet", seed), range(len(items)), items, chunksize=16)
-        )
+    with process_map(available_cores(), chunksize=16) as mapped:
+        masks = list(mapped(partial(make, output / "imagenet", seed), enumerate(items)))
     if layout == "parquet":
         pack(output / "imagenet", items)
     for name, lines in list_files(items):

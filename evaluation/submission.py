@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from command_line.evaluation import (
 from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError, listed
+from imagenets.common.workers import available_cores
 from imagenets.scoring.counting import LabelLimit
 from imagenets.scoring.submission import (
     MATCHING,
@@ -85,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=worker_count,
-        default=len(os.sched_getaffinity(0)),
+        default=available_cores(),
         help="processes that decode (default: one per core; 0: no extra process)",
     )
     parser.add_argument(

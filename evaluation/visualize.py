@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from command_line.evaluation import (
 from command_line.progress import bar
 from imagenets.classes import MAX_LABEL, MODES, Mode, label_name
 from imagenets.common.folders import subfolders
+from imagenets.common.workers import available_cores
 from imagenets.images import check_image_dir
 from imagenets.reporting.overlay_folder import Drawing, write_overlays
 from imagenets.scoring.matching import read_matching
@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=worker_count,
-        default=len(os.sched_getaffinity(0)),
+        default=available_cores(),
         help="processes that draw (default: one per core; 0: no extra process)",
     )
     return parser.parse_args()

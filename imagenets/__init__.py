@@ -1,6 +1,7 @@
 """The ImageNet-S toolbox as a library. Its rooms, in the order in which data flows:
 
-- ``common``: errors (InputError), folders, files written whole, locks, downloads, disk space, progress
+- ``common``: errors (InputError), folders, files written whole, locks, downloads, disk space, progress,
+  worker processes
 - ``classes``: what ImageNet-S is: modes 50, 300 and 919, class names, merged classes
 - ``lists``: the official lists: which image belongs where; downloaded, checked, cached
 - ``images``: opening pictures, EXIF orientation, layouts of ``<wnid>/<name>``

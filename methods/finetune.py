@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from command_line.networks import positive_number
 from command_line.progress import bar
 from imagenets.classes import MODES
+from imagenets.common.workers import available_cores
 from imagenets.learning.finetuning.run import Request, fine_tune
 from imagenets.learning.networks.segmentation_network import PASS, RECIPES
 from imagenets.learning.training.distributed import started
@@ -151,7 +151,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--workers",
         type=whole_number(0, 1024),
-        default=min(8, len(os.sched_getaffinity(0))),
+        default=min(8, available_cores()),
         metavar="N",
         help="processes that read images, in each of torchrun's processes (default: one per core, at most 8)",
     )

@@ -34,9 +34,9 @@ from command_line.networks import (
 from imagenets.classes import MAX_LABEL, MODES
 from imagenets.common.locks import locked
 from imagenets.common.whole_files import whole_file
+from imagenets.common.workers import Mapper
 from imagenets.learning.clustering import cluster_ids, fit_centres
 from imagenets.learning.extraction import (
-    Mapper,
     Prediction,
     code_version,
     describe,

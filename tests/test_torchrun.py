@@ -63,6 +63,25 @@ def test_any_number_of_processes_gives_the_same_files_and_output(folder):
     assert results_of(2, *score, folder / "results2/scores.json")[1] == scores[1]
 
 
+def test_more_processes_than_images(folder):
+    few = sorted(str(path.relative_to(folder / "gt")) for path in (folder / "gt").rglob("*.png"))[:2]
+    (folder / "few.txt").write_text("\n".join(few))
+    done = torchrun(folder, 3, "match.py", "--session-name", "a", "--names", "few.txt", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 images, method image") == 1
+
+
+def test_idle_ranks_wait_longer_than_gloos_limit(folder):
+    """Rank 0 works on for 3 s where the limit that PyTorch sets by itself is 1 s."""
+    main = "import datetime, time, torch.distributed.distributed_c10d as c10d; "
+    main += "c10d.default_pg_timeout = datetime.timedelta(seconds=1); "
+    main += "from imagenets.scoring.ranks import run_on_ranks; from command_line import run; "
+    main += "run(lambda: run_on_ranks(lambda count: time.sleep(3)))"
+    processes = started(CHECKOUT, 2, [sys.executable, "-c", main])
+    messages = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], messages
+
+
 def test_bad_input_of_any_rank_is_one_message_of_rank_0(folder):
     masks = sorted((folder / "pred").rglob("*.png"))
     masks[-1].write_bytes(b"junk")
@@ -76,6 +95,10 @@ def test_bad_input_of_any_rank_is_one_message_of_rank_0(folder):
 
 
 def ranks(folder, world, *arguments):
+    return started(folder, world, [sys.executable, *command(*arguments)])
+
+
+def started(folder, world, process):
     """Processes as torchrun starts them, but nobody who ends them all when one ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -89,7 +112,7 @@ def ranks(folder, world, *arguments):
     }
     return [
         subprocess.Popen(
-            [sys.executable, *command(*arguments)],
+            process,
             cwd=folder,
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,

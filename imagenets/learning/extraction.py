@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,6 +19,7 @@ from PIL import Image
 from imagenets.common.errors import InputError, listed
 from imagenets.common.progress import Advance
 from imagenets.common.whole_files import whole_file
+from imagenets.common.workers import Mapper, process_map, process_pool
 from imagenets.learning.handmade_features import Features
 from imagenets.learning.image_list import fingerprint, load
 from imagenets.learning.saliency import enlarge, foreground
@@ -31,8 +28,6 @@ from imagenets.masks import labels_to_rgb
 BATCH = 256  # images in flight, twice; what a backbone needs of one is 200 kB
 CHUNK = 4096  # images whose features lie in one file
 _LIBRARIES = ("numpy", "opencv-python", "opencv-python-headless", "pillow", "scipy", "scikit-learn")
-
-Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 class Described(NamedTuple):
@@ -50,47 +45,14 @@ class _Prepared(NamedTuple):
     feature: np.ndarray
 
 
-@contextmanager
-def processes(workers: int) -> Iterator[Mapper]:
-    """Give a ``map`` that works on ``workers`` processes (0: in this one), in order.
-
-    Raises InputError when a process dies.
-    """
-    if workers == 0:
-        yield map
-        return
-    with worker_pool(workers) as pool:
-        yield partial(pool.map, chunksize=8)
+def processes(workers: int) -> AbstractContextManager[Mapper]:
+    """Give a ``map`` that works on ``workers`` processes (0: in this one); see ``process_map``."""
+    return process_map(workers, begin=partial(cv2.setNumThreads, 0))
 
 
-@contextmanager
-def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Give a pool of processes that end with this one. Raises InputError when one of them dies."""
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin_worker) as pool:
-        pool.submit(int).result()  # forks now, before this process has threads
-        try:
-            yield pool
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a worker process died; out of memory? Try again with fewer --workers"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _begin_worker() -> None:
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the main process's to handle
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """End this worker when the main process was killed, which nothing else would tell it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def worker_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor]:
+    """Give a pool of processes that end with this one; see ``process_pool``."""
+    return process_pool(workers, begin=partial(cv2.setNumThreads, 0))
 
 
 def describe(

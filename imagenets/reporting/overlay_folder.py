@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +14,9 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from imagenets.classes import BACKGROUND, IGNORE, MAX_LABEL
 from imagenets.common.errors import InputError, counted, listed
+from imagenets.common.locks import locked
 from imagenets.common.progress import Show, no_bar
+from imagenets.common.workers import process_map
 from imagenets.images import find_image, read_image
 from imagenets.masks import decode_mask
 from imagenets.reporting.overlays import DISAGREEMENT, Panels, draw_panels, label_colours
@@ -26,6 +25,7 @@ from imagenets.scoring.pairs import Pairs
 
 # Stands in every overlay, so that nothing else is ever replaced by one.
 _MARK = ("Software", "ImageNet-S toolbox: overlay")
+_TEMPORARY = ".overlays.tmp"  # in the folder of the overlays, while they are drawn
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 
@@ -53,13 +53,24 @@ def write_overlays(pairs: Pairs, drawing: Drawing, out: Path, workers: int, show
     """
     _refuse_foreign(out, pairs.names)
     new = not out.exists()
-    temporary = out / f".overlays.{os.getpid()}.tmp"
-    temporary.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out / ".overlays.lock"):
+            _write_all(pairs, drawing, out, workers, show)
+    finally:
+        if new and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _write_all(pairs: Pairs, drawing: Drawing, out: Path, workers: int, show: Show) -> None:
+    temporary = out / _TEMPORARY
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    temporary.mkdir()
     try:
         draw = partial(_draw_file, pairs, drawing, temporary)
         problems: list[str] = []
-        with show("overlays", len(pairs.names), unit="image") as advance:
-            for of_image in _mapped(draw, pairs.names, workers):
+        with process_map(workers) as mapped, show("overlays", len(pairs.names), unit="image") as advance:
+            for of_image in mapped(draw, pairs.names):
                 problems += of_image
                 advance(1)
         if problems:
@@ -70,9 +81,7 @@ def write_overlays(pairs: Pairs, drawing: Drawing, out: Path, workers: int, show
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).replace(out / name)
     finally:
-        shutil.rmtree(temporary)
-        if new and not any(out.iterdir()):
-            out.rmdir()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _refuse_foreign(out: Path, names: Sequence[str]) -> None:
@@ -92,19 +101,6 @@ def _may_write(path: Path) -> bool:
             return image.info.get(_MARK[0]) == _MARK[1]
     except (OSError, SyntaxError, ValueError):
         return False
-
-
-def _mapped(draw: Callable[[str], list[str]], names: Sequence[str], workers: int) -> Iterable[list[str]]:
-    if workers == 0:
-        yield from map(draw, names)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-        try:
-            yield from pool.map(draw, names, chunksize=4)
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a worker process died; out of memory? Try again with fewer --workers"
-            ) from error
 
 
 def _draw_file(pairs: Pairs, drawing: Drawing, folder: Path, name: str) -> list[str]:

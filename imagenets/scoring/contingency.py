@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from imagenets.classes import IGNORE
 from imagenets.common.errors import InputError
 from imagenets.common.progress import Show, no_bar
+from imagenets.common.workers import load_chunks
 from imagenets.masks import boundary_distance, colour_problem, decode_rgb, png_size
 from imagenets.scoring.pairs import Pairs
 
@@ -193,6 +193,8 @@ def count_pairs(
     largest = np.zeros(len(pairs.names), np.int32)
     problems: list[str] = []
     dataset = PairChunks(pairs, images)
+    import imagenets.scoring.run_length  # noqa: F401 - loaded here once, so that forked workers share it
+
     with show("masks", len(images), unit="pair") as advance:
         for chunk_images, chunk in zip(dataset.chunks, load_chunks(dataset, workers), strict=True):
             rows.extend(chunk.rows)
@@ -200,53 +202,3 @@ def count_pairs(
             problems.extend(chunk.problems)
             advance(len(chunk_images))
     return make_table(pairs.names, largest, rows), problems
-
-
-Item = TypeVar("Item", covariant=True)
-
-
-class Chunks(Protocol[Item]):
-    """A map-style data set, as torch.utils.data.DataLoader takes it."""
-
-    def __len__(self) -> int:
-        """Return the number of chunks."""
-
-    def __getitem__(self, index: int) -> Item:
-        """Make one chunk."""
-
-
-def load_chunks(dataset: Chunks[Item], workers: int) -> Iterator[Item]:
-    """Go through a data set's chunks in order, loaded by ``workers`` processes (0: this one).
-
-    Raises InputError when a worker process dies.
-    """
-    if workers == 0:
-        yield from (dataset[i] for i in range(len(dataset)))
-        return
-    from torch.utils.data import DataLoader
-
-    import imagenets.scoring.run_length  # noqa: F401 - loaded here once, so that forked workers share it
-
-    loader: DataLoader[Item] = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_size=None,
-        collate_fn=_unchanged,
-        num_workers=min(workers, len(dataset)),
-        multiprocessing_context="fork",
-        worker_init_fn=_start_worker,
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:  # what DataLoader raises for a worker that was killed
-        raise InputError(
-            f"a worker process died ({error}); out of memory? Try again with fewer --workers"
-        ) from error
-
-
-def _start_worker(worker: int) -> None:
-    # What was loaded before the fork stays; going through it for garbage costs time, and memory by copying.
-    gc.freeze()
-
-
-def _unchanged(chunk: Any) -> Any:  # noqa: ANN401
-    return chunk

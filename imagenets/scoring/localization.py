@@ -10,12 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +19,7 @@ import numpy as np
 
 from imagenets.common.errors import InputError, refuse
 from imagenets.common.progress import Show, no_bar
+from imagenets.common.workers import process_map
 from imagenets.masks import decode_mask, target_mask
 from imagenets.scoring.attribution_maps import MapFile, find_maps, fitted_map, load_map
 from imagenets.scoring.bootstrap import Bootstrap, drawn_images, percentile_intervals
@@ -30,8 +27,6 @@ from imagenets.scoring.pairs import Pairs
 
 # Exactly the floating-point numbers nearest to 0.05, 0.10, … 0.95.
 IOU_THRESHOLDS = np.arange(1, 20) / 20
-
-_CHUNK = 8  # images that a worker is given at once
 
 
 class Scores(NamedTuple):
@@ -201,8 +196,8 @@ def evaluate_maps(
     ]
     task = _ScoreFile(tolerance, max(class_ids.values()), resize)
     results: list[_Scored] = []
-    with show("maps", len(jobs), unit="map") as advance:
-        for result in _results(task, jobs, workers):
+    with process_map(workers) as mapped, show("maps", len(jobs), unit="map") as advance:
+        for result in mapped(task, jobs):
             results.append(result)
             advance(1)
     refuse([problem for result in results for problem in result.problems], "file")
@@ -255,23 +250,6 @@ class _ScoreFile:
             return _Scored(None, False, [f"{job.attribution}: {problem}"])
         resized = attribution.shape[-2:] != fitted.shape
         return _Scored(score_map(fitted, labels, job.class_id, self.tolerance), resized, [])
-
-
-def _results(task: _ScoreFile, jobs: Sequence[_Job], workers: int) -> Iterator[_Scored]:
-    if workers == 0:
-        yield from map(task, jobs)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_leave_interrupts_to_parent)
-    try:
-        yield from pool.map(task, jobs, chunksize=_CHUNK)
-    except BrokenProcessPool as error:
-        raise InputError("a worker process died; out of memory? Try again with fewer --workers") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _averaged(names: Sequence[str], by_image: list[Scores | None], resized: int) -> Localization:

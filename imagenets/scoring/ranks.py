@@ -7,9 +7,11 @@ rank that ends before it should is noticed by the others, whose next exchange wi
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from imagenets.scoring.pairs import Pairs
 
 _ALL_STARTED_WITHIN = timedelta(minutes=5)
+# An exchange waits for the work of other ranks, however long that takes; of one that died, the closed
+# connection tells at once.
+_NO_LIMIT = timedelta(days=3650)
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,39 @@ def run_on_ranks(main: Callable[[CountPairs], None]) -> None:
         main(count_pairs)
         return
     rank = _join()
-    if rank > 0:
-        _serve()
-        return
-    # If this raises, rank 0 ends without a word to the others, and that is how they notice.
-    main(_count_on_ranks)
-    _broadcast(None)
+    try:
+        if rank > 0:
+            _serve()
+        else:
+            # If this raises, rank 0 ends without a word to the others, and that is how they notice.
+            main(_count_on_ranks)
+            _broadcast(None)
+    except BaseException as error:
+        atexit.register(_leave, _status(error))
+        raise
+    _part()
+
+
+def _part() -> None:
+    """Leave the process group, all of whose work is done."""
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+
+
+def _status(error: BaseException) -> int:
+    """Exit status of a process that ends by this exception."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _leave(status: int) -> None:
+    """End now: after an exchange that failed, gloo's threads can abort a process that ends by and by."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def _join() -> int:
@@ -80,7 +112,7 @@ def _join() -> int:
         store = dist.PrefixStore("imagenets", next(dist.rendezvous("env://", timeout=_ALL_STARTED_WITHIN))[0])
         store.set(f"rank {rank}", "here")
         store.wait([f"rank {other}" for other in range(world)], _ALL_STARTED_WITHIN)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_NO_LIMIT)
     except RuntimeError as error:
         if rank > 0:
             sys.exit(1)

@@ -25,11 +25,11 @@ from imagenets.common.disk_space import readable
 from imagenets.common.errors import InputError, counted, listed, refuse
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_file
+from imagenets.common.workers import load_chunks
 from imagenets.common.zip_files import BROKEN_ZIP, read_member
 from imagenets.images import mask_sizes
 from imagenets.lists import categories_at_hand, mapping_at_hand, own_lists
 from imagenets.masks import MAX_MASK_BYTES, colour_problem, decode_rgb, png_size
-from imagenets.scoring.contingency import load_chunks
 from imagenets.scoring.counting import LabelLimit
 from imagenets.scoring.matching import Matching, parse_matching
 

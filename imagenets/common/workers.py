@@ -1,0 +1,212 @@
+"""Worker processes: one way to start them, to notice that one died, and to end together.
+
+An interrupt (Ctrl-C reaches every process of a terminal) is left to the main process. Workers end with it,
+however it ends, and at once when it gives up: each listens at a pipe whose other end it alone holds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from imagenets.common.errors import InputError
+
+WORKER_DIED = "a worker process died; out of memory? Try again with fewer --workers"
+
+# How PyTorch's DataLoader begins its RuntimeError for a worker that ended; any other is the worker's own.
+_LOADER_NOTICED = "DataLoader worker (pid"
+
+# glibc's mallopt: blocks up to this size are kept for the next mask, not given back to the system page by
+# page; and so is a free heap up to that size.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BLOCK, _KEPT_HEAP = 32 << 20, 256 << 20
+
+_CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+Item = TypeVar("Item", covariant=True)
+
+
+class Chunks(Protocol[Item]):
+    """A map-style data set, as torch.utils.data.DataLoader takes it."""
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+
+    def __getitem__(self, index: int) -> Item:
+        """Make one chunk."""
+
+
+class Lifeline:
+    """What ties workers that are forked from now on to this process; ``cut`` ends them at once."""
+
+    def __init__(self) -> None:
+        """Open the pipe."""
+        self._reading, self._writing = os.pipe()
+        self._whole = True
+
+    def begin_worker(self, number: int = 0) -> None:
+        """Do what a worker does first; DataLoader tells it its number."""
+        os.close(self._writing)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threading.Thread(target=self._leave_with_parent, daemon=True).start()
+        # What was loaded before the fork stays; to go through it for garbage takes time, and copies it.
+        gc.freeze()
+        keep_memory()
+
+    def _leave_with_parent(self) -> None:
+        os.read(self._reading, 1)  # nothing is ever written: it returns when the other end is closed
+        os._exit(0)
+
+    def cut(self) -> None:
+        """End the workers that are still there."""
+        if self._whole:
+            self._whole = False
+            os.close(self._writing)
+            os.close(self._reading)
+
+
+def keep_memory() -> None:
+    """Keep freed memory for the next mask: a fifth of the time of a pass is spent on getting it again."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another libc than glibc
+        return
+    mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP)
+
+
+@contextmanager
+def process_map(
+    workers: int, begin: Callable[[], None] | None = None, chunksize: int = 8
+) -> Iterator[Mapper]:
+    """Give a ``map`` that works on ``workers`` processes (0: in this one), in order.
+
+    Each worker is handed ``chunksize`` items at a time; the rest is as in ``process_pool``.
+    """
+    if workers == 0:
+        yield map
+        return
+    with process_pool(workers, begin) as pool:
+        yield partial(pool.map, chunksize=chunksize)
+
+
+@contextmanager
+def process_pool(workers: int, begin: Callable[[], None] | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Give a pool of processes, each of which calls ``begin`` first.
+
+    They are there when this returns, forked before the caller's process has threads. Raises InputError when
+    one of them dies.
+    """
+    lifeline = Lifeline()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), partial(_begin, lifeline, begin))
+    try:
+        pool.submit(int).result()
+        yield pool
+    except BrokenProcessPool as error:
+        raise InputError(WORKER_DIED) from error
+    except BaseException:
+        lifeline.cut()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        lifeline.cut()
+
+
+def _begin(lifeline: Lifeline, begin: Callable[[], None] | None) -> None:
+    lifeline.begin_worker()
+    if begin is not None:
+        begin()
+
+
+def load_chunks(dataset: Chunks[Item], workers: int) -> Iterator[Item]:
+    """Go through a data set's chunks in order, loaded by ``workers`` processes (0: this one).
+
+    The processes are those of PyTorch's DataLoader. Raises InputError when one of them dies.
+    """
+    count = len(dataset)
+    if workers == 0 or count == 0:
+        yield from (dataset[i] for i in range(count))
+        return
+    from torch.utils.data import DataLoader
+
+    lifeline = Lifeline()
+    loader: DataLoader[Item] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=min(workers, count),
+        multiprocessing_context="fork",
+        worker_init_fn=lifeline.begin_worker,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith(_LOADER_NOTICED):
+            raise
+        raise InputError(WORKER_DIED) from error
+    finally:
+        lifeline.cut()
+
+
+def _unchanged(chunk: Any) -> Any:  # noqa: ANN401
+    return chunk
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, and its control groups' quota, which containers have."""
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _quota())))
+
+
+def _quota() -> float:
+    """Smallest CPU quota, in cores, of this process's control group and those above it; inf without one."""
+    try:
+        groups = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.inf
+    quotas = [math.inf]
+    for group in groups:
+        _, controllers, place = group.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = _CGROUPS / "cpu" if controllers else _CGROUPS
+        inner = root / place.lstrip("/")
+        folders = [inner, *inner.parents]
+        quotas += [_quota_of(folder) for folder in folders[: folders.index(root) + 1]]
+    return min(quotas)
+
+
+def _quota_of(folder: Path) -> float:
+    """CPU quota that one control group sets, in cores; inf where it sets none."""
+    for read in (_quota_v2, _quota_v1):
+        try:
+            quota, period = read(folder)
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return math.inf
+
+
+def _quota_v2(folder: Path) -> tuple[int, int]:
+    quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+    return int(quota), int(period)
+
+
+def _quota_v1(folder: Path) -> tuple[int, int]:
+    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    quota, period = (int((folder / name).read_text(encoding="utf-8")) for name in names)
+    return quota, period

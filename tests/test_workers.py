@@ -1,0 +1,170 @@
+"""Worker processes: all results in order, one that dies is told, none outlives the run, quotas count."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from masksets import CHECKOUT, write_mask, write_pairs
+from PIL import Image
+
+from imagenets.common import workers
+from imagenets.common.errors import InputError
+from imagenets.common.workers import WORKER_DIED, available_cores, load_chunks, process_map
+
+NAME = "n00000001/image_1.png"
+
+
+class Squares:
+    """Chunks 0, 1, 4, …; ``fault`` is done in the worker that makes the third."""
+
+    def __init__(self, count, fault=None):
+        self.count, self.fault = count, fault
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if self.fault is not None and index == 2:
+            self.fault()
+        return index**2
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_into_a_bug():
+    raise RuntimeError("a bug of our own")
+
+
+def test_both_pools_give_results_in_order():
+    for count in (0, 1, 7):
+        for processes in (0, 2):
+            assert list(load_chunks(Squares(count), processes)) == [i**2 for i in range(count)]
+            with process_map(processes) as mapped:
+                assert list(mapped(abs, range(-count, 0))) == list(range(count, 0, -1))
+
+
+def test_a_worker_that_dies_is_told_by_both_pools_in_the_same_words():
+    with pytest.raises(InputError) as of_loader:
+        list(load_chunks(Squares(5, die), 1))
+    with pytest.raises(InputError) as of_map, process_map(1) as mapped:
+        list(mapped(Squares(5, die).__getitem__, range(5)))
+    assert str(of_loader.value) == str(of_map.value) == WORKER_DIED
+
+
+def test_an_error_of_a_worker_is_not_taken_for_its_death():
+    with pytest.raises(RuntimeError, match="a bug of our own"):
+        list(load_chunks(Squares(5, run_into_a_bug), 1))
+    with pytest.raises(RuntimeError, match="a bug of our own"), process_map(1) as mapped:
+        list(mapped(Squares(5, run_into_a_bug).__getitem__, range(5)))
+
+
+@pytest.fixture(params=["evaluator.py", "localization.py", "visualize.py"])
+def stuck(request, tmp_path):
+    """A script whose one worker waits for a file that never comes; gives the process and its folder."""
+    name = request.param
+    names = write_pairs(tmp_path, [(np.ones((9, 12), int), np.ones((9, 12), int))] * 40)
+    for mask in names:
+        for folder, suffix in (("images", ".png"), ("maps", ".npy")):
+            path = (tmp_path / folder / mask).with_suffix(suffix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if suffix == ".npy":
+                np.save(path, np.zeros((9, 12)))
+            else:
+                Image.new("RGB", (12, 9)).save(path)
+    for i in range(3, 50):
+        (tmp_path / f"gt/n{i:08d}").mkdir()
+    write_mask(tmp_path / "pred" / NAME, np.ones((9, 12), int))
+    waited_for = tmp_path / ("gt" if name == "localization.py" else "pred") / NAME
+    waited_for.unlink()
+    os.mkfifo(waited_for)
+    options = {
+        "evaluator.py": ["--predict-dir", "pred", "--mode", "50"],
+        "localization.py": ["--attribution-dir", "maps", "--mode", "50"],
+        "visualize.py": ["--predict-dir", "pred", "--image-dir", "images", "--out", "out"],
+    }
+    process = subprocess.Popen(
+        [sys.executable, CHECKOUT / "evaluation" / name, "--gt-dir", "gt", "--workers", "2", *options[name]],
+        cwd=tmp_path,
+        env={**os.environ, "IMAGENETS_LISTS": "/nowhere"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process, waited_for.open("wb"):  # open returns when the worker has begun to read
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        yield process, [int(pid) for pid in children], tmp_path
+        process.kill()
+
+
+def assert_gone(pids):
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in pids if is_running(pid)]:
+        assert time.monotonic() < deadline, f"workers {left} live on"
+        time.sleep(0.02)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize(("how", "status"), [("TERM", 143), ("INT", 130), ("KILL", -9)])
+def test_workers_end_with_their_parent_and_temporary_folders_go(stuck, how, status):
+    process, children, folder = stuck
+    assert len(children) == 2
+    process.send_signal(getattr(signal, f"SIG{how}"))  # to the main process alone
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert_gone(children)
+    assert "Traceback" not in messages
+    if how != "KILL":
+        assert not (folder / "out").exists()
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    names = write_pairs(tmp_path, [(np.ones((9, 12), int), np.ones((9, 12), int))])
+    image = (tmp_path / "images" / names[0]).with_suffix(".png")
+    image.parent.mkdir(parents=True)
+    Image.new("RGB", (12, 9)).save(image)
+    write_mask(tmp_path / "out/.overlays.tmp/n1/left.png", np.ones((2, 2), int))
+    options = ["--predict-dir", "pred", "--image-dir", "images", "--out", "out", "--workers", "0"]
+    command = [sys.executable, CHECKOUT / "evaluation/visualize.py", "--gt-dir", "gt", *options]
+    subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    assert [str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")] == names
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "max 100000"}, 8),
+        ("0::/a/b\n", {"a/cpu.max": "100000 100000", "a/b/cpu.max": "max 100000"}, 1),
+        ("0::/gone\n", {"cpu.max": "20000 100000"}, 1),
+        ("1:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("2:memory:/\n", {"cpu.max": "100000 100000"}, 8),
+        ("", {}, 8),
+    ],
+)
+def test_cores_are_those_of_the_containers_quota(tmp_path, monkeypatch, groups, files, cores):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "groups").write_text(groups)
+    monkeypatch.setattr(workers, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(workers, "_OWN_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert available_cores() == cores
