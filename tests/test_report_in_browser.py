@@ -6,6 +6,7 @@ Skipped where there is no chromium (or chrome) with its chromedriver; .ci/run in
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,15 @@ from masksets import table_of, write_mask
 from PIL import Image
 
 from imagenets.classes import class_table
+from imagenets.masks import decode_mask
+from imagenets.reporting.comparison_page import Methods, comparison_html
 from imagenets.reporting.html import Subject, html_report
+from imagenets.reporting.published import read_standings
+from imagenets.reporting.table import ResultTable, Row, published_row, table_html
+from imagenets.scoring.comparison import Method, compare
 from imagenets.scoring.contingency import Rows, make_table
 from imagenets.scoring.matching import Matching
-from imagenets.scoring.metrics import evaluate
+from imagenets.scoring.metrics import SCORES, evaluate
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -228,3 +234,49 @@ def test_nothing_is_cut_off_on_paper(page):
     assert ground == "rgb(255, 255, 255)" and menu == "none"
     assert button == "contents", "Chromium leaves buttons out of the headers that it repeats on a new page"
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@pytest.fixture(scope="module")
+def other_pages(report):
+    """The pages of a comparison and of a table, made of the report's masks; their paths."""
+    folder = report.parent
+    names = sorted(str(path.relative_to(folder / "gt")) for path in (folder / "gt").glob("*/*.png"))
+    images = [tuple(decode_mask(folder / side / name) for side in ("gt", "pred")) for name in names]
+    tables = [table_of(images), table_of([(truth, truth % 1000) for truth, _ in images])]
+    methods = [
+        Method(str(folder / side), None, replace(table, names=tuple(names)), None)
+        for side, table in zip(("pred", "gt"), tables, strict=True)
+    ]
+    classes = class_table(50, [EVIL] + [f"n{i:08d}" for i in range(1, 50)])
+    comparison = compare(*methods, 50, 20, 0)
+    page = comparison_html(Methods("50", folder / "gt", *methods, classes, folder / "images"), comparison)
+    (folder / "comparison.html").write_text(page)
+    scores = {name: 12.345 + i for i, name in enumerate(SCORES)}
+    deviations = dict.fromkeys(SCORES, 1.234)
+    rows = [Row(EVIL, 3, scores, deviations), *map(published_row, read_standings("50", None, None))]
+    (folder / "table.html").write_text(table_html(ResultTable("50", 18, rows)))
+    return {"comparison": folder / "comparison.html", "table": folder / "table.html"}
+
+
+@pytest.mark.parametrize("name", ["comparison", "table"])
+def test_other_pages_fit_in_both_schemes_and_on_paper(browser, other_pages, name):
+    for width in (1280, 400):
+        for scheme in ("light", "dark"):
+            show(browser, width, scheme)
+            browser.get(other_pages[name].as_uri())
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+            assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+    assert browser.get_log("browser") == [] and browser.title.startswith("ImageNet-S-50")
+    button = browser.find_element("css selector", "table.sortable th.number button")
+    browser.execute_script("arguments[0].click()", button)
+    assert button.find_element("xpath", "..").get_attribute("aria-sort") == "descending"
+    # A4 between its margins, the table on its side.
+    show(browser, 703 if name == "comparison" else 1032, "light")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    hidden = browser.execute_script(
+        "return [...document.querySelectorAll('.scroll, .chart, body')]"
+        ".map((e) => e.scrollWidth - e.clientWidth)"
+    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert max(hidden) <= 1, hidden

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from imagenets.classes import MODES
 from imagenets.reporting.pages import render_page
 from imagenets.reporting.published import NOT_COMPARABLE, Standing, score_text
 from imagenets.reporting.score_files import ScoreFile
@@ -163,7 +164,10 @@ def table_note(table: ResultTable) -> str:
     if table.has_deviations:
         note += " Several runs: mean ± standard deviation of the sample (n − 1)."
     if table.has_published:
-        note += " Rows without runs are published or reported mIoU on the whole validation set."
+        whole = MODES[table.mode].validation
+        note += f" Rows without runs are published or reported mIoU on all {whole:,} validation images."
+        if table.images != whole:
+            note += " The others are of fewer images, and not comparable with them."
         if table.protocol is None:
             note += f" {NOT_COMPARABLE}"
     return note
