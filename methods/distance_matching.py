@@ -27,6 +27,7 @@ from command_line.networks import (
     positive_number,
     running_of,
 )
+from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.learning.image_list import fingerprint
@@ -44,6 +45,7 @@ from imagenets.learning.inference.image_sets import (
     split_images,
     target_paths,
 )
+from imagenets.learning.inference.label_overlays import class_names, overlay_paths, write_label_overlays
 from imagenets.learning.inference.neighbours import Bank
 from imagenets.learning.inference.output_folder import code_digest, opened
 from imagenets.learning.inference.pictures import Images
@@ -188,6 +190,17 @@ def segment(job: Job, processes: Processes) -> None:
         made = sum(processes.gathered(processes.together(write)))
         if processes.first:
             print(f"{arguments.output_dir / name}: {len(of_split.names)} predictions, {made} made now")
+    if arguments.overlays:
+        processes.from_first(partial(draw_overlays, job))
+
+
+def draw_overlays(job: Job) -> None:
+    """Draw the labels over the pictures."""
+    arguments = job.arguments
+    for name, of_split in job.images.items():
+        overlays = overlay_paths(job.targets[name], arguments.output_dir)
+        names = class_names(arguments.mode)
+        write_label_overlays(of_split, job.targets[name], overlays, names, "class", arguments.workers, bar)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ pictures are clustered. With --backbone every process of torchrun takes a share.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -31,6 +32,7 @@ from command_line.networks import (
     chosen_splits,
     running_of,
 )
+from command_line.progress import bar
 from imagenets.classes import MAX_LABEL, MODES
 from imagenets.common.locks import locked
 from imagenets.common.whole_files import whole_file
@@ -49,6 +51,7 @@ from imagenets.learning.extraction import (
 from imagenets.learning.handmade_features import handmade
 from imagenets.learning.image_list import fingerprint, list_images, shuffled
 from imagenets.learning.inference.image_sets import images_below, target_paths
+from imagenets.learning.inference.label_overlays import overlay_paths, write_label_overlays
 from imagenets.learning.inference.output_folder import keep_record
 from imagenets.learning.inference.pictures import Images
 
@@ -171,9 +174,9 @@ def centres_by_hand(arguments: argparse.Namespace, train: Images, mapper: Mapper
         before: np.ndarray = np.load(path)
         return before
     store = arguments.features_dir or arguments.output_dir / "features"
-    with tqdm(total=len(train.names), desc="train", unit=" images", disable=None) as bar:
+    with tqdm(total=len(train.names), desc="train", unit=" images", disable=None) as shown:
         chunks = feature_chunks(
-            train.folder, train.names, handmade(), store, mapper, lambda n: bar.update(n) and None
+            train.folder, train.names, handmade(), store, mapper, lambda n: shown.update(n) and None
         )
     print(f"features of {len(train.names)} training images: {store}")
     return save_centres(arguments, chunks)
@@ -183,7 +186,7 @@ def predict(images: Images, targets: list[Path], centres: np.ndarray, mapper: Ma
     """Write the predictions of a split that are not there yet; gives how many were made."""
     absent = {name: path for name, path in zip(images.names, targets, strict=True) if not path.exists()}
     problems: list[str] = []
-    with tqdm(total=len(absent), desc=images.folder.name, unit=" images", disable=None) as bar:
+    with tqdm(total=len(absent), desc=images.folder.name, unit=" images", disable=None) as shown:
         for described in describe(images.folder, list(absent), handmade(), mapper, problems):
             predictions = [
                 Prediction(foreground, size, int(label), absent[image])
@@ -196,7 +199,7 @@ def predict(images: Images, targets: list[Path], centres: np.ndarray, mapper: Ma
                 )
             ]
             for _ in mapper(write_prediction, predictions):
-                bar.update()
+                shown.update()
     refuse(problems)
     return len(absent)
 
@@ -248,6 +251,11 @@ def main() -> None:
     arguments = parse_arguments()
     train, splits = listed_images(arguments)
     (by_hand if arguments.backbone is None else by_network)(arguments, train, splits)
+    if arguments.overlays and os.environ.get("RANK", "0") == "0":
+        for name, images in splits.items():
+            targets = target_paths(images, arguments.output_dir / name)
+            overlays = overlay_paths(targets, arguments.output_dir)
+            write_label_overlays(images, targets, overlays, None, "cluster", arguments.workers, bar)
 
 
 if __name__ == "__main__":

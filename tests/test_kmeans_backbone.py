@@ -81,8 +81,9 @@ def test_a_run_with_a_backbone(foreground, checkpoint, tmp_path, monkeypatch, ca
 def test_any_pictures_are_clustered(tmp_path, monkeypatch, capsys):
     make_set(tmp_path / "photos" / "of mine", FOLDERS, train=1, validation=1)
     arguments = ["--images", tmp_path / "photos", "--clusters", "3", "--output-dir", tmp_path / "out"]
-    monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments), "--workers", "0"])
+    monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments), "--workers", "0", "--overlays"])
     kmeans.main()
+    assert len(list((tmp_path / "out" / "overlays" / "images").rglob("*.jpg"))) == 12
     assert "12 predictions, 12 made now" in capsys.readouterr().out
     for path in (tmp_path / "photos").rglob("*.JPEG"):
         place = path.relative_to(tmp_path / "photos").with_suffix(".png")

@@ -87,6 +87,6 @@ def _vote(
 ) -> torch.Tensor:
     """Label with most votes: cosines (P, k) and places in the bank (P, k) → (P,) int64."""
     # Relative to the nearest, so that no temperature overflows; the winner is the same.
-    weights = ((scores - scores[:, :1]) / temperature).exp()
+    weights = ((scores - scores.amax(dim=1, keepdim=True)) / temperature).exp()
     votes = weights.new_zeros(len(scores), int(labels.max()) + 1)
     return votes.scatter_add_(1, labels[places], weights).argmax(dim=1)

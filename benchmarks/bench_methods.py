@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""Time distance matching against the bare forward pass of its network, and its search against one product.
+
+Prints ratios of one run, on synthetic photographs: images per second of the whole way from JPEG files to PNG
+files against the network alone on the same pictures, prepared beforehand, in the same batches, with the same
+threads; and the neighbour search against one matrix product of its size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line import run, whole_number
+
+# isort: split
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from imagenets.learning.inference.distance_matching import label_step, reading_of
+from imagenets.learning.inference.engine import Running, write_label_maps
+from imagenets.learning.inference.neighbours import Bank, nearest
+from imagenets.learning.inference.pictures import Images, read_picture
+from imagenets.learning.networks.backbones import Backbone, make_backbone
+from imagenets.learning.training.distributed import Processes, started
+
+SIZE = (375, 500)  # height, width; the most frequent one of ImageNet
+NETWORKS = ("resnet18", "vit_small_patch16_224")
+
+
+def write_photographs(folder: Path, count: int) -> list[str]:
+    """Write JPEG files of smooth noise of several scales; about 100 kB each, as ImageNet's."""
+    rng = np.random.default_rng(0)
+    names = []
+    for i in range(count):
+        rough = sum(
+            cv2.resize(rng.random((cells, cells, 3)), SIZE[::-1]) * weight
+            for cells, weight in ((5, 120), (40, 80), (200, 55))
+        )
+        name = f"{i:04d}.JPEG"
+        Image.fromarray(np.clip(rough, 0, 255).astype(np.uint8)).save(folder / name, quality=92)
+        names.append(name)
+    return names
+
+
+def seconds(call: Callable[[], object], repeats: int) -> float:
+    """Best time of some calls."""
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def synchronised(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def bare_forward(backbone: Backbone, images: Images, batch: int, processes: Processes) -> float:
+    """Seconds of the network alone on prepared batches on the device."""
+    reading = reading_of(backbone)
+    pixels = np.stack([read_picture(images, name, reading).pixels for name in images.names[:batch]])
+    pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().to(processes.device) / 255
+
+    def call() -> None:
+        with torch.inference_mode():
+            for _ in range(len(images.names) // batch):
+                backbone(pictures)
+        synchronised(processes.device)
+
+    call()
+    return seconds(call, 2)
+
+
+def compare_whole(name: str, images: Images, arguments: argparse.Namespace, processes: Processes) -> None:
+    """Print one network's line."""
+    torch.manual_seed(0)
+    backbone = make_backbone(name)
+    backbone.to(processes.device)
+    vectors = torch.nn.functional.normalize(torch.randn(arguments.bank, backbone.channels))
+    bank = Bank(vectors, torch.arange(arguments.bank) % 51).to(processes.device)
+    step = label_step(backbone, bank, 10, 0.07)
+    running = Running(processes, arguments.workers, arguments.batch_size)
+    bare = bare_forward(backbone, images, arguments.batch_size, processes)
+    with tempfile.TemporaryDirectory() as output:
+        targets = [Path(output) / f"{name}.png" for name in images.names]
+        whole = seconds(lambda: write_label_maps(images, targets, step, reading_of(backbone), running), 1)
+    count = len(images.names)
+    print(
+        f"{name:22}  bare forward {count / bare:7.1f} images/s   files to files {count / whole:7.1f} images/s"
+        f"   ratio {bare / whole:.2f}"
+    )
+
+
+def compare_search(places: int, channels: int, size: int, device: torch.device) -> None:
+    """Print the search against one product of its size."""
+    vectors, bank = torch.randn(places, channels, device=device), torch.randn(size, channels, device=device)
+    bank = torch.nn.functional.normalize(bank)
+
+    def product() -> None:
+        vectors @ bank.T
+        synchronised(device)
+
+    def search() -> None:
+        nearest(vectors, bank, 10)
+        synchronised(device)
+
+    product()
+    search()
+    ratio = seconds(search, 3) / seconds(product, 3)
+    print(f"search of {places} x {channels} in {size}: {ratio:.2f} times one matrix product")
+
+
+def main() -> None:
+    """Parse, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--images", type=whole_number(8, 100_000), default=128)
+    parser.add_argument("--bank", type=whole_number(11, 100_000), default=1000, help="embeddings")
+    parser.add_argument("--batch-size", type=whole_number(1, 1024), default=16)
+    parser.add_argument("--workers", type=whole_number(0, 256), default=2)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    arguments = parser.parse_args()
+    with started(arguments.device) as processes, tempfile.TemporaryDirectory() as folder:
+        print(f"{processes.device}, {torch.get_num_threads()} threads, {arguments.workers} workers")
+        images = Images(Path(folder), write_photographs(Path(folder), arguments.images))
+        for name in NETWORKS:
+            compare_whole(name, images, arguments, processes)
+        compare_search(32 * 44, 512, 1000, processes.device)
+        compare_search(32 * 44, 2048, 18_000, processes.device)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,106 @@
+"""Pictures with the labels of their label maps drawn over them, for looking at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from imagenets.classes import BACKGROUND
+from imagenets.common.errors import InputError, listed
+from imagenets.common.progress import Show, no_bar
+from imagenets.common.whole_files import whole_file
+from imagenets.images import read_image
+from imagenets.label_maps import mode_table
+from imagenets.learning.extraction import processes
+from imagenets.learning.inference.pictures import Images
+from imagenets.masks import decode_mask
+from imagenets.reporting.overlays import draw_labels, label_colours
+
+_INK, _PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def class_names(mode: str | None) -> list[str] | None:
+    """Names of labels 0..N of a mode; None where it is not given, or its classes cannot be told here."""
+    if mode is None:
+        return None
+    try:
+        return [of_label.name for of_label in mode_table(mode)]
+    except InputError:
+        return None
+
+
+def write_label_overlays(
+    images: Images,
+    targets: Sequence[Path],
+    overlays: Sequence[Path],
+    names: Sequence[str] | None,
+    noun: str,
+    workers: int,
+    show: Show = no_bar,
+) -> int:
+    """Draw the label map at each of ``targets`` over its image, if its overlay is not there; gives how many.
+
+    Overlays are JPEG files, full size, with a legend below: the ``names`` of labels, or "``noun`` 7" where
+    there are none. Raises InputError for images or maps that cannot be read, after all have been tried.
+    """
+    todo = [
+        (images.folder / name, target, overlay)
+        for name, target, overlay in zip(images.names, targets, overlays, strict=True)
+        if not overlay.exists()
+    ]
+    draw = partial(_draw_file, names=names, noun=noun)
+    problems = []
+    with processes(workers) as mapper, show("overlays", len(todo), unit="images") as advance:
+        for problem in mapper(draw, todo):
+            problems += [problem] if problem else []
+            advance(1)
+    if problems:
+        raise InputError(f"{len(problems)} overlays cannot be drawn:\n{listed(problems)}")
+    return len(todo)
+
+
+def overlay_paths(targets: Sequence[Path], output: Path) -> list[Path]:
+    """Where the overlay of each label map below ``output`` belongs: below ``output``/overlays, as .jpg."""
+    return [
+        output / "overlays" / target.relative_to(output).with_name(f"{target.stem}.jpg") for target in targets
+    ]
+
+
+def _draw_file(paths: tuple[Path, Path, Path], names: Sequence[str] | None, noun: str) -> str | None:
+    image, target, overlay = paths
+    try:
+        labels = decode_mask(target)
+        picture = np.asarray(read_image(image, labels.shape))
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {os.strerror(error.errno or 0)}"
+    drawn = with_legend(draw_labels(picture, labels), labels, names, noun)
+    overlay.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(overlay) as temporary:
+        drawn.save(temporary, "JPEG", quality=90)
+    return None
+
+
+def with_legend(drawn: np.ndarray, labels: np.ndarray, names: Sequence[str] | None, noun: str) -> Image.Image:
+    """Put a line for each label that occurs below a picture (H, W, 3) uint8: its colour and its name."""
+    height, width, _ = drawn.shape
+    there = [label for label in np.unique(labels).tolist() if label != BACKGROUND]
+    size = max(11, round(max(height, width) / 36))
+    line = round(1.5 * size)
+    page = Image.new("RGB", (width, height + line * len(there)), _PAPER)
+    page.paste(Image.fromarray(drawn), (0, 0))
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size)
+    for row, label in enumerate(there):
+        middle = height + (row + 0.5) * line
+        colour = tuple(label_colours(np.array(label)).tolist())
+        pen.rectangle((size / 2, middle - size / 2, 1.5 * size, middle + size / 2), fill=colour, outline=_INK)
+        known = names is not None and label < len(names)
+        text = names[label] if known and names is not None else f"{noun} {label}"
+        pen.text((2 * size, middle), text, _INK, font, anchor="lm")
+    return page
