@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
 
 import numpy as np
 import pytest
 import torch
-from masksets import script, table_of
+from masksets import CHECKOUT, script, table_of
 from PIL import Image
 from prepared_set import WNIDS, write_lists, write_set
 from torch.nn.functional import interpolate
@@ -271,3 +272,14 @@ def test_centroids_of_another_network_are_refused(tmp_path):
     (tmp_path / "text.npy").write_text("no array")
     with pytest.raises(InputError, match=r"text\.npy: no NumPy file of centroids"):
         load_centroids(tmp_path / "text.npy", 512)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("SAVE", "51", "OUT"), ("SAVE", "50", "OUT", "large"), ("", "50", "OUT")]
+)
+def test_pass_sh_says_how_it_is_used(arguments):
+    result = subprocess.run(
+        ["bash", CHECKOUT / "methods/pass.sh", *arguments], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: bash methods/pass.sh SAVE MODE OUT [small]")
