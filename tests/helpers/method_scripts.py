@@ -1,0 +1,30 @@
+"""Scripts of methods/ in processes that are forked off one that has PyTorch loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import timm  # noqa: F401 - loaded once, for all forks
+import torch
+
+from command_line import run
+from methods import finetune, predict
+
+torch.optim.AdamW([torch.zeros(1)])  # the first optimiser makes PyTorch load half of itself
+
+MAINS = {"finetune": finetune.main, "predict": predict.main}
+
+
+def child(script, arguments, environment, said):
+    """Run a script as a process of its own; what it prints goes to the file ``said``."""
+    os.environ.update(environment)
+    descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    sys.argv = [f"{script}.py", *arguments]
+    run(MAINS[script])

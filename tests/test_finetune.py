@@ -1,0 +1,342 @@
+"""finetune.py and predict.py: they learn, go on after a kill, refuse what does not fit, and predict."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from multiprocessing import forkserver
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import method_scripts
+from helpers.patterns import write_patterns
+from masksets import CHECKOUT, write_mask
+from PIL import Image
+from prepared_set import write_lists
+
+from imagenets.classes import MODES
+from imagenets.common.errors import InputError
+from imagenets.learning.finetuning.pairs import Augmented, list_pairs
+from imagenets.learning.inference.full_size import label_map, reduced_size
+from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.segmentation_network import SegmentationNetwork
+from imagenets.masks import decode_mask
+
+pytest.importorskip("timm")
+
+TIMEOUT = 240  # seconds, far above what a run takes
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Real processes that need not import PyTorch: they are forked off one that has done so."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["helpers.method_scripts", "helpers.train_toy"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return made
+
+
+@pytest.fixture(scope="module")
+def save(tmp_path_factory):
+    """A prepared set of eight images in train-semi and validation, and its lists."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_patterns(folder, per_class=2)
+    write_lists(folder / "lists")
+    return folder
+
+
+def start(context, save, script, said, *arguments):
+    """Start methods/SCRIPT; what it prints goes to the file ``said``."""
+    environment = {"IMAGENETS_LISTS": str(save / "lists")}
+    process = context.Process(
+        target=method_scripts.child, args=(script, [*map(str, arguments)], environment, str(said))
+    )
+    process.start()
+    return process
+
+
+def run(context, save, script, said, *arguments, status=0):
+    process = start(context, save, script, said, *arguments)
+    process.join(TIMEOUT)
+    text = Path(said).read_text()
+    assert process.exitcode == status, text
+    assert "Traceback" not in text
+    return text
+
+
+def finetune(save, output, *more, backbone="test_vit", recipe="semi-supervised"):
+    return (
+        "--save-dir", save, "--mode", 50, "--recipe", recipe, "--backbone", backbone, "--checkpoint", "none",
+        "--output-dir", output, "--crop", 64, "--batch-size", 4, "--workers", 0, "--evaluate-every", 0, *more,
+    )  # fmt: skip
+
+
+def log(folder):
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("images_per_second", "data_wait")} for r in records]
+
+
+def weights(folder):
+    return torch.load(folder / "last.pth", weights_only=True)["model"]
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_weights(context, save, tmp_path):
+    more = ("--epochs", 5, "--drop-path", 0.3, "--accumulate", 2)
+    run(context, save, "finetune", tmp_path / "said", *finetune(save, tmp_path / "whole", *more))
+    rng = random.Random(1)
+    for _ in range(7):
+        process = start(
+            context, save, "finetune", tmp_path / "said", *finetune(save, tmp_path / "killed", *more)
+        )
+        process.join(rng.uniform(0.2, 1.5))
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    run(context, save, "finetune", tmp_path / "said", *finetune(save, tmp_path / "killed", *more))
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert log(tmp_path / "killed") == log(tmp_path / "whole")
+    assert [record["epoch"] for record in log(tmp_path / "whole")] == [1, 2, 3, 4, 5]
+
+
+def test_two_processes_of_torchrun_train_as_one(context, save, tmp_path):
+    """With batch norm and validation: equal losses, and no image is scored twice."""
+    more = ("--epochs", 2, "--evaluate-every", 1)
+    one = finetune(save, tmp_path / "1", *more, backbone="test_resnet")
+    run(context, save, "finetune", tmp_path / "said", *one)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    two = finetune(save, tmp_path / "2", *more, backbone="test_resnet")
+    done = subprocess.run(
+        [*launcher, str(CHECKOUT / "methods/finetune.py"), *map(str, two)],
+        env={**os.environ, "IMAGENETS_LISTS": str(save / "lists"), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for first, second in zip(log(tmp_path / "1"), log(tmp_path / "2"), strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-4)
+        assert first["mIoU"] == pytest.approx(second["mIoU"], abs=0.1)
+    assert done.stdout.count("saved: ") == 1
+
+
+def test_four_images_are_learnt_by_heart(context, tmp_path):
+    """From random weights: the loss falls, and over 95 % of each label is right."""
+    write_patterns(tmp_path)
+    write_lists(tmp_path / "lists")
+    arguments = finetune(tmp_path, tmp_path / "run", *LEARNS, backbone="resnet10t")
+    run(context, tmp_path, "finetune", tmp_path / "said", *arguments)
+    records = log(tmp_path / "run")
+    assert records[-1]["loss"] < records[0]["loss"] / 20
+    predict = ("--save-dir", tmp_path, "--mode", 50, "--workers", 0)
+    model = ("--model", tmp_path / "run/last.pth", "--output-dir", tmp_path / "out")
+    run(context, tmp_path, "predict", tmp_path / "said", *predict, *model)
+    scores = label_scores(tmp_path / "out/validation", tmp_path / "ImageNetS50/validation-segmentation", 5)
+    assert np.mean(scores) > 0.95, scores
+    mean = 100 * sum(scores) / 51
+    assert records[-1]["mIoU"] == pytest.approx(mean), "what training scored is what predict.py writes"
+
+
+def label_scores(predictions, masks, labels):
+    """IoU of labels 0..labels-1, over the pixels of all images together."""
+    hits, unions = np.zeros(labels), np.zeros(labels)
+    for path in sorted(masks.rglob("*.png")):
+        truth, guess = decode_mask(path), decode_mask(predictions / path.relative_to(masks))
+        counts = truth != 1000
+        for label in range(labels):
+            hits[label] += ((truth == label) & (guess == label) & counts).sum()
+            unions[label] += (((truth == label) | (guess == label)) & counts).sum()
+    return hits / unions
+
+
+LEARNS = ("--epochs", 150, "--lr", 4e-3, "--layer-decay", 1, "--drop-path", 0, "--crop", 96,
+          "--evaluate-every", 1000)  # fmt: skip
+
+
+def test_pass_learns_from_label_maps_and_goes_on_only_with_the_same_settings(context, save, tmp_path):
+    write_patterns(tmp_path, per_class=2, splits=("train",))
+    write_lists(tmp_path / "lists")
+    masks = tmp_path / "ImageNetS50/train-segmentation"
+    for path in masks.rglob("*.png"):
+        labels = decode_mask(path).astype(int)
+        write_mask(path, np.where(labels == 1000, 0, labels))
+    arguments = ("--masks", masks, "--epochs", 3, "--lr", 0.5)
+    whole = finetune(tmp_path, tmp_path / "run", *arguments, backbone="test_resnet", recipe="pass")
+    run(context, tmp_path, "finetune", tmp_path / "said", *whole)
+    losses = [record["loss"] for record in log(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+    saved = torch.load(tmp_path / "run/last.pth", weights_only=True)
+    assert (saved["backbone"], saved["mode"], saved["recipe"], saved["epoch"], saved["classes"]) == (
+        "test_resnet", "50", "pass", 3, 50,
+    )  # fmt: skip
+    before = (tmp_path / "run/last.pth").read_bytes()
+    other = run(context, tmp_path, "finetune", tmp_path / "said", *whole, "--lr", 0.6, status=1)
+    assert "lr: 0.5 then, 0.6 now" in other
+    assert (tmp_path / "run/last.pth").read_bytes() == before
+    again = run(context, tmp_path, "finetune", tmp_path / "said", *whole)
+    assert "saved: " in again
+
+
+def test_masks_that_do_not_fit_are_all_named_before_anything_is_made(context, tmp_path):
+    root = write_patterns(tmp_path, per_class=2)
+    write_lists(tmp_path / "lists")
+    masks = sorted((root / "train-semi-segmentation").rglob("*.png"))
+    images = sorted((root / "train-semi").rglob("*.JPEG"))
+    masks[0].unlink()
+    write_mask(masks[1], np.ones((3, 3), int))
+    images[2].unlink()
+    said = run(
+        context, tmp_path, "finetune", tmp_path / "said", *finetune(tmp_path, tmp_path / "run"), status=1
+    )
+    assert "3 images or masks have no fitting partner" in said
+    assert all(path.stem in said for path in (masks[0], masks[1], masks[2]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("recipe", "label"), [("semi-supervised", 51), ("pass", 1000)])
+def test_labels_that_are_none_are_refused(tmp_path, monkeypatch, recipe, label):
+    split = "train" if recipe == "pass" else "train-semi"
+    root = write_patterns(tmp_path, per_class=2, splits=(split,))
+    write_lists(tmp_path / "lists")
+    monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
+    masks = root / f"{split}-segmentation"
+    path = sorted(masks.rglob("*.png"))[3]
+    if recipe == "pass":
+        pairs = list_pairs(tmp_path, MODES["50"], recipe, masks)
+        with pytest.raises(InputError, match=f"{path}: label 1000 is outside"):
+            Augmented(pairs, 32, 0.1, 0).read(0, 3)
+        return
+    write_mask(path, np.full(decode_mask(path).shape, label))
+    with pytest.raises(InputError, match=f"{path}: label 51 is outside"):
+        list_pairs(tmp_path, MODES["50"], recipe, None)
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "words"),
+    [
+        (("--batch-size", 5, "--accumulate", 2), 1, "--batch-size 5: does not divide"),
+        (("--crop", 70), 1, "take a multiple of 16"),
+        (("--device", "cuda"), 1, "--device cpu"),
+        (("--masks", "x"), 2, "--masks goes with --recipe pass"),
+        (("--lr", "nan"), 2, "not a number above 0"),
+        (("--evaluate-every", 1, "--checkpoint", "absent.pth"), 1, "absent.pth"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(context, save, tmp_path, more, status, words):
+    if "cuda" in more and torch.cuda.is_available():
+        pytest.skip("CUDA is there")
+    arguments = finetune(save, tmp_path / "run", *more)
+    assert words in run(context, save, "finetune", tmp_path / "said", *arguments, status=status)
+    assert not (tmp_path / "run").exists()
+
+
+def published(folder, kind):
+    """A network of spread weights and a file that holds it in its published layout."""
+    name, recipe, stride = {
+        "pass": ("test_resnet", "pass", None), "resnet": ("test_resnet", "semi-supervised", None),
+        "vit": ("test_vit", "semi-supervised", None), "convnext": ("test_convnext", "semi-supervised", None),
+    }[kind]  # fmt: skip
+    torch.manual_seed(4)
+    network = SegmentationNetwork(make_backbone(name, output_stride=stride), 50, recipe)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(torch.randn_like(value) * 0.05)
+        network.head.weight.mul_(20)
+        if network.kind == "resnet":  # else one label would win everywhere, by the mean of the features
+            network.train()(torch.randn(8, 3, 96, 96))
+            network.eval()
+            mean = network.backbone(torch.randn(8, 3, 96, 96)).mean((0, 2, 3))
+            network.head.bias.copy_(-(network.head.weight[:, :, 0, 0] @ mean))
+    renamed = {"pass": "last_layer.", "convnext": "seg_head.fc."}.get(kind, "head.")
+    tensors = {name.replace("head.", renamed): value for name, value in network.weights().items()}
+    prefixed = {f"module.{name}": value for name, value in tensors.items()}
+    torch.save({"state_dict": prefixed} if kind == "pass" else {"model": tensors}, folder / f"{kind}.pth")
+    return network.eval(), name, folder / f"{kind}.pth"
+
+
+def reference(network, path, longest):
+    """One image, by itself: shorter side 256, logits enlarged to its size, the largest."""
+    image = Image.open(path).convert("RGB")
+    w, h = image.size
+    size = (256, int(256 * h / w)) if w <= h else (int(256 * w / h), 256)
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.float32) / 255
+    x = (pixels - np.float32((0.485, 0.456, 0.406))) / np.float32((0.229, 0.224, 0.225))
+    interpolate = torch.nn.functional.interpolate
+    with torch.no_grad():
+        logits = network(torch.from_numpy(x).permute(2, 0, 1)[None])
+    if h * w <= longest**2:
+        return interpolate(logits, (h, w), mode="bilinear").argmax(1)[0].numpy()
+    small = (longest, int(longest * w / h)) if h > w else (int(longest * h / w), longest)
+    labels = interpolate(logits, small, mode="bilinear").argmax(1, keepdim=True)
+    return interpolate(labels.float(), (h, w), mode="nearest")[0, 0].numpy().astype(int)
+
+
+@pytest.fixture(scope="module")
+def odd_pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number, (h, w) in enumerate(((40, 61), (61, 40), (120, 90), (90, 141), (100, 100), (7, 30))):
+        noise = rng.integers(0, 256, (-(-h // 5), -(-w // 5), 3), np.uint8)
+        Image.fromarray(np.kron(noise, np.ones((5, 5, 1), np.uint8))[:h, :w]).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["pass", "resnet", "vit", "convnext"])
+def test_predictions_are_those_of_the_reference(context, save, tmp_path, odd_pictures, kind):
+    network, name, file = published(tmp_path, kind)
+    arguments = ("--images", odd_pictures, "--model", file, "--backbone", name, "--longest", 90)
+    more = ("--output-dir", tmp_path / "out", "--workers", 0, "--batch-size", 3)
+    run(context, save, "predict", tmp_path / "said", *arguments, *more)
+    seen, wrong, pixels = set(), 0, 0
+    for path in sorted(odd_pictures.glob("*.png")):
+        expected = reference(network, path, 90)
+        found = decode_mask(tmp_path / "out/images" / path.name)
+        assert found.shape == expected.shape
+        wrong, pixels = wrong + int((found != expected).sum()), pixels + expected.size
+        seen |= set(np.unique(expected).tolist())
+    assert wrong <= max(1, pixels // 5000)
+    assert len(seen) > 5, "a network that says one thing everywhere would prove nothing"
+
+
+def test_predict_refuses_another_network_or_mode(context, save, tmp_path):
+    _, name, file = published(tmp_path, "vit")
+    common = ("--save-dir", save, "--output-dir", tmp_path / "out", "--model", file, "--workers", 0)
+    said = run(context, save, "predict", tmp_path / "s", *common, "--mode", 50, status=1)
+    assert "name it with --backbone" in said
+    said = run(context, save, "predict", tmp_path / "s", *common, "--mode", 300, "--backbone", name, status=1)
+    assert "has 50 classes, the mode has 300" in said
+    said = run(
+        context, save, "predict", tmp_path / "s", *common, "--mode", 50, "--backbone", "resnet18", status=1
+    )
+    assert "no resnet18 with a head" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_stays_bounded_for_a_large_picture(context):
+    """10,000 × 8,000 pixels in mode 919: the whole logits would be 2.9 GB at the reduced size."""
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=measured, args=(send,))
+    process.start()
+    shape, kilobytes = receive.recv()
+    process.join(TIMEOUT)
+    assert shape == (1000, 800)
+    assert kilobytes < 900_000
+
+
+def measured(send):
+    torch.set_num_threads(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size = reduced_size((10_000, 8_000), 1000)
+    labels = label_map(torch.randn(920, 10, 8), size)
+    send.send((tuple(labels.shape), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
