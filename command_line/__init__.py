@@ -6,11 +6,12 @@ A script imports this before any package: from then on an interrupt and a missin
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
@@ -72,6 +73,23 @@ def path_argument(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty path: is a shell variable unset?")
     return Path(text)
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; of a flag that does not exist, say which one is like it.
+
+    argparse alone would tell of the flags that are lacking, and not of the one that is wrong.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    known = list(parser._option_string_actions)
+    for argument in given:
+        flag = argument.partition("=")[0]
+        if argument == "--":
+            break
+        if argument.startswith("--") and " " not in argument and flag not in known:
+            like = difflib.get_close_matches(flag, known, 1)
+            parser.error(f"unrecognized arguments: {flag}" + (f"; did you mean {like[0]}?" if like else ""))
+    return parser.parse_args(given)
 
 
 def run(main: Callable[[], None]) -> NoReturn:

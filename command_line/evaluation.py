@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 from command_line import path_argument, whole_number
+from command_line.progress import warn
 from imagenets.classes import MAX_LABEL, MODES, ClassInfo, Mode, class_table
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import write_whole
 from imagenets.common.workers import available_cores
 from imagenets.label_maps import find_wnids
+from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.counting import CountRequest
 from imagenets.scoring.matching import Matching, read_matching
+from imagenets.scoring.matching_record import made_of_others
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +58,9 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
         type=path_argument,
         default=Path("results"),
         help="matchings, and the cache of counted masks (default: results)",
+    )
+    parser.add_argument(
+        "--problems", type=path_argument, metavar="FILE", help="list all masks that cannot be used there"
     )
     parser.add_argument(
         "--no-cache", action="store_true", help="count all masks again; leave no cache behind"
@@ -104,7 +111,8 @@ seed_number = whole_number(0, 2**63 - 1)
 def matching_path(match: str, results_dir: Path) -> Path:
     """Path of the matching: ``match`` itself if it looks like one, else that name among the results."""
     if os.sep in match or match.endswith(".json"):
-        return Path(match)
+        among_results = results_dir / match
+        return among_results if among_results.is_file() and not Path(match).exists() else Path(match)
     return results_dir / f"{match}.json"
 
 
@@ -119,6 +127,26 @@ def read_match(arguments: argparse.Namespace, match: str | None, fewer: bool = F
     matching = read_matching(matching_path(match, arguments.results_dir), classes)
     matching.check_clusters(arguments.clusters or classes, fewer)
     return matching
+
+
+def warn_of_others(matching: Matching, table: ContingencyTable) -> None:
+    """Warn where a matching is known to be made of other masks."""
+    message = made_of_others(matching, table)
+    if message:
+        warn(message)
+
+
+@contextmanager
+def problems_kept(path: Path | None) -> Iterator[None]:
+    """Write all problems of a refusal, of which messages show ten, to a file: a line each."""
+    try:
+        yield
+    except InputError as error:
+        if path is None or not error.problems:
+            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "".join(f"{problem}\n" for problem in error.problems))
+        raise InputError(f"{error}\nall {len(error.problems)}: {path}", error.problems) from error
 
 
 def request_of(arguments: argparse.Namespace, predict_dir: Path, matched: bool) -> CountRequest:

@@ -9,23 +9,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run
+from command_line import parse, path_argument, run
 from command_line.evaluation import (
     add_bootstrap_arguments,
     add_ground_truth_arguments,
     check_output,
+    problems_kept,
     read_classes,
     read_match,
     request_of,
     save_results,
     today,
+    warn_of_others,
 )
 from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.images import check_image_dir
 from imagenets.reporting.comparison_text import comparison_json, comparison_text
 from imagenets.scoring.comparison import Method, compare
+from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.counting import count_all
+from imagenets.scoring.matching import Matching
 
 Side = tuple[Path, str | None]
 
@@ -62,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
         help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain ground)",
     )
     parser.add_argument("--title", metavar="TEXT", help="heading of the report")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.clusters and arguments.a[1] is None and arguments.b[1] is None:
         parser.error("--clusters goes with a MATCH: without a matching, predictions hold class ids")
     if arguments.output and arguments.output.suffix != ".json":
@@ -89,11 +93,20 @@ def read_methods(arguments: argparse.Namespace) -> list[Method]:
     sides: list[Side] = [arguments.a, arguments.b]
     matchings = [read_match(arguments, match, fewer=arguments.clusters is not None) for _, match in sides]
     requests = [request_of(arguments, folder, matched=match is not None) for folder, match in sides]
-    tables = count_all(requests, bar, warn)
+    with problems_kept(arguments.problems):
+        tables = count_all(requests, bar, warn)
     return [
-        Method(str(folder), match, table, None if matching is None else matching.for_table(table))
+        method_of(folder, match, matching, table)
         for (folder, match), matching, table in zip(sides, matchings, tables, strict=True)
     ]
+
+
+def method_of(folder: Path, match: str | None, matching: Matching | None, table: ContingencyTable) -> Method:
+    """Put together one side; InputError when its matching lacks a cluster."""
+    if matching is None:
+        return Method(str(folder), match, table, None)
+    warn_of_others(matching, table)
+    return Method(str(folder), match, table, matching.for_table(table), matching.sha256)
 
 
 def main() -> None:
@@ -115,7 +128,7 @@ def main() -> None:
     print(comparison_text(comparison, classes))
     saved: dict[Path, str | bytes] = {}
     if arguments.output:
-        saved[arguments.output] = comparison_json(comparison, classes, arguments.mode, a, b)
+        saved[arguments.output] = comparison_json(comparison, classes, arguments.mode, a, b, arguments.gt_dir)
     if arguments.report:
         # The charts' library takes a while, and scores alone do not need it.
         from imagenets.reporting.comparison_page import Methods, comparison_html

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run
+from command_line import parse, path_argument, run
 from command_line.evaluation import (
     add_arguments,
     add_bootstrap_arguments,
     add_match_argument,
     check_output,
+    problems_kept,
     read_classes,
     read_match,
     request_of,
     save_results,
     today,
+    warn_of_others,
 )
 from command_line.progress import bar, warn
 from imagenets.classes import ClassInfo
@@ -29,9 +31,17 @@ from imagenets.images import check_image_dir
 from imagenets.reporting.confusions import confusion_npz
 from imagenets.reporting.image_scores import image_csv
 from imagenets.reporting.published import PROTOCOLS, read_standings
-from imagenets.reporting.text import class_text, evaluation_csv, evaluation_json, intervals_text, summary_text
+from imagenets.reporting.text import (
+    class_text,
+    evaluation_csv,
+    evaluation_json,
+    inputs_json,
+    intervals_text,
+    summary_text,
+)
 from imagenets.scoring.contingency import CountPairs
 from imagenets.scoring.counting import count_masks
+from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import Evaluation, evaluate, predicted_classes
 from imagenets.scoring.ranks import run_on_ranks
 
@@ -85,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--title", metavar="TEXT", help="heading of the report (default: the benchmark's name)"
     )
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.clusters and arguments.match is None:
         parser.error("--clusters goes with --match: without a matching, predictions hold class ids")
     if arguments.output and arguments.output.suffix not in (".json", ".csv"):
@@ -120,8 +130,11 @@ def main(count: CountPairs) -> None:
     )
     matching = read_match(arguments, arguments.match)
     request = request_of(arguments, arguments.predict_dir, matched=matching is not None)
-    table = count_masks(request, bar, warn, count)
+    with problems_kept(arguments.problems):
+        table = count_masks(request, bar, warn, count)
     of_cluster = None if matching is None else matching.for_table(table)
+    if matching is not None:
+        warn_of_others(matching, table)
     classes = read_classes(request.mode, request.gt_dir)
     evaluation = evaluate(table, request.mode.classes, of_cluster)
     print_scores(arguments, evaluation, classes)
@@ -137,7 +150,9 @@ def main(count: CountPairs) -> None:
         print(intervals_text(evaluation, bootstrap))
     saved: dict[Path, str | bytes] = {}
     if arguments.output:
-        saved[arguments.output] = output_content(arguments, evaluation, classes, table.names, bootstrap)
+        saved[arguments.output] = output_content(
+            arguments, evaluation, classes, table.names, bootstrap, matching
+        )
     if arguments.report:
         about = {"table": table, "classes": classes, "matching": matching, "standings": standings}
         saved[arguments.report] = report_content(arguments, evaluation, bootstrap, **about)
@@ -169,11 +184,14 @@ def output_content(
     classes: list[ClassInfo],
     names: Sequence[str],
     bootstrap: Bootstrap | None,
+    matching: Matching | None,
 ) -> str:
     """Format what --output asks for; ``names`` are the masks'."""
     if arguments.output.suffix == ".csv":
         return evaluation_csv(evaluation, classes)
-    return evaluation_json(evaluation, classes, arguments.mode, arguments.match, names, bootstrap)
+    digest = None if matching is None else matching.sha256
+    inputs = inputs_json(arguments.gt_dir, arguments.predict_dir, digest)
+    return evaluation_json(evaluation, classes, arguments.mode, arguments.match, names, bootstrap, inputs)
 
 
 def report_content(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run
+from command_line import parse, path_argument, run
 from command_line.evaluation import (
     add_bootstrap_arguments,
     add_gt_dir_argument,
@@ -33,7 +33,7 @@ from imagenets.classes import MODES
 from imagenets.label_maps import class_ids
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, text_table
 from imagenets.scoring.bootstrap import Bootstrap
-from imagenets.scoring.counting import warn_of_number
+from imagenets.scoring.counting import refuse_other_mode, warn_of_number
 from imagenets.scoring.localization import (
     IOU_THRESHOLDS,
     Localization,
@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--per-image", type=path_argument, metavar="FILE.csv", help="save the scores of every image"
     )
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.output and arguments.output.suffix != ".json":
         parser.error(f"--output {arguments.output}: must end in .json")
     if arguments.per_image and arguments.per_image.suffix != ".csv":
@@ -135,7 +135,8 @@ def main() -> None:
     mode = MODES[arguments.mode]
     ids = class_ids(mode, pairs.gt_dir, {name.partition("/")[0] for name in pairs.names})
     if names is None:
-        warn_of_number(pairs.gt_dir, len(pairs.names), mode, warn)
+        refuse_other_mode(pairs.gt_dir, mode)
+    warn_of_number(pairs.gt_dir, len(pairs.names), mode, warn)
     result = evaluate_maps(pairs, ids, arguments.tolerance, arguments.workers, bar, arguments.resize)
     if result.target_absent:
         warn(f"{result.target_absent} images do not show the class of their folder; they are not scored")

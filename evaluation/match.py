@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import run
-from command_line.evaluation import add_arguments, check_output, read_classes, request_of
+from command_line import parse, run
+from command_line.evaluation import add_arguments, check_output, problems_kept, read_classes, request_of
 from command_line.progress import bar, warn
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import write_whole
@@ -18,6 +18,7 @@ from imagenets.reporting.text import matching_text
 from imagenets.scoring.contingency import CountPairs
 from imagenets.scoring.counting import count_masks
 from imagenets.scoring.matching import METHODS, find_matching, shared_with_class
+from imagenets.scoring.matching_record import SUFFIX, write_record
 from imagenets.scoring.ranks import run_on_ranks
 
 
@@ -35,15 +36,15 @@ def parse_arguments() -> argparse.Namespace:
         help="image: one-to-one, most images in common (the benchmark's own, default); pixel: one-to-one, "
         "most pixels in common; majority: each cluster takes the class that it overlaps most",
     )
-    return parser.parse_args()
+    return parse(parser)
 
 
 def matching_path(arguments: argparse.Namespace) -> Path:
     """Where the matching is saved; InputError for a name that would leave the results folder."""
     name = arguments.session_name
-    if name in ("", ".", "..") or set(name) & set("/\\\0") or name.endswith(".json"):
+    if name in ("", ".", "..") or set(name) & set("/\\\0") or name.endswith((".json", SUFFIX)):
         raise InputError(
-            f"--session-name {name!r}: give a plain name, without folders and without .json "
+            f"--session-name {name!r}: give a plain name, without folders, without .json and {SUFFIX} "
             "(--results-dir chooses the folder)"
         )
     return arguments.results_dir / f"{name}.json"
@@ -55,11 +56,13 @@ def main(count: CountPairs) -> None:
     path = matching_path(arguments)
     check_output(path)
     request = request_of(arguments, arguments.predict_dir, matched=True)
-    table = count_masks(request, bar, warn, count)
+    with problems_kept(arguments.problems):
+        table = count_masks(request, bar, warn, count)
     number_of_classes, clusters = request.mode.classes, request.limit.largest
     matching = find_matching(table, arguments.method, number_of_classes, clusters)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, matching.text())
+    write_record(path, matching, table)
     shared = shared_with_class(table, matching, number_of_classes)
     print(matching_text(matching, shared, read_classes(request.mode, request.gt_dir)))
     print()

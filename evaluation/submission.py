@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run
+from command_line import parse, path_argument, run
 from command_line.evaluation import (
     add_match_argument,
     check_output,
@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--results-dir", type=path_argument, default=Path("results"), help="matchings (default: results)"
     )
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     check_usage(parser, arguments)
     return arguments
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run
+from command_line import parse, path_argument, run
 from command_line.evaluation import (
     add_gt_dir_argument,
     add_match_argument,
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
         default=available_cores(),
         help="processes that draw (default: one per core; 0: no extra process)",
     )
-    return parser.parse_args()
+    return parse(parser)
 
 
 def chosen_mode(arguments: argparse.Namespace) -> Mode | None:

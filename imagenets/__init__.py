@@ -23,6 +23,7 @@
   - ``table_cache``: that table, kept on disk
   - ``counting``: a request for such a table: masks listed, counted, checked, refused
   - ``matching``: which class a cluster stands for: found, read, written; match.json
+  - ``matching_record``: of which masks a matching was made
   - ``metrics``: mIoU, boundary IoU, object sizes S MS ML L, FMeasure, Acc
   - ``bootstrap``, ``comparison``: 95% intervals; is A better than B
   - ``localization``: attribution maps against objects

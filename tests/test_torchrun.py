@@ -55,7 +55,7 @@ def test_any_number_of_processes_gives_the_same_files_and_output(folder):
         return done.stdout.replace(str(results), "results"), files
 
     alone = results_of(0, "match.py", "--session-name", "a")
-    assert len(alone[1]) == 2, "the matching and the cached table"
+    assert len(alone[1]) == 3, "the matching, what it was made of, and the cached table"
     for processes in (1, 4):
         assert results_of(processes, "match.py", "--session-name", "a") == alone
     score = ("evaluator.py", "--match", "a", "--no-cache", "--output")

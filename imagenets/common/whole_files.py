@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imagenets.common.errors import InputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -27,8 +30,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        # Of what failed, name the file that the user knows.
-        if error.filename in (None, str(temporary)):
+        # Of what failed, name the file that the user knows. An error without a name may be another file's,
+        # but for a full disk: that is where we write.
+        if error.filename == str(temporary) or error.errno in _FULL:
             error.filename = str(path)
         raise
     except BaseException:

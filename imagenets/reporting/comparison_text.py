@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
+import imagenets
 from imagenets.classes import ClassInfo
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, scores_json, text_table
 from imagenets.scoring.comparison import Comparison, Method
@@ -51,13 +53,19 @@ def _class_text(comparison: Comparison, classes: Sequence[ClassInfo], labels: Se
 
 
 def comparison_json(
-    comparison: Comparison, classes: Sequence[ClassInfo], mode: str, a: Method, b: Method
+    comparison: Comparison,
+    classes: Sequence[ClassInfo],
+    mode: str,
+    a: Method,
+    b: Method,
+    gt_dir: Path | None = None,
 ) -> str:
     """Format everything as JSON; percentages, null where a score does not exist."""
     sides = {
         side: {
             "predict_dir": method.predict_dir,
             "match": method.match,
+            "matching_sha256": method.matching_sha256,
             "scores": scores_json(evaluation.scores),
         }
         for side, method, evaluation in (("a", a, comparison.a), ("b", b, comparison.b))
@@ -70,6 +78,8 @@ def comparison_json(
     content = {
         "mode": mode,
         "images": comparison.a.images,
+        "toolbox": imagenets.__version__,
+        "gt_dir": None if gt_dir is None else str(gt_dir),
         **sides,
         "differences": scores_json(comparison.differences),
         **bootstrap_json(comparison.bootstrap),

@@ -8,8 +8,10 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import imagenets
 from imagenets.classes import ClassInfo
 from imagenets.scoring.metrics import SCORE_DEFINITION, Evaluation
 
@@ -100,8 +102,11 @@ def evaluation_json(
     match: str | None,
     names: Sequence[str],
     bootstrap: Bootstrap | None = None,
+    inputs: Mapping[str, str | None] | None = None,
 ) -> str:
     """Format everything as JSON; percentages, null where a score does not exist.
+
+    ``inputs`` say what was scored; see ``inputs_json``.
 
     ``names`` are the masks' names. Their digest, and the number of the scores' definition, tell what may be
     held against each other.
@@ -112,6 +117,8 @@ def evaluation_json(
         "images": evaluation.images,
         "images_sha256": hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest(),
         "match": match,
+        "toolbox": imagenets.__version__,
+        **(inputs or {}),
         "scores": scores_json(evaluation.scores),
         **({} if bootstrap is None else bootstrap_json(bootstrap)),
         "classes": [
@@ -128,6 +135,11 @@ def evaluation_json(
         ],
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def inputs_json(gt_dir: Path, predict_dir: Path, matching_sha256: str | None) -> dict[str, str | None]:
+    """Lay out what was scored: the folders as given, and the digest of the matching file's bytes."""
+    return {"predict_dir": str(predict_dir), "gt_dir": str(gt_dir), "matching_sha256": matching_sha256}
 
 
 def scores_json(scores: Mapping[str, float]) -> dict[str, float | None]:

@@ -16,12 +16,16 @@ SHOWN_CLASSES = 10
 
 @dataclass(frozen=True)
 class Method:
-    """One method: ``table`` counts its predictions, ``matching`` is that of ``metrics.evaluate``."""
+    """One method: ``table`` counts its predictions, ``matching`` is that of ``metrics.evaluate``.
+
+    ``matching_sha256`` is the digest of the matching file's bytes, None without one.
+    """
 
     predict_dir: str
     match: str | None
     table: ContingencyTable
     matching: np.ndarray | None
+    matching_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from imagenets.classes import IGNORE, MODES, Mode
-from imagenets.common.errors import refuse
+from imagenets.common.errors import InputError, refuse
+from imagenets.common.folders import files_by_class, subfolders
 from imagenets.common.progress import Show, Warn, no_bar, no_warning
-from imagenets.lists import own_lists
+from imagenets.lists import categories_at_hand, own_lists
 from imagenets.scoring.contingency import ContingencyTable, CountPairs, count_pairs
 from imagenets.scoring.pairs import Pairs, check_predict_dir, find_pairs, read_names
 from imagenets.scoring.table_cache import cached_table
@@ -85,6 +86,7 @@ def count_all(
     What is wrong with the masks of any of them is told for all together.
     """
     listed = [_list_pairs(request) for request in requests]
+    refuse_other_mode(requests[0].gt_dir, requests[0].mode)
     _warn_of_number(requests[0], len(listed[0].names), warn)
     tables: list[ContingencyTable] = []
     problems: list[str] = []
@@ -107,6 +109,27 @@ def _list_pairs(request: CountRequest) -> Pairs:
 def _warn_of_number(request: CountRequest, masks: int, warn: Warn) -> None:
     if request.names is None:
         warn_of_number(request.gt_dir, masks, request.mode, warn)
+
+
+def refuse_other_mode(gt_dir: Path, mode: Mode) -> None:
+    """Raise InputError where the folders of the ground truth are exactly another mode's classes.
+
+    Where that mode's list is not on this machine, its number of folders and of masks tell it.
+    """
+    folders = subfolders(gt_dir)
+    for other in MODES.values():
+        if other == mode or len(folders) != other.classes:
+            continue
+        wnids = categories_at_hand(other.name)
+        if wnids is None:
+            exactly = len(files_by_class(gt_dir, lambda name: name.endswith(".png"))) == other.validation
+        else:
+            exactly = set(folders) == set(wnids)
+        if exactly:
+            raise InputError(
+                f"{gt_dir}: its folders are the classes of mode {other.name}, not of mode {mode.name}: give "
+                f"--mode {other.name}"
+            )
 
 
 def warn_of_number(gt_dir: Path, masks: int, mode: Mode, warn: Warn) -> None:

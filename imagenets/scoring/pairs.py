@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from imagenets.common.errors import InputError, listed
 from imagenets.common.folders import files_by_class, visible
+
+# A line of an official list, ``n1/a.JPEG n2/a.png`` or ``n1/a.JPEG n2/a.JPEG``: the right one counts.
+_OFFICIAL_LINE = re.compile(r"\S+/\S+\.JPEG (\S+/\S+)\.(?:png|JPEG)")
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,15 @@ def _mask_names(gt_dir: Path) -> tuple[str, ...]:
 def read_names(path: Path) -> list[str]:
     """Read a list of mask names, one ``<wnid>/<name>.png`` a line; blank lines do not count.
 
+    The official lists are taken too: of two columns, the first an image, the second names the mask.
+
     Raises InputError when the file cannot be read as such a list, holds no name, or a name twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: no text file; give one <wnid>/<name>.png a line") from error
-    numbered = [(i, line.strip()) for i, line in enumerate(lines, start=1) if line.strip()]
+    numbered = [(i, _mask_of_line(line.strip())) for i, line in enumerate(lines, start=1) if line.strip()]
     problems = [f"line {i}: {name!r}" for i, name in numbered if not _is_mask_name(name)]
     if problems:
         raise InputError(f"{path}: {len(problems)} lines are not <wnid>/<name>.png:\n{listed(problems)}")
@@ -97,6 +103,11 @@ def read_names(path: Path) -> list[str]:
     if twice:
         raise InputError(f"{path}: {len(twice)} names stand there more than once:\n{listed(twice)}")
     return names
+
+
+def _mask_of_line(line: str) -> str:
+    official = _OFFICIAL_LINE.fullmatch(line)
+    return line if official is None else f"{official[1]}.png"
 
 
 def _is_mask_name(name: str) -> bool:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,9 @@ from imagenets.scoring.pairs import Pairs
 
 # Part of every cache file; to be changed with whatever alters what a table holds.
 _FORMAT = "imagenets contingency table 1"
+_OWN_FILE = re.compile(r"[0-9a-f]{24}\.table|\.[0-9a-f]{16}\.tmp")
+_MOST_SECONDS, _TEMPORARY_SECONDS = 90 * 86_400, 86_400
+_MOST_BYTES = 2 << 30
 _LARGEST_TYPE = np.dtype("int32")
 
 
@@ -84,11 +91,35 @@ def cached_table(
     path = cache_path(folder, pairs)
     table = load_table(path, pairs.names, fingerprint)
     if table is not None:
+        with suppress(OSError):
+            os.utime(path)  # was used: see prune
         return table, []
     table, problems = count(pairs, workers, show)
     if not problems:
         try:
             save_table(path, table, fingerprint)
+            prune(folder)
         except OSError as error:
             warn(f"{path}: not cached: {error.strerror}")
     return table, problems
+
+
+def prune(folder: Path) -> None:
+    """Remove tables that were not used for 90 days, then the longest unused, until the rest is within 2 GiB.
+
+    So go temporary files that a killed run left. Nothing else in the folder is touched.
+    """
+    now = time.time()
+    tables = []
+    for entry in os.scandir(folder):
+        if entry.is_file(follow_symlinks=False) and _OWN_FILE.fullmatch(entry.name):
+            status = entry.stat(follow_symlinks=False)
+            tables.append((status.st_mtime, status.st_size, entry))
+    kept = 0
+    for used, size, entry in sorted(tables, key=lambda table: table[0], reverse=True):
+        kept += size
+        temporary = entry.name.endswith(".tmp")
+        if kept > _MOST_BYTES or now - used > (_TEMPORARY_SECONDS if temporary else _MOST_SECONDS):
+            kept -= size
+            with suppress(OSError):
+                Path(entry).unlink()

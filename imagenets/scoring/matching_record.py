@@ -1,0 +1,73 @@
+"""What a matching was made of, kept beside it: used with other masks, it scores them by chance.
+
+``results/NAME.json`` is the benchmark's format and holds no such thing; ``results/NAME.made-of.json`` has a
+digest of every pair of masks, of what is counted of it, so that moving or copying masks changes nothing and
+a part of the images is known again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from imagenets.common.whole_files import write_whole
+from imagenets.scoring.contingency import ContingencyTable, Rows
+from imagenets.scoring.matching import Matching
+
+SUFFIX = ".made-of"
+_FORMAT = "imagenets matching record 1"
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of the matching file ``path`` lies."""
+    return path.with_name(f"{path.name.removesuffix('.json')}{SUFFIX}.json")
+
+
+def write_record(path: Path, matching: Matching, table: ContingencyTable) -> None:
+    """Keep what the matching in the file ``path`` was made of."""
+    content = {
+        "format": _FORMAT,
+        "matching_sha256": hashlib.sha256(matching.text().encode()).hexdigest(),
+        "masks": image_digests(table),
+    }
+    write_whole(record_path(path), json.dumps(content) + "\n")
+
+
+def made_of_others(matching: Matching, table: ContingencyTable) -> str | None:
+    """Say that a matching was made of other masks than the table's; None if not, or if nothing is known.
+
+    Nothing is known without a record, or where it is of another matching or of another version's format.
+    """
+    if matching.path is None:
+        return None
+    try:
+        record = json.loads(record_path(matching.path).read_bytes())
+        if (record["format"], record["matching_sha256"]) != (_FORMAT, matching.sha256):
+            return None
+        known = set(record["masks"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    others = sum(digest not in known for digest in image_digests(table))
+    if not others:
+        return None
+    return (
+        f"{matching.path}: made of other masks: {others} of these {len(table.names)} pairs are not what "
+        "match.py was given; if the predictions have changed, run match.py again"
+    )
+
+
+def image_digests(table: ContingencyTable) -> list[str]:
+    """Digest of each image's name and counts."""
+    order = np.argsort(table.image, kind="stable")
+    bounds = np.searchsorted(table.image[order], np.arange(len(table.names) + 1))
+    columns = [getattr(table, name)[order] for name in Rows._fields[1:]]
+    digests = []
+    for i, name in enumerate(table.names):
+        digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8)
+        for column in columns:
+            digest.update(column[bounds[i] : bounds[i + 1]].tobytes())
+        digests.append(digest.hexdigest())
+    return digests

@@ -1,0 +1,177 @@
+"""What the scoring scripts were given: told in results, held against each other, and forgiven where meant."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from masksets import random_images, script, table_of, write_mask, write_pairs
+
+import imagenets
+from command_line import progress
+from imagenets.classes import MODES
+from imagenets.common.errors import InputError
+from imagenets.common.whole_files import whole_file
+from imagenets.scoring import table_cache
+from imagenets.scoring.counting import refuse_other_mode
+from imagenets.scoring.matching import find_matching, read_matching
+from imagenets.scoring.matching_record import image_digests, made_of_others, write_record
+from imagenets.scoring.pairs import read_names
+
+NAME = "n00000001/image_1.png"
+MASKS = ("--gt-dir", "gt", "--predict-dir", "pred", "--mode", "50", "--workers", "0")
+
+
+@pytest.fixture
+def images():
+    return random_images(np.random.default_rng(0), 5, 3, 3)
+
+
+@pytest.fixture
+def folder(tmp_path, images):
+    write_pairs(tmp_path, images)
+    return tmp_path
+
+
+def test_a_matching_of_other_predictions_warns_and_says_of_how_many(tmp_path, images):
+    table = table_of(images)
+    matching = find_matching(table, "image", 3, 3)
+    path = tmp_path / "m.json"
+    path.write_text(matching.text())
+    assert made_of_others(read_matching(path, 3), table) is None, "no record"
+    write_record(path, matching, table)
+    known = read_matching(path, 3)
+    assert made_of_others(known, table) is None
+    truth, prediction = images[2]
+    changed = table_of([*images[:2], (truth, np.full_like(prediction, 3)), *images[3:]])
+    assert "1 of these 5 pairs" in made_of_others(known, changed)
+    assert len(set(image_digests(table))) == 5
+    for spoilt in ("", "{}", "[]", '{"format": 1}'):
+        (tmp_path / "m.made-of.json").write_text(spoilt)
+        assert made_of_others(known, changed) is None
+    write_record(path, matching, table)
+    path.write_text('{"0": 0, "1": 1, "2": 2, "3": 3}\n')
+    assert made_of_others(read_matching(path, 3), changed) is None, "a record of another matching"
+
+
+def test_results_say_what_they_were_made_of(folder):
+    done = script("evaluation/match.py", *MASKS, "--session-name", "m", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "some.txt").write_text(f"n1/x.JPEG {NAME}\nn00000000/image_0.JPEG n00000000/image_0.JPEG\n")
+    # m.json, though it lies in results/; two columns, as in the official lists; a part of the same masks.
+    options = ("--match", "m.json", "--names", "some.txt", "--output", "s.json")
+    done = script("evaluation/evaluator.py", *MASKS, *options, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads((folder / "s.json").read_text())
+    digest = hashlib.sha256((folder / "results/m.json").read_bytes()).hexdigest()
+    assert (result["toolbox"], result["matching_sha256"]) == (imagenets.__version__, digest)
+    assert (result["predict_dir"], result["gt_dir"], result["images"]) == ("pred", "gt", 2)
+    shutil.copytree(folder / "pred", folder / "other")
+    write_mask(folder / "other" / NAME, np.zeros((1, 1), int))
+    sides = (
+        "--a",
+        "pred,m",
+        "--b",
+        "other,m",
+        "--bootstrap",
+        "2",
+        "--output",
+        "c.json",
+        "--problems",
+        "p.txt",
+    )
+    masks = ("--gt-dir", "gt", "--mode", "50", "--workers", "0")
+    done = script("evaluation/compare.py", *masks, *sides, cwd=folder)
+    assert done.returncode == 1 and "all 1: p.txt" in done.stderr
+    assert f"other/{NAME}" in (folder / "p.txt").read_text()
+    shutil.copy(folder / "pred" / "n00000000/image_0.png", folder / "other/n00000000/image_0.png")
+    shape = np.asarray(random_images(np.random.default_rng(0), 5, 3, 3)[1][0]).shape
+    write_mask(folder / "other" / NAME, np.full(shape, 7))
+    done = script("evaluation/compare.py", *masks, *sides, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("made of other masks: 1 of these 5") == 1
+    result = json.loads((folder / "c.json").read_text())
+    assert (result["gt_dir"], result["toolbox"]) == ("gt", imagenets.__version__)
+    assert [result[side]["matching_sha256"] for side in "ab"] == [digest, digest]
+
+
+def test_a_wrong_flag_is_named_and_the_right_one_guessed(folder):
+    done = script("evaluation/evaluator.py", "--pred-dir", "pred", "--gt-dir", "gt", cwd=folder)
+    assert done.returncode == 2
+    assert "--pred-dir; did you mean --predict-dir?" in done.stderr
+
+
+def test_scripts_find_their_own_packages(folder):
+    for name in ("evaluation", "baseline", "command_line", "imagenets"):
+        (folder / "decoys" / name).mkdir(parents=True)
+        (folder / "decoys" / name / "__init__.py").write_text("raise SystemExit('a decoy')")
+    environment = {**os.environ, "PYTHONPATH": str(folder / "decoys")}
+    done = script("evaluation/evaluator.py", *MASKS, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_of_official_lists(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("n1/a.JPEG n2/a.JPEG\nn1/b.JPEG n1/b.png\nn3/c d.png\n")
+    assert read_names(path) == ["n2/a.png", "n1/b.png", "n3/c d.png"]
+
+
+def test_ground_truth_of_another_mode_is_refused(tmp_path, monkeypatch):
+    wnids = [f"n{i:08d}" for i in range(50)]
+    for wnid in wnids:
+        (tmp_path / "gt" / wnid).mkdir(parents=True)
+    categories = tmp_path / "lists/categories"
+    categories.mkdir(parents=True)
+    monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
+    refuse_other_mode(tmp_path / "gt", MODES["919"])  # 50 folders alone say nothing
+    (categories / "ImageNetS_categories_im50.txt").write_text("\n".join(wnids))
+    with pytest.raises(InputError, match="--mode 50"):
+        refuse_other_mode(tmp_path / "gt", MODES["919"])
+    refuse_other_mode(tmp_path / "gt", MODES["50"])
+    (tmp_path / "gt" / wnids[0]).rmdir()
+    refuse_other_mode(tmp_path / "gt", MODES["919"])
+
+
+def test_the_file_at_fault_is_named(tmp_path):
+    def fail(error):
+        with pytest.raises(OSError) as caught, whole_file(tmp_path / "out"):
+            raise error
+        return caught.value.filename
+
+    assert fail(OSError("the source is cut short")) is None
+    assert fail(OSError(errno.EIO, "Input/output error")) is None
+    assert fail(OSError(errno.EACCES, "Permission denied", "source")) == "source"
+    assert fail(OSError(errno.ENOSPC, "No space left on device", "source")) == str(tmp_path / "out")
+
+
+def test_the_cache_is_pruned_by_age_and_size(tmp_path, monkeypatch):
+    def write(name, days):
+        path = tmp_path / name
+        path.write_bytes(b"x" * 100)
+        age = path.stat().st_mtime - days * 86_400
+        os.utime(path, (age, age))
+
+    tables = {f"{i:024x}.table": days for i, days in enumerate((0, 10, 80, 91))}
+    others = {".0123456789abcdef.tmp": 2, ".fedcba9876543210.tmp": 0, "mine.table": 500, "notes": 500}
+    for name, days in (tables | others).items():
+        write(name, days)
+    table_cache.prune(tmp_path)
+    kept = {".fedcba9876543210.tmp", "mine.table", "notes"}
+    assert {p.name for p in tmp_path.iterdir()} == {*list(tables)[:3], *kept}
+    monkeypatch.setattr(table_cache, "_MOST_BYTES", 350)
+    table_cache.prune(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {*list(tables)[:2], *kept}
+
+
+def test_without_a_terminal_long_work_says_a_line_now_and_then(monkeypatch, capsys):
+    clock = iter([0, 5, 11, 30, 72])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.bar("masks", 8, unit="pair") as advance:
+        for _ in range(4):
+            advance(2)
+    assert capsys.readouterr().err == "masks: 4 of 8 pairs (50 %), 11 s\nmasks: 8 of 8 pairs (100 %), 72 s\n"
