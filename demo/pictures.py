@@ -95,7 +95,8 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, look: Look, small: bool
     dark = _colour(hue, rng.uniform(0.5, 0.85), rng.uniform(0.3, 0.5))
     share = 0.5 + 0.5 * np.tanh(4 * TEXTURES[look.texture](u, v))[..., None]
     canvas += inside[..., None] * (share * bright + (1 - share) * dark - canvas)
-    return inside
+    result: np.ndarray = inside
+    return result
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -111,7 +112,8 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     hue = rng.uniform(size=2)
     first, second = (_colour(h, rng.uniform(0, 0.4), rng.uniform(0.25, 0.9)) for h in hue)
     share = 0.5 + 0.5 * np.tanh(mixture)[..., None]
-    return share * first + (1 - share) * second
+    result: np.ndarray = share * first + (1 - share) * second
+    return result
 
 
 def _light(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -47,7 +47,8 @@ def matching_path(arguments: argparse.Namespace) -> Path:
             f"--session-name {name!r}: give a plain name, without folders, without .json and {SUFFIX} "
             "(--results-dir chooses the folder)"
         )
-    return arguments.results_dir / f"{name}.json"
+    result: Path = arguments.results_dir / f"{name}.json"
+    return result
 
 
 def main(count: CountPairs) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from imagenets.common.errors import InputError
 
@@ -100,7 +100,7 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InputError(f"{path}: no image; get it again") from error
     except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: damaged ({error}); get it again") from error

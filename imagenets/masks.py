@@ -87,7 +87,8 @@ def decode_rgb(data: bytes) -> np.ndarray:
     height, width = png_size(data)
     _check_chunks(data, height, width)
     try:
-        return kornia_rs.io.decode_image_png_u8(data, (height, width), "rgb")
+        result: np.ndarray = kornia_rs.io.decode_image_png_u8(data, (height, width), "rgb")
+        return result
     except Exception as error:  # the decoder raises this class itself, and no other
         raise InputError(f"the PNG is damaged ({error}); write it again") from error
 
@@ -132,7 +133,8 @@ def _decode_labels(data: bytes, max_label: int | None) -> np.ndarray:
         outside = labels[(labels > max_label) & (labels != IGNORE)]
         if outside.size:
             raise InputError(f"label {outside.max()} is outside 0..{max_label} and not {IGNORE}")
-    return labels
+    result: np.ndarray = labels
+    return result
 
 
 def labels_to_rgb(labels: np.ndarray) -> np.ndarray:
@@ -189,7 +191,8 @@ def resize_mask(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     _check_label_array(labels)
     if height < 1 or width < 1 or labels.size == 0:
         raise ValueError(f"cannot resize {labels.shape} to ({height}, {width}): no pixels")
-    return labels[_nearest(labels.shape[0], height)[:, None], _nearest(labels.shape[1], width)]
+    result: np.ndarray = labels[_nearest(labels.shape[0], height)[:, None], _nearest(labels.shape[1], width)]
+    return result
 
 
 def _nearest(old: int, new: int) -> np.ndarray:

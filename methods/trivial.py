@@ -35,7 +35,8 @@ def trivial_labels(kind: str, labels: np.ndarray, clusters: int, rng: np.random.
         top, bottom = np.sort(rng.choice(labels.shape[0] + 1, 2, replace=False))
         left, right = np.sort(rng.choice(labels.shape[1] + 1, 2, replace=False))
         foreground[top:bottom, left:right] = True
-    return foreground * np.uint16(rng.integers(1, clusters + 1))
+    result: np.ndarray = foreground * np.uint16(rng.integers(1, clusters + 1))
+    return result
 
 
 def main() -> None:

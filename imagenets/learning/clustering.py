@@ -40,13 +40,15 @@ def fit_centres(chunks: Sequence[Path], clusters: int, seed: int) -> np.ndarray:
     with threadpool_limits(1):
         lloyd = KMeans(clusters, n_init=STARTS, random_state=seed)
         lloyd.fit(np.concatenate(first).astype(np.float32))
+        result: np.ndarray = lloyd.cluster_centers_
         if sum(len(_load(chunk)) for chunk in chunks) == rows:
-            return lloyd.cluster_centers_
+            return result
         first.clear()
-        batches = MiniBatchKMeans(clusters, init=lloyd.cluster_centers_, n_init=1, random_state=seed)
+        batches = MiniBatchKMeans(clusters, init=result, n_init=1, random_state=seed)
         for chunk in list(chunks) * EPOCHS:
             batches.partial_fit(_load(chunk).astype(np.float32))
-        return batches.cluster_centers_
+        result = batches.cluster_centers_
+        return result
 
 
 def _load(chunk: Path) -> np.ndarray:
@@ -60,4 +62,5 @@ def _load(chunk: Path) -> np.ndarray:
 
 def cluster_ids(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Cluster 1..K of each feature vector (n, D): the nearest of the ``centres`` (K, D); (n,) integers."""
-    return pairwise_distances_argmin(features.astype(np.float32), centres) + 1
+    result: np.ndarray = pairwise_distances_argmin(features.astype(np.float32), centres) + 1
+    return result

@@ -71,7 +71,8 @@ def _unit(histogram: np.ndarray) -> np.ndarray:
     """Square roots of the shares; all alike where nothing was counted."""
     total = histogram.sum()
     shares = histogram / total if total > 0 else np.full(histogram.shape, 1 / histogram.size)
-    return np.sqrt(shares).ravel()
+    result: np.ndarray = np.sqrt(shares).ravel()
+    return result
 
 
 def _chroma(lab: np.ndarray) -> np.ndarray:
@@ -79,12 +80,16 @@ def _chroma(lab: np.ndarray) -> np.ndarray:
     bins = (lab[:, 1:].astype(int) - 128) * _CHROMA_BINS // _CHROMA_RANGE + _CHROMA_BINS // 2
     a, b = np.clip(bins, 0, _CHROMA_BINS - 1).T
     counts = np.bincount(a * _CHROMA_BINS + b, minlength=_CHROMA_BINS**2)
-    return ndimage.gaussian_filter(counts.reshape(_CHROMA_BINS, _CHROMA_BINS).astype(float), 0.7)
+    result: np.ndarray = ndimage.gaussian_filter(
+        counts.reshape(_CHROMA_BINS, _CHROMA_BINS).astype(float), 0.7
+    )
+    return result
 
 
 def _lightness(lab: np.ndarray) -> np.ndarray:
     counts = np.bincount(lab[:, 0].astype(int) * _LIGHTNESS_BINS // 256, minlength=_LIGHTNESS_BINS)
-    return ndimage.gaussian_filter1d(counts.astype(float), 0.7)
+    result: np.ndarray = ndimage.gaussian_filter1d(counts.astype(float), 0.7)
+    return result
 
 
 def _patterns(grey: np.ndarray, foreground: np.ndarray, scale: int) -> np.ndarray:
@@ -126,4 +131,5 @@ def _gradients(grey: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a mask (H, W) bool to ``size`` (width, height); never empty where ``mask`` is not."""
     shares = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    return shares >= min(0.5, shares.max())
+    result: np.ndarray = shares >= min(0.5, shares.max())
+    return result

@@ -59,7 +59,8 @@ def _stands_out(image: np.ndarray) -> np.ndarray:
     saliency = cv2.GaussianBlur(saliency * _centre_weight(height, width), (0, 0), 2)
     levels = np.round(saliency / max(saliency.max(), 1e-6) * 255).astype(np.uint8)
     threshold, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_OTSU)
-    return levels > threshold
+    result: np.ndarray = levels > threshold
+    return result
 
 
 def _colour_bins(image: np.ndarray) -> np.ndarray:
@@ -74,7 +75,8 @@ def _histogram(bins: np.ndarray) -> np.ndarray:
     """Smoothed share of each colour among pixels (n, 3), which may be none: _BINS float32."""
     counts = np.bincount(np.ravel_multi_index(tuple(bins.T), _BINS), minlength=int(np.prod(_BINS)))
     shares = counts.reshape(_BINS).astype(np.float32) / max(1, len(bins))
-    return ndimage.gaussian_filter(shares, 1, mode="nearest")
+    result: np.ndarray = ndimage.gaussian_filter(shares, 1, mode="nearest")
+    return result
 
 
 def _centre_weight(height: int, width: int) -> np.ndarray:
@@ -90,7 +92,8 @@ def _grab_cut(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
     cv2.setRNGSeed(0)  # GrabCut begins with a random k-means
     ground, objects = np.zeros((1, 65)), np.zeros((1, 65))  # GrabCut's own colour models
     cv2.grabCut(image, mask, (0, 0, 0, 0), ground, objects, ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    return mask == cv2.GC_PR_FGD
+    result: np.ndarray = mask == cv2.GC_PR_FGD
+    return result
 
 
 def _tidy(mask: np.ndarray) -> np.ndarray:
@@ -98,4 +101,5 @@ def _tidy(mask: np.ndarray) -> np.ndarray:
     pieces, _ = ndimage.label(ndimage.binary_fill_holes(mask))
     areas = np.bincount(pieces.ravel())
     areas[0] = 0
-    return (areas >= MIN_COMPONENT * max(areas.max(), 1))[pieces]
+    result: np.ndarray = (areas >= MIN_COMPONENT * max(areas.max(), 1))[pieces]
+    return result

@@ -98,7 +98,8 @@ def _may_write(path: Path) -> bool:
         return True
     try:
         with Image.open(path) as image:
-            return image.info.get(_MARK[0]) == _MARK[1]
+            result: bool = image.info.get(_MARK[0]) == _MARK[1]
+            return result
     except (OSError, SyntaxError, ValueError):
         return False
 

@@ -104,7 +104,8 @@ def palette() -> np.ndarray:
     while len(chosen) < _COLOURS:
         distance = np.minimum(distance, ((lab - lab[chosen[-1]]) ** 2).sum(axis=1))
         chosen.append(int(np.argmax(distance.round(12))))
-    return colours[chosen]
+    result: np.ndarray = colours[chosen]
+    return result
 
 
 def oklab(colours: np.ndarray) -> np.ndarray:
@@ -118,13 +119,14 @@ def oklab(colours: np.ndarray) -> np.ndarray:
             [0.0514459929, 0.1073969566, 0.6299787005],
         ]
     )
-    return np.cbrt(cones) @ np.array(
+    result: np.ndarray = np.cbrt(cones) @ np.array(
         [
             [0.2104542553, 1.9779984951, 0.0259040371],
             [0.7936177850, -2.4285922050, 0.7827717662],
             [-0.0040720468, 0.4505937099, -0.8086757660],
         ]
     )
+    return result
 
 
 def _without_colour(picture: np.ndarray) -> np.ndarray:
@@ -144,7 +146,8 @@ def _paint(ground: np.ndarray, labels: np.ndarray, colours_of: Colours) -> np.nd
     colours = colours_of(labels[region])
     opacity = np.where(_outline(labels)[region], 1.0, _FILL)[:, None]
     painted[region] = (opacity * colours + (1 - opacity) * ground[region]).round().astype(np.uint8)
-    return painted
+    result: np.ndarray = painted
+    return result
 
 
 def _outline(labels: np.ndarray) -> np.ndarray:
@@ -169,4 +172,5 @@ def _hatch(painted: np.ndarray, ignored: np.ndarray) -> np.ndarray:
     hatched = painted.copy()
     stripe = np.where(dark[:, None], 70, 150)
     hatched[rows, columns] = (0.75 * stripe + 0.25 * painted[rows, columns]).round().astype(np.uint8)
-    return hatched
+    result: np.ndarray = hatched
+    return result

@@ -47,7 +47,8 @@ class Comparison:
 
     def class_differences(self) -> np.ndarray:
         """IoU of A − IoU of B of each label, (N + 1,) float64, in points."""
-        return self.a.iou - self.b.iou
+        result: np.ndarray = self.a.iou - self.b.iou
+        return result
 
     def gained(self) -> list[int]:
         """Labels whose IoU is larger with A, largest difference first, the smallest id on a tie."""
@@ -60,7 +61,8 @@ class Comparison:
 
 def _largest(differences: np.ndarray) -> list[int]:
     order = np.argsort(-differences, kind="stable")[:SHOWN_CLASSES]
-    return order[differences[order] > 0].tolist()
+    result: list[int] = order[differences[order] > 0].tolist()
+    return result
 
 
 def compare(a: Method, b: Method, classes: int, resamples: int, seed: int) -> Comparison:

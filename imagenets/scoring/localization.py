@@ -101,7 +101,8 @@ def iou_at_thresholds(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     predicted = np.bincount(reached, minlength=size)[:0:-1].cumsum()[::-1]
     both = np.bincount(reached[inside], minlength=size)[:0:-1].cumsum()[::-1]
     union = predicted + np.count_nonzero(inside) - both
-    return both / np.maximum(union, 1)
+    result: np.ndarray = both / np.maximum(union, 1)
+    return result
 
 
 def roc_auc(values: np.ndarray, inside: np.ndarray) -> float:

@@ -48,7 +48,8 @@ class Areas:
     def iou(self) -> np.ndarray:
         """Return TP / (T + P - TP) in percent, 0 where the union is empty."""
         union = self.predicted + self.labelled - self.both
-        return 100 * self.both / np.maximum(union, 1)
+        result: np.ndarray = 100 * self.both / np.maximum(union, 1)
+        return result
 
     def mean_iou_of_labelled(self) -> float:
         """Return the mean IoU in percent over the labels with P > 0, nan when there is none."""
@@ -171,7 +172,8 @@ def image_fmeasure(table: ContingencyTable, predicted: np.ndarray) -> np.ndarray
     precision = both / np.maximum(found, 1)
     recall = both / np.maximum(labelled, 1)
     # Without overlap numerator is 0; the denominator must only not be.
-    return 1.3 * precision * recall / np.where(both > 0, 0.3 * precision + recall, 1)
+    result: np.ndarray = 1.3 * precision * recall / np.where(both > 0, 0.3 * precision + recall, 1)
+    return result
 
 
 def image_accuracy(table: ContingencyTable, predicted: np.ndarray) -> np.ndarray:

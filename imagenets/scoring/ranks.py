@@ -105,11 +105,12 @@ def _leave(status: int) -> None:
 def _join() -> int:
     """Form the process group; return this process's rank."""
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore, rendezvous
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
         # Keys of our own: a script that a torchrun training calls as a command inherits that job's variables.
-        store = dist.PrefixStore("imagenets", next(dist.rendezvous("env://", timeout=_ALL_STARTED_WITHIN))[0])
+        store = PrefixStore("imagenets", next(rendezvous("env://", timeout=_ALL_STARTED_WITHIN))[0])
         store.set(f"rank {rank}", "here")
         store.wait([f"rank {other}" for other in range(world)], _ALL_STARTED_WITHIN)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_NO_LIMIT)
