@@ -105,7 +105,8 @@ def _leave(status: int) -> None:
 def _join() -> int:
     """Form the process group; return this process's rank."""
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore, rendezvous
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
