@@ -25,15 +25,17 @@ from command_line.networks import (
     chosen_splits,
     running_of,
 )
+from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.learning.finetuning.validation import LONGEST, predicted, reading_of
 from imagenets.learning.image_list import fingerprint
 from imagenets.learning.inference.engine import write_label_maps
 from imagenets.learning.inference.image_sets import images_below, split_images, target_paths
+from imagenets.learning.inference.label_overlays import class_names, overlay_paths, write_label_overlays
 from imagenets.learning.inference.output_folder import code_digest, opened
 from imagenets.learning.inference.pictures import Images
 from imagenets.learning.networks.checkpoints import file_digest
-from imagenets.learning.networks.segmentation_network import SegmentationNetwork, read_saved
+from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork, read_saved
 from imagenets.learning.training.distributed import Processes, started
 
 RECORD = "prediction.json"
@@ -78,6 +80,7 @@ class Job:
     """All that the command line names, read and checked."""
 
     network: SegmentationNetwork
+    recipe: str
     loaded: str
     images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
     targets: dict[str, list[Path]]
@@ -112,7 +115,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
         "images": {name: fingerprint(of_split.folder, of_split.names) for name, of_split in images.items()},
     }
     loaded = f"{network.backbone.name}, {saved.recipe}, {network.labels - 1} classes: {arguments.model}"
-    return Job(network, loaded, images, targets, record)
+    return Job(network, saved.recipe, loaded, images, targets, record)
 
 
 def segment(arguments: argparse.Namespace, job: Job, processes: Processes) -> None:
@@ -125,6 +128,18 @@ def segment(arguments: argparse.Namespace, job: Job, processes: Processes) -> No
         made = sum(processes.gathered(processes.together(write)))
         if processes.first:
             print(f"{arguments.output_dir / name}: {len(of_split.names)} predictions, {made} made now")
+    if arguments.overlays:
+        processes.from_first(partial(draw_overlays, arguments, job))
+
+
+def draw_overlays(arguments: argparse.Namespace, job: Job) -> None:
+    """Draw all label maps over their pictures."""
+    clusters = job.recipe == PASS
+    names = None if clusters else class_names(arguments.mode)
+    noun = "cluster" if clusters else "class"
+    for name, of_split in job.images.items():
+        overlays = overlay_paths(job.targets[name], arguments.output_dir)
+        write_label_overlays(of_split, job.targets[name], overlays, names, noun, arguments.workers, bar)
 
 
 def main() -> None:

@@ -295,7 +295,7 @@ def odd_pictures(tmp_path_factory):
 def test_predictions_are_those_of_the_reference(context, save, tmp_path, odd_pictures, kind):
     network, name, file = published(tmp_path, kind)
     arguments = ("--images", odd_pictures, "--model", file, "--backbone", name, "--longest", 90)
-    more = ("--output-dir", tmp_path / "out", "--workers", 0, "--batch-size", 3)
+    more = ("--output-dir", tmp_path / "out", "--workers", 0, "--batch-size", 3, "--overlays")
     run(context, save, "predict", tmp_path / "said", *arguments, *more)
     seen, wrong, pixels = set(), 0, 0
     for path in sorted(odd_pictures.glob("*.png")):
@@ -305,6 +305,7 @@ def test_predictions_are_those_of_the_reference(context, save, tmp_path, odd_pic
         wrong, pixels = wrong + int((found != expected).sum()), pixels + expected.size
         seen |= set(np.unique(expected).tolist())
     assert wrong <= max(1, pixels // 5000)
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == len(list(odd_pictures.glob("*.png")))
     assert len(seen) > 5, "a network that says one thing everywhere would prove nothing"
 
 
