@@ -8,6 +8,7 @@
 - ``masks``: the PNG format, label = R + 256 G: decode, encode, resize; width of a boundary
 - ``label_maps``: ids of one mode to another's, ImageNet-1k's index to a class, 1000-way logits to a mode
 - ``dataset``: ImageNetS, a prepared set as a PyTorch data set
+- ``mask_forms``: masks as other tools have them: gray PNGs of 8 and 16 bits, arrays
 - ``batches``: batches of images of different sizes, and outputs taken back to each image's own
 - ``preparation``: from a copy of ImageNet to a prepared set
 

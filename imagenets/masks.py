@@ -49,7 +49,8 @@ def png_size(data: bytes) -> tuple[int, int]:
     if (depth, colour_type) != (8, 2):
         kind = _COLOUR_TYPES.get(colour_type, f"colour type {colour_type}")
         article = "an" if depth == 8 else "a"
-        raise InputError(f"{article} {depth}-bit {kind} PNG; {_FORMAT}")
+        hint = "; evaluation/convert_masks.py converts such" if colour_type in (0, 3) else ""
+        raise InputError(f"{article} {depth}-bit {kind} PNG; {_FORMAT}{hint}")
     if not (height and width):
         raise InputError("the PNG has no pixels; write it again")
     if height * width > MAX_MASK_PIXELS:
@@ -57,8 +58,11 @@ def png_size(data: bytes) -> tuple[int, int]:
     return height, width
 
 
-def _check_chunks(data: bytes, height: int, width: int) -> None:
-    """Hold every chunk against its CRC: a damaged mask must not be decoded to plausible labels."""
+def check_chunks(data: bytes, height: int, width: int, pixel_bytes: int = 3) -> None:
+    """Hold every chunk of a PNG against its CRC: a damaged mask must not be decoded to plausible labels.
+
+    Raises InputError, also when there is too little data for (height, width) pixels of ``pixel_bytes``.
+    """
     position, compressed = len(_SIGNATURE), 0
     kind = b""
     while kind != b"IEND":
@@ -75,7 +79,7 @@ def _check_chunks(data: bytes, height: int, width: int) -> None:
         if kind == b"IDAT":
             compressed += length
         position = end
-    if height * (3 * width + 1) > _MAX_DEFLATE_RATIO * (compressed + 64):
+    if height * (pixel_bytes * width + 1) > _MAX_DEFLATE_RATIO * (compressed + 64):
         raise InputError(f"the PNG has too little data for {height} x {width} pixels; write it again")
 
 
@@ -85,7 +89,7 @@ def decode_rgb(data: bytes) -> np.ndarray:
     Raises InputError when ``data`` is no whole 8-bit RGB PNG.
     """
     height, width = png_size(data)
-    _check_chunks(data, height, width)
+    check_chunks(data, height, width)
     try:
         result: np.ndarray = kornia_rs.io.decode_image_png_u8(data, (height, width), "rgb")
         return result

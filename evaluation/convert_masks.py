@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Convert a folder of masks between the benchmark's form and those of other tools.
+
+rgb     8-bit RGB PNG, label = R + 256 G: what match.py and evaluator.py read
+gray16  16-bit grayscale PNG
+gray8   8-bit grayscale PNG, labels 0..255: label maps of mmsegmentation and Hugging Face (palettes are read)
+npy     NumPy array (height, width) of integers
+
+Labels stay what they are, but for ignored pixels: 1000 in rgb, and V in the other forms. OUTPUT gets the
+tree of INPUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line import path_argument, run, whole_number
+from command_line.progress import bar
+from imagenets.mask_forms import FORMS, convert_folder
+
+
+def main() -> None:
+    """Parse, convert, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", type=path_argument, required=True, metavar="DIR", help="masks, any tree")
+    parser.add_argument(
+        "--output", type=path_argument, required=True, metavar="DIR", help="a folder that does not exist yet"
+    )
+    parser.add_argument("--from", dest="source_form", choices=FORMS, required=True, help="form of INPUT")
+    parser.add_argument("--to", dest="target_form", choices=FORMS, required=True, help="form of OUTPUT")
+    parser.add_argument(
+        "--ignore",
+        type=int,
+        metavar="V",
+        help="label of ignored pixels in forms other than rgb (default: 255 in gray8, else 1000)",
+    )
+    parser.add_argument("--workers", type=whole_number(1, 1024), default=4, help="threads (default: 4)")
+    arguments = parser.parse_args()
+    forms = (arguments.source_form, arguments.target_form)
+    if arguments.ignore is not None:
+        refuse_ignore(parser, arguments.ignore, forms)
+    number = convert_folder(
+        arguments.input, arguments.output, *forms, arguments.ignore, arguments.workers, bar
+    )
+    print(f"{arguments.output}: {number} masks, {forms[1]}")
+
+
+def refuse_ignore(parser: argparse.ArgumentParser, ignore: int, forms: tuple[str, str]) -> None:
+    """End with 2 where no form takes the label."""
+    for form in forms:
+        lowest = -(2**31) if form == "npy" else 0
+        if form != "rgb" and not lowest <= ignore <= FORMS[form].largest:
+            parser.error(f"--ignore {ignore}: {form} holds {lowest}..{FORMS[form].largest}")
+    if forms == ("rgb", "rgb"):
+        parser.error("--ignore: ignored pixels are 1000 in rgb")
+
+
+if __name__ == "__main__":
+    run(main)

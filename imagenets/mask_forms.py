@@ -1,0 +1,182 @@
+"""Masks in the forms that other tools read and write, and whole folders taken from one form to another."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from imagenets.classes import IGNORE, MAX_LABEL
+from imagenets.common.errors import InputError, counted, listed
+from imagenets.common.progress import Show, no_bar
+from imagenets.common.whole_files import whole_folder
+from imagenets.label_maps import change_ignore_index
+from imagenets.masks import MAX_MASK_PIXELS, check_chunks, decode_mask, encode_mask
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GRAY, _PALETTE = 0, 3  # PNG's colour types
+
+
+class Form(NamedTuple):
+    """How a mask is stored: the file's suffix, its largest label, and the usual label of ignored pixels."""
+
+    suffix: str
+    largest: int
+    ignore: int
+
+
+FORMS = {
+    "rgb": Form(".png", MAX_LABEL, IGNORE),  # the benchmark's own
+    "gray16": Form(".png", MAX_LABEL, IGNORE),
+    "gray8": Form(".png", 255, 255),  # as mmsegmentation and Hugging Face have label maps
+    "npy": Form(".npy", MAX_LABEL, IGNORE),
+}
+
+
+def read_labels(path: Path, form: str, ignore: int | None = None) -> np.ndarray:
+    """Read a mask in one of FORMS: labels (H, W), integers, with 1000 for ignored pixels.
+
+    ``ignore`` is their label in the file (default: the form's usual one; the benchmark's own form has 1000
+    alone). ``gray8`` takes palettes too, whose indices are the labels.
+
+    Raises InputError, naming the file, for anything else than the form, OSError when it cannot be read.
+    """
+    if form == "rgb":
+        return decode_mask(path)
+    labels = _read_array(path) if form == "npy" else _read_gray(path, 8 if form == "gray8" else 16)
+    ignore = FORMS[form].ignore if ignore is None else ignore
+    try:
+        labels = change_ignore_index(labels, ignore, IGNORE)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; say by --ignore what label ignored pixels have") from error
+    if labels.min() < 0 or labels.max() > MAX_LABEL:
+        outside = labels.min() if labels.min() < 0 else labels.max()
+        raise InputError(f"{path}: label {outside} is neither in 0..{MAX_LABEL} nor {ignore}, for ignored")
+    return labels
+
+
+def write_labels(labels: np.ndarray, path: Path, form: str, ignore: int | None = None) -> None:
+    """Write labels (H, W) with 1000 for ignored pixels in one of FORMS; ``read_labels`` gives them back.
+
+    Arrays are int64 where ``ignore`` is negative, else uint16. The folder must exist.
+
+    Raises InputError, naming the file, for labels that the form cannot hold, OSError.
+    """
+    if form == "rgb":
+        encode_mask(labels, path)
+        return
+    ignore = FORMS[form].ignore if ignore is None else ignore
+    try:
+        changed = change_ignore_index(labels.astype(np.int64), IGNORE, ignore)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; give ignored pixels another label (--ignore)") from error
+    largest = FORMS[form].largest
+    if changed.max() > largest:
+        raise InputError(f"{path}: label {changed.max()}, and {form} holds 0..{largest}; take gray16 or npy")
+    if form == "npy":
+        np.save(path, changed if ignore < 0 else changed.astype(np.uint16))
+    else:
+        Image.fromarray(changed.astype(np.uint8 if form == "gray8" else np.uint16)).save(path, "PNG")
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        labels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: no array of NumPy, or a cut one ({error}); write it again") from error
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu":
+        shape, dtype = getattr(labels, "shape", "?"), getattr(labels, "dtype", type(labels).__name__)
+        raise InputError(f"{path}: an array {shape} of {dtype}; labels are (height, width) integers")
+    _check_pixels(path, *labels.shape)
+    return np.array(labels)
+
+
+def _read_gray(path: Path, depth: int) -> np.ndarray:
+    data = path.read_bytes()
+    if not data.startswith(_SIGNATURE) or len(data) < 26:
+        raise InputError(f"{path}: not a PNG, or a cut one; write it again")
+    width, height, found, colour_type = struct.unpack(">IIBB", data[16:26])
+    if not ((found, colour_type) == (depth, _GRAY) or (depth == 8 and colour_type == _PALETTE)):
+        kind = {_GRAY: "grayscale", _PALETTE: "palette"}.get(colour_type, "colour")
+        raise InputError(f"{path}: a PNG of {found} bits, {kind}; gray{depth} is {depth} bits, grayscale")
+    _check_pixels(path, height, width)
+    try:
+        check_chunks(data, height, width, depth // 8)
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: the PNG is damaged ({error}); write it again") from error
+
+
+def _check_pixels(path: Path, height: int, width: int) -> None:
+    if not 0 < height * width <= MAX_MASK_PIXELS:
+        raise InputError(f"{path}: {width} x {height} pixels, and a mask has 1 to {MAX_MASK_PIXELS:,}")
+
+
+def convert_folder(
+    source: Path,
+    target: Path,
+    source_form: str,
+    target_form: str,
+    ignore: int | None = None,
+    workers: int = 4,
+    show: Show = no_bar,
+) -> int:
+    """Convert every mask below ``source``; ``target`` gets the same tree, whole or not at all.
+
+    ``ignore`` is the label of ignored pixels outside the benchmark's own form. Gives the number of masks.
+
+    Raises InputError, which lists them, when masks cannot be converted, when there are none, or when
+    ``target`` is there already.
+    """
+    old, new = FORMS[source_form].suffix, FORMS[target_form].suffix
+    found = (path.relative_to(source) for path in source.rglob(f"*{old}") if path.is_file())
+    names = sorted(name for name in found if not any(part.startswith(".") for part in name.parts))
+    if not names:
+        raise InputError(f"{source}: no such folder, or no {old} files in it")
+    with whole_folder(target) as folder:
+        for parent in {name.parent for name in names}:
+            (folder / parent).mkdir(parents=True, exist_ok=True)
+
+        def convert(name: Path) -> str | None:
+            made = (folder / name).with_suffix(new)
+            return _problem(partial(_convert, source / name, made, source_form, target_form, ignore), folder)
+
+        with ThreadPoolExecutor(workers) as pool, show("masks", len(names), unit="mask") as advance:
+            problems = []
+            for problem in pool.map(convert, names):
+                problems += [problem] if problem else []
+                advance(1)
+        if problems:
+            what = f"{counted(len(problems), 'mask')} cannot be converted; nothing was written"
+            raise InputError(f"{what}:\n{listed(problems)}")
+    return len(names)
+
+
+def _convert(source: Path, target: Path, source_form: str, target_form: str, ignore: int | None) -> None:
+    labels = read_labels(source, source_form, ignore)
+    try:
+        write_labels(labels, target, target_form, ignore)
+    except InputError as error:
+        raise InputError(f"{source}: {str(error).removeprefix(f'{target}: ')}") from error
+
+
+def _problem(convert: Callable[[], None], folder: Path) -> str | None:
+    try:
+        convert()
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(folder)):
+            raise  # the disk, not a mask
+        return f"{error.filename}: {error.strerror}"
+    return None

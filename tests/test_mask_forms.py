@@ -1,0 +1,130 @@
+"""Masks in the forms of other tools: every id comes back, and what cannot be converted is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from masksets import script, write_mask
+from PIL import Image
+
+from imagenets.common.errors import InputError
+from imagenets.mask_forms import FORMS, convert_folder, read_labels, write_labels
+from imagenets.masks import decode_mask
+
+EVERY = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+CONVERT = "evaluation/convert_masks.py"
+
+
+@pytest.mark.parametrize("form", ["rgb", "gray16", "npy"])
+def test_every_id_comes_back(tmp_path, form):
+    write_mask(tmp_path / "rgb/n01/a.png", EVERY)
+    assert convert_folder(tmp_path / "rgb", tmp_path / "there", "rgb", form) == 1
+    assert convert_folder(tmp_path / "there", tmp_path / "back", form, "rgb") == 1
+    assert (decode_mask(tmp_path / "back/n01/a.png") == EVERY).all()
+
+
+@pytest.mark.parametrize("ignore", [None, 0, 77, 255])
+def test_every_id_comes_back_from_8_bits(tmp_path, ignore):
+    usual = 255 if ignore is None else ignore
+    labels = np.array([[i for i in range(256) if i != usual] + [1000]])
+    write_mask(tmp_path / "rgb/a.png", labels)
+    convert_folder(tmp_path / "rgb", tmp_path / "gray", "rgb", "gray8", ignore)
+    with Image.open(tmp_path / "gray/a.png") as image:
+        assert image.mode == "L"
+        assert np.asarray(image).tolist() == [[*labels[0, :-1], usual]]
+    for form in ("gray16", "npy"):
+        write_labels(labels, tmp_path / f"b{FORMS[form].suffix}", form, usual)
+        assert (read_labels(tmp_path / f"b{FORMS[form].suffix}", form, usual) == labels).all()
+    convert_folder(tmp_path / "gray", tmp_path / "back", "gray8", "rgb", ignore)
+    assert (decode_mask(tmp_path / "back/a.png") == labels).all()
+
+
+def test_arrays_with_minus_100_and_palettes(tmp_path):
+    (tmp_path / "npy").mkdir()
+    np.save(tmp_path / "npy/a.npy", np.array([[0, 5, -100]], np.int16))
+    convert_folder(tmp_path / "npy", tmp_path / "rgb", "npy", "rgb", -100)
+    assert decode_mask(tmp_path / "rgb/a.png").tolist() == [[0, 5, 1000]]
+    convert_folder(tmp_path / "rgb", tmp_path / "back", "rgb", "npy", -100)
+    assert np.load(tmp_path / "back/a.npy").tolist() == [[0, 5, -100]]
+    palette = Image.fromarray(np.array([[0, 5, 255]], np.uint8), "L").convert("P")
+    palette.putpalette([0, 0, 0, 128, 0, 0] * 128)
+    (tmp_path / "voc").mkdir()
+    palette.save(tmp_path / "voc/a.png")
+    assert read_labels(tmp_path / "voc/a.png", "gray8").tolist() == [[0, 5, 1000]]
+
+
+def bad_inputs(folder):
+    """Files, their form, and what is said of them."""
+    gray = Image.fromarray(np.zeros((3, 4), np.uint8))
+    gray.save(folder / "gray8.png")
+    Image.fromarray(np.full((3, 4), 1000, np.uint16)).save(folder / "ignored.png")
+    Image.fromarray(np.zeros((3, 4, 3), np.uint8)).save(folder / "rgb.png")
+    gray.convert("1").save(folder / "bit.png")
+    (folder / "cut.png").write_bytes((folder / "gray8.png").read_bytes()[:-20])
+    (folder / "text.png").write_text("no mask")
+    np.save(folder / "float.npy", np.zeros((3, 4)))
+    np.save(folder / "stack.npy", np.zeros((1, 3, 4), int))
+    np.save(folder / "large.npy", np.full((3, 4), 65_536))
+    np.save(folder / "low.npy", np.full((3, 4), -1))
+    np.save(folder / "none.npy", np.zeros((0, 4), int))
+    np.save(folder / "object.npy", np.array([[None]]))
+    (folder / "cut.npy").write_bytes((folder / "large.npy").read_bytes()[:-8])
+    return [
+        ("gray8.png", "gray16", "a PNG of 8 bits, grayscale; gray16 is 16 bits"),
+        ("gray8.png", "rgb", "an 8-bit grayscale PNG; .*evaluation/convert_masks.py"),
+        ("rgb.png", "gray8", "a PNG of 8 bits, colour"),
+        ("bit.png", "gray8", "a PNG of 1 bits, grayscale"),
+        ("cut.png", "gray8", "the PNG is cut short"),
+        ("text.png", "gray8", "not a PNG"),
+        ("float.npy", "npy", r"an array \(3, 4\) of float64"),
+        ("stack.npy", "npy", r"an array \(1, 3, 4\)"),
+        ("large.npy", "npy", "label 65536 is neither in 0..65535 nor 1000"),
+        ("low.npy", "npy", "label -1 is neither"),
+        ("none.npy", "npy", "4 x 0 pixels"),
+        ("object.npy", "npy", "no array of NumPy"),
+        ("cut.npy", "npy", "no array of NumPy, or a cut one"),
+    ]
+
+
+def test_what_is_not_of_the_form_is_told(tmp_path):
+    for name, form, message in bad_inputs(tmp_path):
+        with pytest.raises(InputError, match=f"{tmp_path / name}: {message}"):
+            read_labels(tmp_path / name, form)
+    with pytest.raises(InputError, match=r"label 1000 is there already.*--ignore"):
+        read_labels(tmp_path / "ignored.png", "gray16", 255)
+    with pytest.raises(InputError, match=r"label 256, and gray8 holds 0\.\.255; take gray16"):
+        write_labels(np.array([[256]]), tmp_path / "a.png", "gray8")
+    with pytest.raises(InputError, match=r"label 255 is there already.*another label"):
+        write_labels(np.array([[255]]), tmp_path / "a.png", "gray8")
+
+
+def test_the_script_converts_all_or_nothing(tmp_path):
+    for i in range(3):
+        write_mask(tmp_path / f"rgb/n01/{i}.png", np.full((3, 4), 60 * i))
+    write_mask(tmp_path / "rgb/n02/.hidden.png", np.full((3, 4), 999))
+    arguments = ("--input", tmp_path / "rgb", "--output", tmp_path / "gray", "--from", "rgb", "--to", "gray8")
+    done = script(CONVERT, *arguments)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'gray'}: 3 masks, gray8\n")
+    assert sorted(path.name for path in (tmp_path / "gray").rglob("*.png")) == ["0.png", "1.png", "2.png"]
+    again = script(CONVERT, *arguments)
+    assert again.returncode == 1
+    assert f"{tmp_path / 'gray'}: is there already" in again.stderr
+    for i in (1, 2):
+        write_mask(tmp_path / f"rgb/n03/{i}.png", np.full((3, 4), 254 + i))
+    arguments = ("--input", tmp_path / "rgb", "--output", tmp_path / "new", "--from", "rgb", "--to", "gray8")
+    refused = script(CONVERT, *arguments)
+    assert refused.returncode == 1
+    assert "2 masks cannot be converted; nothing was written" in refused.stderr
+    assert f"{tmp_path}/rgb/n03/1.png: label 255 is there already" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gray", "rgb"]
+
+
+def test_wrong_usage(tmp_path):
+    common = ("--input", tmp_path, "--output", tmp_path / "out", "--from", "rgb", "--to")
+    for options in (("gray8", "--ignore", "256"), ("gray16", "--ignore=-1"), ("rgb", "--ignore", "255")):
+        done = script(CONVERT, *common, *options)
+        assert done.returncode == 2
+        assert "--ignore" in done.stderr
+    done = script(CONVERT, *common, "npy")
+    assert done.returncode == 1
+    assert "no .png files in it" in done.stderr
