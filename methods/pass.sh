@@ -22,7 +22,7 @@ fi
 recipe=(--recipe pass) restarts=30 finetuning=()
 if [ "$size" = small ]; then
     recipe=(--recipe small) restarts=10
-    finetuning=(--epochs 6 --batch-size 50 --crop 96 --lr 1.2)
+    finetuning=(--epochs 4 --batch-size 50 --crop 64 --lr 1.2)
 fi
 gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
 launch=("$PYTHON")

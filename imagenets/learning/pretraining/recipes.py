@@ -79,7 +79,7 @@ PUBLISHED_ATTENTION = {"50": replace(_ATTENTION, lr=6.0), "300": _ATTENTION, "91
 # Ours, for minutes on two cores and a few hundred pictures: all parts at work, nothing at its best.
 SMALL_PRETRAINING = Pretraining(
     backbone="resnet18",
-    epochs=8,
+    epochs=6,
     batch=50,
     large=CropSettings(2, 64, (0.14, 1)),
     small=None,
