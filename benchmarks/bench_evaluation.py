@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -123,24 +122,29 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def process(script: str, pairs: Pairs, mode: str, folder: str, *arguments: str) -> tuple[float, float, float]:
-    """Run a script as a process: seconds, and its largest memory in MiB with all its children's.
-
-    Memory is given as the sum of what each process has resident, and as the sum of proportional shares,
-    where a page that processes share counts once.
-    """
+def process(script: str, pairs: Pairs, mode: str, folder: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start a script as a process."""
     command = [sys.executable, str(CHECKOUT / "evaluation" / script), "--mode", mode, *arguments]
     command += ["--gt-dir", str(pairs.gt_dir), "--predict-dir", str(pairs.predict_dir)]
-    start = time.perf_counter()
-    child = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peaks = [0.0, 0.0]
-    watcher = threading.Thread(target=watch_memory, args=(child, peaks))
-    watcher.start()
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def finish(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a process; end where it failed."""
     if child.wait():
-        raise SystemExit(f"{script} failed")
-    elapsed = time.perf_counter() - start
-    watcher.join()
-    return elapsed, peaks[0], peaks[1]
+        raise SystemExit(f"{child.args!r} failed")
+
+
+def memory(child: subprocess.Popen[bytes]) -> tuple[float, float]:
+    """Wait for a process, and give its largest memory in MiB with all its children's.
+
+    As the sum of what each process has resident, and as the sum of proportional shares, where a page that
+    processes share counts once. Looking slows what is looked at: times are taken in a run of their own.
+    """
+    peaks = [0.0, 0.0]
+    watch_memory(child, peaks)
+    finish(child)
+    return peaks[0], peaks[1]
 
 
 def watch_memory(child: subprocess.Popen[bytes], peaks: list[float]) -> None:
@@ -185,13 +189,21 @@ def bench(title: str, pairs: Pairs, mode: str, workers: int, rounds: int) -> Non
         median = statistics.median(taken)
         print(f"  {name:32}{1000 * median:9.2f}{1 / median:9.0f}{ratio:9.2f}")
     with tempfile.TemporaryDirectory() as folder:
-        matching = ("--session-name", "x", "--workers", str(workers))
-        elapsed, resident, shared_once = process("match.py", pairs, mode, folder, *matching)
-        print(f"  match.py, whole process           {elapsed:7.2f} s, nothing cached")
+        matching = ("--session-name", "x", "--workers", str(workers), "--no-cache")
+        elapsed = seconds(lambda: finish(process("match.py", pairs, mode, folder, *matching)))
+        per_pass = statistics.median(floor) * count
+        print(
+            f"  match.py, whole process           {elapsed:7.2f} s, nothing cached: "
+            f"{elapsed / per_pass:.2f} x floor"
+        )
+        resident, shared_once = memory(process("match.py", pairs, mode, folder, *matching))
         print(f"    all its processes' memory       {resident:7.0f} MiB resident")
         print(f"    with shared pages counted once  {shared_once:7.0f} MiB")
-        elapsed, resident, _ = process("evaluator.py", pairs, mode, folder, "--match", "x")
+        scoring = ("evaluator.py", pairs, mode, folder, "--match", "x")
+        finish(process(*scoring))  # fills the cache
+        elapsed = seconds(lambda: finish(process(*scoring)))
         print(f"  evaluator.py, whole process       {elapsed:7.2f} s, from the cache")
+        resident, _ = memory(process(*scoring))
         print(f"    memory                          {resident:7.0f} MiB resident")
 
 
