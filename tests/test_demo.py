@@ -105,7 +105,7 @@ def test_mask_is_that_of_the_target_class(demo):
 
 def test_pictures_are_seeded(tmp_path):
     def made(folder, seed):
-        masks = [make(tmp_path / folder, seed, number, all_items()[number]) for number in (0, 700)]
+        masks = [make(tmp_path / folder, seed, (number, all_items()[number])) for number in (0, 700)]
         return masks, [path.read_bytes() for path in sorted((tmp_path / folder).rglob("*.JPEG"))]
 
     assert made("a", 0) == made("b", 0) != made("c", 1)
@@ -183,7 +183,7 @@ def test_readmes_walk(demo, tmp_path):
 def test_the_same_images_in_parquet(tmp_path):
     items = [item for item in all_items() if item.class_index < 2]
     for number, item in enumerate(items):
-        make(tmp_path, 0, number, item)
+        make(tmp_path, 0, (number, item))
     before = {f"{p.parent.name}/{p.name}": p.read_bytes() for p in tmp_path.rglob("*.JPEG")}
     pack(tmp_path, items)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
