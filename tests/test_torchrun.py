@@ -60,7 +60,7 @@ def test_any_number_of_processes_gives_the_same_files_and_output(folder):
         assert results_of(processes, "match.py", "--session-name", "a") == alone
     score = ("evaluator.py", "--match", "a", "--no-cache", "--output")
     scores = results_of(0, *score, folder / "results0/scores.json")
-    assert results_of(2, *score, folder / "results2/scores.json")[1] == scores[1]
+    assert results_of(4, *score, folder / "results4/scores.json")[1] == scores[1]
 
 
 def test_more_processes_than_images(folder):
