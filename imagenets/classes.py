@@ -33,6 +33,7 @@ class Mode:
     validation: int
     test: int
     train_semi: int
+    merges: bool = False  # some classes of ImageNet into others; has train-full too
 
     @property
     def folder(self) -> str:
@@ -43,9 +44,11 @@ class Mode:
 MODES = {
     mode.name: mode
     for mode in (
-        Mode("50", classes=50, train=64_431, validation=752, test=1_682, train_semi=500),
-        Mode("300", classes=300, train=384_862, validation=4_097, test=9_088, train_semi=3_000),
-        Mode("919", classes=919, train=1_183_322, validation=12_419, test=27_423, train_semi=9_190),
+        Mode("50", 50, train=64_431, validation=752, test=1_682, train_semi=500),
+        Mode("300", 300, train=384_862, validation=4_097, test=9_088, train_semi=3_000),
+        Mode(
+            "919", classes=919, train=1_183_322, validation=12_419, test=27_423, train_semi=9_190, merges=True
+        ),
     )
 }
 
@@ -92,7 +95,7 @@ def class_table(number_of_classes: int, wnids: Sequence[str] | None) -> list[Cla
         for wnid, index in zip(ordered, indices, strict=True)
     ]
     shared = {name for name, count in Counter(names).items() if count > 1}
-    merging = number_of_classes == MODES["919"].classes
+    merging = any(mode.merges and mode.classes == number_of_classes for mode in MODES.values())
     return [background] + [
         ClassInfo(
             i,

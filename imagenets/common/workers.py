@@ -6,7 +6,6 @@ however it ends, and at once when it gives up: each listens at a pipe whose othe
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import multiprocessing
@@ -27,11 +26,6 @@ WORKER_DIED = "a worker process died; out of memory? Try again with fewer --work
 
 # How PyTorch's DataLoader begins its RuntimeError for a worker that ended; any other is the worker's own.
 _LOADER_NOTICED = "DataLoader worker (pid"
-
-# glibc's mallopt: blocks up to this size are kept for the next mask, not given back to the system page by
-# page; and so is a free heap up to that size.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BLOCK, _KEPT_HEAP = 32 << 20, 256 << 20
 
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -65,7 +59,6 @@ class Lifeline:
         threading.Thread(target=self._leave_with_parent, daemon=True).start()
         # What was loaded before the fork stays; to go through it for garbage takes time, and copies it.
         gc.freeze()
-        keep_memory()
 
     def _leave_with_parent(self) -> None:
         os.read(self._reading, 1)  # nothing is ever written: it returns when the other end is closed
@@ -77,16 +70,6 @@ class Lifeline:
             self._whole = False
             os.close(self._writing)
             os.close(self._reading)
-
-
-def keep_memory() -> None:
-    """Keep freed memory for the next mask: a fifth of the time of a pass is spent on getting it again."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another libc than glibc
-        return
-    mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP)
 
 
 @contextmanager

@@ -100,14 +100,14 @@ def plan_train(mode: str, wnids: Sequence[str], train: Train, copy: bool) -> Pla
                 continue
             for name, image in images.items():
                 plan.add(f"train/{wnid}/{name}", image, link=image.is_file and not copy)
-    if mode == "919" and isinstance(train, TrainFolder):
+    if MODES[mode].merges and isinstance(train, TrainFolder):
         plan.links["train-full"] = os.path.abspath(train.path)
     return plan
 
 
 def merged_into(mode: str, wnids: Iterable[str], wnid: str) -> list[str]:
     """ImageNet classes whose images count as ``wnid`` besides its own, in mode 919 alone."""
-    if mode != "919":
+    if not MODES[mode].merges:
         return []
     own = set(wnids)
     return [source for source, target in MERGED.items() if target == wnid and source not in own]

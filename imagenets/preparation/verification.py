@@ -98,7 +98,7 @@ def _verify_splits(save: Path, lists: SetLists, deep: bool, show: Show) -> list[
     root = save / MODES[lists.mode].folder
     semi = [image.target for image in lists.train_semi]
     validation = [image.target for image in lists.validation]
-    splits = [] if lists.mode != "919" else [_verify_train_full(root)]
+    splits = [] if not MODES[lists.mode].merges else [_verify_train_full(root)]
     splits += _verify_train(root, lists, show)
     splits.append(_verify_images(root, "train-semi", semi, show))
     splits.append(
