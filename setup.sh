@@ -23,6 +23,11 @@ if [ "$wanted" = -1 ] || [ $# -gt 1 ]; then
     echo "usage: bash setup.sh [methods|dev]" >&2
     exit 2
 fi
+# Another environment, which this would change: the toolbox of another checkout would become this one there.
+if [ -L "$venv" ]; then
+    echo "error: $venv is a symbolic link to $(readlink -- "$venv"), an environment that is not this checkout's own: remove the link (rm $venv), then run this again" >&2
+    exit 1
+fi
 # The stamp is the kind, a line, and what it was made from: the lists of packages, and the checkout's path, as one
 # that was moved is installed from where it no longer is.
 source="$(cat "$root"/requirements*.txt "$root/pyproject.toml" "${BASH_SOURCE[0]}" | cksum) $root"

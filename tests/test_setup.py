@@ -70,6 +70,25 @@ def test_environment_without_its_interpreter_is_made_again(checkout):
     assert set_up(checkout) == []
 
 
+@pytest.mark.parametrize("leads", [True, False], ids=["to another environment", "nowhere"])
+def test_a_link_to_another_environment_is_refused_and_nothing_done_there(checkout, leads):
+    other = checkout.with_name("other")
+    if leads:
+        set_up(checkout)
+        (checkout / ".venv").rename(other)
+        (other / ".installed").write_text("user\nof another checkout\n")
+    (checkout / ".venv").symlink_to(other)
+    before = sorted(other.rglob("*"))
+    (checkout.parent / "notes").write_text("")
+    env = {**os.environ, "BASE_PYTHON": str(checkout.parent / "python"), "NOTES": str(checkout.parent / "notes")}
+    done = subprocess.run(["bash", checkout / "setup.sh"], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and (checkout.parent / "notes").read_text() == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {checkout}/.venv is a symbolic link to {other}")
+    assert f"(rm {checkout}/.venv)" in line
+    assert sorted(other.rglob("*")) == before and (checkout / ".venv").is_symlink()
+
+
 def test_moved_checkout_is_installed_from_where_it_is(checkout):
     set_up(checkout)
     moved = checkout.rename(checkout.with_name("elsewhere"))
