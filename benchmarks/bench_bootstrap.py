@@ -2,7 +2,7 @@
 """Time 1,000 bootstrap resamples of a generated table of 12,419 images and 919 classes, and their memory.
 
 For comparison, a few resamples are scored the plain way: the table of the images drawn, then evaluate().
-With --coverage: how many of 100 intervals hold the score of a known population, for three ways
+With --coverage: how many intervals in a hundred hold the score of a known population, for three ways
 to make an interval of the same resamples (percentile, basic, BCa).
 """
 
@@ -132,7 +132,7 @@ def print_coverage(images: int, classes: int, samples: int, resamples: int) -> N
 def main() -> None:
     """Print seconds, peak memory and the ratio to the plain way."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--resamples", type=int, default=1000, help="of the images (default: 1000)")
     parser.add_argument(
         "--coverage", action="store_true", help="of the intervals, in place of times; minutes"
     )

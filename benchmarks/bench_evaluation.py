@@ -212,10 +212,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--real", type=Path, default=CHECKOUT.parent / "shared" / "real-masks-50")
+    parser.add_argument(
+        "--real",
+        type=Path,
+        default=CHECKOUT.parent / "shared" / "real-masks-50",
+        help="a set of mode 50 and predictions, timed too if there (default: ../shared/real-masks-50)",
+    )
     parser.add_argument("--generated", type=int, default=12_419, help="number of generated pairs, mode 919")
-    parser.add_argument("--workers", type=int, default=available_cores())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), help="processes that decode (default: one per core)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="runs, of which the best counts (default: 3)")
     arguments = parser.parse_args()
     if arguments.real.is_dir():
         pairs = find_pairs(arguments.real / "validation-segmentation", arguments.real / "predictions")

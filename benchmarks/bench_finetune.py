@@ -55,9 +55,16 @@ def write_set(save: Path) -> None:
 def main() -> None:
     """Train a little, and print the shares."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--workers", type=whole_number(0, 1024), default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--backbone", default="resnet18", help="the network (default: resnet18)")
+    parser.add_argument(
+        "--workers",
+        type=whole_number(0, 1024),
+        default=len(os.sched_getaffinity(0)),
+        help="processes that read images (default: one per core)",
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the network is (default: cpu)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         save = Path(folder)

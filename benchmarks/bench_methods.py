@@ -125,11 +125,24 @@ def compare_search(places: int, channels: int, size: int, device: torch.device) 
 def main() -> None:
     """Parse, time, print."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--images", type=whole_number(8, 100_000), default=128)
-    parser.add_argument("--bank", type=whole_number(11, 100_000), default=1000, help="embeddings")
-    parser.add_argument("--batch-size", type=whole_number(1, 1024), default=16)
-    parser.add_argument("--workers", type=whole_number(0, 256), default=2)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--images", type=whole_number(8, 100_000), default=128, help="photographs (default: 128)"
+    )
+    parser.add_argument(
+        "--bank", type=whole_number(11, 100_000), default=1000, help="embeddings (default: 1000)"
+    )
+    parser.add_argument(
+        "--batch-size", type=whole_number(1, 1024), default=16, help="pictures at a time (default: 16)"
+    )
+    parser.add_argument(
+        "--workers", type=whole_number(0, 256), default=2, help="processes that read images (default: 2)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the network is (default: auto, CUDA if there)",
+    )
     arguments = parser.parse_args()
     with started(arguments.device) as processes, tempfile.TemporaryDirectory() as folder:
         print(f"{processes.device}, {torch.get_num_threads()} threads, {arguments.workers} workers")

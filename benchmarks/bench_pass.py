@@ -262,14 +262,21 @@ def main() -> None:
     """Print all figures."""
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--images", type=whole_number(16, 100_000), default=96, help="(default: 96)")
+    parser.add_argument(
+        "--images", type=whole_number(16, 100_000), default=96, help="photographs (default: 96)"
+    )
     parser.add_argument(
         "--batch-size", type=whole_number(2, 4096), default=16, help="of the step (default: 16)"
     )
     parser.add_argument(
-        "--workers", type=whole_number(1, 1024), default=cores, help="(default: one per core)"
+        "--workers", type=whole_number(1, 1024), default=cores, help="processes (default: one per core)"
     )
-    parser.add_argument("--rows", type=whole_number(1000, 10_000_000), default=10_000, help="of k-means")
+    parser.add_argument(
+        "--rows",
+        type=whole_number(1000, 10_000_000),
+        default=10_000,
+        help="vectors of k-means (default: 10000)",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         names = write_pictures(Path(folder), arguments.images)

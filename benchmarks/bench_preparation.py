@@ -30,14 +30,14 @@ VAL_IMAGES = 50_000
 
 def main() -> None:
     """Generate, time, print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--folder", type=Path, help="where to work; a temporary folder in it is removed afterwards"
+        "--folder",
+        type=Path,
+        help="where to work, in a temporary folder that is removed afterwards (default: the system's)",
     )
-    parser.add_argument("--size", type=int, default=4000, help="bytes of a file")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=4000, help="bytes of a file (default: 4000)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each (default: 3)")
     arguments = parser.parse_args()
     origin = Origin.chosen()
     wnids = categories("919", origin)

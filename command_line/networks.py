@@ -30,7 +30,12 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         "--images", type=path_argument, metavar="DIR", help="a folder of any pictures, at any depth"
     )
     parser.add_argument("--mode", choices=MODES, help="number of classes; goes with --save-dir")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="(default: those that are there)")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        help="splits of --save-dir to segment (default: those that are there)",
+    )
 
 
 def check_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -44,7 +49,10 @@ def check_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
     """Add how a network is run; results do not depend on it but for rounding."""
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto, CUDA if there)"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the network runs (default: auto, CUDA if there)",
     )
     parser.add_argument(
         "--workers",

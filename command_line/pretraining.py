@@ -38,13 +38,19 @@ def new_parser(description: str) -> argparse.ArgumentParser:
         help="pass: the published settings of the mode (default); small: minutes on two cores, for a few "
         "hundred pictures",
     )
-    parser.add_argument("--epochs", type=whole_number(1, 100_000), help="default: the recipe's")
     parser.add_argument(
-        "--batch-size", type=whole_number(1, 1_000_000), help="of all processes (default: the recipe's)"
+        "--epochs", type=whole_number(1, 100_000), help="passes over the images (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number(1, 1_000_000),
+        help="images of one step, all processes together (default: the recipe's)",
     )
     parser.add_argument("--lr", type=float, help="highest learning rate (default: the recipe's)")
-    parser.add_argument("--weight-decay", type=float, help="default: the recipe's")
-    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), help="default: the recipe's")
+    parser.add_argument("--weight-decay", type=float, help="the optimiser's (default: the recipe's)")
+    parser.add_argument(
+        "--seed", type=whole_number(0, 2**31 - 1), help="of all that is random (default: the recipe's)"
+    )
     parser.add_argument(
         "--split",
         choices=("train", "train-full"),
@@ -52,7 +58,12 @@ def new_parser(description: str) -> argparse.ArgumentParser:
         help="train-full: all of ImageNet, as the published network of mode 919 has seen it, against the "
         "benchmark's rules (default: train)",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the network learns (default: auto, CUDA if there)",
+    )
     parser.add_argument(
         "--amp",
         action=argparse.BooleanOptionalAction,

@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
         "--clusters",
         type=whole_number(1, 60_000),
         metavar="K",
-        help="(default: as many as the mode's classes)",
+        help="clusters (default: as many as the mode has classes)",
     )
     parser.add_argument(
         "--restarts",
@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
         default=RESTARTS,
         help=f"the best of so many runs of k-means counts (default: {RESTARTS})",
     )
-    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="(default: 0)")
+    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="of k-means (default: 0)")
     parser.add_argument(
         "--memory",
         type=positive_number,

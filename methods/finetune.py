@@ -92,7 +92,10 @@ def parse_arguments() -> argparse.Namespace:
         help="pass: label maps <wnid>/<name>.png of train, ids 0..N",
     )
     parser.add_argument(
-        "--output-stride", type=int, choices=(16, 32), help="of a ResNet (default: 32); 16 sees finer"
+        "--output-stride",
+        type=int,
+        choices=(16, 32),
+        help="of a ResNet: pixels a feature (default: 32; 16 sees finer, with more memory)",
     )
     _add_values(parser)
     _add_running(parser)
@@ -104,26 +107,31 @@ def parse_arguments() -> argparse.Namespace:
 
 def _add_values(parser: argparse.ArgumentParser) -> None:
     values = parser.add_argument_group("values in place of the recipe's")
-    values.add_argument("--epochs", type=whole_number(1, 100_000))
+    values.add_argument("--epochs", type=whole_number(1, 100_000), metavar="E", help="passes over the images")
     values.add_argument(
         "--batch-size",
         type=whole_number(1, 1_000_000),
         metavar="B",
         help="images of one update, all processes together; without --lr, the rate changes in proportion",
     )
-    values.add_argument("--lr", type=positive_number, help="the highest learning rate, absolute")
+    values.add_argument("--lr", type=positive_number, metavar="R", help="the highest learning rate, absolute")
     values.add_argument(
         "--layer-decay",
         type=number_in(0.01, 1),
-        metavar="R",
-        help="each layer learns at R times the next one's rate",
+        metavar="D",
+        help="each layer learns at D times the next one's rate",
     )
-    values.add_argument("--weight-decay", type=number_in(0, 100))
-    values.add_argument("--drop-path", type=number_in(0, 0.99), metavar="P", help="rate at the last block")
+    values.add_argument("--weight-decay", type=number_in(0, 100), metavar="W", help="the optimiser's")
     values.add_argument(
-        "--crop", type=whole_number(16, 4096), metavar="S", help="side of the pictures in pixels"
+        "--drop-path",
+        type=number_in(0, 0.99),
+        metavar="P",
+        help="rate of stochastic depth at the last block",
     )
-    values.add_argument("--seed", type=whole_number(0, 2**31 - 1))
+    values.add_argument(
+        "--crop", type=whole_number(16, 4096), metavar="C", help="side of the pictures in pixels"
+    )
+    values.add_argument("--seed", type=whole_number(0, 2**31 - 1), metavar="S", help="of all that is random")
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
@@ -142,7 +150,12 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help="score validation after every E epochs and the last (default: 20; 0: never)",
     )
-    running.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    running.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the network learns (default: auto, CUDA if there)",
+    )
     running.add_argument(
         "--amp",
         action=argparse.BooleanOptionalAction,

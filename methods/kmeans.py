@@ -81,13 +81,13 @@ def parse_arguments() -> argparse.Namespace:
         "--clusters",
         type=whole_number(1, MAX_LABEL),
         metavar="K",
-        help="(default: as many as the mode has classes)",
+        help="clusters (default: as many as the mode has classes)",
     )
     parser.add_argument(
         "--train-images",
         type=lambda text: None if text == "all" else whole_number(1, 10**9)(text),
         metavar="N",
-        help="cluster N of them, chosen at random (default: all)",
+        help="cluster N of the training images, chosen at random (default: all)",
     )
     parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of k-means (default: 0)")
     add_running(parser)

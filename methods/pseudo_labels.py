@@ -78,7 +78,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--centroids", type=path_argument, required=True, metavar="FILE", help="centroids.npy of cluster.py"
     )
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="(default: train)")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        default=["train"],
+        help="splits whose images are labelled (default: train)",
+    )
     parser.add_argument(
         "--threshold",
         type=threshold_argument,

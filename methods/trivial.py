@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument(
         "--output-dir", type=path_argument, required=True, help="a folder that does not exist yet"
     )
-    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="(default: 0)")
+    parser.add_argument(
+        "--seed", type=whole_number(0, 2**32 - 1), default=0, help="of what is random (default: 0)"
+    )
     arguments = parser.parse_args()
     output = arguments.output_dir
     names = find_pairs(arguments.predict_dir, arguments.predict_dir).names

@@ -80,7 +80,11 @@ def test_a_link_to_another_environment_is_refused_and_nothing_done_there(checkou
     (checkout / ".venv").symlink_to(other)
     before = sorted(other.rglob("*"))
     (checkout.parent / "notes").write_text("")
-    env = {**os.environ, "BASE_PYTHON": str(checkout.parent / "python"), "NOTES": str(checkout.parent / "notes")}
+    env = {
+        **os.environ,
+        "BASE_PYTHON": str(checkout.parent / "python"),
+        "NOTES": str(checkout.parent / "notes"),
+    }
     done = subprocess.run(["bash", checkout / "setup.sh"], env=env, capture_output=True, text=True)
     assert done.returncode == 1 and (checkout.parent / "notes").read_text() == ""
     (line,) = done.stderr.splitlines()

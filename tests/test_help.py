@@ -1,0 +1,58 @@
+"""The help of every script: what it is for, and a text for every option."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+
+import pytest
+from masksets import CHECKOUT
+
+FOLDERS = ("datapreparation", "evaluation", "methods", "demo", "benchmarks")
+SCRIPTS = sorted(
+    f"{folder}.{path.stem}"
+    for folder in FOLDERS
+    for path in (CHECKOUT / folder).glob("*.py")
+    if "__main__" in path.read_text()
+)
+
+
+class SeenError(Exception):
+    """Carries the parser of a script that was about to parse."""
+
+
+def parser_of(script, monkeypatch):
+    """The parser that a script makes, in this process: as many processes would load PyTorch as often."""
+
+    def seen(parser, *_):
+        raise SeenError(parser)
+
+    if script.startswith(("methods", "benchmarks")):
+        pytest.importorskip("torchvision")
+        pytest.importorskip("timm")
+    module = importlib.import_module(script)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", seen)
+    monkeypatch.setattr(sys, "argv", [script])
+    with pytest.raises(SeenError) as caught:
+        getattr(module, "parse_arguments", getattr(module, "main", None))()
+    return caught.value.args[0]
+
+
+def without_default(text):
+    """A help text but for what it says of the default, which tells nobody what the option is for."""
+    return re.sub(r"\(default:[^()]*\)|^default:.*", "", text or "").strip()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_says_what_it_is_for(script, monkeypatch):
+    parser = parser_of(script, monkeypatch)
+    assert without_default(parser.description)
+    bare = [
+        "/".join(action.option_strings) or action.dest
+        for action in parser._actions
+        if not without_default(action.help)
+    ]
+    assert not bare, f"{script}: no help for {', '.join(bare)}"
+    assert parser.format_help().startswith("usage: ")
