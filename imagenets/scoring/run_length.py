@@ -47,6 +47,10 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:  # noqa: A
     return compile_
 
 
+# Parts of the loops below: set into each caller before it is compiled, so that they cost no call.
+_part = numba.njit(inline="always")
+
+
 @_compiled(_INT32(_INT32, numba.int64))
 def _grown(array: np.ndarray, size: int) -> np.ndarray:
     longer = np.empty(size, np.int32)
@@ -68,6 +72,56 @@ def _first_set(words: np.ndarray, at: np.uint64) -> np.uint64:
     return at
 
 
+@_part
+def _row_runs(
+    row: np.ndarray,
+    change: np.ndarray,
+    change_words: np.ndarray,
+    lookup: np.ndarray,
+    palette: np.ndarray,
+    known: np.int32,
+    starts: np.ndarray,
+    codes: np.ndarray,
+    n: np.uintp,
+) -> tuple[np.uintp, np.int32, np.uint8, np.uint8]:
+    """Write one row's runs from place ``n`` on, and labels not seen before from place ``known`` on.
+
+    Returns both places afterwards, and the red and blue of all pixels, joined by or.
+    """
+    last = np.uintp(change.size)
+    red = np.uint8(0)
+    blue = np.uint8(0)
+    x = np.uintp(0)
+    while True:
+        # A run begins at x.
+        r = row[np.uintp(3) * x]
+        red |= r
+        blue |= row[np.uintp(3) * x + np.uintp(2)]
+        label = np.int32(r) | (np.int32(row[np.uintp(3) * x + np.uintp(1)]) << np.int32(8))
+        code = lookup[np.uintp(label)]
+        if code < 0:
+            code = known
+            lookup[np.uintp(label)] = code
+            palette[known] = label
+            known += np.int32(1)
+        starts[n] = x
+        codes[n] = code
+        n += np.uintp(1)
+        # The next byte that differs from the one three on; bytes of the pixel just left are passed over.
+        i = np.uintp(3) * x
+        while i < last:
+            if i & np.uintp(7) == 0:
+                i = _first_set(change_words, i >> np.uintp(3)) << np.uintp(3)
+                if i >= last:
+                    break
+            if change[i] != 0:
+                break
+            i += np.uintp(1)
+        if i >= last:
+            return n, known, red, blue
+        x = i // np.uintp(3) + np.uintp(1)
+
+
 @_compiled(
     numba.types.Tuple((*_RUNS, _INT32, numba.uint8, numba.uint8))(numba.uint8[:, :, ::1], numba.int32[::1])
 )
@@ -77,61 +131,34 @@ def _label_runs(rgb: np.ndarray, lookup: np.ndarray) -> Any:  # noqa: ANN401
     starts = np.empty(capacity, np.int32)
     codes = np.empty(capacity, np.int32)
     first = np.empty(height + 1, np.int32)
-    palette = np.empty(16, np.int32)
+    palette = np.empty(width + 16, np.int32)
     known = np.int32(0)
     red = np.uint8(0)
     blue = np.uint8(0)
     n = np.uintp(0)
+    # change[b]: whether byte b of the row, three to a pixel, is another in the next pixel. The rest is 0.
     compared = 3 * width - 3
-    words = (compared + 7) // 8
-    change = np.zeros(8 * words, np.uint8)
+    change = np.zeros(8 * ((compared + 7) // 8), np.uint8)
     change_words = change.view(np.uint64)
-    change_row = change[:compared]
+    differs = change[:compared]
     for y in range(height):
         if n + np.uintp(width + 1) > np.uintp(capacity):
             capacity = 2 * capacity + width + 1
             starts = _grown(starts, capacity)
             codes = _grown(codes, capacity)
+        if known + width > palette.size:
+            palette = _grown(palette, 2 * palette.size)
         first[y] = n
         row = rgb[y].reshape(3 * width)
         here = row[:compared]
         right = row[3:]
         for byte in range(compared):
-            change_row[byte] = here[byte] ^ right[byte]
-        x = np.uintp(0)
-        i = np.uintp(0)
-        last = np.uintp(8 * words)
-        while True:
-            # A run begins at x.
-            r = row[np.uintp(3) * x]
-            red |= r
-            blue |= row[np.uintp(3) * x + np.uintp(2)]
-            label = np.int32(r) | (np.int32(row[np.uintp(3) * x + np.uintp(1)]) << np.int32(8))
-            code = lookup[np.uintp(label)]
-            if code < 0:
-                code = known
-                lookup[np.uintp(label)] = code
-                if known == palette.size:
-                    palette = _grown(palette, 2 * palette.size)
-                palette[known] = label
-                known += np.int32(1)
-            starts[n] = x
-            codes[n] = code
-            n += np.uintp(1)
-            # The next byte that differs from the one three on; bytes of the pixel just left are passed over.
-            i = np.uintp(3) * x
-            while i < last:
-                if i & np.uintp(7) == 0:
-                    word = _first_set(change_words, i >> np.uintp(3))
-                    i = word << np.uintp(3)
-                    if i >= last:
-                        break
-                if change[i] != 0:
-                    break
-                i += np.uintp(1)
-            if i >= last:
-                break
-            x = i // np.uintp(3) + np.uintp(1)
+            differs[byte] = here[byte] ^ right[byte]
+        n, known, any_red, any_blue = _row_runs(
+            row, change, change_words, lookup, palette, known, starts, codes, n
+        )
+        red |= any_red
+        blue |= any_blue
         starts[n] = width
         codes[n] = -1
         n += np.uintp(1)
@@ -139,6 +166,115 @@ def _label_runs(rgb: np.ndarray, lookup: np.ndarray) -> Any:  # noqa: ANN401
     for k in range(known):
         lookup[palette[k]] = -1
     return starts[:n], codes[:n], first, palette[:known], red, blue
+
+
+@_part
+def _end_where_rows_differ(
+    depth: np.ndarray,
+    starts: np.ndarray,
+    codes: np.ndarray,
+    above: np.int32,
+    here: np.int32,
+    width: np.int32,
+) -> None:
+    """Set ``depth`` to 0 where the rows whose runs begin at ``above`` and ``here`` hold different labels."""
+    i = np.uintp(above)
+    j = np.uintp(here)
+    x = np.int32(0)
+    while x < width:
+        above_end = starts[i + np.uintp(1)]
+        here_end = starts[j + np.uintp(1)]
+        until = min(above_end, here_end)
+        if codes[i] != codes[j]:
+            for t in range(np.uintp(x), np.uintp(until)):
+                depth[t] = 0
+        i += np.uintp(above_end == until)
+        j += np.uintp(here_end == until)
+        x = until
+
+
+@_part
+def _deepen(depth: np.ndarray, full: np.uint16, width: np.int32) -> None:
+    """Count one row more, up to ``full``."""
+    one = np.uint16(1)
+    for t in range(width):
+        depth[t] = min(np.uint16(depth[t] + one), full)
+
+
+@_part
+def _end_near_changes(
+    depth: np.ndarray,
+    starts: np.ndarray,
+    begin: np.int32,
+    end: np.int32,
+    distance: int,
+    width: np.int32,
+) -> None:
+    """Set ``depth`` to 0 where a row's runs from ``begin`` to ``end`` start within [x - d + 1, x + d]."""
+    done = np.int64(0)
+    for r in range(np.uintp(begin), np.uintp(end)):
+        at = np.int64(starts[r])
+        until = min(at + distance, np.int64(width))
+        for t in range(np.uintp(max(done, at - distance)), np.uintp(until)):
+            depth[t] = 0
+        done = until
+
+
+@_part
+def _mark_ends(depth: np.ndarray, full: np.uint16, change: np.ndarray) -> None:
+    """Say for every column whether an interior stretch ends there or begins in the next one."""
+    for t in range(depth.size - 1):
+        change[t] = np.uint8(depth[t] == full) ^ np.uint8(depth[t + 1] == full)
+
+
+@_part
+def _copy_run(
+    starts: np.ndarray,
+    codes: np.ndarray,
+    run: np.uintp,
+    out_starts: np.ndarray,
+    out_codes: np.ndarray,
+    m: np.uintp,
+) -> None:
+    """Write a run that begins on the boundary, as every one does."""
+    out_starts[m] = starts[run]
+    out_codes[m] = codes[run] * np.int32(2) + np.int32(1)
+
+
+@_part
+def _split_row(
+    starts: np.ndarray,
+    codes: np.ndarray,
+    run: np.uintp,
+    sentinel: np.uintp,
+    change: np.ndarray,
+    change_words: np.ndarray,
+    out_starts: np.ndarray,
+    out_codes: np.ndarray,
+    m: np.uintp,
+) -> tuple[np.uintp, np.uintp]:
+    """Split a row's runs after every marked column: the row begins on the boundary, each mark changes sides.
+
+    Returns the run that comes after the last mark, and ``m`` after what was written.
+    """
+    inside = np.int32(0)
+    words = np.uintp(change_words.size)
+    word = _first_set(change_words, np.uintp(0))
+    while word < words:
+        for t in range(word << np.uintp(3), (word << np.uintp(3)) + np.uintp(8)):
+            if change[t] == 0:
+                continue
+            x = np.int32(t + np.uintp(1))
+            while starts[run] <= x and run < sentinel:
+                _copy_run(starts, codes, run, out_starts, out_codes, m)
+                m += np.uintp(1)
+                run += np.uintp(1)
+            out_starts[m] = x
+            out_codes[m] = codes[run - np.uintp(1)] * np.int32(2) + inside
+            m += np.uintp(1)
+            inside ^= np.int32(1)
+        word = _first_set(change_words, word + np.uintp(1))
+    return run, m
 
 
 @_compiled(numba.types.Tuple(_RUNS)(*_RUNS, numba.int64))
@@ -151,39 +287,17 @@ def _boundary_runs(starts: np.ndarray, codes: np.ndarray, first: np.ndarray, dis
     out_first = np.empty(height + 1, np.int32)
     m = np.uintp(0)
     # depth[x]: how many rows, up to this one and at most 2d + 1, hold one label throughout [x - d, x + d].
+    # depth[width] is 0, so that an interior stretch always ends.
     depth = np.zeros(width + 1, np.uint16)
     full = np.uint16(2 * distance + 1)
-    one = np.uint16(1)
-    words = (width + 7) // 8
-    change = np.zeros(8 * words, np.uint8)
+    change = np.zeros(8 * ((width + 7) // 8), np.uint8)
     change_words = change.view(np.uint64)
     for y in range(height + distance):
         if y < height:
-            begin = np.uintp(first[y])
-            end = np.uintp(first[y + 1]) - np.uintp(1)
             if y > 0:
-                i = np.uintp(first[y - 1])
-                j = begin
-                x = np.int32(0)
-                while x < width:
-                    above_end = starts[i + np.uintp(1)]
-                    here_end = starts[j + np.uintp(1)]
-                    until = min(above_end, here_end)
-                    if codes[i] != codes[j]:
-                        for t in range(np.uintp(x), np.uintp(until)):
-                            depth[t] = 0
-                    i += np.uintp(above_end == until)
-                    j += np.uintp(here_end == until)
-                    x = until
-            for t in range(width):
-                depth[t] = min(np.uint16(depth[t] + one), full)
-            done = np.int64(0)
-            for r in range(begin, end + np.uintp(1)):
-                at = np.int64(starts[r])
-                until64 = min(at + distance, np.int64(width))
-                for t in range(np.uintp(max(done, at - distance)), np.uintp(until64)):
-                    depth[t] = 0
-                done = until64
+                _end_where_rows_differ(depth, starts, codes, first[y - 1], first[y], width)
+            _deepen(depth, full, width)
+            _end_near_changes(depth, starts, first[y], first[y + 1], distance, width)
         middle = y - distance
         if middle < 0:
             continue
@@ -195,29 +309,10 @@ def _boundary_runs(starts: np.ndarray, codes: np.ndarray, first: np.ndarray, dis
         run = np.uintp(first[middle])
         sentinel = np.uintp(first[middle + 1]) - np.uintp(1)
         if y >= 2 * distance and y < height:
-            # depth[width] is 0, so that an interior stretch always ends.
-            for t in range(width):
-                change[t] = np.uint8(depth[t] == full) ^ np.uint8(depth[t + 1] == full)
-            inside = np.int32(0)
-            word = _first_set(change_words, np.uintp(0))
-            while word < np.uintp(words):
-                for t in range(word << np.uintp(3), (word << np.uintp(3)) + np.uintp(8)):
-                    if change[t] == 0:
-                        continue
-                    x = np.int32(t + np.uintp(1))
-                    while starts[run] <= x and run < sentinel:
-                        out_starts[m] = starts[run]
-                        out_codes[m] = codes[run] * np.int32(2) + np.int32(1)
-                        m += np.uintp(1)
-                        run += np.uintp(1)
-                    out_starts[m] = x
-                    out_codes[m] = codes[run - np.uintp(1)] * np.int32(2) + inside
-                    m += np.uintp(1)
-                    inside ^= np.int32(1)
-                word = _first_set(change_words, word + np.uintp(1))
+            _mark_ends(depth, full, change)
+            run, m = _split_row(starts, codes, run, sentinel, change, change_words, out_starts, out_codes, m)
         while run < sentinel:
-            out_starts[m] = starts[run]
-            out_codes[m] = codes[run] * np.int32(2) + np.int32(1)
+            _copy_run(starts, codes, run, out_starts, out_codes, m)
             m += np.uintp(1)
             run += np.uintp(1)
         out_starts[m] = width
