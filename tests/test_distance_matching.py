@@ -25,6 +25,7 @@ from torch.nn.functional import interpolate
 
 from demo.pictures import draw
 from imagenets.common.errors import InputError
+from imagenets.learning.inference import neighbours
 from imagenets.learning.inference.engine import chunks_of
 from imagenets.learning.inference.label_files import enlarged
 from imagenets.learning.inference.neighbours import Bank, label_maps, nearest
@@ -166,13 +167,13 @@ def slow_bank(network, name, root):
     return embeddings / embeddings.norm(dim=1, keepdim=True), torch.tensor(labels)
 
 
-def slow_labels(features, bank, labels, neighbours=10, temperature=0.07):
+def slow_labels(features, bank, labels, number=10, temperature=0.07):
     found = torch.zeros(features.shape[1:], dtype=torch.int64)
     for row in range(features.shape[1]):
         for column in range(features.shape[2]):
             vector = features[:, row, column]
             cosines = (bank @ (vector / vector.norm())).tolist()
-            order = sorted(range(len(cosines)), key=lambda i: (-cosines[i], i))[:neighbours]
+            order = sorted(range(len(cosines)), key=lambda i: (-cosines[i], i))[:number]
             votes = {}
             for i in order:
                 votes[int(labels[i])] = votes.get(int(labels[i]), 0) + np.exp(cosines[i] / temperature)
@@ -298,6 +299,24 @@ def test_bad_images_are_told_together_and_the_others_made(save, finished, tmp_pa
         call(monkeypatch, command(copied, tmp_path / "other", NETWORKS[1], *bank))
 
 
+@pytest.mark.parametrize(
+    ("stride", "size"), [(32, (5, 7)), (16, (9, 4)), (14, (6, 11)), (8, (13, 10)), (32, (1, 2))]
+)
+@pytest.mark.parametrize("rows", [1, 3, 17, 1000])
+def test_cosines_in_blocks_are_those_of_the_enlarged_map(stride, size, rows, monkeypatch):
+    """Where products are enlarged in place of features, and in blocks of so many rows of the grid."""
+    rng = torch.Generator().manual_seed(0)
+    maps = torch.randn(3, 19, *size, generator=rng)
+    bank = torch.nn.functional.normalize(torch.randn(23, 19, generator=rng))
+    grid = neighbours.grid_size(maps, stride)
+    monkeypatch.setattr(neighbours, "_SCORE_BYTES", {"cpu": 4 * rows * grid[1] * len(bank)})
+    blocks = list(neighbours._cosines(maps, grid, bank))
+    larger = torch.nn.functional.normalize(interpolate(maps, size=grid, mode="bilinear"))
+    expected = larger.permute(0, 2, 3, 1).flatten(0, 2) @ bank.T
+    assert torch.allclose(torch.cat(blocks), expected, atol=1e-6)
+    assert max(map(len, blocks)) <= rows * grid[1]
+
+
 def test_a_pixel_equal_to_a_class_of_one_vector_gets_it():
     rng = torch.Generator().manual_seed(0)
     for classes, channels in ((1, 3), (7, 5), (50, 64)):
@@ -305,8 +324,8 @@ def test_a_pixel_equal_to_a_class_of_one_vector_gets_it():
         bank = Bank(vectors, torch.arange(classes) * 3)
         pixels = torch.randint(classes, (2, 4, 5), generator=rng)
         maps = (vectors[pixels] * torch.rand(2, 4, 5, 1, generator=rng).add(0.1)).permute(0, 3, 1, 2)
-        for neighbours in {1, min(10, classes)}:
-            assert torch.equal(label_maps(maps, 8, bank, neighbours, 0.01), pixels * 3)
+        for number in {1, min(10, classes)}:
+            assert torch.equal(label_maps(maps, 8, bank, number, 0.01), pixels * 3)
 
 
 def test_of_equal_neighbours_those_that_stand_first_count():

@@ -350,11 +350,14 @@ def _to_device(waiting: Sequence[_Waiting], reading: Reading, device: torch.devi
     pixels = torch.from_numpy(np.stack([one.pixels for one in waiting]))
     if device.type == "cuda":
         pixels = pixels.pin_memory()
-    values = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().contiguous() / 255
+    # On CPUs the channels stay last in memory: convolutions are faster so.
+    values = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    if device.type != "cpu":
+        values = values.contiguous()
     mean, std = (torch.tensor(of, device=device).view(3, 1, 1) for of in (reading.mean, reading.std))
     return Batch(
         [one.index for one in waiting],
-        (values - mean) / std,
+        values.sub_(mean).div_(std),
         [one.size for one in waiting],
         [one.beside for one in waiting if one.beside is not None],
     )

@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn.functional import interpolate
 
-from imagenets.common.whole_files import whole_file
+from imagenets.common.whole_files import write_whole
 from imagenets.learning.extraction import worker_pool
 from imagenets.masks import labels_to_rgb
 
-_COMPRESSION = 3  # of 9: half the time of the default, for files twice as large
+# Enlarged labels repeat their rows: nothing is left of those where the row above is subtracted. With that,
+# low compression takes half the time of the default and gives files little larger.
+_PNG = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+_PNG += [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT]
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,18 @@ def _write_all(files: Sequence[LabelFile]) -> None:
 
 def write_label_file(file: LabelFile) -> None:
     """Enlarge the labels by the nearest neighbour, and write them as a mask; folders above it are made."""
-    labels = enlarged(file.labels, *file.size)
+    colours = enlarged(np.ascontiguousarray(labels_to_rgb(file.labels)[..., ::-1]), *file.size)
+    _, content = cv2.imencode(".png", colours, _PNG)
     file.path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file.path) as temporary:
-        Image.fromarray(labels_to_rgb(labels)).save(temporary, "PNG", compress_level=_COMPRESSION)
+    write_whole(file.path, content.tobytes())
 
 
 def enlarged(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bring labels (h, w) to (height, width) exactly as ``interpolate(mode="nearest")`` does."""
-    if labels.shape == (height, width):
+    """Bring labels (h, w, …) to (height, width, …) exactly as ``interpolate(mode="nearest")`` does."""
+    if labels.shape[:2] == (height, width):
         return labels
-    larger: np.ndarray = labels[_nearest(labels.shape[0], height)[:, None], _nearest(labels.shape[1], width)]
-    return larger
+    wide = np.take(labels, _nearest(labels.shape[1], width), axis=1)
+    return np.take(wide, _nearest(labels.shape[0], height), axis=0)
 
 
 @lru_cache(maxsize=4096)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-_SCORE_BYTES = 512 << 20  # of the largest matrix of cosines; its neighbours are found beside it
+# Bytes of the largest matrix of cosines; its neighbours are found beside it. What is small stays in a CPU's
+# cache and needs no fresh memory for each block; GPUs want few and large ones.
+_SCORE_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
+_SHORTEST = 1e-12  # length of a vector; what is shorter counts as that
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,11 @@ def label_maps(
     lowest of equals. Source: docs/methods.md, Distance matching.
     """
     grid = grid_size(maps, stride)
-    vectors = enlarged_maps(maps.float(), stride).flatten(2).transpose(1, 2).flatten(0, 1)  # (B·H·W, C)
-    rows = max(1, _SCORE_BYTES // (4 * len(bank.labels)))
-    labels = [
-        _vote(*nearest(part, bank.embeddings, neighbours), bank.labels, temperature)
-        for part in torch.split(vectors, rows)
-    ]
+    with torch.autocast(maps.device.type, enabled=False):  # half precision is for the network
+        labels = [
+            _vote(*_largest(cosines, neighbours), bank.labels, temperature)
+            for cosines in _cosines(maps.float(), grid, bank.embeddings)
+        ]
     return torch.cat(labels).reshape(-1, *grid)
 
 
@@ -69,10 +73,73 @@ def nearest(vectors: torch.Tensor, bank: torch.Tensor, neighbours: int) -> tuple
 
     Of equal ones those that stand first in the bank count; ``neighbours`` is at most M.
     """
+    return _largest(_direct(vectors, bank), neighbours)
+
+
+def _cosines(maps: torch.Tensor, grid: tuple[int, int], bank: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Cosines of the places of maps (B, C, h, w), enlarged to a grid (H, W), with unit vectors (M, C).
+
+    They come in blocks (P, M) of bounded memory: places by rows, rows by pictures. Enlarging is linear, as
+    are products with the bank: so the products of the small map are enlarged, not its features, and a
+    ResNet's grid needs a sixteenth of the multiplications. Lengths are those of the enlarged features.
+    """
+    features = maps.permute(0, 2, 3, 1)  # (B, h, w, C)
+    room = max(1, _SCORE_BYTES[maps.device.type] // (4 * grid[1] * len(bank)))  # rows of the grid in a block
+    if grid == tuple(maps.shape[2:]):
+        for lines in torch.split(features.flatten(0, 1), room):
+            yield _direct(lines.flatten(0, 1), bank)
+        return
+    rows = _enlarging(maps.shape[2], grid[0])
+    columns = _enlarging(maps.shape[3], grid[1]).to(maps.device)
+    for few in torch.split(features, max(1, room // grid[0])):
+        for some in torch.split(rows, room):
+            used = some.any(0).nonzero()
+            first, last = int(used[0]), int(used[-1]) + 1
+            weights = some[:, first:last].to(maps.device)
+            yield _enlarged(few[:, first:last], weights, columns, bank)
+
+
+def _direct(vectors: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+    """Cosines (P, M) of vectors (P, C)."""
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    scores = (vectors @ bank.T).div_(lengths.clamp_min(1e-12))
-    if neighbours == len(bank):
-        return scores, torch.arange(len(bank), device=bank.device).expand(len(vectors), -1)
+    return (vectors @ bank.T).div_(lengths.clamp_min(_SHORTEST))
+
+
+def _enlarged(
+    features: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, bank: torch.Tensor
+) -> torch.Tensor:
+    """Cosines (n·R·W, M) of features (n, r, w, C) that matrices (R, r) and (W, w) enlarge."""
+    number, height, width, channels = features.shape
+    features = features.reshape(number * height * width, channels)
+    products = (features @ bank.T).reshape(number, height, -1)
+    products = columns @ (rows @ products).reshape(number * len(rows), width, -1)
+    lines = (rows @ features.reshape(number, height, -1)).reshape(-1, width, channels)
+    lengths = _lengths(lines, columns).clamp_min(_SHORTEST)
+    return products.div_(lengths[:, :, None]).flatten(0, 1)
+
+
+def _lengths(lines: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Lengths (n, W) of the vectors of lines (n, w, C) that a matrix (W, w) enlarges.
+
+    A vector there is a·u + b·v of two neighbours, and its square a²·u² + b²·v² + 2ab·uv.
+    """
+    squares = lines.square().sum(2) @ columns.square().T
+    neighbours = (lines[:, 1:] * lines[:, :-1]).sum(2)
+    squares += neighbours @ (2 * columns[:, 1:] * columns[:, :-1]).T
+    return squares.clamp_min_(0).sqrt_()
+
+
+@lru_cache(maxsize=256)
+def _enlarging(old: int, new: int) -> torch.Tensor:
+    """Give the matrix (new, old), on the CPU, by which ``interpolate`` enlarges a line bilinearly."""
+    lines = torch.eye(old)[None, None]
+    return interpolate(lines, size=(new, old), mode="bilinear", align_corners=False)[0, 0]
+
+
+def _largest(scores: torch.Tensor, neighbours: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the largest of each row (P, M), values and places (P, k); of equal ones the first."""
+    if neighbours == scores.shape[1]:
+        return scores, torch.arange(neighbours, device=scores.device).expand(len(scores), -1)
     values, places = scores.topk(neighbours + 1, dim=1)
     # topk takes any of equal scores: where the last one inside is equal to the first outside, look again.
     tied = (values[:, -2] == values[:, -1]).nonzero().flatten()
