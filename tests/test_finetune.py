@@ -18,6 +18,7 @@ import pytest
 import torch
 from helpers import method_scripts
 from helpers.patterns import draw, write_patterns
+from helpers.processes import children, wait_for, wait_until_gone
 from masksets import CHECKOUT, write_mask
 from PIL import Image
 from prepared_set import write_lists
@@ -114,6 +115,33 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(context, save, t
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert log(tmp_path / "killed") == log(tmp_path / "whole")
     assert [record["epoch"] for record in log(tmp_path / "whole")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("script", ["finetune", "pretrain"])
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_workers_end_with_their_parent(script, how, status, context, save, tmp_path):
+    """Also a worker that waits for its file, which no picture of a disk that has gone will ever answer."""
+    root = write_patterns(tmp_path / "prepared", splits=("train-semi", "train"))
+    common = ("--epochs", 10_000, "--workers", 2, "--batch-size", 4)
+    arguments = {
+        "finetune": finetune(tmp_path / "prepared", tmp_path / "run", *common),
+        "pretrain": (
+            "--save-dir", tmp_path / "prepared", "--mode", 50, "--recipe", "small",
+            "--output-dir", tmp_path / "run", *common,
+        ),
+    }  # fmt: skip
+    process = start(context, save, script, tmp_path / "said", *arguments[script])
+    wait_for(lambda: (tmp_path / "run/settings.json").exists() or process.exitcode is not None)
+    picture = next((root / {"finetune": "train-semi", "pretrain": "train"}[script]).rglob("*.JPEG"))
+    os.mkfifo(tmp_path / "endless")
+    (tmp_path / "endless").replace(picture)
+    with picture.open("wb"):  # it opens when a worker reads it
+        workers = children(process.pid)
+        os.kill(process.pid, how)
+        process.join(TIMEOUT)
+        assert process.exitcode == status, (tmp_path / "said").read_text()
+        assert len(workers) == 2
+        wait_until_gone(workers)
 
 
 def test_two_processes_of_torchrun_train_as_one(context, save, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers.processes import children, wait_for, wait_until_gone
 from PIL import Image
 
 from demo.pictures import CLASSES, draw
@@ -215,36 +216,19 @@ def test_a_stopped_run_goes_on_and_ends_alike(prepared, finished, tmp_path, monk
     assert predictions(output) == predictions(finished)
 
 
-def children(process):
-    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
-def is_running(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_killed_runs_leave_no_process_and_nothing_half_made(prepared, finished, tmp_path):
     output = tmp_path / "out"
     arguments = [*map(str, options(prepared[0], output))]
     arguments[arguments.index("--workers") + 1] = "2"
     script = [sys.executable, str(CHECKOUT / "methods" / "kmeans.py"), *arguments]
     process = subprocess.Popen(script, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    workers = []
-    while len(workers) < 2 and time.monotonic() < deadline and process.poll() is None:
-        workers = children(process.pid)
-        time.sleep(0.02)
+    wait_for(lambda: process.poll() is not None or len(children(process.pid)) == 2)
+    workers = children(process.pid)
     time.sleep(0.3)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert len(workers) == 2
-    deadline = time.monotonic() + 20
-    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(is_running(worker) for worker in workers)
+    wait_until_gone(workers)
     subprocess.run(script, check=True, stdout=subprocess.DEVNULL, timeout=120)
     assert predictions(output) == predictions(finished)
 

@@ -6,11 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.processes import children, wait_until_gone
 from masksets import CHECKOUT, write_mask, write_pairs
 from PIL import Image
 
@@ -101,33 +100,18 @@ def stuck(request, tmp_path):
         start_new_session=True,
     )
     with process, waited_for.open("wb"):  # open returns when the worker has begun to read
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        yield process, [int(pid) for pid in children], tmp_path
+        yield process, children(process.pid), tmp_path
         process.kill()
-
-
-def assert_gone(pids):
-    deadline = time.monotonic() + 20
-    while left := [pid for pid in pids if is_running(pid)]:
-        assert time.monotonic() < deadline, f"workers {left} live on"
-        time.sleep(0.02)
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.parametrize(("how", "status"), [("TERM", 143), ("INT", 130), ("KILL", -9)])
 def test_workers_end_with_their_parent_and_temporary_folders_go(stuck, how, status):
-    process, children, folder = stuck
-    assert len(children) == 2
+    process, workers, folder = stuck
+    assert len(workers) == 2
     process.send_signal(getattr(signal, f"SIG{how}"))  # to the main process alone
     _, messages = process.communicate(timeout=60)
     assert process.returncode == status
-    assert_gone(children)
+    wait_until_gone(workers)
     assert "Traceback" not in messages
     if how != "KILL":
         assert not (folder / "out").exists()

@@ -18,9 +18,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from imagenets.common.errors import InputError
+
+if TYPE_CHECKING:  # PyTorch takes seconds to load
+    from torch.utils.data import Dataset
 
 WORKER_DIED = "a worker process died; out of memory? Try again with fewer --workers"
 
@@ -51,11 +54,10 @@ class Lifeline:
         self._reading, self._writing = os.pipe()
         self._whole = True
 
-    def begin_worker(self, number: int = 0) -> None:
-        """Do what a worker does first; DataLoader tells it its number."""
+    def begin_worker(self) -> None:
+        """Do what a worker does first."""
         os.close(self._writing)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         threading.Thread(target=self._leave_with_parent, daemon=True).start()
         # What was loaded before the fork stays; to go through it for garbage takes time, and copies it.
         gc.freeze()
@@ -110,6 +112,16 @@ def process_pool(workers: int, begin: Callable[[], None] | None = None) -> Itera
 
 
 def _begin(lifeline: Lifeline, begin: Callable[[], None] | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _begin_tied(lifeline, begin)
+
+
+def _begin_tied(lifeline: Lifeline, begin: Callable[[], None] | None, number: int = 0) -> None:
+    """Begin a worker; a DataLoader tells it its number.
+
+    SIGTERM stays as a DataLoader sets it: sent by the parent, it ends the worker as if all were well. The
+    parent would take another end for a mishap, also while it is ending itself.
+    """
     lifeline.begin_worker()
     if begin is not None:
         begin()
@@ -118,31 +130,78 @@ def _begin(lifeline: Lifeline, begin: Callable[[], None] | None) -> None:
 def load_chunks(dataset: Chunks[Item], workers: int) -> Iterator[Item]:
     """Go through a data set's chunks in order, loaded by ``workers`` processes (0: this one).
 
-    The processes are those of PyTorch's DataLoader. Raises InputError when one of them dies.
+    The processes are those of PyTorch's DataLoader, which is not needed without them. Raises InputError when
+    one of them dies.
     """
     count = len(dataset)
     if workers == 0 or count == 0:
         yield from (dataset[i] for i in range(count))
         return
+    yield from _loaded(dataset, min(workers, count), None, WORKER_DIED)
+
+
+def load_tensors(
+    dataset: Dataset[Item],
+    workers: int,
+    *,
+    keys: Iterable[Any] | None = None,
+    begin: Callable[[], None] | None = None,
+    ahead: int = 2,
+    pin: bool = False,
+) -> Iterator[Item]:
+    """Go through the items of a data set of tensors in the order of ``keys`` (by default 0, 1, ...).
+
+    PyTorch's DataLoader has ``workers`` processes (0: this one) make them, each ``ahead`` of their use, after
+    it has called ``begin``. ``pin`` puts tensors where CUDA copies them from at once. None of this process's
+    random numbers are used. Raises InputError when a worker dies: tensors travel through shared memory, which
+    containers have little of, so the message tells how much there is.
+    """
+    import torch
+
+    yield from _loaded(
+        dataset,
+        workers,
+        begin,
+        f"{WORKER_DIED}; they also share {_shared_memory()}",
+        sampler=keys,
+        prefetch_factor=ahead if workers else None,
+        pin_memory=pin,
+        generator=torch.Generator(),
+    )
+
+
+def _loaded(
+    dataset: Any,  # noqa: ANN401
+    workers: int,
+    begin: Callable[[], None] | None,
+    died: str,
+    **options: Any,  # noqa: ANN401
+) -> Iterator[Any]:
     from torch.utils.data import DataLoader
 
     lifeline = Lifeline()
-    loader: DataLoader[Item] = DataLoader(
-        dataset,  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
         batch_size=None,
         collate_fn=_unchanged,
-        num_workers=min(workers, count),
-        multiprocessing_context="fork",
-        worker_init_fn=lifeline.begin_worker,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=partial(_begin_tied, lifeline, begin),
+        **options,
     )
     try:
         yield from loader
     except RuntimeError as error:
         if not str(error).startswith(_LOADER_NOTICED):
             raise
-        raise InputError(WORKER_DIED) from error
+        raise InputError(died) from error
     finally:
         lifeline.cut()
+
+
+def _shared_memory() -> str:
+    status = os.statvfs("/dev/shm")
+    return f"{status.f_blocks * status.f_frsize >> 20} MB of memory in /dev/shm"
 
 
 def _unchanged(chunk: Any) -> Any:  # noqa: ANN401

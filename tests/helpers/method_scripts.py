@@ -12,11 +12,11 @@ import timm  # noqa: F401 - loaded once, for all forks
 import torch
 
 from command_line import run
-from methods import finetune, predict
+from methods import finetune, predict, pretrain
 
 torch.optim.AdamW([torch.zeros(1)])  # the first optimiser makes PyTorch load half of itself
 
-MAINS = {"finetune": finetune.main, "predict": predict.main}
+MAINS = {"finetune": finetune.main, "predict": predict.main, "pretrain": pretrain.main}
 
 
 def child(script, arguments, environment, said):

@@ -18,7 +18,6 @@ Under torchrun call both functions on all processes, in ``processes.together``, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,11 +27,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from imagenets.common.errors import InputError, listed
 from imagenets.common.progress import Advance, Show, no_bar
 from imagenets.common.whole_files import whole_file
+from imagenets.common.workers import load_tensors
 from imagenets.learning.image_list import fingerprint
 from imagenets.learning.inference.label_files import LabelFile, writing
 from imagenets.learning.inference.pictures import Images, Reading, read_picture
@@ -281,10 +281,6 @@ class _Blocks(Dataset[_Block]):
         )
 
 
-def _as_it_is(block: _Block) -> _Block:
-    return block
-
-
 @dataclass(frozen=True)
 class _Waiting:
     index: int
@@ -295,16 +291,9 @@ class _Waiting:
 
 def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
     """Give the images of the chunks in batches of one size; what fills none comes at its chunk's end."""
-    loader = DataLoader(
-        _Blocks(work),
-        batch_size=None,
-        num_workers=work.running.workers,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]
-        multiprocessing_context="fork" if work.running.workers else None,
-    )
     waiting: dict[tuple[int, ...], list[_Waiting]] = {}
     chunk = 0
-    for block in loader:
+    for block in load_tensors(_Blocks(work), work.running.workers):
         if block.chunk != chunk:
             yield from filter(None, waiting.values())
             waiting.clear()
@@ -383,7 +372,7 @@ def _precision(device: torch.device, amp: bool) -> AbstractContextManager[object
 
 @contextmanager
 def _memory_told(device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory, and what a worker says that dies of it, into one message."""
+    """Turn a lack of memory into one message."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -391,14 +380,4 @@ def _memory_told(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):
             raise InputError("memory does not suffice: lower --batch-size or --workers") from error
-        if "DataLoader worker" in str(error):
-            raise InputError(
-                "a worker process died, out of memory perhaps, or of shared memory "
-                f"({_shared_memory()}): lower --workers"
-            ) from error
         raise
-
-
-def _shared_memory() -> str:
-    status = os.statvfs("/dev/shm")
-    return f"/dev/shm has {status.f_blocks * status.f_frsize >> 20} MB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,9 +9,10 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from imagenets.common.errors import InputError, listed
+from imagenets.common.workers import load_tensors
 
 Key = tuple[int, int]  # an epoch and the index of an image
 
@@ -159,19 +159,9 @@ class _Shares(Dataset[Any]):
         return tuple(torch.stack(column) for column in zip(*items, strict=True))
 
 
-class _Keys(Sampler[Any]):
-    def __init__(self, plan: Plan, epoch: int, step: int) -> None:
-        self.plan, self.begin = plan, (epoch, step)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for moment, share in self.plan.after(*self.begin):
-            yield [(moment.epoch, int(index)) for index in share]
-
-
-def _begin_worker(worker: int) -> None:
+def _begin_worker() -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the main process's to handle
 
 
 def batches(
@@ -182,28 +172,9 @@ def batches(
     0 workers read in this process. ``pin`` puts the tensors where CUDA copies them from at once.
     Raises InputError for files that cannot be read, and when a worker dies.
     """
-    keys = _Keys(plan, epoch, step)
-    loader = DataLoader(
-        _Shares(reader),
-        batch_size=None,
-        sampler=keys,
-        num_workers=workers,
-        worker_init_fn=_begin_worker,
-        multiprocessing_context="fork" if workers else None,
-        prefetch_factor=4 if workers else None,
-        pin_memory=pin,
-        generator=torch.Generator(),  # none of the run's randomness is used up by the loader itself
-    )
-    arriving = iter(loader)
-    for moment, share in plan.after(epoch, step):
-        try:
-            tensors = next(arriving)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                "a worker process died; out of memory? Try again with fewer --workers"
-            ) from error
+    keys = ([(moment.epoch, int(index)) for index in share] for moment, share in plan.after(epoch, step))
+    arriving = load_tensors(_Shares(reader), workers, keys=keys, begin=_begin_worker, ahead=4, pin=pin)
+    for (moment, share), tensors in zip(plan.after(epoch, step), arriving, strict=True):
         if isinstance(tensors, str):
             raise InputError(tensors)
         yield moment, Batch(tuple(tensors), share)
