@@ -18,8 +18,8 @@ from imagenets.scoring.pairs import Pairs
 if TYPE_CHECKING:
     from imagenets.scoring.run_length import LabelRuns, Runs
 
-# Pairs that a worker hands over at once.
-CHUNK = 16
+# Pairs that a worker hands over at once: many, for every handing over costs both processes some 0.2 ms.
+CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,15 @@ def make_table(
     names: Sequence[str], largest_prediction: Sequence[int] | np.ndarray, rows: Sequence[Rows]
 ) -> ContingencyTable:
     """Join rows, whose ``image`` already indexes ``names``, into one table."""
+    return ContingencyTable(tuple(names), np.asarray(largest_prediction, np.int32), *_joined(rows))
+
+
+def _joined(rows: Sequence[Rows]) -> Rows:
     columns = [
         np.concatenate([np.zeros(0, dtype), *(part[i] for part in rows)]).astype(dtype, copy=False)
         for i, dtype in enumerate(ROW_TYPES)
     ]
-    return ContingencyTable(tuple(names), np.asarray(largest_prediction, np.int32), *columns)
+    return Rows(*columns)
 
 
 def count_pair(
@@ -131,7 +135,8 @@ class PairChunks:
             chunk.rows.extend(rows)
             chunk.largest_prediction.append(largest)
             chunk.problems.extend(problems)
-        return chunk
+        # A few arrays for all images together: to hand over some for each takes longer than to join them.
+        return chunk._replace(rows=[_joined(chunk.rows)])
 
 
 def _count_files(pairs: Pairs, image: int) -> tuple[list[Rows], int, list[str]]:
