@@ -99,7 +99,7 @@ def request_of(arguments: argparse.Namespace, processes: Processes) -> Request:
         mode=arguments.mode,
         recipe_name=arguments.recipe,
         folder=folder,
-        images=processes.together(lambda: sorted(list_images(folder))),
+        images=processes.together(lambda: list_images(folder)),
         output=arguments.output_dir,
         workers=arguments.workers,
         amp=on_cuda and arguments.amp is not False,

@@ -133,7 +133,7 @@ def main() -> None:
     names = None if arguments.names is None else read_names(arguments.names)
     pairs = find_pairs(arguments.gt_dir, arguments.attribution_dir, names)
     mode = MODES[arguments.mode]
-    ids = class_ids(mode, pairs.gt_dir, {name.partition("/")[0] for name in pairs.names})
+    ids = class_ids(mode, {name.partition("/")[0] for name in pairs.names}, pairs.gt_dir)
     if names is None:
         refuse_other_mode(pairs.gt_dir, mode)
     warn_of_number(pairs.gt_dir, len(pairs.names), mode, warn)

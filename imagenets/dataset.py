@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 
 from imagenets.classes import MERGED, Mode, find_mode
 from imagenets.common.errors import InputError, listed
-from imagenets.common.folders import files_by_class, subfolders
+from imagenets.common.folders import files_by_class
 from imagenets.images import IMAGE_SUFFIXES, check_size, read_image
-from imagenets.label_maps import mode_table, mode_wnids
-from imagenets.lists import categories_at_hand, mapping_at_hand, mask_of, own_lists
+from imagenets.label_maps import class_ids, mode_table
+from imagenets.lists import mapping_at_hand, mask_of, own_lists
 from imagenets.masks import decode_mask, png_size
 
 SPLITS = ("train", "train-semi", "validation", "test")
@@ -81,13 +81,12 @@ class ImageNetS(Dataset[dict[str, Any]]):
         self._folder = Path(root) / found.folder / split
         self._mask_folder = Path(root) / found.folder / f"{split}-segmentation"
         images = image_files(self._folder)
-        self.wnids = find_wnids(found, self._folder)
+        ids = folder_ids(found, self._folder, images)
+        self.wnids = tuple(ids)
         self.classes = mode_table(found.name, self.wnids)
-        refuse_unknown_folders(self._folder, images, self.wnids)
         if split in SPLITS_WITH_MASKS:
             check_pairs(self._folder, images, self._mask_folder)
         _warn_of_other_number(self._folder, len(images), found, split)
-        ids = {wnid: i for i, wnid in enumerate(self.wnids, start=1)}
         # Arrays, not lists: a million objects would be copied into every worker as their reference counts
         # are touched.
         self._images = np.array([os.fsencode(image) for image in images])
@@ -148,29 +147,12 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     return files
 
 
-def find_wnids(mode: Mode, folder: Path) -> tuple[str, ...]:
-    """Give the wnids of the official list, else the folders of ``train`` or of the split, if N of them.
+def folder_ids(mode: Mode, folder: Path, images: Iterable[str]) -> dict[str, int]:
+    """Give the class id of each wnid, also by the folders of ``train`` beside a split's ``folder``.
 
-    Raises InputError when neither tells all N.
+    Raises InputError when ids cannot be told, or images ``<wnid>/<file>`` lie in folders that are no class.
     """
-    if categories_at_hand(mode.name) is not None:
-        return mode_wnids(mode.name)
-    for candidate in (folder.parent / "train", folder):
-        if candidate.is_dir():
-            wnids = subfolders(candidate)
-            if len(wnids) == mode.classes:
-                return mode_wnids(mode.name, wnids)
-    raise InputError(
-        f"{folder}: class ids cannot be told, for it has not all {mode.classes} class folders, and the list "
-        "of classes is not on this machine; name the folder of the official lists in IMAGENETS_LISTS"
-    )
-
-
-def refuse_unknown_folders(folder: Path, images: Iterable[str], wnids: Iterable[str]) -> None:
-    """Raise InputError, naming them, when images ``<wnid>/<file>`` lie in folders that are no class."""
-    unknown = sorted({image.partition("/")[0] for image in images} - set(wnids))
-    if unknown:
-        raise InputError(f"{folder}: {len(unknown)} folders are no class of this mode:\n{listed(unknown)}")
+    return class_ids(mode, {image.partition("/")[0] for image in images}, folder, folder.parent / "train")
 
 
 def _warn_of_other_number(folder: Path, images: int, mode: Mode, split: str) -> None:

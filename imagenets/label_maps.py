@@ -69,12 +69,13 @@ def find_wnids(mode: Mode, *folders: Path) -> tuple[str, ...] | None:
     return None
 
 
-def class_ids(mode: Mode, folder: Path, used: Iterable[str]) -> dict[str, int]:
-    """Give the class id of each wnid, by ``find_wnids`` in ``folder``; ``used`` are those that must have one.
+def class_ids(mode: Mode, used: Iterable[str], folder: Path, *before: Path) -> dict[str, int]:
+    """Give the class id of each wnid, by ``find_wnids`` in the folders ``before`` and in ``folder``.
 
-    Raises InputError when ids cannot be told, or a used folder is no class.
+    ``used`` are the class folders of ``folder`` that must have one. Raises InputError when ids cannot be
+    told, or a used folder is no class.
     """
-    wnids = find_wnids(mode, folder)
+    wnids = find_wnids(mode, *before, folder)
     if wnids is None:
         raise InputError(
             f"{folder}: class ids cannot be told, for the official list is not on this machine and there "

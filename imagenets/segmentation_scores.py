@@ -17,6 +17,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from imagenets.classes import IGNORE, MAX_LABEL, MODES
 from imagenets.masks import boundary_distance, labels_to_rgb
 from imagenets.scoring.contingency import ROW_TYPES, ContingencyTable, Rows, count_pair, make_table
+from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import BOUNDARY_SCORES, SCORES, Evaluation, evaluate
 from imagenets.scoring.run_length import LabelRuns, label_runs
 
@@ -24,7 +25,7 @@ from imagenets.scoring.run_length import LabelRuns, label_runs
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 Labels = torch.Tensor | np.ndarray
-Matched = Mapping[int, int] | Sequence[int] | np.ndarray | torch.Tensor | None
+Matched = Matching | Mapping[int, int] | Sequence[int] | np.ndarray | torch.Tensor | None
 
 
 class SegmentationScores(Metric):
@@ -171,8 +172,8 @@ class SegmentationScores(Metric):
         """Compute the scores of all images so far, of all ranks: percentages, nan where one does not exist.
 
         Values are float64 tensors () by the names of evaluator.py. ``match`` gives the class of each cluster:
-        a mapping, or a sequence that is indexed by cluster, like
-        ``find_matching(scores.table(), ...).classes``. Without it, predictions are classes. Without any
+        what ``find_matching(scores.table(), ...)`` gives, a mapping, or a sequence that is indexed by
+        cluster. Without it, predictions are classes. Without any
         image every score is nan.
 
         Raises ValueError when a predicted label is no class, or has none in ``match``.
@@ -213,20 +214,16 @@ class SegmentationScores(Metric):
                     f"prediction {largest} is no class in 0..{self.classes}; clusters need a matching, match="
                 )
             return None
-        if isinstance(match, torch.Tensor):
-            match = match.cpu().numpy()
-        pairs = match.items() if isinstance(match, Mapping) else enumerate(np.asarray(match).tolist())
-        given = {int(cluster): label for cluster, label in pairs}
-        used = np.unique(table.prediction).tolist()
-        missing = [cluster for cluster in used if cluster not in given]
-        if missing:
-            raise ValueError(f"the matching lacks {len(missing)} predicted clusters, {missing[0]} for one")
-        laid_out = np.zeros(max(used, default=0) + 1, np.int64)
-        for cluster in used:
-            if given[cluster] != int(given[cluster]) or not 0 <= given[cluster] <= self.classes:
-                raise ValueError(f"cluster {cluster}: {given[cluster]!r} is no class in 0..{self.classes}")
-            laid_out[cluster] = given[cluster]
-        return laid_out
+        used = set(np.unique(table.prediction).tolist())
+        given = {cluster: label for cluster, label in _entries(match) if cluster in used}
+        for cluster, label in given.items():
+            if label != int(label) or not 0 <= label <= self.classes:
+                raise ValueError(f"cluster {cluster}: {label!r} is no class in 0..{self.classes}")
+        matching = Matching.of(given)
+        lacking = matching.lacking(table.prediction)
+        if lacking:
+            raise ValueError(f"the matching lacks {len(lacking)} predicted clusters, {lacking[0]} for one")
+        return matching.classes
 
     def _own_table(self) -> ContingencyTable:
         """Table of the images that the states hold: this rank's, or all ranks' where they are gathered."""
@@ -291,6 +288,16 @@ class SegmentationScores(Metric):
     def set_dtype(self, dst_type: str | torch.dtype) -> SegmentationScores:
         """Change nothing: counts are whole numbers of 64 bits."""
         return self
+
+
+def _entries(match: Any) -> list[tuple[int, Any]]:  # noqa: ANN401 - Matched, but not None
+    """Give cluster and class of each entry of a matching, in whichever form."""
+    if isinstance(match, Matching):
+        match = match.held()
+    if isinstance(match, Mapping):
+        return [(int(cluster), label) for cluster, label in match.items()]
+    labels = match.cpu().numpy() if isinstance(match, torch.Tensor) else np.asarray(match)
+    return list(enumerate(labels.tolist()))
 
 
 def _the_same(settings: torch.Tensor) -> torch.Tensor:

@@ -118,9 +118,9 @@ def listed_images(arguments: argparse.Namespace) -> tuple[Images, dict[str, Imag
         return Images(images.folder, images.names[: arguments.train_images]), {"images": images}
     root = arguments.save_dir / MODES[arguments.mode].folder
     splits = chosen_splits(root, arguments.splits)
-    train = list_images(root / "train")[: arguments.train_images]
+    train = shuffled(list_images(root / "train"))[: arguments.train_images]
     return Images(root / "train", train), {
-        split: Images(root / split, list_images(root / split)) for split in splits
+        split: Images(root / split, shuffled(list_images(root / split))) for split in splits
     }
 
 

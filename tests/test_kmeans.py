@@ -23,7 +23,7 @@ from imagenets.classes import IGNORE
 from imagenets.common.errors import InputError
 from imagenets.learning import clustering, extraction
 from imagenets.learning.handmade_features import colour_and_texture, handmade
-from imagenets.learning.image_list import list_images, load
+from imagenets.learning.image_list import list_images, load, shuffled
 from imagenets.learning.saliency import enlarge, foreground
 from imagenets.masks import decode_mask
 from methods import kmeans, trivial
@@ -200,7 +200,7 @@ def test_images_of_a_class_do_not_stand_together(tmp_path):
             (tmp_path / folder / f"{folder}_{i}.JPEG").touch()
     (tmp_path / "a" / ".hidden.JPEG").touch()
     (tmp_path / "a" / "notes.txt").touch()
-    listed = list_images(tmp_path)
+    listed = shuffled(list_images(tmp_path))
     assert len(listed) == 100
     assert 30 < sum(x[0] != y[0] for x, y in itertools.pairwise(listed)) < 70
 

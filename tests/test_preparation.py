@@ -43,7 +43,7 @@ from imagenets.lists import (
 from imagenets.preparation import image_folders as preparation
 from imagenets.preparation.image_folders import Plan, copy_image, plan_train, prepare
 from imagenets.preparation.layouts import find_train, find_val
-from imagenets.preparation.source_images import Image
+from imagenets.preparation.source_images import SourceImage
 
 official = pytest.mark.skipif(not OFFICIAL_LISTS.is_dir(), reason="the official lists are not at hand")
 CLASS_FOLDERS = ("folders", "flat", "kaggle")  # to which links can lead
@@ -624,7 +624,7 @@ def test_data_preparation_stops_at_the_first_failure(tmp_path, env, toy):
 
 
 def test_too_little_room_is_told_before_the_first_copy(tmp_path, imagenet, monkeypatch):
-    images = {f"test/n1/{i}.JPEG": Image(str(path), 5000) for i, path in enumerate([imagenet] * 3)}
+    images = {f"test/n1/{i}.JPEG": SourceImage(str(path), 5000) for i, path in enumerate([imagenet] * 3)}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=20_000))
     with pytest.raises(InputError, match=r"needs 24\.6 kB in .*, and only 20\.0 kB are free"):
         prepare([Plan("50", copies=images)], imagenet, tmp_path / "save", 1)
@@ -642,9 +642,9 @@ def test_copy_without_help_from_the_kernel(tmp_path, monkeypatch, refusal):
         monkeypatch.setattr(os, "copy_file_range", refuse)
     content = os.urandom(3_000_001)
     (tmp_path / "a").write_bytes(content)
-    copy_image(Image(str(tmp_path / "a"), len(content)), str(tmp_path / "b"))
+    copy_image(SourceImage(str(tmp_path / "a"), len(content)), str(tmp_path / "b"))
     assert (tmp_path / "b").read_bytes() == content
-    copy_image(Image(str(tmp_path / "a"), 2_000_000, offset=1_000_001), str(tmp_path / "c"))
+    copy_image(SourceImage(str(tmp_path / "a"), 2_000_000, offset=1_000_001), str(tmp_path / "c"))
     assert (tmp_path / "c").read_bytes() == content[1_000_001:]
 
 

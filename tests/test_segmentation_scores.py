@@ -19,7 +19,7 @@ from torchmetrics import MetricCollection, MetricTracker
 
 from imagenets import SegmentationScores
 from imagenets.masks import decode_mask
-from imagenets.scoring.matching import find_matching, shared_with_class
+from imagenets.scoring.matching import Matching, find_matching, shared_with_class
 from imagenets.scoring.metrics import BOUNDARY_SCORES, SCORES, evaluate
 
 
@@ -60,6 +60,7 @@ def test_matched_scores_are_those_of_the_reference(seed, classes, clusters):
     expected = reference.scores(images, classes, dict(enumerate(match.tolist())))
     assert_reference(scores.compute(match), expected)
     assert_reference(scores.compute({i: int(c) for i, c in enumerate(match)}), expected)
+    assert_reference(scores.compute(Matching(match)), expected)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real masks are not beside the checkout")
@@ -213,6 +214,8 @@ def test_clusters_need_a_matching_that_has_them():
         scores.compute({1000: 1})
     with pytest.raises(ValueError, match="cluster 65535: 6 is no class"):
         scores.compute({1000: 1, 65535: 6})
+    with pytest.raises(ValueError, match="lacks 2 predicted clusters, 1000"):
+        scores.compute(Matching.of({1: 1, 65536: 3}))
     assert scores.compute({1000: 1, 65535: 3})["Acc"] == 100
 
 

@@ -251,6 +251,7 @@ def test_images_that_do_not_open_are_a_warning(prepared, submit):
 
 def test_unusual_test_sets_are_a_warning(prepared, submit):
     write_image(prepared / "data/ImageNetS50/test/n00000001/other.jpg", 5, 5)
+    (prepared / "data/ImageNetS50/test/.DS_Store").touch()
     write_image(prepared / "data/ImageNetS50/test/n00000001/new.JPEG", 5, 5)
     write_mask(prepared / "pred/n00000001/new.png", np.zeros((5, 5), int))
     write_mask(prepared / "pred/n00000002/extra.png", np.zeros((5, 5), int))

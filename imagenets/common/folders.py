@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-def visible(folder: Path | str) -> list[os.DirEntry[str]]:
-    """List what is in a folder and not hidden, in no order; OSError when it cannot be read."""
+def visible(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """Go through what is in a folder and not hidden, in no order; OSError when it cannot be read."""
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in entries:
+            if not entry.name.startswith("."):
+                yield entry
 
 
 def subfolders(folder: Path | str) -> list[str]:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from imagenets.common.errors import InputError, listed
 from imagenets.common.progress import Advance
@@ -23,7 +22,7 @@ from imagenets.common.workers import Mapper, process_map, process_pool
 from imagenets.learning.handmade_features import Features
 from imagenets.learning.image_list import fingerprint, load
 from imagenets.learning.saliency import enlarge, foreground
-from imagenets.masks import labels_to_rgb
+from imagenets.masks import encode_mask
 
 BATCH = 256  # images in flight, twice; what a backbone needs of one is 200 kB
 CHUNK = 4096  # images whose features lie in one file
@@ -182,6 +181,4 @@ def write_prediction(prediction: Prediction) -> None:
     """Write the mask (docs/benchmark.md, Masks) of an image: its label where the foreground is, else 0."""
     mask = enlarge(prediction.foreground, *prediction.size)
     labels = mask.astype(np.uint16) * np.uint16(prediction.label)
-    prediction.path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(prediction.path) as temporary:
-        Image.fromarray(labels_to_rgb(labels)).save(temporary, "PNG")
+    encode_mask(labels, prediction.path)

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from imagenets.learning.saliency import resize_foreground
+
 _CHROMA_BINS, _CHROMA_RANGE = 12, 160  # of a and b each, around grey
 _LIGHTNESS_BINS = 8
 _SCALES = (1, 2, 4)  # at which texture is looked at
@@ -99,7 +101,7 @@ def _patterns(grey: np.ndarray, foreground: np.ndarray, scale: int) -> np.ndarra
     """
     size = (max(1, grey.shape[1] // scale), max(1, grey.shape[0] // scale))
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    inside = _resize_mask(foreground, size)
+    inside = resize_foreground(foreground, size, cv2.INTER_AREA)
     height, width = grey.shape
     padded = np.pad(grey, 1, mode="edge")
     ring = np.stack([padded[y : y + height, x : x + width] >= grey for y, x in _NEIGHBOURS])
@@ -115,7 +117,7 @@ def _gradients(grey: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np
     size = (_CROP, _CROP)
     values = np.where(foreground, grey, grey[foreground].mean()).astype(np.float32)
     crop = cv2.resize(values[box], size, interpolation=cv2.INTER_AREA)
-    inside = _resize_mask(foreground[box], size)
+    inside = resize_foreground(foreground[box], size, cv2.INTER_AREA)
     rim_removed = ndimage.binary_erosion(inside, np.ones((5, 5)))
     inside = rim_removed if rim_removed.any() else inside
     along_x, along_y = (cv2.Sobel(crop, cv2.CV_32F, *order)[inside] for order in ((1, 0), (0, 1)))
@@ -126,10 +128,3 @@ def _gradients(grey: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np
     )
     strengths, _ = np.histogram(np.minimum(strength, _GRADIENT_BINS), _GRADIENT_BINS, (0, _GRADIENT_BINS))
     return np.roll(directions, -int(directions.argmax())), strengths
-
-
-def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a mask (H, W) bool to ``size`` (width, height); never empty where ``mask`` is not."""
-    shares = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    result: np.ndarray = shares >= min(0.5, shares.max())
-    return result

@@ -29,21 +29,21 @@ class Loaded(NamedTuple):
 
 
 def list_images(folder: Path) -> list[str]:
-    """List the images ``<class folder>/<name>`` of a split, in an order in which classes have no say.
-
-    The order is that of the names' digests: random, and always the same. Folders count only where two
-    images have one name. Raises InputError when there is no image.
-    """
+    """List the images ``<class folder>/<name>`` of a split, sorted. Raises InputError when there is none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; make it with the scripts of datapreparation/")
     found = files_by_class(folder, is_image)
     if not found:
         raise InputError(f"{folder}: no images there; they lie in {folder}/<wnid>/<name>.JPEG")
-    return shuffled(found)
+    return found
 
 
 def shuffled(images: Iterable[str]) -> list[str]:
-    """Sort images by the digests of their names."""
+    """Put images into an order in which classes have no say.
+
+    It is that of the names' digests: random, and always the same. Folders count only where two images have
+    one name.
+    """
     return sorted(images, key=_order)
 
 

@@ -42,8 +42,13 @@ def foreground(image: np.ndarray) -> np.ndarray:
 
 def enlarge(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize a mask (h, w) bool to a larger (height, width) with smooth outlines; empty where ``mask`` is."""
-    resized = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    return resized >= min(0.5, resized.max() or 1)
+    return resize_foreground(mask, (width, height), cv2.INTER_LINEAR)
+
+
+def resize_foreground(mask: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
+    """Resize a mask (h, w) bool to ``size`` (width, height) in a way of OpenCV's; empty where ``mask`` is."""
+    shares = cv2.resize(mask.astype(np.float32), size, interpolation=interpolation)
+    return shares >= min(0.5, shares.max() or 1)
 
 
 def _stands_out(image: np.ndarray) -> np.ndarray:

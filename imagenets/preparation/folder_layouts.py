@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from imagenets.common.folders import visible
 from imagenets.images import is_image
 from imagenets.preparation.source_images import (
-    Image,
     MissingError,
+    SourceImage,
     class_of_name,
     first_file,
     plain_name,
@@ -30,7 +31,7 @@ class TrainFolder:
         """Describe it for people."""
         return f"class folders in {self.path}"
 
-    def images(self, wnid: str) -> dict[str, Image]:
+    def images(self, wnid: str) -> dict[str, SourceImage]:
         """Name and size of each image of a class; subfolders, hidden files and other files are left out."""
         return _with_sizes(_images_in(self.path / wnid), f"{self.path / wnid}: no image in it")
 
@@ -40,7 +41,7 @@ class TrainFolder:
             return self.path / wnid
         raise MissingError(f"{self.path / wnid}: no image in it")
 
-    def image(self, place: str) -> Image:
+    def image(self, place: str) -> SourceImage:
         """Find one image, ``<wnid>/<name>``."""
         return first_file([f"{self.path}/{place}"])
 
@@ -73,11 +74,11 @@ class TrainFolders:
             for entry in _entries(path):
                 if is_image(entry.name):
                     flat.setdefault(class_of_name(entry.name) or "", []).append(entry)
-                elif not entry.name.startswith(".") and entry.is_dir():
+                elif entry.is_dir():
                     folders.setdefault(entry.name, []).append(Path(entry.path))
         return flat, folders
 
-    def images(self, wnid: str) -> dict[str, Image]:
+    def images(self, wnid: str) -> dict[str, SourceImage]:
         """Plain name and size of each image of a class."""
         flat, folders = self._found
         entries = list(flat.get(wnid, ()))
@@ -85,7 +86,7 @@ class TrainFolders:
             entries += _images_in(folder)
         return _with_sizes(entries, f"{self._where}: no image of {wnid}")
 
-    def image(self, place: str) -> Image:
+    def image(self, place: str) -> SourceImage:
         """Find one image, ``<wnid>/<name>``."""
         wnid = place.partition("/")[0]
         folders = [str(path) for path in self.paths]
@@ -108,7 +109,7 @@ class ValFolder:
         kinds = ["class folders"] * self.in_classes + ["images without class folders"] * self.flat
         return f"{' and '.join(kinds)} in {self.path}"
 
-    def image(self, place: str) -> Image:
+    def image(self, place: str) -> SourceImage:
         """Find one image, ``<wnid>/<name>``."""
         folders = [f"{self.path}/{place.partition('/')[0]}"] * self.in_classes + [str(self.path)] * self.flat
         return first_file([f"{folder}/{name}" for folder in folders for name in spellings(place)])
@@ -117,7 +118,7 @@ class ValFolder:
 def repeats_class(folder: Path) -> bool:
     """Do the names in class folders below ``folder`` repeat the class? The first image tells."""
     for entry in _entries(folder):
-        if entry.name.startswith(".") or not entry.is_dir():
+        if not entry.is_dir():
             continue
         with suppress(MissingError):
             for image in _images_in(Path(entry.path)):
@@ -125,17 +126,17 @@ def repeats_class(folder: Path) -> bool:
     return False
 
 
-def _with_sizes(entries: Iterable[os.DirEntry[str]], without: str) -> dict[str, Image]:
+def _with_sizes(entries: Iterable[os.DirEntry[str]], without: str) -> dict[str, SourceImage]:
     """Plain name and size of each image; where both spellings are there, the plain one is taken.
 
     Raises MissingError, which says ``without``, when there is none.
     """
-    found: dict[str, Image] = {}
+    found: dict[str, SourceImage] = {}
     for entry in entries:
         if entry.is_file():
             name = plain_name(entry.name)[0]
             if name == entry.name or name not in found:
-                found[name] = Image(entry.path, entry.stat().st_size)
+                found[name] = SourceImage(entry.path, entry.stat().st_size)
     if not found:
         raise MissingError(without)
     return found
@@ -148,7 +149,6 @@ def _images_in(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as entries:
-            yield from entries
+        yield from visible(folder)
     except OSError as error:
         raise MissingError(f"{folder}: {error.strerror}") from error

@@ -32,7 +32,7 @@ from imagenets.lists import MappedImage, SemiImage
 from imagenets.preparation.folder_layouts import TrainFolder
 from imagenets.preparation.layouts import KAGGLE, Train, Val
 from imagenets.preparation.parquet import largest_row_group, read_rows
-from imagenets.preparation.source_images import Image, MissingError
+from imagenets.preparation.source_images import MissingError, SourceImage
 
 LOCK = ".imagenets.lock"  # in the folder that all sets lie in
 STAGING = ".incomplete-images"  # in a set's folder: files that are being written
@@ -45,7 +45,7 @@ class Plan:
     """All that one step puts into one set's folder; paths are relative to it, ``validation/n01/a.JPEG``."""
 
     mode: str
-    copies: dict[str, Image] = field(default_factory=dict)
+    copies: dict[str, SourceImage] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)  # where each leads
     missing: list[str] = field(default_factory=list)  # what the ImageNet copy lacks
 
@@ -54,7 +54,7 @@ class Plan:
         """Name of the set's folder."""
         return MODES[self.mode].folder
 
-    def add(self, target: str, image: Image, link: bool) -> None:
+    def add(self, target: str, image: SourceImage, link: bool) -> None:
         """Put an image at ``target``, as a link or as a copy."""
         if target in self.copies or target in self.links:
             raise InputError(f"{image.path}: a second image for {self.folder}/{target}")
@@ -227,7 +227,7 @@ class _Todo:
     root: Path
     folders: list[Path]  # to be made, parents first
     links: list[tuple[str, str]]  # what it says, where it goes: below the root, as in the plan
-    copies: list[tuple[Image, str]]  # alike
+    copies: list[tuple[SourceImage, str]]  # alike
     staged: bool  # a killed run left half-written files
 
     @classmethod
@@ -304,7 +304,7 @@ class _Todo:
 
     def _jobs(self) -> list[_Job]:
         """Share out the copies: class folders that are not there yet as a whole, else a few files each."""
-        by_folder: dict[str, list[tuple[Image, str]]] = {}
+        by_folder: dict[str, list[tuple[SourceImage, str]]] = {}
         for image, target in self.copies:
             if image.row is None:
                 path = f"{self.root}/{target}"
@@ -356,7 +356,7 @@ def _entries(folder: Path, problems: list[str]) -> dict[str, os.DirEntry[str]] |
         return {entry.name: entry for entry in entries}
 
 
-def _wrong_copy(entry: os.DirEntry[str], image: Image) -> str | None:
+def _wrong_copy(entry: os.DirEntry[str], image: SourceImage) -> str | None:
     """Why is what is there not the copy of the image? By its kind and size; None when it is."""
     if entry.is_symlink():
         return (
@@ -386,7 +386,7 @@ class _Job:
     """Copies that one thread makes: all of a new folder, which appears whole, or some of an old one."""
 
     folder: str | None
-    copies: list[tuple[Image, str]]
+    copies: list[tuple[SourceImage, str]]
 
     def do(self, staged: str) -> int:
         """Copy under the unused name ``staged``, rename, give the number of images."""
@@ -432,7 +432,7 @@ def _copy_rows(todo: Sequence[_Todo], workers: int, show: Show) -> None:
         _run_all(jobs, min(workers, max(1, ROW_GROUP_ROOM // max(largest, 1))), advance, stop)
 
 
-_Rows = list[tuple[Image, str]]  # copies whose images are rows of one shard
+_Rows = list[tuple[SourceImage, str]]  # copies whose images are rows of one shard
 
 
 def _write_rows(shard: str, copies: Sequence[tuple[_Todo, _Rows]], staged: str, stop: threading.Event) -> int:
@@ -485,7 +485,7 @@ def _interruptible(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
     pool.shutdown()
 
 
-def copy_image(image: Image, target: str) -> None:
+def copy_image(image: SourceImage, target: str) -> None:
     """Copy an image, a file or a piece of a tar, to a new file ``target``.
 
     The kernel does it where it can, and shares blocks between the files where the file system can.

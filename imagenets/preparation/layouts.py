@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from imagenets.common.errors import InputError
-from imagenets.common.folders import subfolders
+from imagenets.common.folders import subfolders, visible
 from imagenets.images import is_image
 from imagenets.preparation.folder_layouts import TrainFolder, TrainFolders, ValFolder, repeats_class
 from imagenets.preparation.parquet import TrainParquet, ValParquet, find_shards, stray_parquet
@@ -125,10 +125,10 @@ def _train_parts(root: Path) -> tuple[Path, ...]:
     """Folders ``train_images_0`` and on that hold something; InputError when one between is missing."""
     parts: dict[int, Path] = {}
     with suppress(FileNotFoundError, NotADirectoryError):
-        for path in root.iterdir():
-            match = _TRAIN_PART.fullmatch(path.name)
-            if match and any(_holds(path, telling_class=True)):
-                parts[int(match[1])] = path
+        for entry in visible(root):
+            match = _TRAIN_PART.fullmatch(entry.name)
+            if match and any(_holds(root / entry.name, telling_class=True)):
+                parts[int(match[1])] = root / entry.name
     missing = [f"train_images_{i}" for i in range(max(parts, default=-1)) if i not in parts]
     if missing:
         raise InputError(
@@ -141,8 +141,6 @@ def _holds(folder: Path, telling_class: bool = False) -> tuple[bool, bool]:
     """Are there class folders, and are there images (whose names tell their class), in ``folder``?"""
     class_folders = images = False
     for entry in _entries(folder):
-        if entry.name.startswith("."):
-            continue
         class_folders = class_folders or entry.is_dir()
         if not images and is_image(entry.name) and entry.is_file():
             images = not telling_class or class_of_name(entry.name) is not None
@@ -152,10 +150,9 @@ def _holds(folder: Path, telling_class: bool = False) -> tuple[bool, bool]:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Go through a folder, which need not be there."""
+    """Go through a folder, which need not be there; what is hidden is left out."""
     try:
-        with os.scandir(folder) as entries:
-            yield from entries
+        yield from visible(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
@@ -164,7 +161,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _refuse_too_deep(folder: Path) -> None:
     """Raise InputError where ``folder`` holds nothing but one folder with the class folders or images."""
-    inside = list(islice((e for e in _entries(folder) if not e.name.startswith(".")), 2))
+    inside = list(islice(_entries(folder), 2))
     if len(inside) != 1 or _WNID.fullmatch(inside[0].name) or not inside[0].is_dir():
         return
     deeper = [entry.name for entry in _entries(Path(inside[0].path))]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from imagenets.common.errors import InputError, listed
-from imagenets.preparation.source_images import Image, MissingError, class_of_name, plain_name
+from imagenets.preparation.source_images import MissingError, SourceImage, class_of_name, plain_name
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -46,7 +46,7 @@ class Shards:
         folder, number = self.paths[0].parent, len(self.paths)
         return f"{folder}/{self.split}-*.parquet ({number} shard{'s' * (number > 1)})"
 
-    def rows(self) -> Iterator[tuple[str, Image]]:
+    def rows(self) -> Iterator[tuple[str, SourceImage]]:
         """Go through the names of all images, as they stand there, and their places.
 
         Raises InputError, which names the shard, when it is damaged or lacks names.
@@ -56,7 +56,7 @@ class Shards:
                 groups = _row_groups(path, shard)
                 sizes = np.repeat([group.size for group in groups], [group.rows for group in groups])
                 for row, name in enumerate(_names(path, shard)):
-                    yield name, Image(str(path), int(sizes[row]), row=row)
+                    yield name, SourceImage(str(path), int(sizes[row]), row=row)
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class TrainParquet:
         return f"parquet, {self.shards}"
 
     @cached_property
-    def _classes(self) -> dict[str, dict[str, Image]]:
-        classes: dict[str, dict[str, Image]] = {}
+    def _classes(self) -> dict[str, dict[str, SourceImage]]:
+        classes: dict[str, dict[str, SourceImage]] = {}
         for name, image in self.shards.rows():
             wnid = class_of_name(name)
             if wnid is None:
@@ -79,13 +79,13 @@ class TrainParquet:
             _add_once(classes.setdefault(sys.intern(wnid), {}), plain_name(name)[0], image)
         return classes
 
-    def images(self, wnid: str) -> dict[str, Image]:
+    def images(self, wnid: str) -> dict[str, SourceImage]:
         """Plain name and row of each image of a class."""
         if wnid not in self._classes:
             raise MissingError(f"{self.shards}: no image of {wnid} in them")
         return self._classes[wnid]
 
-    def image(self, place: str) -> Image:
+    def image(self, place: str) -> SourceImage:
         """Find one image, ``<wnid>/<name>``."""
         wnid, name = place.split("/")
         image = self._classes.get(wnid, {}).get(name)
@@ -105,15 +105,15 @@ class ValParquet:
         return f"parquet, {self.shards}"
 
     @cached_property
-    def _images(self) -> dict[str, Image]:
-        images: dict[str, Image] = {}
+    def _images(self) -> dict[str, SourceImage]:
+        images: dict[str, SourceImage] = {}
         for name, image in self.shards.rows():
             _add_once(images, plain_name(name)[0], image)
         return images
 
     flat = True
 
-    def image(self, place: str) -> Image:
+    def image(self, place: str) -> SourceImage:
         """Find one image, ``<wnid>/<name>``, by its name alone."""
         name = place.rpartition("/")[2]
         if name not in self._images:
@@ -264,7 +264,7 @@ def _names(path: Path, shard: ParquetFile) -> Iterator[str]:
         raise InputError(f"{path}: {row} names for {shard.metadata.num_rows} rows; {AGAIN}")
 
 
-def _add_once(images: dict[str, Image], name: str, image: Image) -> None:
+def _add_once(images: dict[str, SourceImage], name: str, image: SourceImage) -> None:
     first = images.setdefault(name, image)
     if first is not image:
         raise InputError(

@@ -21,7 +21,7 @@ _TRAIN_NAME = re.compile(r"(n\d{8})_.+")
 _OTHER_SUFFIXES = (".jpeg", ".jpg", ".JPG")
 
 
-class Image(NamedTuple):
+class SourceImage(NamedTuple):
     """An image of ImageNet: a file, or ``size`` bytes of a tar from ``offset`` on, or a row of a shard."""
 
     path: str
@@ -61,7 +61,7 @@ def spellings(place: str) -> tuple[str, str]:
     return name, f"{stem}_{wnid}{dot}{suffix}"
 
 
-def first_file(paths: Sequence[str]) -> Image:
+def first_file(paths: Sequence[str]) -> SourceImage:
     """Give the first of these files that is there. Raises MissingError, which names the first path."""
     reason = ""
     for path in paths:
@@ -72,7 +72,7 @@ def first_file(paths: Sequence[str]) -> Image:
             continue
         if not stat.S_ISREG(status.st_mode):
             raise MissingError(f"{path}: no file")
-        return not_empty(Image(path, status.st_size), path)
+        return not_empty(SourceImage(path, status.st_size), path)
     for path in paths:
         stem, _, suffix = path.rpartition(".")
         for other in _OTHER_SUFFIXES:
@@ -81,7 +81,7 @@ def first_file(paths: Sequence[str]) -> Image:
     raise MissingError(reason)
 
 
-def not_empty(image: Image, place: str) -> Image:
+def not_empty(image: SourceImage, place: str) -> SourceImage:
     """Give the image back. Raises MissingError, which names ``place``, when it has no bytes."""
     if image.size == 0:
         raise MissingError(f"{place}: empty")

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from imagenets.common.errors import InputError
 from imagenets.images import is_image
-from imagenets.preparation.source_images import Image, MissingError, not_empty
+from imagenets.preparation.source_images import MissingError, SourceImage, not_empty
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
@@ -23,17 +23,17 @@ class TrainTar:
     """``ILSVRC2012_img_train.tar``: a tar of one tar a class, read in place."""
 
     path: Path
-    _known: dict[str, dict[str, Image]] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[str, dict[str, SourceImage]] = field(default_factory=dict, compare=False, repr=False)
 
     def __str__(self) -> str:
         """Describe it for people."""
         return f"tar of class tars, {self.path}"
 
     @cached_property
-    def _classes(self) -> dict[str, Image]:
+    def _classes(self) -> dict[str, SourceImage]:
         return {name.removesuffix(".tar"): tar for name, tar in _members(self.path) if name.endswith(".tar")}
 
-    def images(self, wnid: str) -> dict[str, Image]:
+    def images(self, wnid: str) -> dict[str, SourceImage]:
         """Name, size and place in the tar of each image of a class."""
         if wnid not in self._known:
             if wnid not in self._classes:
@@ -46,7 +46,7 @@ class TrainTar:
             self._known[wnid] = found
         return self._known[wnid]
 
-    def image(self, place: str) -> Image:
+    def image(self, place: str) -> SourceImage:
         """Find one image, ``<wnid>/<name>``."""
         wnid, name = place.split("/")
         image = self.images(wnid).get(name)
@@ -66,12 +66,12 @@ class ValTar:
         return f"tar of images, {self.path}"
 
     @cached_property
-    def _images(self) -> dict[str, Image]:
+    def _images(self) -> dict[str, SourceImage]:
         return {name: image for name, image in _members(self.path) if is_image(name)}
 
     flat = True
 
-    def image(self, place: str) -> Image:
+    def image(self, place: str) -> SourceImage:
         """Find one image, ``<wnid>/<name>``, by its name alone."""
         name = place.rpartition("/")[2]
         image = self._images.get(name)
@@ -80,7 +80,7 @@ class ValTar:
         return not_empty(image, f"{self.path}: {name} in it")
 
 
-def _members(path: Path, inner: Image | None = None) -> Iterator[tuple[str, Image]]:
+def _members(path: Path, inner: SourceImage | None = None) -> Iterator[tuple[str, SourceImage]]:
     """Name (without folders) and place of each file in a tar, or in the tar that is ``inner`` within it.
 
     Only headers and the end are read. Raises InputError when the tar is damaged or cut off.
@@ -102,7 +102,10 @@ def _members(path: Path, inner: Image | None = None) -> Iterator[tuple[str, Imag
                         continue
                     if member.offset_data + member.size > end:
                         raise InputError(f"{path}: cut off in {member.name}: get it again")
-                    yield member.name.rpartition("/")[2], Image(str(path), member.size, member.offset_data)
+                    yield (
+                        member.name.rpartition("/")[2],
+                        SourceImage(str(path), member.size, member.offset_data),
+                    )
                 if not _only_zeros(file, tar.offset, end):  # TarFile takes any bad header for the end
                     raise InputError(f"{path}: damaged header at byte {tar.offset}: get it again")
     except (tarfile.TarError, OSError) as error:

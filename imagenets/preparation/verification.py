@@ -19,6 +19,7 @@ from PIL import Image
 
 from imagenets.classes import IGNORE, MODES
 from imagenets.common.errors import InputError
+from imagenets.common.folders import visible
 from imagenets.common.progress import Show, no_bar
 from imagenets.images import is_image, mask_sizes
 from imagenets.lists import MappedImage, SemiImage, mask_of
@@ -152,13 +153,12 @@ def _count_images(folder: Path, images: SplitReport, classes: SplitReport) -> in
     """Count the images of a class; broken links, empty files and what is no file go into the report."""
     count = 0
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if is_image(entry.name):
-                    fault = _stat_fault(entry.path)
-                    if fault:
-                        images.unreadable.append(fault)
-                    count += not entry.is_dir()
+        for entry in visible(folder):
+            if is_image(entry.name):
+                fault = _stat_fault(entry.path)
+                if fault:
+                    images.unreadable.append(fault)
+                count += not entry.is_dir()
     except OSError as error:
         classes.unreadable.append(f"{folder}: {error.strerror}")
         return count

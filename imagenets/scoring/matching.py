@@ -39,8 +39,8 @@ class Matching:
 
     @classmethod
     def of(cls, classes: Mapping[int, int], path: Path | None = None, sha256: str | None = None) -> Matching:
-        """Lay out a mapping, cluster to class, which is not empty."""
-        laid_out = np.full(max(classes) + 1, MISSING, np.int64)
+        """Lay out a mapping, cluster to class."""
+        laid_out = np.full(max(classes, default=-1) + 1, MISSING, np.int64)
         laid_out[list(classes)] = list(classes.values())
         return cls(laid_out, path, sha256)
 
@@ -49,10 +49,14 @@ class Matching:
         """The largest cluster, K."""
         return self.classes.size - 1
 
+    def held(self) -> dict[int, int]:
+        """Class of each cluster that the matching holds, in order."""
+        clusters = np.flatnonzero(self.classes != MISSING)
+        return dict(zip(clusters.tolist(), self.classes[clusters].tolist(), strict=True))
+
     def text(self) -> str:
         """Format as the benchmark's matching file: JSON, cluster to class, keys in order."""
-        held = np.flatnonzero(self.classes != MISSING).tolist()
-        return json.dumps({str(cluster): int(self.classes[cluster]) for cluster in held}) + "\n"
+        return json.dumps(self.held()) + "\n"
 
     def lacking(self, labels: np.ndarray) -> list[int]:
         """List the clusters among ``labels``, any shape, that the matching does not hold, in order."""

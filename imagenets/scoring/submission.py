@@ -12,7 +12,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -23,6 +23,7 @@ from PIL import Image
 from imagenets.classes import MODES
 from imagenets.common.disk_space import readable
 from imagenets.common.errors import InputError, counted, listed, refuse
+from imagenets.common.folders import files_by_class, visible
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import load_chunks
@@ -74,12 +75,10 @@ def find_test_predictions(save_dir: Path, mode: str) -> ExpectedPredictions:
     where = f"test images lie in <save-dir>/{MODES[mode].folder}/test/<wnid>/<name>.JPEG"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {where} (data_preparation.sh puts them there)")
-    names, others = [], []
-    for name in _files(folder):
-        if _IMAGE_NAME.fullmatch(name):
-            names.append(name.removesuffix(".JPEG") + ".png")
-        else:
-            others.append(name)
+    found = files_by_class(folder)
+    names = [name.removesuffix(".JPEG") + ".png" for name in found if _IMAGE_NAME.fullmatch(name)]
+    others = [entry.name for entry in visible(folder) if not entry.is_dir()]
+    others += [name for name in found if not _IMAGE_NAME.fullmatch(name)]
     if not names:
         raise InputError(f"{folder}: no test images there; {where}")
     return ExpectedPredictions(tuple(sorted(names)), folder, tuple(sorted(others)))
@@ -94,20 +93,9 @@ def number_of_test_images(mode: str) -> int | None:
     return None if images is None else len(images)
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Names of what lies in a folder and in its folders, relative to it."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir():
-                yield entry.name
-                continue
-            with os.scandir(entry) as inner:
-                yield from (f"{entry.name}/{file.name}" for file in inner)
-
-
 def extra_predictions(predict_dir: Path, names: Iterable[str]) -> list[str]:
     """List the PNGs in the folders of ``predict_dir`` that are not among ``names``, sorted."""
-    found = (name for name in _files(predict_dir) if name.endswith(".png") and "/" in name)
+    found = files_by_class(predict_dir, lambda name: name.endswith(".png"))
     return sorted(set(found) - set(names))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from imagenets.classes import Mode
 from imagenets.common.errors import InputError, listed
-from imagenets.dataset import check_pairs, find_wnids, image_files, refuse_unknown_folders
+from imagenets.dataset import check_pairs, folder_ids, image_files
 from imagenets.images import read_image
 from imagenets.learning.networks.segmentation_network import PASS, SEMI
 from imagenets.learning.training.augmentation import as_tensor, cropped, cropped_mask, distort, random_crop
@@ -75,7 +75,7 @@ def list_pairs(save_dir: Path, mode: Mode, recipe: str, masks: Path | None) -> P
             f"bash datapreparation/datapreparation_anno.sh {save_dir} {mode.name}"
         )
     images = image_files(folder)
-    refuse_unknown_folders(folder, images, find_wnids(mode, folder))
+    folder_ids(mode, folder, images)  # refuses what is no class
     check_pairs(folder, images, of_folder)
     pairs = Pairs(folder, of_folder, np.array([os.fsencode(name) for name in images]), mode.classes, recipe)
     if recipe == SEMI:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from imagenets.classes import Mode
 from imagenets.common.errors import InputError, listed
-from imagenets.common.folders import files_by_class
-from imagenets.images import is_image
+from imagenets.learning.image_list import list_images
 from imagenets.learning.inference.pictures import Images
 from imagenets.lists import mask_of
 
@@ -23,12 +22,7 @@ def split_images(save_dir: Path, mode: Mode, split: str) -> Images:
     """
     root = save_dir / mode.folder
     folder, masks = root / split, root / f"{split}-segmentation"
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; make it with the scripts of datapreparation/")
-    names = files_by_class(folder, is_image)
-    if not names:
-        raise InputError(f"{folder}: no images there; they lie in {folder}/<wnid>/<name>.JPEG")
-    return Images(folder, names, masks if masks.is_dir() else None, mode.classes)
+    return Images(folder, list_images(folder), masks if masks.is_dir() else None, mode.classes)
 
 
 def annotated_images(save_dir: Path, mode: Mode) -> Images:

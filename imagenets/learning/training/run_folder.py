@@ -126,15 +126,6 @@ def settings_text(settings: Settings) -> str:
     )
 
 
-def file_digest(path: Path) -> str:
-    """Digest of a file's content, by which a setting names a checkpoint wherever it lies."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def names_digest(names: Iterable[str | bytes]) -> str:
     """Digest of a list of names, by which a setting names a set of images."""
     digest = hashlib.blake2b(digest_size=16)
