@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +17,7 @@ import numpy as np
 from imagenets.common.errors import InputError, listed
 from imagenets.common.progress import Advance
 from imagenets.common.whole_files import whole_file
-from imagenets.common.workers import Mapper, process_map, process_pool
+from imagenets.common.workers import Mapper, process_map
 from imagenets.learning.handmade_features import Features
 from imagenets.learning.image_list import fingerprint, load
 from imagenets.learning.saliency import enlarge, foreground
@@ -47,11 +46,6 @@ class _Prepared(NamedTuple):
 def processes(workers: int) -> AbstractContextManager[Mapper]:
     """Give a ``map`` that works on ``workers`` processes (0: in this one); see ``process_map``."""
     return process_map(workers, begin=partial(cv2.setNumThreads, 0))
-
-
-def worker_pool(workers: int) -> AbstractContextManager[ProcessPoolExecutor]:
-    """Give a pool of processes that end with this one; see ``process_pool``."""
-    return process_pool(workers, begin=partial(cv2.setNumThreads, 0))
 
 
 def describe(

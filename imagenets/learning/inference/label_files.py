@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from imagenets.common.whole_files import write_whole
-from imagenets.learning.extraction import worker_pool
+from imagenets.common.workers import process_pool
 from imagenets.masks import labels_to_rgb
 
 # Enlarged labels repeat their rows: nothing is left of those where the row above is subtracted. With that,
@@ -38,8 +38,8 @@ Write = Callable[[Sequence[LabelFile]], None]
 
 
 @contextmanager
-def writing(workers: int, ahead: int) -> Iterator[Write]:
-    """Give a function that has files written by ``workers`` processes (0: this one).
+def writing(workers: int, ahead: int, begin: Callable[[], None]) -> Iterator[Write]:
+    """Give a function that has files written by ``workers`` processes (0: this one), which ``begin`` first.
 
     It returns before they are written, and waits where more than ``ahead`` calls are behind. At the end all
     files are there. Raises what writing raises, OSError mostly.
@@ -47,22 +47,17 @@ def writing(workers: int, ahead: int) -> Iterator[Write]:
     if workers == 0:
         yield _write_all
         return
-    with worker_pool(workers) as pool:
+    with process_pool(workers, begin) as pool:
         pending: deque[Future[None]] = deque()
 
         def write(files: Sequence[LabelFile]) -> None:
-            pending.append(pool.submit(_write_in_worker, files))
+            pending.append(pool.submit(_write_all, files))
             while len(pending) > ahead:
                 pending.popleft().result()
 
         yield write
         while pending:
             pending.popleft().result()
-
-
-def _write_in_worker(files: Sequence[LabelFile]) -> None:
-    torch.set_num_threads(1)  # threads of the process that this one was forked from are not here
-    _write_all(files)
 
 
 def _write_all(files: Sequence[LabelFile]) -> None:
