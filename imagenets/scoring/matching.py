@@ -261,7 +261,7 @@ def _assign(weights: csr_array, clusters: int, classes: int) -> np.ndarray:
 def _majority(weights: csr_array) -> np.ndarray:
     """Class of the largest weight for each cluster, the smallest id on a tie, (K + 1,) int64."""
     entries = weights.tocoo()
-    cluster, label = entries.coords
+    cluster, label = entries.row, entries.col
     order = np.lexsort((label, -entries.data, cluster))
     matched, best = np.unique(cluster[order], return_index=True)
     chosen = np.zeros(weights.shape[0], np.int64)
