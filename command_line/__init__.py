@@ -92,11 +92,16 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     return parser.parse_args(given)
 
 
-def run(main: Callable[[], None]) -> NoReturn:
+class _Terminated(SystemExit):
+    """SIGTERM, on its way through every ``finally``."""
+
+
+def run(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
     """Run a script's ``main`` and end the process: 0, or 1 after one clear message on stderr.
 
     argparse itself ends with 2 for wrong usage. An interrupt ends with 130 and SIGTERM with 143, as in a
-    shell, after what is half-done has been removed.
+    shell, after what is half-done has been removed; a script that ``goes_on`` when it is started again says
+    so then.
     """
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -120,12 +125,20 @@ def run(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say_stopped("interrupted", goes_on)
         sys.exit(130)
+    except _Terminated:
+        _say_stopped("terminated", goes_on)
+        raise
     sys.exit(0)
+
+
+def _say_stopped(how: str, goes_on: bool) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, which are all stopped, one says so
+        print(f"{how}: run the same command again to go on" if goes_on else how, file=sys.stderr)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     """End as on an interrupt, through every ``finally``; a second signal ends the process as it stands."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.exit(143)
+    raise _Terminated(143)

@@ -22,7 +22,6 @@ from command_line import path_argument, run, whole_number
 
 # isort: split
 import numpy as np
-from tqdm import tqdm
 
 from command_line.networks import (
     SPLITS,
@@ -34,7 +33,6 @@ from command_line.networks import (
 )
 from command_line.progress import bar
 from imagenets.classes import MAX_LABEL, MODES
-from imagenets.common.locks import locked
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import Mapper
 from imagenets.learning.clustering import cluster_ids, fit_centres
@@ -52,7 +50,7 @@ from imagenets.learning.handmade_features import handmade
 from imagenets.learning.image_list import fingerprint, list_images, shuffled
 from imagenets.learning.inference.image_sets import images_below, target_paths
 from imagenets.learning.inference.label_overlays import overlay_paths, write_label_overlays
-from imagenets.learning.inference.output_folder import keep_record
+from imagenets.learning.inference.output_folder import held_by_run
 from imagenets.learning.inference.pictures import Images
 
 CENTRES = "centres.npy"
@@ -156,15 +154,12 @@ def by_hand(arguments: argparse.Namespace, train: Images, splits: Mapping[str, I
     """Cluster and segment without a network."""
     output = arguments.output_dir
     targets = {name: target_paths(images, output / name) for name, images in splits.items()}
-    with processes(arguments.workers) as mapper:
-        output.mkdir(parents=True, exist_ok=True)
-        with locked(output / ".lock"):
-            record = make_record(arguments, handmade().identity, train, splits)
-            keep_record(output / RECORD, record, OWNED)
-            centres = centres_by_hand(arguments, train, mapper)
-            for name, images in splits.items():
-                made = predict(images, targets[name], centres, mapper)
-                print(f"{output / name}: {len(images.names)} predictions, {made} made now")
+    record = make_record(arguments, handmade().identity, train, splits)
+    with held_by_run(output, RECORD, record, OWNED), processes(arguments.workers) as mapper:
+        centres = centres_by_hand(arguments, train, mapper)
+        for name, images in splits.items():
+            made = predict(images, targets[name], centres, mapper)
+            print(f"{output / name}: {len(images.names)} predictions, {made} made now")
 
 
 def centres_by_hand(arguments: argparse.Namespace, train: Images, mapper: Mapper) -> np.ndarray:
@@ -174,10 +169,8 @@ def centres_by_hand(arguments: argparse.Namespace, train: Images, mapper: Mapper
         before: np.ndarray = np.load(path)
         return before
     store = arguments.features_dir or arguments.output_dir / "features"
-    with tqdm(total=len(train.names), desc="train", unit=" images", disable=None) as shown:
-        chunks = feature_chunks(
-            train.folder, train.names, handmade(), store, mapper, lambda n: shown.update(n) and None
-        )
+    with bar("train", len(train.names), unit="images") as advance:
+        chunks = feature_chunks(train.folder, train.names, handmade(), store, mapper, advance)
     print(f"features of {len(train.names)} training images: {store}")
     return save_centres(arguments, chunks)
 
@@ -186,7 +179,7 @@ def predict(images: Images, targets: list[Path], centres: np.ndarray, mapper: Ma
     """Write the predictions of a split that are not there yet; gives how many were made."""
     absent = {name: path for name, path in zip(images.names, targets, strict=True) if not path.exists()}
     problems: list[str] = []
-    with tqdm(total=len(absent), desc=images.folder.name, unit=" images", disable=None) as shown:
+    with bar(images.folder.name, len(absent), unit="images") as advance:
         for described in describe(images.folder, list(absent), handmade(), mapper, problems):
             predictions = [
                 Prediction(foreground, size, int(label), absent[image])
@@ -199,7 +192,7 @@ def predict(images: Images, targets: list[Path], centres: np.ndarray, mapper: Ma
                 )
             ]
             for _ in mapper(write_prediction, predictions):
-                shown.update()
+                advance(1)
     refuse(problems)
     return len(absent)
 
@@ -259,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, goes_on=True)

@@ -18,6 +18,7 @@ import pytest
 from helpers.processes import children, wait_for, wait_until_gone
 from PIL import Image
 
+from command_line import progress
 from demo.pictures import CLASSES, draw
 from imagenets.classes import IGNORE
 from imagenets.common.errors import InputError
@@ -214,6 +215,15 @@ def test_a_stopped_run_goes_on_and_ends_alike(prepared, finished, tmp_path, monk
     call(monkeypatch, kmeans, *options(prepared[0], output))
     assert "18 predictions, 7 made now" in capsys.readouterr().out
     assert predictions(output) == predictions(finished)
+
+
+def test_without_a_terminal_it_says_now_and_then_how_far_it_is(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.0)
+    monkeypatch.setattr(progress, "NEXT_LINE", 0.0)
+    call(monkeypatch, kmeans, *options(prepared[0], tmp_path / "out"))
+    last = {line.partition(":")[0]: line for line in capsys.readouterr().err.splitlines()}
+    assert set(last) == {"train", "validation"}
+    assert all("(100 %)" in line for line in last.values())
 
 
 def test_killed_runs_leave_no_process_and_nothing_half_made(prepared, finished, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from imagenets.common.errors import InputError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 @contextmanager
@@ -49,6 +51,16 @@ def write_whole(path: Path, content: bytes | str) -> None:
         temporary.write_bytes(
             content.encode(errors="backslashreplace") if isinstance(content, str) else content
         )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder and below.
+
+    Call it only while the folder is held against other runs, which may be at work on such files.
+    """
+    for root, _, names in os.walk(folder):
+        for name in filter(_TEMPORARY.fullmatch, names):
+            Path(root, name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Worker processes: one way to start them, to notice that one died, and to end together.
 
-An interrupt (Ctrl-C reaches every process of a terminal) is left to the main process. Workers end with it,
-however it ends, and at once when it gives up: each listens at a pipe whose other end it alone holds.
+Interrupts and SIGTERM are left to the main process: terminals, schedulers and torchrun send them to the whole
+group. Workers end with it, however it ends, and at once when it gives up: each listens at a pipe whose other
+end it alone holds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from imagenets.common.errors import InputError
@@ -60,6 +63,8 @@ class Lifeline:
         """Do what a worker does first."""
         os.close(self._writing)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.excepthook = _unless_parent_left
         threading.Thread(target=self._leave_with_parent, daemon=True).start()
         # What was loaded before the fork stays; to go through it for garbage takes time, and copies it.
         gc.freeze()
@@ -74,6 +79,14 @@ class Lifeline:
             self._whole = False
             os.close(self._writing)
             os.close(self._reading)
+
+
+def _unless_parent_left(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Print an error of a worker's thread, but not that its parent ended while a tensor was handed over."""
+    if not issubclass(kind, EOFError | OSError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 @contextmanager
@@ -104,6 +117,7 @@ def process_pool(workers: int, begin: Callable[[], None] | None = None) -> Itera
         pool.submit(int).result()
         yield pool
     except BrokenProcessPool as error:
+        lifeline.cut()  # the pool waits for the others
         raise InputError(WORKER_DIED) from error
     except BaseException:
         lifeline.cut()
@@ -114,16 +128,11 @@ def process_pool(workers: int, begin: Callable[[], None] | None = None) -> Itera
 
 
 def _begin(lifeline: Lifeline, begin: Callable[[], None] | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _begin_tied(lifeline, begin)
 
 
 def _begin_tied(lifeline: Lifeline, begin: Callable[[], None] | None, number: int = 0) -> None:
-    """Begin a worker; a DataLoader tells it its number.
-
-    SIGTERM stays as a DataLoader sets it: sent by the parent, it ends the worker as if all were well. The
-    parent would take another end for a mishap, also while it is ending itself.
-    """
+    """Begin a worker; a DataLoader tells it its number."""
     lifeline.begin_worker()
     if begin is not None:
         begin()
@@ -192,7 +201,8 @@ def _loaded(
         **options,
     )
     try:
-        yield from loader
+        arriving = iter(loader)  # kept until the line is cut: when it goes, it waits for its workers
+        yield from arriving
     except RuntimeError as error:
         if not str(error).startswith(_LOADER_NOTICED):
             raise

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
-from imagenets.common.whole_files import write_whole
+from imagenets.common.whole_files import remove_leftovers, write_whole
 
 if TYPE_CHECKING:
     from imagenets.learning.training.distributed import Processes
@@ -38,12 +38,30 @@ def opened(
 
         def enter() -> None:
             if processes.first:
-                folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(folder / ".lock"))
-                keep_record(folder / record_name, record, owned)
+                held.enter_context(held_by_run(folder, record_name, record, owned))
 
         processes.together(enter)
         yield
+
+
+@contextmanager
+def held_by_run(
+    folder: Path, record_name: str, record: Mapping[str, Mapping[str, Any]], owned: Sequence[str]
+) -> Iterator[None]:
+    """Do what ``opened`` does, in one process.
+
+    Half-written files go: those of a killed run at the beginning, and this one's where it is stopped. So its
+    own workers must have ended before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):
+        keep_record(folder / record_name, record, owned)
+        remove_leftovers(folder)
+        try:
+            yield
+        except BaseException:
+            remove_leftovers(folder)
+            raise
 
 
 def keep_record(path: Path, record: Mapping[str, Mapping[str, Any]], owned: Sequence[str]) -> None:

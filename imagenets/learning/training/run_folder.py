@@ -16,7 +16,7 @@ import torch
 
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
-from imagenets.common.whole_files import whole_file, write_whole
+from imagenets.common.whole_files import remove_leftovers, whole_file, write_whole
 from imagenets.learning.training.curves import draw_curves
 from imagenets.learning.training.distributed import Processes
 
@@ -85,6 +85,7 @@ def opened(path: Path, settings: Settings, processes: Processes) -> Iterator[Run
                 path.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(path / ".lock"))
                 _keep_settings(path, settings)
+                remove_leftovers(path)
 
         processes.together(enter)
         yield RunFolder(path, settings, processes)
