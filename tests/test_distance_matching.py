@@ -309,12 +309,31 @@ def test_cosines_in_blocks_are_those_of_the_enlarged_map(stride, size, rows, mon
     maps = torch.randn(3, 19, *size, generator=rng)
     bank = torch.nn.functional.normalize(torch.randn(23, 19, generator=rng))
     grid = neighbours.grid_size(maps, stride)
+    monkeypatch.setattr(neighbours, "_ROWS_AT_ONCE", 8)
     monkeypatch.setattr(neighbours, "_SCORE_BYTES", {"cpu": 4 * rows * grid[1] * len(bank)})
     blocks = list(neighbours._cosines(maps, grid, bank))
     larger = torch.nn.functional.normalize(interpolate(maps, size=grid, mode="bilinear"))
     expected = larger.permute(0, 2, 3, 1).flatten(0, 2) @ bank.T
     assert torch.allclose(torch.cat(blocks), expected, atol=1e-6)
     assert max(map(len, blocks)) <= rows * grid[1]
+
+
+def peak_memory(code):
+    """Largest resident memory, in bytes, of a process of its own that runs ``code``."""
+    code += "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=300
+    )
+    return int(done.stdout)
+
+
+def test_a_large_bank_fits_into_two_gibibytes():
+    """Four pictures of 100 x 60 places, 18,000 embeddings of 2,048 numbers; all cosines would need 1.7 GB."""
+    code = "import torch; from imagenets.learning.inference import neighbours as n"
+    code += "; torch.set_grad_enabled(False)"
+    code += "; bank = n.Bank(torch.randn(18_000, 2048), torch.arange(18_000) % 920)"
+    code += "; n.label_maps(torch.randn(4, 2048, 15, 25), 32, bank, 10, 0.07)"
+    assert peak_memory(code) < 2 << 30
 
 
 def test_a_pixel_equal_to_a_class_of_one_vector_gets_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 torchvision = pytest.importorskip("torchvision")
 
 import torch
+from helpers.scripts import environment
+from masksets import CHECKOUT
 from PIL import Image
 from test_kmeans import CLASS_COUNT, FOLDERS, clusters_by_name, make_set, options
 
@@ -76,6 +79,36 @@ def test_a_run_with_a_backbone(foreground, checkpoint, tmp_path, monkeypatch, ca
     assert np.load(tmp_path / "out" / "centres.npy").shape == (CLASS_COUNT, 512)
     kmeans.main()
     assert "6 predictions, 0 made now" in capsys.readouterr().out
+
+
+def test_torchrun_writes_the_bytes_of_one_process(checkpoint, tmp_path):
+    make_set(tmp_path / "save" / "ImageNetS50", FOLDERS, train=2, validation=1)
+    more = ("--backbone", "resnet18", "--checkpoint", checkpoint, "--foreground", "features")
+    more += ("--device", "cpu", "--batch-size", "2")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    files = []
+    for launcher in ([], torchrun):
+        output = tmp_path / f"out{len(launcher)}"
+        command = [CHECKOUT / "methods" / "kmeans.py", *options(tmp_path / "save", output, *more)]
+        done = subprocess.run(
+            [sys.executable, *launcher, *map(str, command)],
+            env=environment(OMP_NUM_THREADS="1"),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("6 predictions, 6 made now") == 1
+        files.append(
+            {
+                path.relative_to(output): path.read_bytes()
+                for path in output.rglob("*")
+                if path.suffix in (".png", ".npy", ".npz")
+            }
+        )
+    assert len(files[0]) > 8
+    assert files[0] == files[1]
 
 
 def test_any_pictures_are_clustered(tmp_path, monkeypatch, capsys):

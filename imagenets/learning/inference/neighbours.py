@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 # Bytes of the largest matrix of cosines; its neighbours are found beside it. What is small stays in a CPU's
 # cache and needs no fresh memory for each block; GPUs want few and large ones.
 _SCORE_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
+_ROWS_AT_ONCE = 64  # of the grid, at least, whose products with the bank are taken together
 _SHORTEST = 1e-12  # length of a vector; what is shorter counts as that
 
 
@@ -92,11 +93,15 @@ def _cosines(maps: torch.Tensor, grid: tuple[int, int], bank: torch.Tensor) -> I
     rows = _enlarging(maps.shape[2], grid[0])
     columns = _enlarging(maps.shape[3], grid[1]).to(maps.device)
     for few in torch.split(features, max(1, room // grid[0])):
-        for some in torch.split(rows, room):
-            used = some.any(0).nonzero()
+        # The rows of the small map between two blocks are needed by both: few are multiplied twice.
+        for many in torch.split(rows, max(room, _ROWS_AT_ONCE)):
+            used = many.any(0).nonzero()
             first, last = int(used[0]), int(used[-1]) + 1
-            weights = some[:, first:last].to(maps.device)
-            yield _enlarged(few[:, first:last], weights, columns, bank)
+            vectors, weights = few[:, first:last], many[:, first:last].to(maps.device)
+            products = vectors.reshape(-1, vectors.shape[3]) @ bank.T
+            products = products.reshape(*vectors.shape[:2], -1)  # (n, r, w·M)
+            for some in torch.split(weights, room):
+                yield _enlarged(products, vectors, some, columns)
 
 
 def _direct(vectors: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
@@ -106,16 +111,17 @@ def _direct(vectors: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
 
 
 def _enlarged(
-    features: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, bank: torch.Tensor
+    products: torch.Tensor, features: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """Cosines (n·R·W, M) of features (n, r, w, C) that matrices (R, r) and (W, w) enlarge."""
+    """Cosines (n·R·W, M) of features (n, r, w, C), by their products with the bank (n, r, w·M).
+
+    Matrices (R, r) and (W, w) enlarge both.
+    """
     number, height, width, channels = features.shape
-    features = features.reshape(number * height * width, channels)
-    products = (features @ bank.T).reshape(number, height, -1)
-    products = columns @ (rows @ products).reshape(number * len(rows), width, -1)
+    cosines = columns @ (rows @ products).reshape(number * len(rows), width, -1)
     lines = (rows @ features.reshape(number, height, -1)).reshape(-1, width, channels)
     lengths = _lengths(lines, columns).clamp_min(_SHORTEST)
-    return products.div_(lengths[:, :, None]).flatten(0, 1)
+    return cosines.div_(lengths[:, :, None]).flatten(0, 1)
 
 
 def _lengths(lines: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
