@@ -3,6 +3,7 @@
 # SAVE is data_preparation.sh's, MODE 50, 300 or 919. Run it again to go on after a stop. small: minutes on two
 # cores, for the demo's set. All GPUs of this machine are used. PYTHON chooses an interpreter that has
 # requirements.txt and requirements-methods.txt; without it, the checkout's .venv (bash setup.sh methods).
+# SEED replaces the seeds of all steps.
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 usage() { echo "usage: bash methods/pass.sh SAVE MODE OUT [small], with MODE 50, 300 or 919" >&2 && exit 2; }
@@ -21,9 +22,10 @@ fi
 
 recipe=(--recipe pass) restarts=30 finetuning=()
 if [ "$size" = small ]; then
-    recipe=(--recipe small) restarts=10
-    finetuning=(--epochs 4 --batch-size 50 --crop 64 --lr 1.2)
+    recipe=(--recipe small) backbone=timm/test_resnet restarts=10
+    finetuning=(--epochs 8 --batch-size 32 --crop 96 --lr 2)
 fi
+seed=(${SEED:+--seed "$SEED"})
 gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
 launch=("$PYTHON")
 if [ "$gpus" -gt 1 ]; then
@@ -33,19 +35,19 @@ set=$save/ImageNetS$mode
 common=(--save-dir "$save" --mode "$mode")
 step() { printf '\n== %s\n' "$1"; }
 method() { "${launch[@]}" "$root/methods/$1.py" "${common[@]}" "${@:2}"; }
+features=(--backbone "$backbone" --checkpoint "$out/attention/last.pth")
 
 step "1. pre-training"
-method pretrain "${recipe[@]}" --output-dir "$out/pretraining"
+method pretrain "${recipe[@]}" "${seed[@]}" --output-dir "$out/pretraining"
 step "2. attention"
-method pixel_attention "${recipe[@]}" --checkpoint "$out/pretraining/last.pth" --output-dir "$out/attention"
+method pixel_attention "${recipe[@]}" "${seed[@]}" --checkpoint "$out/pretraining/last.pth" --output-dir "$out/attention"
 step "2. clusters"
-method cluster --checkpoint "$out/attention/last.pth" --restarts "$restarts" --output-dir "$out/clusters"
+method cluster "${features[@]}" "${seed[@]}" --restarts "$restarts" --output-dir "$out/clusters"
 step "2. threshold and pseudo labels"
-method pseudo_labels --checkpoint "$out/attention/last.pth" --centroids "$out/clusters/centroids.npy" \
-    --splits train --threshold auto --output-dir "$out/labels"
+method pseudo_labels "${features[@]}" --centroids "$out/clusters/centroids.npy" --splits train --threshold auto --output-dir "$out/labels"
 step "3. fine-tuning on the pseudo labels"
 method finetune --recipe pass --backbone "$backbone" --checkpoint "$out/pretraining/last.pth" \
-    --masks "$out/labels/train" "${finetuning[@]}" --evaluate-every 0 --output-dir "$out/finetuning"
+    --masks "$out/labels/train" "${finetuning[@]}" "${seed[@]}" --evaluate-every 0 --output-dir "$out/finetuning"
 step "4. predictions"
 method predict --model "$out/finetuning/last.pth" --output-dir "$out/predictions"
 

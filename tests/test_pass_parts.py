@@ -339,6 +339,15 @@ def test_statistics_of_batch_norms(network):
     assert [b - a for a, b in zip(before, after, strict=True)] == [2, 1]
 
 
+def test_a_shallow_stage_of_any_width():
+    """layer3 is half as wide as layer4 in the published networks alone."""
+    network = PassNetwork(make_backbone("timm/test_resnet"), SIZES).train()
+    outputs = network(torch.randn(4, 3, 64, 64), [], torch.zeros(4, 7, 7, 2))
+    assert outputs.shallow.shape == outputs.scores.shape
+    third, fourth = network.backbone.maps(torch.zeros(1, 3, 64, 64))
+    assert third.shape[1] != fourth.shape[1] // 2
+
+
 def test_a_backbone_without_stages_is_refused():
     backbone = SimpleNamespace(network=nn.Linear(1, 1), name="vit_tiny", channels=8)
     with pytest.raises(InputError, match="--backbone vit_tiny: PASS needs"):

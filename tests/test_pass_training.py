@@ -19,6 +19,7 @@ from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.common.progress import no_bar
+from imagenets.images import read_image
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.pretraining import runs
@@ -27,6 +28,7 @@ from imagenets.learning.pretraining.crops import CropReader, CropSettings, views
 from imagenets.learning.pretraining.pass_checkpoints import attended_backbone, attention_network
 from imagenets.learning.pretraining.recipes import PUBLISHED_ATTENTION, PUBLISHED_PRETRAINING
 from imagenets.learning.pretraining.steps import CollapseWatch
+from imagenets.learning.training.augmentation import Colours, Crop, as_tensor, cropped
 from imagenets.learning.training.distributed import Processes
 from imagenets.learning.training.loop import train
 
@@ -263,8 +265,27 @@ def test_crops_are_a_function_of_seed_epoch_and_picture(images):
         assert not torch.equal(other[1], large)
 
 
+def test_a_recipe_may_change_colours_less(images):
+    """Alone in its colours, it cuts the same rectangles: all grey, or as the picture is."""
+    names = sorted(f"{path.parent.name}/{path.name}" for path in images.glob("*/*.JPEG"))
+    sizes = CropSettings(6, 24, (0.14, 1)), None
+    readers = [
+        CropReader(images, names, 1, *sizes, *colours)
+        for colours in ((), (Colours(),), (Colours(0, 0, 1, 0.1),), (Colours(0, 0, 0, 0.1),))
+    ]
+    default, same, grey, plain = (reader.read(0, 3)[1].float() for reader in readers)
+    assert torch.equal(default, same)
+    assert torch.equal(grey[:, 0], grey[:, 2]) and not torch.equal(plain[:, 0], plain[:, 2])
+    rectangle = Crop(*(int(number) for number in readers[3].read(0, 3)[0][0]))
+    expected = as_tensor(cropped(read_image(images / names[3]), rectangle, 24)).float()
+    assert (plain[0] - expected).abs().max() <= 2  # hues are turned by nothing, by way of 8 bits
+    assert (default[0] - expected).abs().max() > 20
+
+
 def test_published_settings():
     """docs/methods.md, PASS, Settings."""
+    published = (*PUBLISHED_PRETRAINING.values(), *PUBLISHED_ATTENTION.values())
+    assert {recipe.colours for recipe in published} == {Colours(0.8, 0.2, 0.2, 2.0)}
     fifty, hundreds = PUBLISHED_PRETRAINING["50"], PUBLISHED_PRETRAINING["300"]
     assert (fifty.backbone, fifty.epochs, fifty.prototypes, fifty.queue) == ("resnet18", 200, 500, 2048)
     assert (str(fifty.large), str(fifty.small)) == ("2 x 224 of 0.14..1", "6 x 96 of 0.05..0.14")

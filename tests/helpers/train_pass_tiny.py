@@ -15,11 +15,13 @@ from imagenets.common.progress import no_bar
 from imagenets.learning.pretraining.crops import CropSettings
 from imagenets.learning.pretraining.recipes import SMALL_ATTENTION, SMALL_PRETRAINING
 from imagenets.learning.pretraining.runs import Request, Talk, pretrain, train_attention
+from imagenets.learning.training.augmentation import PUBLISHED_COLOURS
 from imagenets.learning.training.distributed import started
 
 # Three steps an epoch of 26 pictures; queue and prototypes are at work from the second epoch on.
 PRETRAINING = replace(
     SMALL_PRETRAINING,
+    backbone="resnet18",
     epochs=2,
     batch=8,
     large=CropSettings(2, 32, (0.14, 1)),
@@ -29,8 +31,10 @@ PRETRAINING = replace(
     queue=16,
     queue_from=0,
     frozen_steps=3,
+    lr=0.6,
+    colours=PUBLISHED_COLOURS,
 )
-ATTENTION = replace(SMALL_ATTENTION, epochs=2, batch=8, large=PRETRAINING.large, queue=8)
+ATTENTION = replace(SMALL_ATTENTION, epochs=2, batch=8, large=PRETRAINING.large, queue=8, lr=6.0)
 
 
 def request(images, output):

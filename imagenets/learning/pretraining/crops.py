@@ -10,7 +10,14 @@ import numpy as np
 import torch
 
 from imagenets.images import read_image
-from imagenets.learning.training.augmentation import as_tensor, cropped, distort, random_crop
+from imagenets.learning.training.augmentation import (
+    PUBLISHED_COLOURS,
+    Colours,
+    as_tensor,
+    cropped,
+    distort,
+    random_crop,
+)
 from imagenets.learning.training.order import generator
 
 MEAN = (0.485, 0.456, 0.406)
@@ -34,13 +41,19 @@ class CropReader:
     """Reads pictures as crops, whose randomness is a function of seed, epoch and picture."""
 
     def __init__(
-        self, folder: Path, images: Sequence[str], seed: int, large: CropSettings, small: CropSettings | None
+        self,
+        folder: Path,
+        images: Sequence[str],
+        seed: int,
+        large: CropSettings,
+        small: CropSettings | None,
+        colours: Colours = PUBLISHED_COLOURS,
     ) -> None:
         """Cut ``large`` crops and, where given, ``small`` ones from ``<folder>/<image>``."""
         self.folder = folder
         # An array, not a list: the counters of a million strings would be copied into every worker.
         self.images = np.array([image.encode(errors="surrogateescape") for image in images])
-        self.seed = seed
+        self.seed, self.colours = seed, colours
         self.sizes = [large] if small is None else [large, small]
 
     def read(self, epoch: int, index: int) -> tuple[torch.Tensor, ...]:
@@ -58,7 +71,8 @@ class CropReader:
             for _ in range(size.count):
                 rectangle = random_crop(random, *picture.size, size.scale)
                 rectangles.append(rectangle)
-                tensors.append(as_tensor(distort(random, cropped(picture, rectangle, size.side))))
+                cut = cropped(picture, rectangle, size.side)
+                tensors.append(as_tensor(distort(random, cut, self.colours)))
             of_sizes.append(torch.stack(tensors))
         return (torch.tensor(rectangles[: self.sizes[0].count], dtype=torch.float32), *of_sizes)
 

@@ -53,14 +53,14 @@ class PassNetwork(nn.Module):
         """Put the heads on ``backbone``. Raises InputError when it has no layer3 and layer4."""
         super().__init__()
         refuse_without_stages(backbone)
-        deep, hidden = backbone.channels, sizes.hidden
+        deep, shallow, hidden = backbone.channels, shallow_channels(backbone), sizes.hidden
         self.backbone = backbone
         self.projection_head = image_head(deep, hidden)
         self.projection_head_shallow = nn.ModuleDict(
-            {"projection_head_shallow3": image_head(deep // 2, hidden)}
+            {"projection_head_shallow3": image_head(shallow, hidden)}
         )
         self.projection_head_pixel_shallow = nn.ModuleDict(
-            {"projection_head_pixel3": pixel_head(deep // 2, hidden, deep // 2)}
+            {"projection_head_pixel3": pixel_head(shallow, hidden, shallow)}
         )
         self.projection_head_pixel = pixel_head(deep, hidden, DIMENSIONS)
         self.predictor_head_pixel = nn.Sequential(
@@ -149,6 +149,12 @@ def refuse_without_stages(backbone: Backbone) -> None:
             f"--backbone {backbone.name}: PASS needs the stages layer3 and layer4 of a ResNet; take resnet18 "
             "(published for mode 50) or resnet50 (300, 919)"
         )
+
+
+@torch.no_grad()
+def shallow_channels(backbone: Backbone) -> int:
+    """Count the channels of layer3: half of layer4's in the published ResNets, but not in every one."""
+    return backbone.maps(torch.zeros(1, 3, 64, 64))[0].shape[1]
 
 
 BACKBONE_PREFIX = "backbone.network."

@@ -74,7 +74,9 @@ def pretrain(request: Request, recipe: Pretraining, processes: Processes, talk: 
     watch = CollapseWatch(recipe.prototypes, processes, talk.tell)
     step = PretrainingStep(network, joined, recipe, queue, watch)
     job = _job(request, recipe, plan, step, recipe.backbone)
-    reader = CropReader(request.folder, request.images, recipe.seed, recipe.large, recipe.small)
+    reader = CropReader(
+        request.folder, request.images, recipe.seed, recipe.large, recipe.small, recipe.colours
+    )
     settings = {"step": "pretraining", **_settings(request, recipe)}
     _run(request, job, reader, plan, settings, processes, talk)
 
@@ -94,7 +96,7 @@ def train_attention(
     queue = FeatureQueue(recipe.queue, recipe.batch, DIMENSIONS, processes.device)
     watch = CollapseWatch(network.prototypes.out_features, processes, talk.tell)
     job = _job(request, recipe, plan, AttentionStep(network, joined, queue, watch), backbone)
-    reader = CropReader(request.folder, request.images, recipe.seed, recipe.large, None)
+    reader = CropReader(request.folder, request.images, recipe.seed, recipe.large, None, recipe.colours)
     settings = {
         "step": "attention",
         "backbone": backbone,

@@ -6,6 +6,7 @@ All take the ``numpy.random.Generator`` of the image (``order.generator``) and d
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,27 @@ class Crop(NamedTuple):
     width: int
     height: int
     flipped: bool
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How much ``distort`` changes a picture; as it is, what SwAV and its followers do.
+
+    Brightness, contrast and saturation by a factor in 1 ± ``strength``, hue by ± ``hue`` of the circle;
+    ``grey`` is the probability of greyscale, ``blur`` the largest radius in pixels.
+    """
+
+    strength: float = 0.8
+    hue: float = 0.2
+    grey: float = 0.2
+    blur: float = 2.0
+
+    def __str__(self) -> str:
+        """Write them as run settings show them."""
+        return f"{self.strength:g}, hue {self.hue:g}, grey {self.grey:g}, blur {self.blur:g}"
+
+
+PUBLISHED_COLOURS = Colours()
 
 
 def random_crop(
@@ -64,19 +86,19 @@ def _cut(image: Image.Image, crop: Crop, side: int, how: Image.Resampling) -> Im
     return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flipped else part
 
 
-def distort(random: np.random.Generator, image: Image.Image) -> Image.Image:
-    """Change colours (p 0.8), take them away (p 0.2) and blur (p 0.5), as SwAV and its followers do.
+def distort(
+    random: np.random.Generator, image: Image.Image, colours: Colours = PUBLISHED_COLOURS
+) -> Image.Image:
+    """Change colours (p 0.8) in random order, take them away (p ``grey``) and blur (p 0.5, radius from 0.1).
 
-    Brightness, contrast and saturation by a factor in 0.2..1.8, hue by up to 0.2 of the circle, in random
-    order; the blur's radius is 0.1..2 pixels. Source: Caron et al., SwAV, NeurIPS 2020; docs/methods.md,
-    Augmentation.
+    Source: Caron et al., SwAV, NeurIPS 2020; docs/methods.md, Augmentation.
     """
     if random.random() < 0.8:
-        image = jitter(random, image, 0.8, 0.2)
-    if random.random() < 0.2:
+        image = jitter(random, image, colours.strength, colours.hue)
+    if random.random() < colours.grey:
         image = image.convert("L").convert("RGB")
     if random.random() < 0.5:
-        image = image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+        image = image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, colours.blur)))
     return image
 
 
