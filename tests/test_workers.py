@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +44,15 @@ def run_into_a_bug():
     raise RuntimeError("a bug of our own")
 
 
+@pytest.fixture(params=[True, False], ids=["PyTorch is loaded", "PyTorch is not loaded"])
+def pytorch_is_loaded(request, monkeypatch):
+    """All chunks are made by DataLoader's processes, or all by those that need no PyTorch."""
+    monkeypatch.setattr(workers, "_pytorch_is_loaded", lambda: request.param)
+    monkeypatch.setattr(workers, "_WITHOUT_PYTORCH", 600)
+    monkeypatch.setattr(workers, "_loaded" if not request.param else "_made_while_pytorch_loads", None)
+
+
+@pytest.mark.usefixtures("pytorch_is_loaded")
 def test_both_pools_give_results_in_order():
     for count in (0, 1, 7):
         for processes in (0, 2):
@@ -51,6 +61,27 @@ def test_both_pools_give_results_in_order():
                 assert list(mapped(abs, range(-count, 0))) == list(range(count, 0, -1))
 
 
+@pytest.mark.parametrize("made", [[], [0], [0, 1, 3], [1, 4], [0, 1, 2, 3, 4, 5, 6]])
+def test_what_is_not_made_when_pytorch_is_loaded_is_left_to_it(monkeypatch, made):
+    monkeypatch.setattr(workers, "_pytorch_is_loaded", lambda: False)
+    monkeypatch.setattr(workers, "_made_while_pytorch_loads", lambda *_: {i: (i**2, "plain") for i in made})
+    loaded = [chunk for chunk in load_chunks(Squares(7), 2) if not isinstance(chunk, tuple)]
+    assert loaded == [i**2 for i in range(7) if i not in made]
+    merged = [chunk[0] if isinstance(chunk, tuple) else chunk for chunk in load_chunks(Squares(7), 2)]
+    assert merged == [i**2 for i in range(7)]
+
+
+def test_plain_processes_begin_no_chunk_when_pytorch_is_loaded(monkeypatch):
+    def wait_for_stop():
+        while workers._held[1].value == 0:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(workers, "_WITHOUT_PYTORCH", 0)
+    made = workers._made_while_pytorch_loads(Squares(1000, wait_for_stop), 1)
+    assert made in ({}, {0: 0}, {0: 0, 1: 1}, {0: 0, 1: 1, 2: 4})
+
+
+@pytest.mark.usefixtures("pytorch_is_loaded")
 def test_a_worker_that_dies_is_told_by_both_pools_in_the_same_words():
     with pytest.raises(InputError) as of_loader:
         list(load_chunks(Squares(5, die), 1))
@@ -59,6 +90,7 @@ def test_a_worker_that_dies_is_told_by_both_pools_in_the_same_words():
     assert str(of_loader.value) == str(of_map.value) == WORKER_DIED
 
 
+@pytest.mark.usefixtures("pytorch_is_loaded")
 def test_an_error_of_a_worker_is_not_taken_for_its_death():
     with pytest.raises(RuntimeError, match="a bug of our own"):
         list(load_chunks(Squares(5, run_into_a_bug), 1))

@@ -1,5 +1,8 @@
 """Worker processes: one way to start them, to notice that one died, and to end together.
 
+A pass over chunks is PyTorch's DataLoader's. Loading PyTorch takes a second or two; so that nobody waits for
+it, plain processes work until it is there. What they do in half a second needs no PyTorch at all.
+
 Interrupts and SIGTERM are left to the main process: terminals, schedulers and torchrun send them to the whole
 group. Workers end with it, however it ends, and at once when it gives up: each listens at a pipe whose other
 end it alone holds.
@@ -14,10 +17,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +37,8 @@ WORKER_DIED = "a worker process died; out of memory? Try again with fewer --work
 _LOADER_NOTICED = "DataLoader worker (pid"
 
 _WAY_GIVEN = 10  # of 19: a tenth of a core that a process of ordinary priority wants too
+# Seconds that a pass may take without PyTorch.
+_WITHOUT_PYTORCH = 0.5
 
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -141,14 +146,54 @@ def _begin_tied(lifeline: Lifeline, begin: Callable[[], None] | None, number: in
 def load_chunks(dataset: Chunks[Item], workers: int) -> Iterator[Item]:
     """Go through a data set's chunks in order, loaded by ``workers`` processes (0: this one).
 
-    The processes are those of PyTorch's DataLoader, which is not needed without them. Raises InputError when
-    one of them dies.
+    The processes are those of PyTorch's DataLoader, and plain ones until PyTorch is loaded. Raises InputError
+    when one of them dies.
     """
     count = len(dataset)
     if workers == 0 or count == 0:
         yield from (dataset[i] for i in range(count))
         return
-    yield from _loaded(dataset, min(workers, count), None, WORKER_DIED)
+    made = {} if _pytorch_is_loaded() else _made_while_pytorch_loads(dataset, min(workers, count))
+    rest = [i for i in range(count) if i not in made]
+    if not rest:
+        yield from (made.pop(i) for i in range(count))
+        return
+    with closing(_loaded(dataset, min(workers, len(rest)), None, WORKER_DIED, sampler=rest)) as loaded:
+        yield from (made.pop(i) if i in made else next(loaded) for i in range(count))
+
+
+def _pytorch_is_loaded() -> bool:
+    return "torch" in sys.modules
+
+
+def _made_while_pytorch_loads(dataset: Chunks[Item], workers: int) -> dict[int, Item]:
+    """Make chunks in plain processes until all are made or PyTorch is loaded; give those made, by place."""
+    enough = multiprocessing.get_context("fork").RawValue("b", 0)
+    with process_pool(workers, partial(_hold, dataset, enough)) as pool:
+        shares = [pool.submit(_make, range(first, len(dataset), workers)) for first in range(workers)]
+        if wait(shares, _WITHOUT_PYTORCH).not_done:
+            import torch.utils.data  # noqa: F401
+        enough.value = 1
+        return {i: chunk for share in shares for i, chunk in share.result().items()}
+
+
+# In a plain process: the data set, and a number that is not 0 when no further chunk is to be begun.
+_held: tuple[Chunks[Any], Any]
+
+
+def _hold(dataset: Chunks[Any], enough: Any) -> None:  # noqa: ANN401
+    global _held
+    _held = dataset, enough
+
+
+def _make(places: Iterable[int]) -> dict[int, Any]:
+    dataset, enough = _held
+    made: dict[int, Any] = {}
+    for i in places:
+        if enough.value:
+            break
+        made[i] = dataset[i]
+    return made
 
 
 def load_tensors(
@@ -187,7 +232,7 @@ def _loaded(
     begin: Callable[[], None] | None,
     died: str,
     **options: Any,  # noqa: ANN401
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     from torch.utils.data import DataLoader
 
     lifeline = Lifeline()
