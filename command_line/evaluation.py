@@ -59,11 +59,19 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("results"),
         help="matchings, and the cache of counted masks (default: results)",
     )
-    parser.add_argument(
-        "--problems", type=path_argument, metavar="FILE", help="list all masks that cannot be used there"
-    )
+    add_problems_argument(parser)
     parser.add_argument(
         "--no-cache", action="store_true", help="count all masks again; leave no cache behind"
+    )
+
+
+def add_problems_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --problems, for ``problems_kept``."""
+    parser.add_argument(
+        "--problems",
+        type=path_argument,
+        metavar="FILE",
+        help="list all files that cannot be used there, a line each; messages show ten",
     )
 
 
@@ -139,6 +147,8 @@ def warn_of_others(matching: Matching, table: ContingencyTable) -> None:
 @contextmanager
 def problems_kept(path: Path | None) -> Iterator[None]:
     """Write all problems of a refusal, of which messages show ten, to a file: a line each."""
+    if path is not None:
+        check_output(path)
     try:
         yield
     except InputError as error:

@@ -23,8 +23,10 @@ from command_line import parse, path_argument, run
 from command_line.evaluation import (
     add_bootstrap_arguments,
     add_gt_dir_argument,
+    add_problems_argument,
     check_output,
     default_workers,
+    problems_kept,
     save_results,
     worker_count,
 )
@@ -80,6 +82,7 @@ def parse_arguments() -> argparse.Namespace:
         default=default_workers(),
         help="processes (default: one per core; 0: no extra process)",
     )
+    add_problems_argument(parser)
     parser.add_argument("--output", type=path_argument, metavar="FILE", help="save the scores: x.json")
     parser.add_argument(
         "--per-image", type=path_argument, metavar="FILE.csv", help="save the scores of every image"
@@ -124,12 +127,8 @@ def print_scores(result: Localization, bootstrap: Bootstrap | None) -> None:
         print(f"({bootstrap_note(bootstrap)})")
 
 
-def main() -> None:
-    """Score the maps, print the scores, save them."""
-    arguments = parse_arguments()
-    for path in (arguments.output, arguments.per_image):
-        if path:
-            check_output(path)
+def score_maps(arguments: argparse.Namespace) -> Localization:
+    """List the maps and score them."""
     names = None if arguments.names is None else read_names(arguments.names)
     pairs = find_pairs(arguments.gt_dir, arguments.attribution_dir, names)
     mode = MODES[arguments.mode]
@@ -137,7 +136,17 @@ def main() -> None:
     if names is None:
         refuse_other_mode(pairs.gt_dir, mode)
     warn_of_number(pairs.gt_dir, len(pairs.names), mode, warn)
-    result = evaluate_maps(pairs, ids, arguments.tolerance, arguments.workers, bar, arguments.resize)
+    return evaluate_maps(pairs, ids, arguments.tolerance, arguments.workers, bar, arguments.resize)
+
+
+def main() -> None:
+    """Score the maps, print the scores, save them."""
+    arguments = parse_arguments()
+    for path in (arguments.output, arguments.per_image):
+        if path:
+            check_output(path)
+    with problems_kept(arguments.problems):
+        result = score_maps(arguments)
     if result.target_absent:
         warn(f"{result.target_absent} images do not show the class of their folder; they are not scored")
     if result.no_outside:

@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import parse, path_argument, run
 from command_line.evaluation import (
     add_match_argument,
+    add_problems_argument,
     check_output,
     cluster_count,
+    problems_kept,
     read_match,
     worker_count,
 )
@@ -91,6 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--results-dir", type=path_argument, default=Path("results"), help="matchings (default: results)"
     )
+    add_problems_argument(parser)
     arguments = parse(parser)
     check_usage(parser, arguments)
     return arguments
@@ -204,10 +207,11 @@ def check(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Pack a submission, or check one."""
     arguments = parse_arguments()
-    if arguments.check:
-        check(arguments)
-    else:
-        write(arguments)
+    with problems_kept(arguments.problems):
+        if arguments.check:
+            check(arguments)
+        else:
+            write(arguments)
 
 
 if __name__ == "__main__":

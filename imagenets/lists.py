@@ -282,7 +282,7 @@ def _lines(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, list
 
 def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, bytes]:
     if origin.lists is not None:
-        return str(origin.lists / name), _read(origin.lists / name, OWN_LISTS)
+        return str(origin.lists / name), _read(origin.lists / name, _way_out(origin.lists, name))
     cached = cache_folder() / name
     if _is_official(cached, name):
         return str(cached), cached.read_bytes()
@@ -344,6 +344,17 @@ def _is_official(path: Path, name: str) -> bool:
         return hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[name]
     except OSError:
         return False
+
+
+def _way_out(folder: Path, name: str) -> str:
+    """Say what the folder of the user's own lists is, and which modes it has where that of ``name`` lacks."""
+    there = [mode for mode in MODES if (folder / categories_path(mode)).is_file()]
+    if not there or any(f"_im{mode}" in name for mode in there):
+        return OWN_LISTS
+    return (
+        f"{folder}, which IMAGENETS_LISTS (or --lists) names, has lists of mode {' and '.join(there)} alone: "
+        "give that --mode, or leave IMAGENETS_LISTS out, for the official lists"
+    )
 
 
 def _read(path: Path, way_out: str) -> bytes:

@@ -322,12 +322,26 @@ def test_a_swap_of_the_two_folders_is_guessed(masks):
     assert "are the two folders swapped?" in done.stderr
 
 
+def test_a_matching_of_another_mode_is_refused_and_no_number_of_clusters_advised(masks):
+    folder, _ = masks
+    (folder / "m.json").write_text(json.dumps({str(i): 0 for i in range(51)}))
+    done = run("evaluator.py", folder, "--mode", 300, "--match", "m.json")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        "error: m.json: a matching of 50 clusters, but the predictions have 300 by --mode and --clusters: "
+        "is it of --mode 50? Give that mode, or the matching of these predictions"
+    )
+
+
 def test_a_matching_of_another_number_of_clusters_is_refused(masks):
     folder, _ = masks
     (folder / "m.json").write_text(json.dumps({str(i): 0 for i in range(201)}))
     done = run("evaluator.py", folder, "--match", "m.json")
     assert done.returncode == 1
-    assert "0..200" in done.stderr and "0..50" in done.stderr and "--clusters 200" in done.stderr
+    assert (
+        "of 200 clusters" in done.stderr and "have 50 by" in done.stderr and "--clusters 200" in done.stderr
+    )
     assert run("evaluator.py", folder, "--match", "m.json", "--clusters", 200).returncode == 0
 
 

@@ -188,10 +188,12 @@ def test_bad_files_are_named_together(folder):
     np.save(maps[2], np.array([[{}]]), allow_pickle=True)
     maps[3].write_bytes(b"")
     write_mask(folder / "gt" / maps[4].parent.name / f"{maps[4].stem}.png", np.full((2, 2), 51))
-    done = run(folder, "--output", "scores.json", "--workers", 1)
+    done = run(folder, "--output", "scores.json", "--workers", 1, "--problems", "all/bad.txt")
     assert done.returncode == 1
     assert done.stdout == ""
     lines = done.stderr.split("error: ")[1].splitlines()
+    assert lines.pop() == "all 5: all/bad.txt"
+    assert (folder / "all/bad.txt").read_text().splitlines() == [line.strip() for line in lines[1:]]
     assert lines[0] == "5 files cannot be used:"
     for path, line in zip(maps[:4], lines[1:5], strict=True):
         assert str(path.relative_to(folder)) in line

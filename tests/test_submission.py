@@ -297,7 +297,7 @@ def test_clusters(prepared, submit, check):
     name = NAMES[4]
     write_mask(prepared / f"pred/{name}.png", np.full(size_of(prepared, name), 60))
     write_matching(prepared, identity(60))
-    with pytest.raises(InputError, match=r"clusters 0\.\.60, .* pass --clusters 60"):
+    with pytest.raises(InputError, match=r"of 60 clusters, .* have 50 .* --clusters 60"):
         submit("--match", "mine")
     submit("--match", "mine", "--clusters", "60")
     with pytest.raises(InputError, match=r"label 60 is outside 0..50; .*--clusters"):
@@ -488,3 +488,23 @@ def test_as_a_process(prepared):
         script("evaluation/submission.py", "--check", "nowhere.zip", "--mode", 50, cwd=prepared).returncode
         == 1
     )
+
+
+def test_all_problems_go_to_a_file(prepared, submit, tmp_path, monkeypatch):
+    submit()
+    bad = NAMES[:13]
+    for name in bad:
+        (prepared / f"pred/{name}.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"3 more\nall 13: p/bad\.txt$"):
+        submit("--problems", "p/bad.txt")
+    lines = (prepared / "p/bad.txt").read_text().splitlines()
+    assert len(lines) == 13 and all(any(name in line for line in lines) for name in bad)
+    with zipfile.ZipFile("out/s.zip") as archive, zipfile.ZipFile("cut.zip", "w") as cut:
+        for name in archive.namelist():
+            cut.writestr(name, b"" if name.endswith(".png") else archive.read(name))
+    with pytest.raises(InputError, match=r"all 20: check\.txt$"):
+        run(monkeypatch, "--check", "cut.zip", "--mode", "50", "--problems", "check.txt", "--workers", 0)
+    assert len((prepared / "check.txt").read_text().splitlines()) == 20
+    (prepared / "p/in the way").mkdir()
+    with pytest.raises(InputError, match="a folder is in the way"):
+        submit("--problems", "p/in the way")

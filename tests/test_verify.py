@@ -312,3 +312,19 @@ def test_all_modes_one_absent(whole, tmp_path, env):
     result = run("verify.py", *arguments, env=env | {"IMAGENETS_LISTS": str(lists)}, status=1)
     assert "ImageNetS50: complete" in result.stdout
     assert "ImageNetS300: nothing there" in result.stdout
+
+
+def test_a_mode_that_the_own_lists_lack_is_named(save, tmp_path, lists, env):
+    shutil.copytree(lists, tmp_path / "lists")
+    for path in (tmp_path / "lists").rglob("*im[39]*"):
+        path.unlink()
+    env = env | {"IMAGENETS_LISTS": str(tmp_path / "lists")}
+    said = run("verify.py", "--save-dir", save, "--mode", "300", env=env, status=1).stderr
+    assert said == (
+        f"error: {tmp_path}/lists/categories/ImageNetS_categories_im300.txt: No such file or directory. "
+        f"{tmp_path}/lists, which IMAGENETS_LISTS (or --lists) names, has lists of mode 50 alone: give that "
+        "--mode, or leave IMAGENETS_LISTS out, for the official lists\n"
+    )
+    (tmp_path / "lists/mapping/ImageNetS_im50_mapping_test.txt").unlink()
+    said = run("verify.py", "--save-dir", save, "--mode", "50", env=env, status=1).stderr
+    assert "im50_mapping_test.txt: No such file" in said and "names a folder with categories/" in said

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 
-from imagenets.classes import BACKGROUND, MAX_LABEL
+from imagenets.classes import BACKGROUND, MAX_LABEL, MODES
 from imagenets.common.errors import InputError, listed
 from imagenets.scoring.contingency import ContingencyTable
 
@@ -68,10 +68,16 @@ class Matching:
         """Raise InputError when the matching is not of clusters 0..``clusters`` (or ``fewer``)."""
         if self.clusters == clusters or (fewer and self.clusters < clusters):
             return
+        if any(mode.classes == self.clusters for mode in MODES.values()):
+            cure = f"is it of --mode {self.clusters}? Give that mode, or the matching of these predictions"
+        else:
+            cure = (
+                f"give the matching of these predictions; if it is, match.py had --clusters {self.clusters}, "
+                "which is needed here too"
+            )
         raise InputError(
-            f"{self.path or 'matching'}: a matching of clusters 0..{self.clusters}, but the predictions are "
-            f"taken to hold 0..{clusters}: is it theirs, and of this --mode? If it is, pass --clusters "
-            f"{self.clusters}"
+            f"{self.path or 'matching'}: a matching of {self.clusters} clusters, but the predictions have "
+            f"{clusters} by --mode and --clusters: {cure}"
         )
 
     def for_table(self, table: ContingencyTable) -> np.ndarray:
