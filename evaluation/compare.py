@@ -103,10 +103,10 @@ def read_methods(arguments: argparse.Namespace) -> list[Method]:
 
 def method_of(folder: Path, match: str | None, matching: Matching | None, table: ContingencyTable) -> Method:
     """Put together one side; InputError when its matching lacks a cluster."""
-    if matching is None:
-        return Method(str(folder), match, table, None)
-    warn_of_others(matching, table)
-    return Method(str(folder), match, table, matching.for_table(table), matching.sha256)
+    if matching is not None:
+        warn_of_others(matching, table)
+        matching.for_table(table)
+    return Method(str(folder), match, table, matching)
 
 
 def main() -> None:

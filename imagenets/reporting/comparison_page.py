@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from imagenets.classes import IGNORE, MAX_LABEL, ClassInfo, label_name
-from imagenets.common.errors import InputError, listed
+from imagenets.classes import IGNORE, ClassInfo, label_name
 from imagenets.masks import decode_mask
 from imagenets.reporting.charts import class_difference_chart, difference_chart
 from imagenets.reporting.image_scores import image_label_ious, image_mean_iou
 from imagenets.reporting.overlays import draw_labels
 from imagenets.reporting.pages import label_colour, render_page
 from imagenets.reporting.text import bootstrap_note
-from imagenets.reporting.thumbnails import Panel, panel, shrunk
+from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk
 from imagenets.scoring.comparison import Comparison, Method
+from imagenets.scoring.matching import class_lookup
 from imagenets.scoring.metrics import predicted_classes
 
 IMAGES_PER_GROUP = 8
@@ -93,19 +93,15 @@ def _image_groups(methods: Methods) -> dict[str, list[dict[str, Any]]]:
     number = len(methods.a.table.names)
     a, b = (
         image_mean_iou(
-            image_label_ious(method.table, predicted_classes(method.table, method.matching)), number
+            image_label_ious(method.table, predicted_classes(method.table, method.classes)), number
         )
         for method in (methods.a, methods.b)
     )
     better_a, better_b = _most_different(a - b), _most_different(b - a)
-    shown, problems = {}, []
-    for image in sorted({*better_a, *better_b}):
-        try:
-            panels, legend = _draw(methods, image)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        shown[image] = {
+
+    def draw(image: int) -> dict[str, Any]:
+        panels, legend = _draw(methods, image)
+        return {
             "name": methods.a.table.names[image].removesuffix(".png"),
             "a": float(a[image]),
             "b": float(b[image]),
@@ -114,11 +110,8 @@ def _image_groups(methods: Methods) -> dict[str, list[dict[str, Any]]]:
             "legend": legend[:_LEGEND_ENTRIES],
             "more": max(0, len(legend) - _LEGEND_ENTRIES),
         }
-    if problems:
-        raise InputError(
-            f"{len(problems)} of the {len(problems) + len(shown)} images that the report shows cannot be "
-            f"read:\n{listed(problems)}"
-        )
+
+    shown = each_drawn({*better_a, *better_b}, draw)
     return {
         "A better": [shown[image] for image in better_a],
         "B better": [shown[image] for image in better_b],
@@ -137,7 +130,8 @@ def _draw(methods: Methods, image: int) -> tuple[list[Panel], list[dict[str, str
     name = methods.a.table.names[image]
     masks = {"ground truth": decode_mask(methods.gt_dir / name)}
     for side, method in (("A", methods.a), ("B", methods.b)):
-        masks[side] = _class_lookup(method.matching)[decode_mask(Path(method.predict_dir) / name)]
+        # Under ignored pixels a prediction may hold what no matching knows.
+        masks[side] = class_lookup(method.matching)[decode_mask(Path(method.predict_dir) / name)]
     drawn = methods.image_dir is None
     picture, masks = shrunk(masks, methods.image_dir, name)
     ignored = masks["ground truth"] == IGNORE
@@ -154,16 +148,3 @@ def _draw(methods: Methods, image: int) -> tuple[list[Panel], list[dict[str, str
         for label in labels[order].tolist()
     ]
     return panels, legend
-
-
-def _class_lookup(matching: np.ndarray | None) -> np.ndarray:
-    """Class of every label that a mask can hold, (65,536,) int64; 0 where the matching has none.
-
-    Under ignored pixels a prediction may hold what no matching knows.
-    """
-    if matching is None:
-        return np.arange(MAX_LABEL + 1)
-    lookup = np.zeros(MAX_LABEL + 1, np.int64)
-    size = min(lookup.size, matching.size)
-    lookup[:size] = np.maximum(matching[:size], 0)
-    return lookup

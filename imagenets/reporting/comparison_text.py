@@ -65,7 +65,7 @@ def comparison_json(
         side: {
             "predict_dir": method.predict_dir,
             "match": method.match,
-            "matching_sha256": method.matching_sha256,
+            "matching_sha256": method.matching and method.matching.sha256,
             "scores": scores_json(evaluation.scores),
         }
         for side, method, evaluation in (("a", a, comparison.a), ("b", b, comparison.b))

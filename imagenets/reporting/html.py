@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagenets.classes import BACKGROUND, MAX_LABEL, ClassInfo, label_name
-from imagenets.common.errors import InputError, listed
+from imagenets.classes import BACKGROUND, ClassInfo, label_name
 from imagenets.masks import decode_mask
 from imagenets.reporting.charts import bucket_chart, class_chart
 from imagenets.reporting.confusions import Confusions, MatchedCluster, find_confusions, matched_clusters
@@ -21,9 +20,9 @@ from imagenets.reporting.pages import hex_colour, label_colour, render_page
 from imagenets.reporting.published import Standing
 from imagenets.reporting.standing import Run, standing_section
 from imagenets.reporting.text import outside_note
-from imagenets.reporting.thumbnails import Panel, panel, shrunk
+from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk
 from imagenets.scoring.contingency import ContingencyTable
-from imagenets.scoring.matching import Matching
+from imagenets.scoring.matching import Matching, class_lookup
 from imagenets.scoring.metrics import Evaluation
 
 IMAGES_PER_GROUP = 8
@@ -87,7 +86,7 @@ def html_report(
     """
     intervals = {name: i for name, i in (intervals or {}).items() if not any(map(math.isnan, i))}
     table = subject.table
-    of_label = np.arange(MAX_LABEL + 1) if subject.matching is None else subject.matching.lookup()
+    of_label = class_lookup(subject.matching)
     predicted = of_label[table.prediction]
     labels = image_label_ious(table, predicted)
     confusions = find_confusions(table, predicted)
@@ -213,24 +212,16 @@ def _image_groups(
     """Groups of images by title, each image drawn once."""
     mean_iou = image_mean_iou(labels, len(subject.table.names))
     samples = choose_images(mean_iou, IMAGES_PER_GROUP, seed)
-    shown, problems = {}, []
-    for image in sorted({*samples.best, *samples.worst, *samples.random}):
-        try:
-            panels = _image_panels(subject, image, of_label)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        shown[image] = {
+
+    def draw(image: int) -> dict[str, Any]:
+        return {
             "name": subject.table.names[image].removesuffix(".png"),
             "mean_iou": float(mean_iou[image]),
-            "panels": panels,
+            "panels": _image_panels(subject, image, of_label),
             **_image_legend(subject.classes, labels, image),
         }
-    if problems:
-        raise InputError(
-            f"{len(problems)} of the {len(problems) + len(shown)} images that the report shows cannot be "
-            f"read:\n{listed(problems)}"
-        )
+
+    shown = each_drawn({*samples.best, *samples.worst, *samples.random}, draw)
     chosen = {"Worst": samples.worst, "Best": samples.best, "Random": samples.random}
     return {title: [shown[image] for image in images] for title, images in chosen.items()}
 

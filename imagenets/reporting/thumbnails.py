@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from imagenets.common.errors import InputError, listed
 from imagenets.images import find_image, read_image
 from imagenets.reporting.overlays import plain_ground
 
@@ -26,6 +27,25 @@ class Panel(NamedTuple):
     source: str
     width: int
     height: int
+
+
+def each_drawn(images: Iterable[int], draw: Callable[[int], dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Have each of a page's images drawn.
+
+    Raises InputError, listing them, when images cannot be read, after all have been tried.
+    """
+    shown, problems = {}, []
+    for image in sorted(images):
+        try:
+            shown[image] = draw(image)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(
+            f"{len(problems)} of the {len(problems) + len(shown)} images that the report shows cannot be "
+            f"read:\n{listed(problems)}"
+        )
+    return shown
 
 
 def shrunk(

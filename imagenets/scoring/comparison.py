@@ -8,6 +8,7 @@ import numpy as np
 
 from imagenets.scoring.bootstrap import Bootstrap, bootstrap_scores, percentile_intervals
 from imagenets.scoring.contingency import ContingencyTable
+from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import Evaluation, evaluate
 
 # Classes listed that gained, and that lost.
@@ -16,16 +17,20 @@ SHOWN_CLASSES = 10
 
 @dataclass(frozen=True)
 class Method:
-    """One method: ``table`` counts its predictions, ``matching`` is that of ``metrics.evaluate``.
+    """One method: ``table`` counts its predictions, ``matching`` is None where they hold class ids.
 
-    ``matching_sha256`` is the digest of the matching file's bytes, None without one.
+    ``match`` is what the user calls the matching.
     """
 
     predict_dir: str
     match: str | None
     table: ContingencyTable
-    matching: np.ndarray | None
-    matching_sha256: str | None = None
+    matching: Matching | None
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """The matching as ``metrics.evaluate`` takes it."""
+        return None if self.matching is None else self.matching.classes
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,10 @@ def compare(a: Method, b: Method, classes: int, resamples: int, seed: int) -> Co
     """
     if a.table.names != b.table.names:
         raise ValueError("the two tables are of different images")
-    scored_a, scored_b = (evaluate(method.table, classes, method.matching) for method in (a, b))
+    scored_a, scored_b = (evaluate(method.table, classes, method.classes) for method in (a, b))
     # The same seed and number of images draw the same images.
     drawn_a, drawn_b = (
-        bootstrap_scores(method.table, classes, method.matching, resamples, seed) for method in (a, b)
+        bootstrap_scores(method.table, classes, method.classes, resamples, seed) for method in (a, b)
     )
     intervals = percentile_intervals({name: drawn_a[name] - drawn_b[name] for name in drawn_a})
     return Comparison(

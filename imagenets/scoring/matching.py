@@ -102,6 +102,11 @@ class Matching:
         return lookup
 
 
+def class_lookup(matching: Matching | None) -> np.ndarray:
+    """Class of every label that a mask can hold, (65,536,) int64; without a matching, labels are classes."""
+    return np.arange(MAX_LABEL + 1) if matching is None else matching.lookup()
+
+
 def read_matching(path: Path, classes: int) -> Matching:
     """Read a matching file.
 
