@@ -1,4 +1,4 @@
-"""What all scripts of the toolbox share: how they end, and whole numbers as arguments.
+"""What all scripts of the toolbox share: how they end, and numbers and paths as arguments.
 
 A script imports this before any package: from then on an interrupt and a missing package end it in one line.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import math
 import os
 import signal
 import sys
@@ -66,6 +67,33 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def number_in(lowest: float, highest: float) -> Callable[[str], float]:
+    """Give a type for argparse: numbers from ``lowest`` to ``highest``."""
+
+    def parse(text: str) -> float:
+        value = _number(text)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number in {lowest:g}..{highest:g}")
+        return value
+
+    return parse
+
+
+def positive_number(text: str) -> float:
+    """Argument type: a number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def path_argument(text: str) -> Path:

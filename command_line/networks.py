@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from imagenets.common.workers import available_cores
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load
     from imagenets.learning.inference.engine import Running
+    from imagenets.learning.inference.pictures import Images
     from imagenets.learning.training.distributed import Processes
 
 SPLITS = ("validation", "test")
@@ -46,14 +46,19 @@ def check_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("--splits are those of --save-dir")
 
 
-def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
-    """Add how a network is run; results do not depend on it but for rounding."""
+def add_device(parser: argparse._ActionsContainer, does: str) -> None:
+    """Add where the network ``does`` its work."""
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where the network runs (default: auto, CUDA if there)",
+        help=f"where the network {does} (default: auto, CUDA if there)",
     )
+
+
+def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
+    """Add how a network is run; results do not depend on it but for rounding."""
+    add_device(parser, "runs")
     parser.add_argument(
         "--workers",
         type=whole_number(0, 1024),
@@ -73,23 +78,23 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
     )
 
 
-def positive_number(text: str) -> float:
-    """Argument type: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
 def chosen_splits(root: Path, splits: Sequence[str] | None) -> list[str]:
     """Give the splits that were asked for, or else those that are there."""
     chosen = list(splits or [split for split in SPLITS if (root / split).is_dir()])
     if not chosen:
         raise InputError(f"{root}: neither validation nor test there; run datapreparation_val.py")
     return chosen
+
+
+def listed_images(arguments: argparse.Namespace) -> dict[str, Images]:
+    """Images to segment, by the folder of OUTPUT that their label maps go to."""
+    from imagenets.learning.inference.image_sets import images_below, split_images
+
+    if arguments.images is not None:
+        return {"images": images_below(arguments.images, arguments.output_dir)}
+    mode = MODES[arguments.mode]
+    splits = chosen_splits(arguments.save_dir / mode.folder, arguments.splits)
+    return {split: split_images(arguments.save_dir, mode, split) for split in splits}
 
 
 def running_of(arguments: argparse.Namespace, processes: Processes) -> Running:

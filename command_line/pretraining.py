@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from command_line import path_argument, whole_number
+from command_line import number_in, path_argument, positive_number, whole_number
 from command_line.progress import bar
+from command_line.training import add_machine
 from imagenets.classes import MODES
-from imagenets.common.workers import available_cores
 from imagenets.learning.image_list import list_images
 from imagenets.learning.pretraining.recipes import RECIPES, Attention, Pretraining
 from imagenets.learning.pretraining.runs import Request, Talk
@@ -46,8 +46,10 @@ def new_parser(description: str) -> argparse.ArgumentParser:
         type=whole_number(1, 1_000_000),
         help="images of one step, all processes together (default: the recipe's)",
     )
-    parser.add_argument("--lr", type=float, help="highest learning rate (default: the recipe's)")
-    parser.add_argument("--weight-decay", type=float, help="the optimiser's (default: the recipe's)")
+    parser.add_argument("--lr", type=positive_number, help="highest learning rate (default: the recipe's)")
+    parser.add_argument(
+        "--weight-decay", type=number_in(0, 100), help="the optimiser's (default: the recipe's)"
+    )
     parser.add_argument(
         "--seed", type=whole_number(0, 2**31 - 1), help="of all that is random (default: the recipe's)"
     )
@@ -58,24 +60,7 @@ def new_parser(description: str) -> argparse.ArgumentParser:
         help="train-full: all of ImageNet, as the published network of mode 919 has seen it, against the "
         "benchmark's rules (default: train)",
     )
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where the network learns (default: auto, CUDA if there)",
-    )
-    parser.add_argument(
-        "--amp",
-        action=argparse.BooleanOptionalAction,
-        help="mixed precision (default: on CUDA, as published)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=whole_number(0, 1024),
-        default=min(8, available_cores()),
-        metavar="N",
-        help="processes that read images, in each of torchrun's processes (default: one per core, at most 8)",
-    )
+    add_machine(parser)
     return parser
 
 

@@ -19,24 +19,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run, whole_number
+from command_line import path_argument, positive_number, run, whole_number
 
 # isort: split
 import numpy as np
 
-from command_line.networks import add_running, positive_number, running_of
+from command_line.attention import AttendedNetwork, add_attention
+from command_line.networks import add_running, running_of
 from imagenets.classes import MODES
 from imagenets.common.whole_files import whole_file, write_whole
-from imagenets.learning.image_list import fingerprint
 from imagenets.learning.inference.engine import Running, store_arrays
 from imagenets.learning.inference.image_sets import split_images
-from imagenets.learning.inference.output_folder import code_digest, opened
+from imagenets.learning.inference.output_folder import code_digest, opened, run_record
 from imagenets.learning.inference.pictures import Images
-from imagenets.learning.networks.backbones import Backbone
-from imagenets.learning.networks.checkpoints import file_digest
-from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
-from imagenets.learning.pretraining.pixel_attention import PixelAttention
-from imagenets.learning.pretraining.recipes import pretraining_recipe
 from imagenets.learning.pseudo_labels.attended import CLUSTER_READING, feature_step
 from imagenets.learning.pseudo_labels.centroids import RESTARTS, agreement, fit_centroids, nearest_rows
 from imagenets.learning.pseudo_labels.feature_files import join_features
@@ -51,16 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save-dir", type=path_argument, required=True, help="holds ImageNetS50 and so on")
-    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
-    parser.add_argument(
-        "--checkpoint",
-        type=path_argument,
-        required=True,
-        metavar="FILE",
-        help="last.pth of pixel_attention.py, or the published pass*_pixelatt.pth.tar",
-    )
-    parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
+    add_attention(parser)
     parser.add_argument(
         "--output-dir", type=path_argument, required=True, help="that of pixel_attention.py, or another"
     )
@@ -93,9 +79,7 @@ class Job:
     """All that the command line names, read and checked."""
 
     arguments: argparse.Namespace
-    backbone: Backbone
-    attention: PixelAttention
-    loaded: list[str]
+    network: AttendedNetwork
     images: dict[str, Images]
     record: dict[str, dict[str, object]]
 
@@ -103,24 +87,18 @@ class Job:
 def prepare(arguments: argparse.Namespace) -> Job:
     """Read and check all that the command line names."""
     mode = MODES[arguments.mode]
-    name = arguments.backbone or pretraining_recipe("pass", arguments.mode).backbone
-    backbone, attention, loaded = attended_backbone(name, arguments.checkpoint)
+    network = AttendedNetwork.of(arguments)
     images = {split: split_images(arguments.save_dir, mode, split) for split in SPLITS}
     settings = {
-        "mode": arguments.mode,
-        "backbone": name,
-        "checkpoint": file_digest(arguments.checkpoint),
+        **network.settings,
         "clusters": arguments.clusters or mode.classes,
         "restarts": arguments.restarts,
         "seed": arguments.seed,
         "amp": arguments.amp,
         "code": code_digest(),
     }
-    record = {
-        "settings": settings,
-        "images": {split: fingerprint(of.folder, of.names) for split, of in images.items()},
-    }
-    return Job(arguments, backbone, attention, loaded, images, record)
+    record = run_record(settings, images)
+    return Job(arguments, network, images, record)
 
 
 def make_features(job: Job, split: str, running: Running) -> Path:
@@ -132,7 +110,7 @@ def make_features(job: Job, split: str, running: Running) -> Path:
     parts_folder = folder / f"{split}-parts"
     settings = job.record["settings"]
     identity = " ".join(str(settings[key]) for key in ("backbone", "checkpoint", "amp", "code"))
-    step = feature_step(job.backbone, job.attention)
+    step = feature_step(job.network.backbone, job.network.attention)
     images = job.images[split]
     store = partial(store_arrays, images, parts_folder, identity, step, CLUSTER_READING, running)
     parts = processes.together(store)
@@ -185,10 +163,9 @@ def main() -> None:
     with started(arguments.device) as processes:
         job = processes.together(partial(prepare, arguments))
         if processes.first:
-            print("\n".join(job.loaded))
+            print("\n".join(job.network.loaded))
         running = running_of(arguments, processes)
-        job.backbone.to(processes.device)
-        job.attention.to(processes.device)
+        job.network.to(processes.device)
         owned = (CENTROIDS, CLUSTERS, FEATURES)
         with opened(arguments.output_dir, RECORD, job.record, owned, processes):
             features = {split: make_features(job, split, running) for split in SPLITS}

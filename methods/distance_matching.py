@@ -17,20 +17,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run, whole_number
+from command_line import path_argument, positive_number, run, whole_number
 from command_line.networks import (
     SPLITS,
     add_running,
     add_source,
     check_source,
-    chosen_splits,
-    positive_number,
+    listed_images,
     running_of,
 )
 from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
-from imagenets.learning.image_list import fingerprint
 from imagenets.learning.inference.distance_matching import (
     join_bank,
     label_step,
@@ -41,13 +39,11 @@ from imagenets.learning.inference.distance_matching import (
 from imagenets.learning.inference.engine import Running, write_label_maps
 from imagenets.learning.inference.image_sets import (
     annotated_images,
-    images_below,
-    split_images,
     target_paths,
 )
 from imagenets.learning.inference.label_overlays import class_names, overlay_paths, write_label_overlays
 from imagenets.learning.inference.neighbours import Bank
-from imagenets.learning.inference.output_folder import code_digest, opened
+from imagenets.learning.inference.output_folder import code_digest, opened, run_record
 from imagenets.learning.inference.pictures import Images
 from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.checkpoints import file_digest, load_backbone
@@ -115,15 +111,6 @@ class Job:
         )
 
 
-def listed_images(arguments: argparse.Namespace) -> dict[str, Images]:
-    """Images to segment, by the folder of OUTPUT that their label maps go to."""
-    if arguments.images is not None:
-        return {"images": images_below(arguments.images, arguments.output_dir)}
-    mode = MODES[arguments.mode]
-    splits = chosen_splits(arguments.save_dir / mode.folder, arguments.splits)
-    return {split: split_images(arguments.save_dir, mode, split) for split in splits}
-
-
 def bank_of(job: Job, running: Running) -> Bank:
     """Read the bank, or make it of train-semi; called on all processes."""
     arguments, processes = job.arguments, running.processes
@@ -162,10 +149,7 @@ def make_record(arguments: argparse.Namespace, images: dict[str, Images]) -> dic
         "amp": arguments.amp,
         "code": code_digest(),
     }
-    return {
-        "settings": settings,
-        "images": {name: fingerprint(of_split.folder, of_split.names) for name, of_split in images.items()},
-    }
+    return run_record(settings, images)
 
 
 def prepare(arguments: argparse.Namespace) -> Job:

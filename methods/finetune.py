@@ -9,21 +9,19 @@ torchrun --nproc-per-node 8 methods/finetune.py … Values that are not given ar
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run, whole_number
+from command_line import number_in, path_argument, positive_number, run, whole_number
 
 # isort: split
 from tqdm import tqdm
 
-from command_line.networks import positive_number
 from command_line.progress import bar
+from command_line.training import add_machine
 from imagenets.classes import MODES
-from imagenets.common.workers import available_cores
 from imagenets.learning.finetuning.run import Request, fine_tune
 from imagenets.learning.networks.segmentation_network import PASS, RECIPES
 from imagenets.learning.training.distributed import started
@@ -39,21 +37,6 @@ _VALUES = {
     "crop": "crop",
     "seed": "seed",
 }
-
-
-def number_in(lowest: float, highest: float) -> argparse._ActionType:
-    """Give a type for argparse: numbers from ``lowest`` to ``highest``."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not lowest <= value <= highest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number in {lowest:g}..{highest:g}")
-        return value
-
-    return parse
 
 
 def checkpoint_argument(text: str) -> Path | None:
@@ -150,24 +133,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help="score validation after every E epochs and the last (default: 20; 0: never)",
     )
-    running.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where the network learns (default: auto, CUDA if there)",
-    )
-    running.add_argument(
-        "--amp",
-        action=argparse.BooleanOptionalAction,
-        help="mixed precision (default: on CUDA, and only there)",
-    )
-    running.add_argument(
-        "--workers",
-        type=whole_number(0, 1024),
-        default=min(8, available_cores()),
-        metavar="N",
-        help="processes that read images, in each of torchrun's processes (default: one per core, at most 8)",
-    )
+    add_machine(running)
 
 
 def main() -> None:

@@ -47,10 +47,10 @@ from imagenets.learning.extraction import (
     write_prediction,
 )
 from imagenets.learning.handmade_features import handmade
-from imagenets.learning.image_list import fingerprint, list_images, shuffled
+from imagenets.learning.image_list import list_images, shuffled
 from imagenets.learning.inference.image_sets import images_below, target_paths
 from imagenets.learning.inference.label_overlays import overlay_paths, write_label_overlays
-from imagenets.learning.inference.output_folder import held_by_run
+from imagenets.learning.inference.output_folder import held_by_run, run_record
 from imagenets.learning.inference.pictures import Images
 
 CENTRES = "centres.npy"
@@ -126,8 +126,8 @@ def make_record(
     arguments: argparse.Namespace, features: str, train: Images, splits: Mapping[str, Images]
 ) -> dict[str, dict[str, object]]:
     """All that decides what this run writes; ``features`` tells how they are made."""
-    return {
-        "settings": {
+    return run_record(
+        {
             "mode": arguments.mode,
             "clusters": arguments.clusters,
             "seed": arguments.seed,
@@ -135,11 +135,8 @@ def make_record(
             "training images": len(train.names),
             "code": code_version(),
         },
-        "images": {
-            name: fingerprint(images.folder, images.names)
-            for name, images in {"train": train, **splits}.items()
-        },
-    }
+        {"train": train, **splits},
+    )
 
 
 def save_centres(arguments: argparse.Namespace, chunks: list[Path]) -> np.ndarray:

@@ -22,17 +22,16 @@ from command_line.networks import (
     add_running,
     add_source,
     check_source,
-    chosen_splits,
+    listed_images,
     running_of,
 )
 from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.learning.finetuning.validation import LONGEST, predicted, reading_of
-from imagenets.learning.image_list import fingerprint
 from imagenets.learning.inference.engine import write_label_maps
-from imagenets.learning.inference.image_sets import images_below, split_images, target_paths
+from imagenets.learning.inference.image_sets import target_paths
 from imagenets.learning.inference.label_overlays import class_names, overlay_paths, write_label_overlays
-from imagenets.learning.inference.output_folder import code_digest, opened
+from imagenets.learning.inference.output_folder import code_digest, opened, run_record
 from imagenets.learning.inference.pictures import Images
 from imagenets.learning.networks.checkpoints import file_digest
 from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork, read_saved
@@ -87,15 +86,6 @@ class Job:
     record: dict[str, dict[str, object]]
 
 
-def listed_images(arguments: argparse.Namespace) -> dict[str, Images]:
-    """Images to segment, by the folder of OUTPUT that their label maps go to."""
-    if arguments.images is not None:
-        return {"images": images_below(arguments.images, arguments.output_dir)}
-    mode = MODES[arguments.mode]
-    splits = chosen_splits(arguments.save_dir / mode.folder, arguments.splits)
-    return {split: split_images(arguments.save_dir, mode, split) for split in splits}
-
-
 def prepare(arguments: argparse.Namespace) -> Job:
     """Read and check all that the command line names."""
     saved = read_saved(arguments.model)
@@ -103,8 +93,8 @@ def prepare(arguments: argparse.Namespace) -> Job:
     network = saved.network(arguments.backbone, arguments.output_stride, classes)
     images = listed_images(arguments)
     targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
-    record: dict[str, dict[str, object]] = {
-        "settings": {
+    record = run_record(
+        {
             "model": file_digest(arguments.model),
             "backbone": network.backbone.name,
             "output_stride": arguments.output_stride or saved.output_stride,
@@ -112,8 +102,8 @@ def prepare(arguments: argparse.Namespace) -> Job:
             "amp": arguments.amp,
             "code": code_digest(),
         },
-        "images": {name: fingerprint(of_split.folder, of_split.names) for name, of_split in images.items()},
-    }
+        images,
+    )
     loaded = f"{network.backbone.name}, {saved.recipe}, {network.labels - 1} classes: {arguments.model}"
     return Job(network, saved.recipe, loaded, images, targets, record)
 

@@ -19,26 +19,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run
+from command_line import number_in, path_argument, run
 
 # isort: split
 import torch
 
+from command_line.attention import AttendedNetwork, add_attention
 from command_line.networks import add_running, running_of
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import write_whole
 from imagenets.dataset import SPLITS
-from imagenets.learning.image_list import fingerprint
 from imagenets.learning.inference.engine import Running, load_arrays, store_arrays, write_label_maps
 from imagenets.learning.inference.image_sets import split_images, target_paths
-from imagenets.learning.inference.output_folder import code_digest, opened
+from imagenets.learning.inference.output_folder import code_digest, opened, run_record
 from imagenets.learning.inference.pictures import Images
-from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.networks.checkpoints import file_digest
-from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
-from imagenets.learning.pretraining.pixel_attention import PixelAttention
-from imagenets.learning.pretraining.recipes import pretraining_recipe
 from imagenets.learning.pseudo_labels.attended import LABEL_READING, label_step, load_centroids, sweep_step
 from imagenets.learning.pseudo_labels.threshold_chart import draw_thresholds
 from imagenets.learning.pseudo_labels.thresholds import THRESHOLDS, Sweep, sweep
@@ -49,15 +45,7 @@ RECORD, THRESHOLD, CHART, PARTS = "pseudo_labels.json", "threshold.json", "thres
 
 def threshold_argument(text: str) -> float | None:
     """Argument type: a fraction, or ``auto`` (None)."""
-    if text == "auto":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a fraction in 0..1")
-    return value
+    return None if text == "auto" else number_in(0, 1)(text)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -65,16 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save-dir", type=path_argument, required=True, help="holds ImageNetS50 and so on")
-    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
-    parser.add_argument(
-        "--checkpoint",
-        type=path_argument,
-        required=True,
-        metavar="FILE",
-        help="last.pth of pixel_attention.py, or the published pass*_pixelatt.pth.tar",
-    )
-    parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
+    add_attention(parser)
     parser.add_argument(
         "--centroids", type=path_argument, required=True, metavar="FILE", help="centroids.npy of cluster.py"
     )
@@ -103,9 +82,7 @@ class Job:
     """All that the command line names, read and checked."""
 
     arguments: argparse.Namespace
-    backbone: Backbone
-    attention: PixelAttention
-    loaded: list[str]
+    network: AttendedNetwork
     centroids: torch.Tensor
     images: dict[str, Images]
     targets: dict[str, list[Path]]
@@ -115,25 +92,19 @@ class Job:
 def prepare(arguments: argparse.Namespace) -> Job:
     """Read and check all that the command line names."""
     mode = MODES[arguments.mode]
-    name = arguments.backbone or pretraining_recipe("pass", arguments.mode).backbone
-    backbone, attention, loaded = attended_backbone(name, arguments.checkpoint)
-    centroids = load_centroids(arguments.centroids, backbone.channels)
+    network = AttendedNetwork.of(arguments)
+    centroids = load_centroids(arguments.centroids, network.backbone.channels)
     images = {split: split_images(arguments.save_dir, mode, split) for split in arguments.splits}
     targets = {split: target_paths(of, arguments.output_dir / split) for split, of in images.items()}
     settings = {
-        "mode": arguments.mode,
-        "backbone": name,
-        "checkpoint": file_digest(arguments.checkpoint),
+        **network.settings,
         "centroids": file_digest(arguments.centroids),
         "threshold": "auto" if arguments.threshold is None else arguments.threshold,
         "amp": arguments.amp,
         "code": code_digest(),
     }
-    record = {
-        "settings": settings,
-        "images": {split: fingerprint(of.folder, of.names) for split, of in images.items()},
-    }
-    return Job(arguments, backbone, attention, loaded, torch.from_numpy(centroids), images, targets, record)
+    record = run_record(settings, images)
+    return Job(arguments, network, torch.from_numpy(centroids), images, targets, record)
 
 
 def chosen_threshold(job: Job, running: Running) -> float:
@@ -145,7 +116,7 @@ def chosen_threshold(job: Job, running: Running) -> float:
     if not processes.from_first(path.exists):
         images = processes.together(partial(validation_images, arguments))
         parts = arguments.output_dir / PARTS
-        step = sweep_step(job.backbone, job.attention, job.centroids.to(processes.device))
+        step = sweep_step(job.network.backbone, job.network.attention, job.centroids.to(processes.device))
         identity = " ".join(map(str, job.record["settings"].values()))
         store = partial(store_arrays, images, parts, identity, step, LABEL_READING, running, with_masks=True)
         files = processes.together(store)
@@ -194,7 +165,9 @@ def label(job: Job, running: Running) -> None:
     """Write the label maps of all splits; called on all processes."""
     processes = running.processes
     threshold = chosen_threshold(job, running)
-    step = label_step(job.backbone, job.attention, job.centroids.to(processes.device), threshold)
+    step = label_step(
+        job.network.backbone, job.network.attention, job.centroids.to(processes.device), threshold
+    )
     for split, images in job.images.items():
         write = partial(write_label_maps, images, job.targets[split], step, LABEL_READING, running)
         made = sum(processes.gathered(processes.together(write)))
@@ -208,9 +181,8 @@ def main() -> None:
     with started(arguments.device) as processes:
         job = processes.together(partial(prepare, arguments))
         if processes.first:
-            print("\n".join(job.loaded))
-        job.backbone.to(processes.device)
-        job.attention.to(processes.device)
+            print("\n".join(job.network.loaded))
+        job.network.to(processes.device)
         owned = (*SPLITS, THRESHOLD, CHART, PARTS)
         with opened(arguments.output_dir, RECORD, job.record, owned, processes):
             label(job, running_of(arguments, processes))

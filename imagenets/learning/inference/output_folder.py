@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, Any
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
 from imagenets.common.whole_files import remove_leftovers, write_whole
+from imagenets.learning.image_list import fingerprint
 
 if TYPE_CHECKING:
+    from imagenets.learning.inference.pictures import Images
     from imagenets.learning.training.distributed import Processes
+
+
+def run_record(settings: Mapping[str, object], images: Mapping[str, Images]) -> dict[str, dict[str, object]]:
+    """All that decides what a run writes: its settings, and the images by the split, say, they belong to."""
+    of_images: dict[str, object] = {
+        name: fingerprint(some.folder, some.names) for name, some in images.items()
+    }
+    return {"settings": dict(settings), "images": of_images}
 
 
 @contextmanager

@@ -1,0 +1,54 @@
+"""What PASS's scripts share that use the attention it has learnt: arguments, and the network they name."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+from command_line import path_argument
+from imagenets.classes import MODES
+from imagenets.learning.networks.backbones import Backbone
+from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
+from imagenets.learning.pretraining.pixel_attention import PixelAttention
+from imagenets.learning.pretraining.recipes import pretraining_recipe
+
+
+def add_attention(parser: argparse.ArgumentParser) -> None:
+    """Add the prepared set, and the checkpoint of the attention."""
+    parser.add_argument("--save-dir", type=path_argument, required=True, help="holds ImageNetS50 and so on")
+    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
+    parser.add_argument(
+        "--checkpoint",
+        type=path_argument,
+        required=True,
+        metavar="FILE",
+        help="last.pth of pixel_attention.py, or the published pass*_pixelatt.pth.tar",
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
+
+
+@dataclass(frozen=True)
+class AttendedNetwork:
+    """A backbone with its attention; ``loaded`` says what came from the checkpoint."""
+
+    backbone: Backbone
+    attention: PixelAttention
+    loaded: list[str]
+    settings: dict[str, object]  # those that decide what it gives
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> AttendedNetwork:
+        """Read what the command line names. Raises InputError."""
+        name = arguments.backbone or pretraining_recipe("pass", arguments.mode).backbone
+        backbone, attention, loaded = attended_backbone(name, arguments.checkpoint)
+        digest = file_digest(arguments.checkpoint)
+        settings = {"mode": arguments.mode, "backbone": name, "checkpoint": digest}
+        return cls(backbone, attention, loaded, settings)
+
+    def to(self, device: torch.device) -> None:
+        """Move it to a device."""
+        self.backbone.to(device)
+        self.attention.to(device)
