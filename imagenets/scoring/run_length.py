@@ -99,9 +99,8 @@ def _add_changes(words: np.ndarray, i: np.uint64, found: np.ndarray, n: np.uint6
         found[n] = pixel
         n += _UINT(found[n] != found[n - _UINT(1)])
         behind = _UINT(3) * pixel - at  # bytes of the pixel before, and those before it
-        if behind >= _UINT(8):
-            break
-        change &= ~_UINT(0) << (behind << _UINT(3))
+        half = behind << _UINT(2)  # of the bits to pass over: up to 80, and a shift is by less than 64
+        change &= (~_UINT(0) << half) << half
     return n
 
 
