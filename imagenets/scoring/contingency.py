@@ -55,20 +55,18 @@ class Rows(NamedTuple):
 
 ROW_TYPES = tuple(np.dtype(name) for name in ("int32", "uint16", "uint16", "bool", "bool", "int64"))
 
+_NO_COUNTS = np.zeros((0, 5), np.int64)
+
 
 def make_table(
     names: Sequence[str], largest_prediction: Sequence[int] | np.ndarray, rows: Sequence[Rows]
 ) -> ContingencyTable:
     """Join rows, whose ``image`` already indexes ``names``, into one table."""
-    return ContingencyTable(tuple(names), np.asarray(largest_prediction, np.int32), *_joined(rows))
-
-
-def _joined(rows: Sequence[Rows]) -> Rows:
     columns = [
         np.concatenate([np.zeros(0, dtype), *(part[i] for part in rows)]).astype(dtype, copy=False)
         for i, dtype in enumerate(ROW_TYPES)
     ]
-    return Rows(*columns)
+    return ContingencyTable(tuple(names), np.asarray(largest_prediction, np.int32), *columns)
 
 
 def count_pair(
@@ -79,28 +77,32 @@ def count_pair(
     ``distance`` is the boundary width in pixels; with None, no pixel is said to be on a boundary. Pixels of
     the ground-truth label ``ignore`` are left out.
     """
+    return _rows_of([image], [_counts(ground_truth, prediction, distance, ignore)])
+
+
+def _counts(
+    ground_truth: LabelRuns, prediction: LabelRuns, distance: int | None, ignore: int = IGNORE
+) -> np.ndarray:
+    """Count one pair; (n, 5) int64, the columns of Rows after the image."""
     from imagenets.scoring.run_length import boundary_runs, overlap_counts
 
     def codes(runs: Runs) -> Runs:
         return runs._replace(codes=2 * runs.codes) if distance is None else boundary_runs(runs, distance)
 
-    gt_code, prediction_code, pixels = overlap_counts(
+    return overlap_counts(
         codes(ground_truth.runs),
         codes(prediction.runs),
-        2 * ground_truth.palette.size,
-        2 * prediction.palette.size,
+        ground_truth.palette,
+        prediction.palette,
+        ignore,
     )
-    gt_label = ground_truth.palette[gt_code >> 1]
-    counted = gt_label != ignore
-    columns = (
-        np.full(gt_label.size, image),
-        gt_label,
-        prediction.palette[prediction_code >> 1],
-        gt_code & 1,
-        prediction_code & 1,
-        pixels,
-    )
-    return Rows(*(column[counted].astype(dtype) for column, dtype in zip(columns, ROW_TYPES, strict=True)))
+
+
+def _rows_of(images: Sequence[int], counts: Sequence[np.ndarray]) -> Rows:
+    """Put the counts of some images, each (n, 5) int64, into columns."""
+    image = np.repeat(np.asarray(images, ROW_TYPES[0]), [len(part) for part in counts])
+    columns = np.concatenate([_NO_COUNTS, *counts]).T
+    return Rows(image, *(column.astype(dtype) for column, dtype in zip(columns, ROW_TYPES[1:], strict=True)))
 
 
 class Chunk(NamedTuple):
@@ -129,17 +131,16 @@ class PairChunks:
 
     def __getitem__(self, index: int) -> Chunk:
         """Decode and count one chunk."""
-        chunk = Chunk([], [], [])
-        for image in self.chunks[index]:
-            rows, largest, problems = _count_files(self.pairs, image)
-            chunk.rows.extend(rows)
-            chunk.largest_prediction.append(largest)
-            chunk.problems.extend(problems)
+        images = self.chunks[index]
+        counted = [_count_files(self.pairs, image) for image in images]
         # A few arrays for all images together: to hand over some for each takes longer than to join them.
-        return chunk._replace(rows=[_joined(chunk.rows)])
+        rows = _rows_of(images, [counts for counts, _, _ in counted])
+        problems = [problem for _, _, found in counted for problem in found]
+        return Chunk([rows], [largest for _, largest, _ in counted], problems)
 
 
-def _count_files(pairs: Pairs, image: int) -> tuple[list[Rows], int, list[str]]:
+def _count_files(pairs: Pairs, image: int) -> tuple[np.ndarray, int, list[str]]:
+    """Count one pair: what ``_counts`` gives, the prediction's largest label, and what cannot be used."""
     from imagenets.scoring.run_length import label_runs
 
     paths = (pairs.gt_dir / pairs.names[image], pairs.predict_dir / pairs.names[image])
@@ -162,7 +163,7 @@ def _count_files(pairs: Pairs, image: int) -> tuple[list[Rows], int, list[str]]:
             "resize it (nearest neighbour) to its image's size"
         )
     if problems:
-        return [], 0, problems
+        return _NO_COUNTS, 0, problems
     masks = []
     for path, (content, _) in zip(paths, data, strict=True):
         try:
@@ -175,10 +176,10 @@ def _count_files(pairs: Pairs, image: int) -> tuple[list[Rows], int, list[str]]:
             problems.append(f"{path}: {problem}")
         masks.append(mask)
     if problems:
-        return [], 0, problems
+        return _NO_COUNTS, 0, problems
     ground_truth, prediction = masks
     distance = boundary_distance(*data[0][1])
-    return [count_pair(ground_truth, prediction, image, distance)], int(prediction.palette.max()), []
+    return _counts(ground_truth, prediction, distance), max(prediction.palette.tolist()), []
 
 
 def count_pairs(

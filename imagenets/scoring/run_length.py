@@ -352,6 +352,28 @@ def _count_dense(
             x = until
 
 
+@_compiled(numba.int64[:, ::1](numba.int64[:, ::1], _INT32, _INT32, numba.int64))
+def _filled_cells(
+    table: np.ndarray, palette_a: np.ndarray, palette_b: np.ndarray, left_out: int
+) -> np.ndarray:
+    """Rows of ``overlap_counts`` for a table that is indexed by the codes."""
+    rows = np.empty((np.count_nonzero(table), 5), np.int64)
+    n = 0
+    for a in range(table.shape[0]):
+        if palette_a[a >> 1] == left_out:
+            continue
+        for b in range(table.shape[1]):
+            if table[a, b] == 0:
+                continue
+            rows[n, 0] = palette_a[a >> 1]
+            rows[n, 1] = palette_b[b >> 1]
+            rows[n, 2] = a & 1
+            rows[n, 3] = b & 1
+            rows[n, 4] = table[a, b]
+            n += 1
+    return rows[:n]
+
+
 @_compiled(numba.types.Tuple((numba.int64[::1], numba.int64[::1]))(*_RUNS, *_RUNS, numba.int64))
 def _overlaps(
     starts_a: np.ndarray,
@@ -418,18 +440,24 @@ def boundary_runs(runs: Runs, distance: int) -> Runs:
     return Runs(*_boundary_runs(*runs, distance))
 
 
-def overlap_counts(a: Runs, b: Runs, size_a: int, size_b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def overlap_counts(
+    a: Runs, b: Runs, palette_a: np.ndarray, palette_b: np.ndarray, left_out: int
+) -> np.ndarray:
     """Count the pixels of every pair of codes that two runs of the same shape have in common.
 
-    ``size_a`` and ``size_b`` bound the codes. Returns (n,) int64 arrays: code of a, code of b, pixels > 0.
+    A code is 2 c + f: the place c of a label in its palette, and a flag f. Returns (n, 5) int64: label of a,
+    label of b, flag of a, flag of b, pixels > 0. Pixels with the label ``left_out`` in a are not counted.
     """
+    size_a, size_b = 2 * palette_a.size, 2 * palette_b.size
     if size_a * size_b <= _DENSE_CELLS:
         table = np.zeros((size_a, size_b), np.int64)
         _count_dense(*a, *b, table)
-        code_a, code_b = np.nonzero(table)
-        return code_a, code_b, table[code_a, code_b]
+        result: np.ndarray = _filled_cells(table, palette_a, palette_b, left_out)
+        return result
     keys, lengths = _overlaps(*a, *b, size_b)
     found, place = np.unique(keys, return_inverse=True)
-    counts = np.zeros(found.size, np.int64)
-    np.add.at(counts, place, lengths)
-    return found // size_b, found % size_b, counts
+    pixels = np.zeros(found.size, np.int64)
+    np.add.at(pixels, place, lengths)
+    code_a, code_b = found // size_b, found % size_b
+    columns = (palette_a[code_a >> 1], palette_b[code_b >> 1], code_a & 1, code_b & 1, pixels)
+    return np.stack(columns, axis=1)[columns[0] != left_out]
