@@ -63,9 +63,10 @@ def described(backbone: Backbone, batch: Batch, foreground: str) -> tuple[torch.
     if foreground == "handmade":
         inside = torch.from_numpy(np.stack(batch.beside)).to(maps.device)
     else:
-        salience = principal_salience(maps)[:, None]
+        salience = principal_salience(maps)
+        above = salience - threshold(salience)
         size = batch.pictures.shape[2:]
-        inside = interpolate(salience, size=size, mode="bilinear", align_corners=False)[:, 0] > 0
+        inside = interpolate(above[:, None], size=size, mode="bilinear", align_corners=False)[:, 0] > 0
         inside |= ~inside.flatten(1).any(dim=1)[:, None, None]  # a picture without contrast is all foreground
     shares = adaptive_avg_pool2d(inside[:, None].float(), maps.shape[2:])
     means = (maps * shares).sum((2, 3)) / shares.sum((2, 3))
@@ -89,6 +90,23 @@ def principal_salience(maps: torch.Tensor) -> torch.Tensor:
     sign = torch.where(salience[:, border].mean(dim=1) > 0, -1.0, 1.0)
     signed: torch.Tensor = salience * sign[:, None, None]
     return signed
+
+
+def threshold(values: torch.Tensor) -> torch.Tensor:
+    """Otsu's threshold of each of maps (B, h, w), of more than one place: (B, 1, 1).
+
+    It is in the middle of the gap in the sorted values that leaves most variance between the two sides. With
+    equal values only it is their value. Source: Otsu, A Threshold Selection Method from Gray-Level
+    Histograms, 1979, here without a histogram.
+    """
+    ordered = values.flatten(1).double().sort(dim=1).values
+    number = ordered.shape[1]
+    below = torch.arange(1, number, device=values.device)
+    sums = ordered.cumsum(dim=1)
+    low, high = sums[:, :-1] / below, (sums[:, -1:] - sums[:, :-1]) / (number - below)
+    best = (below * (number - below) * (high - low).square()).argmax(dim=1, keepdim=True)
+    found = (ordered.gather(1, best) + ordered.gather(1, best + 1)) / 2
+    return found.to(values.dtype)[:, :, None]
 
 
 def _reading(backbone: Backbone, foreground: str) -> Reading:

@@ -82,7 +82,9 @@ def keep_record(path: Path, record: Mapping[str, Mapping[str, Any]], owned: Sequ
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             changed = [
-                f"{key}: {before[part][key]} then, {value} now"
+                f"{key}: other images then"
+                if part == "images"
+                else f"{key}: {before[part][key]} then, {value} now"
                 for part, values in record.items()
                 for key, value in values.items()
                 if before[part].get(key, value) != value
