@@ -23,7 +23,7 @@ fi
 recipe=(--recipe pass) restarts=30 finetuning=()
 if [ "$size" = small ]; then
     recipe=(--recipe small) backbone=timm/test_resnet restarts=10
-    finetuning=(--epochs 8 --batch-size 32 --crop 96 --lr 2)
+    finetuning=(--epochs 10 --batch-size 32 --crop 128 --lr 2)
 fi
 seed=(${SEED:+--seed "$SEED"})
 gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')

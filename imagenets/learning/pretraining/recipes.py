@@ -81,13 +81,12 @@ PUBLISHED_ATTENTION = {"50": replace(_ATTENTION, lr=6.0), "300": _ATTENTION, "91
 
 # Ours, for minutes on two cores and a few hundred pictures whose classes differ in hue: that is left as it
 # is. 64 pixels of a small part of them show textures about as large as the other steps see them.
-_HUES_KEPT = Colours(strength=0.8, hue=0.02, grey=0.1, blur=1.0)
-_SMALL_CROPS = CropSettings(2, 64, (0.08, 0.3))
+_HUES_KEPT = Colours(strength=0.8, hue=0.02, grey=0, blur=1.0)
 SMALL_PRETRAINING = Pretraining(
     backbone="timm/test_resnet",
-    epochs=14,
+    epochs=3,
     batch=32,
-    large=_SMALL_CROPS,
+    large=CropSettings(2, 64, (0.08, 0.3)),
     small=None,
     hidden=128,
     prototypes=50,
@@ -97,7 +96,9 @@ SMALL_PRETRAINING = Pretraining(
     lr=2.0,
     colours=_HUES_KEPT,
 )
-SMALL_ATTENTION = Attention(epochs=4, batch=32, large=_SMALL_CROPS, queue=192, lr=6.0, colours=_HUES_KEPT)
+SMALL_ATTENTION = Attention(
+    epochs=4, batch=32, large=CropSettings(2, 96, (0.2, 1)), queue=192, lr=6.0, colours=_HUES_KEPT
+)
 
 RECIPES = ("pass", "small")
 
