@@ -57,6 +57,15 @@ def parse_arguments() -> argparse.Namespace:
     add_arguments(parser)
     add_match_argument(parser)
     add_bootstrap_arguments(parser, resamples=None)
+    add_results(parser)
+    arguments = parse(parser)
+    check_arguments(parser, arguments)
+    arguments.date = today() if arguments.report else None
+    return arguments
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Add the files to write, and what they show."""
     parser.add_argument(
         "--output", type=path_argument, metavar="FILE", help="x.json: everything; x.csv: the table of classes"
     )
@@ -95,7 +104,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--title", metavar="TEXT", help="heading of the report (default: the benchmark's name)"
     )
-    arguments = parse(parser)
+
+
+def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with wrong usage where arguments do not go together."""
     if arguments.clusters and arguments.match is None:
         parser.error("--clusters goes with --match: without a matching, predictions hold class ids")
     if arguments.output and arguments.output.suffix not in (".json", ".csv"):
@@ -114,8 +126,6 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--protocol and --results go with --report, which shows published results")
     if arguments.title and not arguments.report:
         parser.error("--title goes with --report")
-    arguments.date = today() if arguments.report else None
-    return arguments
 
 
 def main(count: CountPairs) -> None:
