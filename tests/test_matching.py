@@ -14,6 +14,7 @@ from masksets import random_images, table_of
 
 from imagenets.common.errors import InputError
 from imagenets.scoring import matching as matching_module
+from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.matching import (
     METHODS,
     Matching,
@@ -107,6 +108,23 @@ def test_many_clusters_leave_the_rest_at_zero():
     truth, prediction = rng.integers(0, 3, (90, 90)), rng.integers(0, 65_536, (90, 90))
     found = find_matching(table_of([(truth, prediction)]), "image", 2, 65_535)
     assert_one_to_one(found, 2, 65_535)
+
+
+def test_image_times_labels_above_32_bits():
+    """50,000 images of 65,535 clusters: the last image and its labels tell no other apart, in any NumPy."""
+    images = 50_000
+    image = np.arange(images, dtype=np.int32)
+    labels = np.full(images, 65_535, np.uint16)
+    truth = (image % 900 + 1).astype(np.uint16)
+    flags = np.zeros(images, bool)
+    pixels = np.full(images, 10**6, np.int64)
+    names = tuple(f"n1/{i}.png" for i in range(images))
+    table = ContingencyTable(names, labels.astype(np.int32), image, truth, labels, flags, flags, pixels)
+    shared = shared_images(table, 919, 65_535)
+    assert shared[65_535].toarray().ravel()[1:901].tolist() == np.bincount(truth)[1:].tolist()
+    assert shared.sum() == images
+    overlap = overlapping_pixels(table, 919, 65_535)
+    assert overlap.sum() == images * 10**6 > 2**32
 
 
 def test_weights_too_large_for_exact_sums_are_refused(monkeypatch):
