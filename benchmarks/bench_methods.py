@@ -27,7 +27,8 @@ from PIL import Image
 
 from imagenets.learning.inference.distance_matching import label_step, reading_of
 from imagenets.learning.inference.engine import Running, write_label_maps
-from imagenets.learning.inference.neighbours import Bank, nearest
+from imagenets.learning.inference.label_files import LabelFile, write_label_file
+from imagenets.learning.inference.neighbours import Bank, label_maps, nearest
 from imagenets.learning.inference.pictures import Images, read_picture
 from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.training.distributed import Processes, started
@@ -51,13 +52,15 @@ def write_photographs(folder: Path, count: int) -> list[str]:
     return names
 
 
-def seconds(call: Callable[[], object], repeats: int) -> float:
+def seconds(
+    call: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Best time of some calls."""
     times = []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        begun = clock()
         call()
-        times.append(time.perf_counter() - begun)
+        times.append(clock() - begun)
     return min(times)
 
 
@@ -101,6 +104,30 @@ def compare_whole(name: str, images: Images, arguments: argparse.Namespace, proc
         f"{name:22}  bare forward {count / bare:7.1f} images/s   files to files {count / whole:7.1f} images/s"
         f"   ratio {bare / whole:.2f}"
     )
+
+
+def print_stages(name: str, images: Images, arguments: argparse.Namespace) -> None:
+    """Print the CPU time that each part of the way takes of an image, all threads together, on a CPU."""
+    torch.manual_seed(0)
+    backbone = make_backbone(name)
+    vectors = torch.nn.functional.normalize(torch.randn(arguments.bank, backbone.channels))
+    bank = Bank(vectors, torch.arange(arguments.bank) % 51)
+    reading = reading_of(backbone)
+    pixels = np.stack([read_picture(images, image, reading).pixels for image in images.names[:8]])
+    pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as output:
+        maps = backbone(pictures)
+        labels = label_maps(maps, backbone.stride, bank, 10, 0.07)
+        file = LabelFile(Path(output) / "labels.png", labels[0].numpy(), SIZE)
+        stages = {
+            "forward": seconds(lambda: backbone(pictures), 5, time.process_time) / len(pictures),
+            "labels": seconds(lambda: label_maps(maps, backbone.stride, bank, 10, 0.07), 5, time.process_time)
+            / len(pictures),
+            "read": seconds(lambda: read_picture(images, images.names[0], reading), 9, time.process_time),
+            "write": seconds(lambda: write_label_file(file), 9, time.process_time),
+        }
+    shown = ", ".join(f"{stage} {1000 * spent:.1f}" for stage, spent in stages.items())
+    print(f"{name}, CPU milliseconds an image: {shown}")
 
 
 def compare_search(places: int, channels: int, size: int, device: torch.device) -> None:
@@ -149,6 +176,8 @@ def main() -> None:
         images = Images(Path(folder), write_photographs(Path(folder), arguments.images))
         for name in NETWORKS:
             compare_whole(name, images, arguments, processes)
+        if processes.device.type == "cpu":
+            print_stages(NETWORKS[0], images, arguments)
         compare_search(32 * 44, 512, 1000, processes.device)
         compare_search(32 * 44, 2048, 18_000, processes.device)
 
