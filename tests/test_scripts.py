@@ -58,6 +58,15 @@ def test_an_interrupt_while_packages_are_imported_is_one_word(tmp_path, script):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+def test_garbage_is_collected_while_a_script_works():
+    code = "import gc, command_line; print(gc.isenabled()); command_line.run(lambda: print(gc.isenabled()))"
+    script = "import sys; sys.argv[0] = 'evaluation/match.py'; " + code
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=CHECKOUT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["False", "True"]
+
+
 @pytest.mark.parametrize(
     ("package", "command", "more"),
     [("numba", "bash setup.sh", ()), ("matplotlib", "bash setup.sh", ("--report", "report.html"))],
