@@ -282,7 +282,7 @@ def main() -> None:
         help="vectors of k-means (default: 20000)",
     )
     parts = ("augmentation", "step", "k-means", "thresholds")
-    parser.add_argument("--only", choices=parts, help="(default: all parts)")
+    parser.add_argument("--only", choices=parts, help="this part alone (default: all)")
     arguments = parser.parse_args()
     wanted = (arguments.only,) if arguments.only else parts
     with tempfile.TemporaryDirectory() as folder:
