@@ -36,7 +36,6 @@ WORKER_DIED = "a worker process died; out of memory? Try again with fewer --work
 # How PyTorch's DataLoader begins its RuntimeError for a worker that ended; any other is the worker's own.
 _LOADER_NOTICED = "DataLoader worker (pid"
 
-_WAY_GIVEN = 10  # of 19: a tenth of a core that a process of ordinary priority wants too
 # Seconds that a pass may take without PyTorch.
 _WITHOUT_PYTORCH = 0.5
 
@@ -270,15 +269,6 @@ def _loaded(
 def _shared_memory() -> str:
     status = os.statvfs("/dev/shm")
     return f"{status.f_blocks * status.f_frsize >> 20} MB of memory in /dev/shm"
-
-
-def give_way() -> None:
-    """Let a worker run when the main process leaves a core, rather than take turns with its threads.
-
-    Where two threads share one product, a worker that holds up one of them holds up both. Not so low that
-    other people's processes would starve it.
-    """
-    os.nice(_WAY_GIVEN)
 
 
 def _unchanged(chunk: Any) -> Any:  # noqa: ANN401

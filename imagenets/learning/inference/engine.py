@@ -33,7 +33,7 @@ from torch.utils.data import Dataset
 from imagenets.common.errors import InputError, listed
 from imagenets.common.progress import Advance, Show, no_bar
 from imagenets.common.whole_files import whole_file
-from imagenets.common.workers import give_way, load_tensors
+from imagenets.common.workers import load_tensors
 from imagenets.learning.image_list import fingerprint
 from imagenets.learning.inference.label_files import LabelFile, writing
 from imagenets.learning.inference.pictures import Images, Reading, read_picture
@@ -59,13 +59,6 @@ class Running:
     batch_size: int = 16
     amp: bool = False
     show: Show = no_bar
-
-    def begin_worker(self) -> None:
-        """Do what a worker does first: it has one thread, and leaves the cores to a network on CPUs."""
-        torch.set_num_threads(1)  # those of the process that it was forked from are not there
-        cv2.setNumThreads(0)
-        if self.processes.device.type == "cpu":
-            give_way()
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ def write_label_maps(
     def absent(index: int) -> bool:
         return not targets[index].exists()
 
-    with writing(running.workers, _FILES_AHEAD, running.begin_worker) as write:
+    with writing(running.workers, _FILES_AHEAD, _begin_worker) as write:
         work = _Work(images, todo, reading, running, absent)
         for batch, labels in _results(work, step):
             files = [
@@ -289,6 +282,11 @@ class _Blocks(Dataset[_Block]):
         )
 
 
+def _begin_worker() -> None:
+    torch.set_num_threads(1)  # those of the process that this one was forked from are not here
+    cv2.setNumThreads(0)
+
+
 @dataclass(frozen=True)
 class _Waiting:
     index: int
@@ -301,7 +299,7 @@ def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
     """Give the images of the chunks in batches of one size; what fills none comes at its chunk's end."""
     waiting: dict[tuple[int, ...], list[_Waiting]] = {}
     chunk = 0
-    for block in load_tensors(_Blocks(work), work.running.workers, begin=work.running.begin_worker):
+    for block in load_tensors(_Blocks(work), work.running.workers, begin=_begin_worker):
         if block.chunk != chunk:
             yield from filter(None, waiting.values())
             waiting.clear()
