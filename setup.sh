@@ -18,12 +18,16 @@ rank() {
     for i in "${!kinds[@]}"; do if [ "${kinds[i]}" = "$1" ]; then echo "$i"; return; fi; done
     echo -1
 }
-wanted=$(rank "${1:-user}")
+wanted=$(rank "${1-user}")
 if [ "$wanted" = -1 ] || [ $# -gt 1 ]; then
     echo "usage: bash setup.sh [methods|dev]" >&2
     exit 2
 fi
 # Another environment, which this would change: the toolbox of another checkout would become this one there.
+if [ -e "$venv" ] && [ ! -d "$venv" ]; then
+    echo "error: $venv is a file, where the environment belongs: move it away, then run this again" >&2
+    exit 1
+fi
 if [ -L "$venv" ]; then
     echo "error: $venv is a symbolic link to $(readlink -- "$venv"), an environment that is not this checkout's own: remove the link (rm $venv), then run this again" >&2
     exit 1

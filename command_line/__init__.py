@@ -20,6 +20,10 @@ from typing import NoReturn
 
 from imagenets.common.errors import InputError
 
+# Threads of a network that spin while they wait take the cores from the processes that read images, and from
+# whoever shares the machine: several times slower there. Read when PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # What `setup.sh methods` installs besides.
 _OF_METHODS = ("torchvision", "timm", "safetensors", "pyarrow")
 

@@ -175,6 +175,11 @@ def write(arguments: argparse.Namespace) -> None:
             f"{arguments.predict_dir}: no such folder; predictions lie in <predict-dir>/<wnid>/<name>.png"
         )
     extra = extra_predictions(arguments.predict_dir, expected.names)
+    if extra and not any((arguments.predict_dir / name).exists() for name in expected.names):
+        raise InputError(
+            f"{arguments.predict_dir}: no prediction of any of the {len(expected.names)} test images; its "
+            f"{len(extra)} predictions are of other images, of validation?"
+        )
     if extra:
         warn(
             f"{arguments.predict_dir}: {len(extra)} predictions belong to no test image and are not packed:\n"

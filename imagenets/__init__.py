@@ -13,6 +13,7 @@
 - ``preparation``: from a copy of ImageNet to a prepared set
 
   - ``layouts``: what a copy looks like: class folders, flat val, Kaggle's root, tars, parquet
+    (in full: ``folder_layouts``, ``tar_layouts``, ``parquet``)
   - ``image_folders``: train, train-semi, validation, test, planned and made
   - ``annotations``: the masks, out of the official archive
   - ``verification``: what is missing, left over or broken in a prepared set
@@ -32,7 +33,15 @@
   - ``ranks``: all that under torchrun
 - ``segmentation_scores``: SegmentationScores, the same scores in a training loop
 - ``reporting``: text, HTML report, charts, overlays, confusions, scores of single images, published results
-- ``learning``: networks, features, clustering: what ``methods/`` runs
+- ``learning``: what ``methods/`` runs
+
+  - ``networks``: backbones by name, checkpoints, a backbone with a head
+  - ``inference``: from images to label maps; distance matching, its neighbours and bank
+  - ``training``: the loop, runs that go on, optimisers, schedules, augmentation, processes
+  - ``finetuning``: recipes and losses of the semi-supervised protocol and of PASS's third step
+  - ``pretraining``: PASS: codes, losses, heads, pixel attention
+  - ``pseudo_labels``: PASS: attended features, centroids, thresholds
+  - ``handmade_features``, ``saliency``, ``extraction``, ``clustering``: the k-means baseline
 """
 
 from __future__ import annotations

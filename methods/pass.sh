@@ -26,7 +26,9 @@ if [ "$size" = small ]; then
     finetuning=(--epochs 10 --batch-size 32 --crop 128 --lr 2)
 fi
 seed=(${SEED:+--seed "$SEED"})
-gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+if ! gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null); then
+    echo "error: $PYTHON: it has no PyTorch; make one that has: bash setup.sh methods" >&2 && exit 1
+fi
 launch=("$PYTHON")
 if [ "$gpus" -gt 1 ]; then
     launch=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$gpus")

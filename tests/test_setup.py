@@ -93,6 +93,13 @@ def test_a_link_to_another_environment_is_refused_and_nothing_done_there(checkou
     assert sorted(other.rglob("*")) == before and (checkout / ".venv").is_symlink()
 
 
+def test_a_file_in_the_environments_place_is_kept(checkout):
+    (checkout / ".venv").write_text("precious")
+    done = subprocess.run(["bash", checkout / "setup.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "is a file" in done.stderr
+    assert (checkout / ".venv").read_text() == "precious"
+
+
 def test_moved_checkout_is_installed_from_where_it_is(checkout):
     set_up(checkout)
     moved = checkout.rename(checkout.with_name("elsewhere"))

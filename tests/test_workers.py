@@ -44,6 +44,40 @@ def run_into_a_bug():
     raise RuntimeError("a bug of our own")
 
 
+HANDS_OVER = """
+from imagenets.common.workers import process_pool
+try:
+    with process_pool(2) as pool:
+        handed = [pool.submit(bytes, 1 << 28) for _ in range(4)]
+        handed[0].result()  # by now the other worker has a quarter of a gigabyte on its way
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    print("ended")
+"""
+
+
+def test_a_signal_is_answered_once_a_package_is_loaded():
+    """An exception that a handler raises in a destructor, say, is printed and lost."""
+
+    class Told:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    reached = False
+    with pytest.raises(KeyboardInterrupt), workers._signals_answered_later():
+        Told()
+        reached = True
+    assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_pool_that_is_given_up_while_workers_hand_over_ends():
+    done = subprocess.run(
+        [sys.executable, "-c", HANDS_OVER],
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "ended\n", done.stderr
+
+
 @pytest.fixture(params=[True, False], ids=["PyTorch is loaded", "PyTorch is not loaded"])
 def pytorch_is_loaded(request, monkeypatch):
     """All chunks are made by DataLoader's processes, or all by those that need no PyTorch."""

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import InvalidStateError, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import partial
@@ -115,20 +115,31 @@ def process_pool(workers: int, begin: Callable[[], None] | None = None) -> Itera
     They are there when this returns, forked before the caller's process has threads. Raises InputError when
     one of them dies.
     """
-    lifeline = Lifeline()
+    lifeline, usual = Lifeline(), threading.excepthook
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), partial(_begin, lifeline, begin))
     try:
         pool.submit(int).result()
+        # The workers have this end too. Were it open here, the pool would wait for ever for the rest of what
+        # a worker was handing over when it was cut off.
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]
         yield pool
     except BrokenProcessPool as error:
         lifeline.cut()  # the pool waits for the others
         raise InputError(WORKER_DIED) from error
     except BaseException:
+        threading.excepthook = _unless_cancelled
         lifeline.cut()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
         lifeline.cut()
+        threading.excepthook = usual
+
+
+def _unless_cancelled(error: threading.ExceptHookArgs) -> None:
+    """Print a thread's error, but not the pool's that a cancelled item cannot be told of dead workers."""
+    if error.exc_type is not InvalidStateError:
+        threading.__excepthook__(error)
 
 
 def _begin(lifeline: Lifeline, begin: Callable[[], None] | None) -> None:
@@ -181,10 +192,31 @@ def _load_pytorch() -> None:
     collects = gc.isenabled()
     gc.disable()
     try:
-        import torch.utils.data  # noqa: F401
+        with _signals_answered_later():
+            import torch.utils.data  # noqa: F401
     finally:
         if collects:
             gc.enable()
+
+
+@contextmanager
+def _signals_answered_later() -> Iterator[None]:
+    """Keep an interrupt or SIGTERM until the end: among a package's callbacks it would be lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: handler for number, handler in usual.items() if callable(handler)}
+    for number in kept:
+        signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
 
 
 # In a plain process: the data set, and a number that is not 0 when no further chunk is to be begun.

@@ -68,6 +68,11 @@ def check_predict_dir(pairs: Pairs) -> None:
     if any((pairs.predict_dir / name).exists() for name in pairs.names):
         return
     held = [entry.name for entry in visible(pairs.predict_dir)][:3]
+    if any((pairs.predict_dir / Path(name).parent).is_dir() for name in pairs.names):
+        raise InputError(
+            f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths, but the "
+            "same class folders: these are predictions of other images, of another split?"
+        )
     raise InputError(
         f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths; predictions lie "
         f"in <predict-dir>/<wnid>/<name>.png, and there is {', '.join(sorted(held)) or 'nothing'}"

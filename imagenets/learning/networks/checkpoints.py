@@ -53,6 +53,8 @@ def read_checkpoint(path: Path | str) -> dict[Any, Any]:
     Raises InputError, naming the file, for anything else, OSError when there is no such file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; give a file of weights, of a run here {path / 'last.pth'}")
     with path.open("rb") as file:  # a missing file is told as everywhere
         file.read(1)
     if path.suffix == ".safetensors":
@@ -138,7 +140,10 @@ def load_tensors(backbone: Backbone, tensors: Tensors, path: Path | str) -> str:
     best = max(fits, key=lambda fit: len(fit.found))  # the first of equals
     problem = best.problem(wanted)
     if problem:
-        raise InputError(f"{path}: no weights of {backbone.name}: {problem}")
+        raise InputError(
+            f"{path}: not the weights of a {backbone.name}: {problem}; give the --backbone that it was "
+            "trained as"
+        )
     derived = {
         name: best.beside.pop(name)
         for name, like in backbone.network.state_dict().items()
