@@ -271,6 +271,11 @@ def test_damaged_foreign_and_incomplete_files_are_refused(resnet, vit, tmp_path,
     assert "has run" not in capsys.readouterr().out
 
 
+def test_a_folder_in_place_of_its_file_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"a folder; give a file of weights, of a run here .*last\.pth"):
+        read_checkpoint(tmp_path)
+
+
 def test_numpy_numbers_of_both_numpys_are_read(tmp_path):
     """The learning rate in the optimiser of a published file is a NumPy number, as NumPy 1 pickled it."""
     torch.save({"lr": np.float64(0.5)}, tmp_path / "x.pth")

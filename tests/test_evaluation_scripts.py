@@ -15,6 +15,7 @@ import pytest
 import reference
 from masksets import CHECKOUT, REAL, random_images, script, to_rgb, write_mask, write_pairs
 from PIL import Image
+from prepared_set import WNIDS, write_lists
 
 from imagenets.common.whole_files import write_whole
 
@@ -312,6 +313,29 @@ def test_empty_folders_are_refused(masks):
     assert done.returncode == 1
     assert "no prediction of any of the 6 ground truths" in done.stderr
     assert done.stderr.count("\n") <= 2
+
+
+def test_predictions_of_another_split_are_told_as_that(masks):
+    folder, _ = masks
+    for mask in (folder / "pred").rglob("*.png"):
+        mask.rename(mask.with_name(f"other_{mask.name}"))
+    done = run("evaluator.py", folder)
+    assert done.returncode == 1
+    assert "the same class folders: these are predictions of other images, of another split?" in done.stderr
+
+
+def test_ground_truth_of_another_mode_names_its_mode(tmp_path):
+    """Its folders are all classes of mode 50, and not one more."""
+    write_lists(tmp_path / "lists")
+    mask = np.ones((5, 5), int)
+    write_pairs(tmp_path, [(mask, mask)] * 50, [f"{wnid}/image.png" for wnid in WNIDS])
+    env = {**os.environ, "IMAGENETS_LISTS": str(tmp_path / "lists")}
+    for name, more in (("match.py", ("--session-name", "mine")), ("evaluator.py", ())):
+        done = run(name, tmp_path, "--mode", 919, *more, env=env)
+        assert done.returncode == 1
+        assert "its folders are the classes of mode 50, not of mode 919: give --mode 50" in done.stderr
+    (tmp_path / "gt/n99999999").mkdir()
+    assert "classes of mode 50, not" not in run("evaluator.py", tmp_path, "--mode", 919, env=env).stderr
 
 
 def test_a_swap_of_the_two_folders_is_guessed(masks):

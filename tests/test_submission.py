@@ -278,6 +278,14 @@ def test_another_number_of_predictions_is_an_error(prepared, submit, check):
     submit("--incomplete", output="new.zip")
 
 
+def test_predictions_of_other_images_alone_are_one_sentence(prepared, submit):
+    for path in (prepared / "pred").rglob("*.png"):
+        path.rename(path.with_name(f"other_{path.name}"))
+    with pytest.raises(InputError, match=r"no prediction of any of the .* of other images, of validation"):
+        submit()
+    assert not (prepared / "out").exists()
+
+
 def test_own_lists_have_their_own_number_of_test_images(prepared, submit, monkeypatch):
     wnids = [f"n{i:08d}" for i in range(50)]
     for name, lines in (
