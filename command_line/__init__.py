@@ -168,7 +168,8 @@ def run(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
         _say_stopped("terminated", goes_on)
         raise
     finally:
-        gc.freeze()  # what is left ends with the process, which need not look through it before
+        if "RANK" not in os.environ:  # of torchrun's processes, threads of their group must end in order
+            gc.freeze()  # what is left ends with the process, which need not look through it before
     sys.exit(0)
 
 
