@@ -73,13 +73,15 @@ def _grown(array: np.ndarray, size: int) -> np.ndarray:
 def _lowest_byte(word: np.uint64) -> np.uint64:
     """Place, 0..7, of the lowest byte of a word that is not 0."""
     lowest_bit = word & (~word + _UINT(1))
-    return _BYTE_OF_BIT[(lowest_bit * _UINT(_DE_BRUIJN)) >> _UINT(58)]
+    place: np.uint64 = _BYTE_OF_BIT[(lowest_bit * _UINT(_DE_BRUIJN)) >> _UINT(58)]
+    return place
 
 
 @_part
 def _change(words: np.ndarray, i: np.uint64) -> np.uint64:
     """Which bytes of word ``i`` are others three bytes on, in the next pixel; in the order of memory."""
-    return words[i] ^ ((words[i] >> _UINT(24)) | (words[i + _UINT(1)] << _UINT(40)))
+    change: np.uint64 = words[i] ^ ((words[i] >> _UINT(24)) | (words[i + _UINT(1)] << _UINT(40)))
+    return change
 
 
 @_part
@@ -217,7 +219,8 @@ def _inner_stretches(
         out[n, _UINT(2)] = codes[run]
         n += _UINT(out[n, _UINT(0)] < out[n, _UINT(1)])
         run += _UINT(1)
-    return n
+    number: np.uint64 = n
+    return number
 
 
 @_part
@@ -239,7 +242,8 @@ def _common_stretches(
         n += _UINT(begin < end) & _UINT(a[i, _UINT(2)] == b[j, _UINT(2)])
         i += _UINT(end_a == end)
         j += _UINT(end_b == end)
-    return n
+    number: np.uint64 = n
+    return number
 
 
 @_part
@@ -271,7 +275,8 @@ def _split_row(
         run += _UINT(1)
     out_starts[m] = starts[run]
     out_codes[m] = -1
-    return m + _UINT(1)
+    behind: np.uint64 = m + _UINT(1)
+    return behind
 
 
 @_compiled(numba.types.Tuple(_RUNS)(*_RUNS, numba.int64))
@@ -460,4 +465,5 @@ def overlap_counts(
     np.add.at(pixels, place, lengths)
     code_a, code_b = found // size_b, found % size_b
     columns = (palette_a[code_a >> 1], palette_b[code_b >> 1], code_a & 1, code_b & 1, pixels)
-    return np.stack(columns, axis=1)[columns[0] != left_out]
+    cells: np.ndarray = np.stack(columns, axis=1)[columns[0] != left_out]
+    return cells
