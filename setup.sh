@@ -62,8 +62,12 @@ fi
 
 if ! works 'import pip'; then
     made=-1
-    echo "making $venv (once; a few minutes, most of it for torch)" >&2
-    "$python" -m venv --clear "$venv"
+    if works 'import ensurepip'; then # made by another tool: what is in it stays
+        "$venv/bin/python" -m ensurepip >&2
+    else
+        echo "making $venv (once; a few minutes, most of it for torch)" >&2
+        "$python" -m venv --clear "$venv"
+    fi
 fi
 # An environment with torchvision keeps it, also when only its other packages are brought up to date.
 kind=$((made > wanted ? made : wanted))

@@ -26,6 +26,8 @@ case "$*" in
         ;;
     "-m pip install"*" -e "*) touch "$here/library" ;;
     *"import imagenets"*) [ -e "$here/library" ] ;;
+    *"import pip"*) [ ! -e "$here/without-pip" ] ;;
+    "-m ensurepip"*) rm "$here/without-pip" ;;
 esac
 """
 
@@ -91,6 +93,16 @@ def test_a_link_to_another_environment_is_refused_and_nothing_done_there(checkou
     assert line.startswith(f"error: {checkout}/.venv is a symbolic link to {other}")
     assert f"(rm {checkout}/.venv)" in line
     assert sorted(other.rglob("*")) == before and (checkout / ".venv").is_symlink()
+
+
+def test_an_environment_without_pip_gets_it_and_keeps_what_is_in_it(checkout):
+    set_up(checkout)
+    (checkout / ".venv/.installed").unlink()
+    (checkout / ".venv/bin/without-pip").touch()
+    (checkout / ".venv/mine").touch()
+    made, installed = set_up(checkout)
+    assert made == "-m ensurepip" and installed.startswith("-m pip install")
+    assert (checkout / ".venv/mine").exists()
 
 
 def test_a_file_in_the_environments_place_is_kept(checkout):
