@@ -224,7 +224,9 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="processes that decode (default: one per core)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="runs, of which the best counts (default: 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="runs of each, of which the median counts (default: 3)"
+    )
     arguments = parser.parse_args()
     if arguments.real.is_dir():
         pairs = find_pairs(arguments.real / "validation-segmentation", arguments.real / "predictions")

@@ -283,3 +283,16 @@ def test_pass_sh_says_how_it_is_used(arguments):
     )
     assert result.returncode == 2
     assert result.stderr.startswith("usage: bash methods/pass.sh SAVE MODE OUT [small]")
+
+
+def test_pass_sh_says_what_an_interpreter_lacks(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    result = subprocess.run(
+        ["bash", CHECKOUT / "methods/pass.sh", tmp_path, "50", tmp_path / "out", "small"],
+        env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr == f"error: {python}: it has no PyTorch; make one that has: bash setup.sh methods\n"
+    assert not (tmp_path / "out").exists()

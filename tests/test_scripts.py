@@ -58,6 +58,19 @@ def test_an_interrupt_while_packages_are_imported_is_one_word(tmp_path, script):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+@pytest.mark.parametrize("given", [None, "active"])
+def test_threads_that_wait_leave_the_cores_to_others(given):
+    """Unless the user wants it otherwise."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import command_line, os; print(os.environ['OMP_WAIT_POLICY'])"],
+        cwd=Path(__file__).resolve().parents[1],
+        env=environment | ({"OMP_WAIT_POLICY": given} if given else {}),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == (given or "passive")
+
+
 def test_garbage_is_collected_while_a_script_works():
     code = "import gc, command_line; print(gc.isenabled()); command_line.run(lambda: print(gc.isenabled()))"
     script = "import sys; sys.argv[0] = 'evaluation/match.py'; " + code
