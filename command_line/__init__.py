@@ -6,6 +6,7 @@ A script imports this before any package: from then on an interrupt and a missin
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import gc
 import io
@@ -63,6 +64,24 @@ if Path(sys.argv[0]).resolve().parent.parent == Path(__file__).resolve().parent.
     sys.excepthook = _uncaught
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, _interrupted)
+
+
+_succeeded = False
+
+
+def _leave() -> None:
+    if not _succeeded:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+# A rank of torchrun that has done its work leaves before Python takes itself apart: a thread of the group
+# that is still putting a tensor back then aborts the process, and torchrun calls the run failed. What is
+# registered first is called last.
+if "TORCHELASTIC_RUN_ID" in os.environ:
+    atexit.register(_leave)
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
@@ -138,6 +157,7 @@ def run(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
     shell, after what is half-done has been removed; a script that ``goes_on`` when it is started again says
     so then.
     """
+    global _succeeded
     gc.freeze()
     gc.enable()
     if signal.getsignal(signal.SIGINT) is _interrupted:
@@ -148,6 +168,7 @@ def run(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
     try:
         main()
         sys.stdout.flush()
+        _succeeded = True
     except InputError as error:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:  # of a package that only some runs need

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,31 @@ def test_garbage_is_collected_while_a_script_works():
         [sys.executable, "-c", script], cwd=CHECKOUT, check=True, capture_output=True, text=True
     )
     assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize(("torchrun", "status"), [({}, -signal.SIGABRT), ({"TORCHELASTIC_RUN_ID": "1"}, 0)])
+def test_a_rank_that_has_done_its_work_cannot_be_aborted_at_its_end(torchrun, status):
+    """As a thread of the process group would abort it while Python takes itself apart."""
+    code = (
+        "import atexit, command_line, ctypes\n"
+        "ctypes.pythonapi.Py_AtExit(ctypes.CDLL(None).abort)\n"
+        "atexit.register(print, 'cleaned up')\n"
+        "command_line.run(lambda: print('done'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, env=os.environ | torchrun,
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.split()) == (status, ["done", "cleaned", "up"])
+
+
+def test_a_rank_that_fails_says_so():
+    code = "import command_line; command_line.run(lambda: 1 / 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, env=os.environ | {"TORCHELASTIC_RUN_ID": "1"},
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
 
 
 @pytest.mark.parametrize(

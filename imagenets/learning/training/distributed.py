@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import sys
 import time
@@ -114,6 +115,10 @@ def started(device: str = "auto") -> Iterator[Processes]:
     if number == 1:
         yield Processes(0, 1, place)
         return
+    # The functions of this module keep, as defaults of their arguments, the group that is there when they are
+    # loaded. torchvision and timm load it: after the group is made, it would outlive its end, and its threads
+    # abort the process now and then when Python ends.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_NO_TIMEOUT)
         yield Processes(dist.get_rank(), dist.get_world_size(), place)
