@@ -50,8 +50,11 @@ class Item(NamedTuple):
     target: str | None
 
 
-def all_items() -> list[Item]:
-    """List the pictures, in a fixed order."""
+def all_items(validation: int = VALIDATION) -> list[Item]:
+    """List the pictures, in a fixed order, with ``validation`` of a class in that split, at least VALIDATION.
+
+    Those beyond VALIDATION come last, so that all others are the same however many there are.
+    """
     items = []
     number = 0
     for index, wnid in enumerate(WNIDS):
@@ -60,11 +63,19 @@ def all_items() -> list[Item]:
             items.append(Item(index, "train", place, place if i < TRAIN_SEMI else None))
         for split in ["validation"] * VALIDATION + ["test"] * TEST:
             number += 1
-            name = f"ILSVRC2012_val_{number:08d}.JPEG"
-            wrong = number % CORRECTED_EVERY == 0
-            source = WNIDS[(index + 1) % CLASSES] if wrong else wnid
-            items.append(Item(index, split, f"{source}/{name}", f"{wnid}/{name}"))
+            items.append(_annotated(index, split, number))
+    for index in list(range(CLASSES)) * (validation - VALIDATION):
+        number += 1
+        items.append(_annotated(index, "validation", number))
     return items
+
+
+def _annotated(index: int, split: str, number: int) -> Item:
+    """Give a picture of validation or test, the ``number``-th of both."""
+    name = f"ILSVRC2012_val_{number:08d}.JPEG"
+    wrong = number % CORRECTED_EVERY == 0
+    source = WNIDS[(index + 1) % CLASSES] if wrong else WNIDS[index]
+    return Item(index, split, f"{source}/{name}", f"{WNIDS[index]}/{name}")
 
 
 def make(imagenet: Path, seed: int, numbered: tuple[int, Item]) -> bytes:
@@ -160,13 +171,20 @@ def main() -> None:
         help="other pictures for another seed (default: 0)",
     )
     parser.add_argument(
+        "--validation",
+        type=whole_number(VALIDATION, 1000),
+        default=VALIDATION,
+        help=f"validation pictures of a class (default: {VALIDATION}): with more, a matching rests less on "
+        "luck; all other pictures stay the same",
+    )
+    parser.add_argument(
         "--layout",
         choices=("folders", "parquet"),
         default="folders",
         help="class folders (default), or shards as Hugging Face has ImageNet",
     )
     arguments = parser.parse_args()
-    items = all_items()
+    items = all_items(arguments.validation)
     with whole_folder(arguments.output_dir) as folder:
         fill(folder, items, arguments.seed, arguments.layout)
     print(f"{arguments.output_dir}: {len(items)} synthetic pictures of {CLASSES} classes")

@@ -256,6 +256,18 @@ def test_readmes_walk(demo, tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
+def test_more_validation_pictures_leave_all_others_as_they_are():
+    usual, more = all_items(), all_items(6)
+    assert more[: len(usual)] == usual
+    added = more[len(usual) :]
+    assert {item.split for item in added} == {"validation"}
+    assert sorted(item.class_index for item in added) == sorted(list(range(CLASSES)) * 2)
+    assert (
+        len({item.source for item in more}) == len({item.target or item.source for item in more}) == len(more)
+    )
+    assert all(item.target.startswith(WNIDS[item.class_index]) for item in added)
+
+
 def test_the_same_images_in_parquet(tmp_path):
     items = [item for item in all_items() if item.class_index < 2]
     for number, item in enumerate(items):
