@@ -31,6 +31,7 @@ from imagenets.learning.inference.label_files import LabelFile, write_label_file
 from imagenets.learning.inference.neighbours import Bank, label_maps, nearest
 from imagenets.learning.inference.pictures import Images, read_picture
 from imagenets.learning.networks.backbones import Backbone, make_backbone
+from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.training.distributed import Processes, started
 
 SIZE = (375, 500)  # height, width; the most frequent one of ImageNet
@@ -93,9 +94,10 @@ def compare_whole(name: str, images: Images, arguments: argparse.Namespace, proc
     backbone.to(processes.device)
     vectors = torch.nn.functional.normalize(torch.randn(arguments.bank, backbone.channels))
     bank = Bank(vectors, torch.arange(arguments.bank) % 51).to(processes.device)
-    step = label_step(backbone, bank, 10, 0.07)
     running = Running(processes, arguments.workers, arguments.batch_size)
     bare = bare_forward(backbone, images, arguments.batch_size, processes)
+    fold_batch_norms(backbone)  # as distance_matching.py does, for which it is part of the way
+    step = label_step(backbone, bank, 10, 0.07)
     with tempfile.TemporaryDirectory() as output:
         targets = [Path(output) / f"{name}.png" for name in images.names]
         whole = seconds(lambda: write_label_maps(images, targets, step, reading_of(backbone), running), 1)

@@ -46,6 +46,7 @@ from imagenets.learning.inference.neighbours import Bank
 from imagenets.learning.inference.output_folder import code_digest, opened, run_record
 from imagenets.learning.inference.pictures import Images
 from imagenets.learning.networks.backbones import Backbone, make_backbone
+from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoints import file_digest, load_backbone
 from imagenets.learning.training.distributed import Processes, started
 
@@ -164,6 +165,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
 def segment(job: Job, processes: Processes) -> None:
     """Make the bank, write the label maps, print; called on all processes."""
     arguments, running = job.arguments, running_of(job.arguments, processes)
+    fold_batch_norms(job.backbone)
     job.backbone.to(processes.device)
     bank = bank_of(job, running)
     step = label_step(job.backbone, bank, arguments.neighbours, arguments.temperature)

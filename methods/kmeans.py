@@ -200,6 +200,7 @@ def by_network(arguments: argparse.Namespace, train: Images, splits: Mapping[str
     from imagenets.learning.inference.clusters import store_features, write_clusters
     from imagenets.learning.inference.output_folder import code_digest, opened
     from imagenets.learning.networks.backbones import make_backbone
+    from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
     from imagenets.learning.networks.checkpoints import file_digest, load_backbone
     from imagenets.learning.training.distributed import started
 
@@ -207,6 +208,7 @@ def by_network(arguments: argparse.Namespace, train: Images, splits: Mapping[str
     with started(arguments.device) as job:
         backbone = job.together(partial(make_backbone, arguments.backbone))
         line = job.together(partial(load_backbone, backbone, arguments.checkpoint))
+        fold_batch_norms(backbone)
         backbone.to(job.device)
         libraries = library_versions("torch", "torchvision", "timm")
         amp = ", amp" if arguments.amp else ""

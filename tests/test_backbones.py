@@ -8,10 +8,12 @@ torchvision = pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")
 
 import torch
+from torch import nn
 from torch.nn.functional import interpolate
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.position_embeddings import for_picture, resized
 
 
@@ -32,6 +34,29 @@ def test_a_resnet_gives_the_outputs_of_its_last_two_layers(name):
         torch.testing.assert_close(backbone(x), layer4)
     assert (backbone.channels, backbone.stride, backbone.fixed_size) == (512, 32, None)
     assert not any(key.startswith("fc") for key in network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"),
+    [("resnet18", True), ("resnet50", True), ("timm/test_resnet", False)],
+)
+def test_folded_batch_norms_change_nothing_but_rounding(name, folded):
+    torch.manual_seed(0)
+    network = make_backbone(name)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as after a training
+            for values in (module.weight, module.running_var):
+                nn.init.uniform_(values, 0.5, 1.5)
+            for values in (module.bias, module.running_mean):
+                nn.init.normal_(values, 0, 0.1)
+    pictures = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        before = network(pictures)
+        fold_batch_norms(network)
+        after = network(pictures)
+    left = sum(type(module) is nn.BatchNorm2d for module in network.modules())
+    assert (left == 0) == folded
+    assert (after - before).abs().max() <= 1e-5 * before.abs().max()
 
 
 def test_output_stride_16_is_torchvisions_dilation():
