@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagenets.learning.inference.distance_matching import label_step, reading_of
-from imagenets.learning.inference.engine import Running, write_label_maps
-from imagenets.learning.inference.label_files import LabelFile, write_label_file
-from imagenets.learning.inference.neighbours import Bank, label_maps, nearest
-from imagenets.learning.inference.pictures import Images, read_picture
+from imagenets.learning.distance_matching.bank import label_step, reading_of
+from imagenets.learning.distance_matching.neighbours import Bank, label_maps, nearest
+from imagenets.learning.engine.inference import Running, write_label_maps
+from imagenets.learning.engine.label_files import LabelFile, write_label_file
+from imagenets.learning.images import Images, read_picture
 from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
-from imagenets.learning.training.distributed import Processes, started
+from imagenets.learning.processes import Processes, started
 
 SIZE = (375, 500)  # height, width; the most frequent one of ImageNet
 NETWORKS = ("resnet18", "vit_small_patch16_224")

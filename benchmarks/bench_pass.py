@@ -29,13 +29,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from command_line import run, whole_number
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.pretraining.codes import FeatureQueue
-from imagenets.learning.pretraining.crops import MEAN, STD, CropReader, CropSettings
-from imagenets.learning.pretraining.heads import DIMENSIONS, HeadSizes, PassNetwork
-from imagenets.learning.pretraining.recipes import PUBLISHED_PRETRAINING
-from imagenets.learning.pretraining.steps import CollapseWatch, PretrainingStep, balanced_views
-from imagenets.learning.pseudo_labels.thresholds import THRESHOLDS, count_steps, sweep
-from imagenets.learning.training.distributed import Processes
+from imagenets.learning.pass_method.crops import MEAN, STD, CropReader, CropSettings
+from imagenets.learning.pass_method.heads import DIMENSIONS, HeadSizes, PassNetwork
+from imagenets.learning.pass_method.recipes import PUBLISHED_PRETRAINING
+from imagenets.learning.pass_method.sinkhorn import FeatureQueue
+from imagenets.learning.pass_method.steps import CollapseWatch, PretrainingStep, balanced_views
+from imagenets.learning.pass_method.thresholds import THRESHOLDS, count_steps, sweep
+from imagenets.learning.processes import Processes
 from imagenets.learning.training.optimisers import Lars
 from imagenets.learning.training.order import Batch, Moment, Plan, batches
 from imagenets.scoring.contingency import ContingencyTable

@@ -11,9 +11,9 @@ from command_line import path_argument
 from imagenets.classes import MODES
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.networks.checkpoints import file_digest
-from imagenets.learning.pretraining.pass_checkpoints import attended_backbone
-from imagenets.learning.pretraining.pixel_attention import PixelAttention
-from imagenets.learning.pretraining.recipes import pretraining_recipe
+from imagenets.learning.pass_method.attention import PixelAttention
+from imagenets.learning.pass_method.published_files import attended_backbone
+from imagenets.learning.pass_method.recipes import pretraining_recipe
 
 
 def add_attention(parser: argparse.ArgumentParser) -> None:

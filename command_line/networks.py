@@ -15,9 +15,9 @@ from imagenets.common.progress import no_bar
 from imagenets.common.workers import available_cores
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load
-    from imagenets.learning.inference.engine import Running
-    from imagenets.learning.inference.pictures import Images
-    from imagenets.learning.training.distributed import Processes
+    from imagenets.learning.engine.inference import Running
+    from imagenets.learning.images import Images
+    from imagenets.learning.processes import Processes
 
 SPLITS = ("validation", "test")
 
@@ -88,7 +88,7 @@ def chosen_splits(root: Path, splits: Sequence[str] | None) -> list[str]:
 
 def listed_images(arguments: argparse.Namespace) -> dict[str, Images]:
     """Images to segment, by the folder of OUTPUT that their label maps go to."""
-    from imagenets.learning.inference.image_sets import images_below, split_images
+    from imagenets.learning.images import images_below, split_images
 
     if arguments.images is not None:
         return {"images": images_below(arguments.images, arguments.output_dir)}
@@ -99,7 +99,7 @@ def listed_images(arguments: argparse.Namespace) -> dict[str, Images]:
 
 def running_of(arguments: argparse.Namespace, processes: Processes) -> Running:
     """How the command line wants a network to be run."""
-    from imagenets.learning.inference.engine import Running
+    from imagenets.learning.engine.inference import Running
 
     return Running(
         processes,

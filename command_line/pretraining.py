@@ -13,10 +13,10 @@ from command_line import number_in, path_argument, positive_number, whole_number
 from command_line.progress import bar
 from command_line.training import add_machine
 from imagenets.classes import MODES
-from imagenets.learning.image_list import list_images
-from imagenets.learning.pretraining.recipes import RECIPES, Attention, Pretraining
-from imagenets.learning.pretraining.runs import Request, Talk
-from imagenets.learning.training.distributed import Processes
+from imagenets.learning.images import list_images
+from imagenets.learning.pass_method.recipes import RECIPES, Attention, Pretraining
+from imagenets.learning.pass_method.runs import Request, Talk
+from imagenets.learning.processes import Processes
 
 Recipe = TypeVar("Recipe", Pretraining, Attention)
 

@@ -35,13 +35,15 @@
 - ``reporting``: text, HTML report, charts, overlays, confusions, scores of single images, published results
 - ``learning``: what ``methods/`` runs
 
-  - ``networks``: backbones by name, checkpoints, a backbone with a head
-  - ``inference``: from images to label maps; distance matching, its neighbours and bank
-  - ``training``: the loop, runs that go on, optimisers, schedules, augmentation, processes
+  - ``processes``, ``run_folder``, ``output_folder``, ``images``: this process among torchrun's, the folder of
+    a run, which pictures it reads and how
+  - ``networks``: backbones by name, checkpoints, position embeddings, a backbone with a head
+  - ``engine``: batched inference: decode in workers, run the network, write label maps or arrays
+  - ``training``: the loop, order of the images, augmentation, optimisers and schedules
+  - ``distance_matching``: the bank of embeddings, nearest neighbours
   - ``finetuning``: recipes and losses of the semi-supervised protocol and of PASS's third step
-  - ``pretraining``: PASS: codes, losses, heads, pixel attention
-  - ``pseudo_labels``: PASS: attended features, centroids, thresholds
-  - ``handmade_features``, ``saliency``, ``extraction``, ``clustering``: the k-means baseline
+  - ``pass_method``: PASS: crops, heads, Sinkhorn, losses, attention, centroids, thresholds
+  - ``kmeans``: foregrounds, features and clusters, by hand or by a network
 """
 
 from __future__ import annotations

@@ -28,14 +28,13 @@ from command_line.attention import AttendedNetwork, add_attention
 from command_line.networks import add_running, running_of
 from imagenets.classes import MODES
 from imagenets.common.whole_files import whole_file, write_whole
-from imagenets.learning.inference.engine import Running, store_arrays
-from imagenets.learning.inference.image_sets import split_images
-from imagenets.learning.inference.output_folder import code_digest, opened, run_record
-from imagenets.learning.inference.pictures import Images
-from imagenets.learning.pseudo_labels.attended import CLUSTER_READING, feature_step
-from imagenets.learning.pseudo_labels.centroids import RESTARTS, agreement, fit_centroids, nearest_rows
-from imagenets.learning.pseudo_labels.feature_files import join_features
-from imagenets.learning.training.distributed import started
+from imagenets.learning.engine.inference import Running, store_arrays
+from imagenets.learning.images import Images, split_images
+from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.pass_method.attended_labels import CLUSTER_READING, feature_step
+from imagenets.learning.pass_method.centroids import RESTARTS, agreement, fit_centroids, nearest_rows
+from imagenets.learning.pass_method.feature_files import join_features
+from imagenets.learning.processes import started
 
 RECORD, CENTROIDS, CLUSTERS, FEATURES = "cluster.json", "centroids.npy", "clusters.csv", "features"
 SPLITS = ("train", "validation")

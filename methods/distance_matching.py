@@ -29,26 +29,26 @@ from command_line.networks import (
 from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
-from imagenets.learning.inference.distance_matching import (
+from imagenets.learning.distance_matching.bank import (
     join_bank,
     label_step,
     load_bank,
     reading_of,
     store_embeddings,
 )
-from imagenets.learning.inference.engine import Running, write_label_maps
-from imagenets.learning.inference.image_sets import (
+from imagenets.learning.distance_matching.neighbours import Bank
+from imagenets.learning.engine.inference import Running, write_label_maps
+from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
+from imagenets.learning.images import (
+    Images,
     annotated_images,
     target_paths,
 )
-from imagenets.learning.inference.label_overlays import class_names, overlay_paths, write_label_overlays
-from imagenets.learning.inference.neighbours import Bank
-from imagenets.learning.inference.output_folder import code_digest, opened, run_record
-from imagenets.learning.inference.pictures import Images
 from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoints import file_digest, load_backbone
-from imagenets.learning.training.distributed import Processes, started
+from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.processes import Processes, started
 
 RECORD, BANK = "distance_matching.json", "bank.npz"
 

@@ -24,7 +24,7 @@ from command_line.training import add_machine
 from imagenets.classes import MODES
 from imagenets.learning.finetuning.run import Request, fine_tune
 from imagenets.learning.networks.segmentation_network import PASS, RECIPES
-from imagenets.learning.training.distributed import started
+from imagenets.learning.processes import started
 
 # Options that replace values of the recipe, and the values' names.
 _VALUES = {

@@ -35,23 +35,20 @@ from command_line.progress import bar
 from imagenets.classes import MAX_LABEL, MODES
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import Mapper
-from imagenets.learning.clustering import cluster_ids, fit_centres
-from imagenets.learning.extraction import (
+from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
+from imagenets.learning.images import Images, images_below, list_images, refuse, shuffled, target_paths
+from imagenets.learning.kmeans.centres import cluster_ids, fit_centres
+from imagenets.learning.kmeans.extraction import (
     Prediction,
     code_version,
     describe,
     feature_chunks,
     library_versions,
     processes,
-    refuse,
     write_prediction,
 )
-from imagenets.learning.handmade_features import handmade
-from imagenets.learning.image_list import list_images, shuffled
-from imagenets.learning.inference.image_sets import images_below, target_paths
-from imagenets.learning.inference.label_overlays import overlay_paths, write_label_overlays
-from imagenets.learning.inference.output_folder import held_by_run, run_record
-from imagenets.learning.inference.pictures import Images
+from imagenets.learning.kmeans.features import handmade
+from imagenets.learning.output_folder import held_by_run, run_record
 
 CENTRES = "centres.npy"
 RECORD = "baseline.json"  # in the output folder: which run it holds
@@ -197,12 +194,12 @@ def predict(images: Images, targets: list[Path], centres: np.ndarray, mapper: Ma
 def by_network(arguments: argparse.Namespace, train: Images, splits: Mapping[str, Images]) -> None:
     """Cluster and segment by a network's features, on all processes of torchrun."""
     # PyTorch takes seconds to load
-    from imagenets.learning.inference.clusters import store_features, write_clusters
-    from imagenets.learning.inference.output_folder import code_digest, opened
+    from imagenets.learning.kmeans.clusters import store_features, write_clusters
     from imagenets.learning.networks.backbones import make_backbone
     from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
     from imagenets.learning.networks.checkpoints import file_digest, load_backbone
-    from imagenets.learning.training.distributed import started
+    from imagenets.learning.output_folder import code_digest, opened
+    from imagenets.learning.processes import started
 
     output = arguments.output_dir
     with started(arguments.device) as job:

@@ -27,15 +27,14 @@ from command_line.networks import (
 )
 from command_line.progress import bar
 from imagenets.classes import MODES
-from imagenets.learning.finetuning.validation import LONGEST, predicted, reading_of
-from imagenets.learning.inference.engine import write_label_maps
-from imagenets.learning.inference.image_sets import target_paths
-from imagenets.learning.inference.label_overlays import class_names, overlay_paths, write_label_overlays
-from imagenets.learning.inference.output_folder import code_digest, opened, run_record
-from imagenets.learning.inference.pictures import Images
+from imagenets.learning.engine.inference import write_label_maps
+from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
+from imagenets.learning.finetuning.prediction import LONGEST, predicted, reading_of
+from imagenets.learning.images import Images, target_paths
 from imagenets.learning.networks.checkpoints import file_digest
 from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork, read_saved
-from imagenets.learning.training.distributed import Processes, started
+from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.processes import Processes, started
 
 RECORD = "prediction.json"
 

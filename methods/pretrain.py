@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
 from command_line.pretraining import new_parser, overridden, request_of, talk
-from imagenets.learning.pretraining.recipes import pretraining_recipe
-from imagenets.learning.pretraining.runs import pretrain
-from imagenets.learning.training.distributed import started
+from imagenets.learning.pass_method.recipes import pretraining_recipe
+from imagenets.learning.pass_method.runs import pretrain
+from imagenets.learning.processes import started
 
 
 def main() -> None:

@@ -30,15 +30,18 @@ from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import write_whole
 from imagenets.dataset import SPLITS
-from imagenets.learning.inference.engine import Running, load_arrays, store_arrays, write_label_maps
-from imagenets.learning.inference.image_sets import split_images, target_paths
-from imagenets.learning.inference.output_folder import code_digest, opened, run_record
-from imagenets.learning.inference.pictures import Images
+from imagenets.learning.engine.inference import Running, load_arrays, store_arrays, write_label_maps
+from imagenets.learning.images import Images, split_images, target_paths
 from imagenets.learning.networks.checkpoints import file_digest
-from imagenets.learning.pseudo_labels.attended import LABEL_READING, label_step, load_centroids, sweep_step
-from imagenets.learning.pseudo_labels.threshold_chart import draw_thresholds
-from imagenets.learning.pseudo_labels.thresholds import THRESHOLDS, Sweep, sweep
-from imagenets.learning.training.distributed import started
+from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.pass_method.attended_labels import (
+    LABEL_READING,
+    label_step,
+    load_centroids,
+    sweep_step,
+)
+from imagenets.learning.pass_method.thresholds import THRESHOLDS, Sweep, draw_thresholds, sweep
+from imagenets.learning.processes import started
 
 RECORD, THRESHOLD, CHART, PARTS = "pseudo_labels.json", "threshold.json", "threshold.png", "threshold-parts"
 

@@ -25,10 +25,10 @@ from torch.nn.functional import interpolate
 
 from demo.pictures import draw
 from imagenets.common.errors import InputError
-from imagenets.learning.inference import neighbours
-from imagenets.learning.inference.engine import chunks_of
-from imagenets.learning.inference.label_files import enlarged
-from imagenets.learning.inference.neighbours import Bank, label_maps, nearest
+from imagenets.learning.distance_matching import neighbours
+from imagenets.learning.distance_matching.neighbours import Bank, label_maps, nearest
+from imagenets.learning.engine.inference import chunks_of
+from imagenets.learning.engine.label_files import enlarged
 from imagenets.masks import decode_mask
 from methods import distance_matching
 
@@ -329,7 +329,7 @@ def peak_memory(code):
 
 def test_a_large_bank_fits_into_two_gibibytes():
     """Four pictures of 100 x 60 places, 18,000 embeddings of 2,048 numbers; all cosines would need 1.7 GB."""
-    code = "import torch; from imagenets.learning.inference import neighbours as n"
+    code = "import torch; from imagenets.learning.distance_matching import neighbours as n"
     code += "; torch.set_grad_enabled(False)"
     code += "; bank = n.Bank(torch.randn(18_000, 2048), torch.arange(18_000) % 920)"
     code += "; n.label_maps(torch.randn(4, 2048, 15, 25), 32, bank, 10, 0.07)"

@@ -25,13 +25,13 @@ from prepared_set import write_lists
 
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
+from imagenets.learning.engine.full_size import label_map, reduced_size
 from imagenets.learning.finetuning.losses import annotated_loss
 from imagenets.learning.finetuning.pairs import Augmented, list_pairs
-from imagenets.learning.inference.full_size import label_map, reduced_size
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.segmentation_network import SegmentationNetwork
+from imagenets.learning.processes import Processes
 from imagenets.learning.training.augmentation import normalised
-from imagenets.learning.training.distributed import Processes
 from imagenets.masks import decode_mask
 
 pytest.importorskip("timm")

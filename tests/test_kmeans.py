@@ -22,10 +22,11 @@ from command_line import progress
 from demo.pictures import CLASSES, draw
 from imagenets.classes import IGNORE
 from imagenets.common.errors import InputError
-from imagenets.learning import clustering, extraction
-from imagenets.learning.handmade_features import colour_and_texture, handmade
-from imagenets.learning.image_list import list_images, load, shuffled
-from imagenets.learning.saliency import enlarge, foreground
+from imagenets.learning.images import list_images, load, shuffled
+from imagenets.learning.kmeans import centres as clustering
+from imagenets.learning.kmeans import extraction
+from imagenets.learning.kmeans.features import colour_and_texture, handmade
+from imagenets.learning.kmeans.foregrounds import enlarge, foreground
 from imagenets.masks import decode_mask
 from methods import kmeans, trivial
 

@@ -16,8 +16,8 @@ from masksets import CHECKOUT
 from PIL import Image
 from test_kmeans import CLASS_COUNT, FOLDERS, clusters_by_name, make_set, options
 
-from imagenets.learning.inference.clusters import described, principal_salience, threshold
-from imagenets.learning.inference.engine import Batch
+from imagenets.learning.engine.inference import Batch
+from imagenets.learning.kmeans.clusters import described, principal_salience, threshold
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.masks import decode_mask
 from methods import kmeans

@@ -17,11 +17,11 @@ from torch.nn.functional import interpolate
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.pretraining.heads import HeadSizes, library_state
-from imagenets.learning.pretraining.pixel_attention import AttentionNetwork
-from imagenets.learning.pseudo_labels.attended import load_centroids
-from imagenets.learning.pseudo_labels.centroids import agreement, fit_centroids, nearest_rows, unit_rows
-from imagenets.learning.pseudo_labels.thresholds import THRESHOLDS, count_steps, sweep
+from imagenets.learning.pass_method.attended_labels import load_centroids
+from imagenets.learning.pass_method.attention import AttentionNetwork
+from imagenets.learning.pass_method.centroids import agreement, fit_centroids, nearest_rows, unit_rows
+from imagenets.learning.pass_method.heads import HeadSizes, library_state
+from imagenets.learning.pass_method.thresholds import THRESHOLDS, count_steps, sweep
 from imagenets.masks import decode_mask
 from imagenets.scoring.matching import find_matching, shared_with_class
 from imagenets.scoring.metrics import evaluate

@@ -13,23 +13,23 @@ from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.pretraining import losses
-from imagenets.learning.pretraining.codes import FeatureQueue, balanced_codes, codes_of_crop
-from imagenets.learning.pretraining.grids import shared_grids
-from imagenets.learning.pretraining.heads import (
-    HeadSizes,
-    PassNetwork,
-    library_state,
-    normalize_prototypes,
-    sample,
-)
-from imagenets.learning.pretraining.pixel_attention import (
+from imagenets.learning.pass_method import losses
+from imagenets.learning.pass_method.attention import (
     AttentionNetwork,
     attended_features,
     attention_and_vectors,
     attention_at,
     nearest_centroids,
 )
+from imagenets.learning.pass_method.crops import shared_grids
+from imagenets.learning.pass_method.heads import (
+    HeadSizes,
+    PassNetwork,
+    library_state,
+    normalize_prototypes,
+    sample,
+)
+from imagenets.learning.pass_method.sinkhorn import FeatureQueue, balanced_codes, codes_of_crop
 
 SIZES = HeadSizes(hidden=24, prototypes=11)
 

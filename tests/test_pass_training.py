@@ -22,14 +22,14 @@ from imagenets.common.progress import no_bar
 from imagenets.images import read_image
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.checkpoints import load_backbone
-from imagenets.learning.pretraining import runs
-from imagenets.learning.pretraining.codes import FeatureQueue
-from imagenets.learning.pretraining.crops import CropReader, CropSettings, views
-from imagenets.learning.pretraining.pass_checkpoints import attended_backbone, attention_network
-from imagenets.learning.pretraining.recipes import PUBLISHED_ATTENTION, PUBLISHED_PRETRAINING
-from imagenets.learning.pretraining.steps import CollapseWatch
+from imagenets.learning.pass_method import runs
+from imagenets.learning.pass_method.crops import CropReader, CropSettings, views
+from imagenets.learning.pass_method.published_files import attended_backbone, attention_network
+from imagenets.learning.pass_method.recipes import PUBLISHED_ATTENTION, PUBLISHED_PRETRAINING
+from imagenets.learning.pass_method.sinkhorn import FeatureQueue
+from imagenets.learning.pass_method.steps import CollapseWatch
+from imagenets.learning.processes import Processes
 from imagenets.learning.training.augmentation import Colours, Crop, as_tensor, cropped
-from imagenets.learning.training.distributed import Processes
 from imagenets.learning.training.loop import train
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -240,8 +240,8 @@ def test_a_queue_is_shared_out_anew_when_processes_change(monkeypatch):
     queue = FeatureQueue(8, 4, 1)
     queue.features.copy_(torch.arange(16.0).view(2, 8, 1))
     kept = queue.gathered()
-    monkeypatch.setattr("imagenets.learning.pretraining.codes._processes", lambda: 2)
-    monkeypatch.setattr("imagenets.learning.pretraining.codes._rank", lambda: 1)
+    monkeypatch.setattr("imagenets.learning.pass_method.sinkhorn._processes", lambda: 2)
+    monkeypatch.setattr("imagenets.learning.pass_method.sinkhorn._rank", lambda: 1)
     second = FeatureQueue(8, 4, 1)
     second.restore(kept)
     assert second.features[0, :, 0].tolist() == [2, 3, 6, 7]

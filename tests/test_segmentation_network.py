@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 from imagenets.common.errors import InputError
+from imagenets.learning.engine.full_size import label_map, reduced_size
 from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
 from imagenets.learning.finetuning.recipes import values_of
-from imagenets.learning.inference.full_size import label_map, reduced_size
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.segmentation_network import SegmentationNetwork, read_saved
-from imagenets.learning.training.distributed import Processes
+from imagenets.learning.processes import Processes
 from imagenets.learning.training.optimisers import layer_decay_groups
 
 timm = pytest.importorskip("timm")

@@ -22,9 +22,8 @@ from helpers.scripts import environment
 from masksets import CHECKOUT
 from prepared_set import WNIDS, write_lists
 
-from imagenets.learning.inference import output_folder
-from imagenets.learning.training import run_folder
-from imagenets.learning.training.distributed import Processes
+from imagenets.learning import output_folder, run_folder
+from imagenets.learning.processes import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 STUCK = f"{WNIDS[0]}/stuck.JPEG"

@@ -23,13 +23,18 @@ from PIL import Image
 from torch import nn
 
 from imagenets.common.errors import InputError
+from imagenets.learning.networks.batch_norm import SynchronisedBatchNorm, synchronised
+from imagenets.learning.processes import Processes
+from imagenets.learning.run_folder import opened
 from imagenets.learning.training import augmentation
-from imagenets.learning.training.batch_norm import SynchronisedBatchNorm, synchronised
-from imagenets.learning.training.distributed import Processes
-from imagenets.learning.training.optimisers import Lars, layer_decay_groups, set_rate
+from imagenets.learning.training.optimisers import (
+    Lars,
+    cosine,
+    layer_decay_groups,
+    set_rate,
+    warm_up_and_cosine,
+)
 from imagenets.learning.training.order import Plan, generator
-from imagenets.learning.training.run_folder import opened
-from imagenets.learning.training.schedules import cosine, warm_up_and_cosine
 
 TIMEOUT = 120  # seconds, far above what a run takes
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -310,7 +315,7 @@ def test_an_image_and_its_mask_stay_together():
 GROUP = """
 import os, sys
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.training.distributed import join, started
+from imagenets.learning.processes import join, started
 with started("cpu") as job:
     network = make_backbone(sys.argv[1])
     join(network, job)

@@ -1,1 +1,1 @@
-"""From images to predictions: features, networks, clusters."""
+"""What `methods/` runs: networks, batched inference, training, and the methods, one folder each."""

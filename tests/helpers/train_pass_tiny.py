@@ -12,11 +12,11 @@ import torch
 
 from command_line import run
 from imagenets.common.progress import no_bar
-from imagenets.learning.pretraining.crops import CropSettings
-from imagenets.learning.pretraining.recipes import SMALL_ATTENTION, SMALL_PRETRAINING
-from imagenets.learning.pretraining.runs import Request, Talk, pretrain, train_attention
+from imagenets.learning.pass_method.crops import CropSettings
+from imagenets.learning.pass_method.recipes import SMALL_ATTENTION, SMALL_PRETRAINING
+from imagenets.learning.pass_method.runs import Request, Talk, pretrain, train_attention
+from imagenets.learning.processes import started
 from imagenets.learning.training.augmentation import PUBLISHED_COLOURS
-from imagenets.learning.training.distributed import started
 
 # Three steps an epoch of 26 pictures; queue and prototypes are at work from the second epoch on.
 PRETRAINING = replace(

@@ -16,9 +16,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from command_line import run as run_script
-from imagenets.learning.training import batch_norm, distributed, loop, order, run_folder
-from imagenets.learning.training.optimisers import Lars
-from imagenets.learning.training.schedules import cosine
+from imagenets.learning import processes as distributed
+from imagenets.learning import run_folder
+from imagenets.learning.networks import batch_norm
+from imagenets.learning.training import loop, order
+from imagenets.learning.training.optimisers import Lars, cosine
 
 Lars([torch.zeros(1)], lr=0.0)  # the first optimiser makes PyTorch load half of itself: once, for all forks
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy, interpolate
 
 from imagenets.classes import IGNORE
-from imagenets.learning.training.distributed import Processes
+from imagenets.learning.processes import Processes
 
 
 def annotated_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:

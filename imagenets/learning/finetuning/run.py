@@ -14,9 +14,10 @@ from imagenets.common.errors import InputError
 from imagenets.common.progress import Show
 from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
 from imagenets.learning.finetuning.pairs import Augmented, Pairs, list_pairs, places
+from imagenets.learning.finetuning.prediction import Validation
 from imagenets.learning.finetuning.recipes import Values, values_of
-from imagenets.learning.finetuning.validation import Validation
 from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.batch_norm import synchronised
 from imagenets.learning.networks.checkpoints import (
     file_digest,
     load_tensors,
@@ -30,14 +31,12 @@ from imagenets.learning.networks.segmentation_network import (
     fresh_norm,
     kind_of,
 )
+from imagenets.learning.processes import Processes, join
+from imagenets.learning.run_folder import Settings, names_digest, opened, settings_text
 from imagenets.learning.training.augmentation import normalised
-from imagenets.learning.training.batch_norm import synchronised
-from imagenets.learning.training.distributed import Processes, join
 from imagenets.learning.training.loop import Job, train
-from imagenets.learning.training.optimisers import Lars, layer_decay_groups
+from imagenets.learning.training.optimisers import Lars, layer_decay_groups, warm_up_and_cosine
 from imagenets.learning.training.order import Batch, Moment, Plan
-from imagenets.learning.training.run_folder import Settings, names_digest, opened, settings_text
-from imagenets.learning.training.schedules import warm_up_and_cosine
 
 Tell = Callable[[str], None]
 

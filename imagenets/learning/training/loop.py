@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 from imagenets.common.errors import listed
 from imagenets.common.progress import Show, no_bar
-from imagenets.learning.training.distributed import Processes
+from imagenets.learning.processes import Processes
+from imagenets.learning.run_folder import RunFolder
 from imagenets.learning.training.optimisers import set_rate
 from imagenets.learning.training.order import Batch, Moment, Plan, Reader, batches, seed_network
-from imagenets.learning.training.run_folder import RunFolder
 
 _SAVE_EVERY = 600.0  # seconds between saved states within an epoch
 

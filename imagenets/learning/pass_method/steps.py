@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from imagenets.learning.pretraining.codes import FeatureQueue, codes_of_crop
-from imagenets.learning.pretraining.crops import MEAN, STD, views
-from imagenets.learning.pretraining.grids import shared_grids
-from imagenets.learning.pretraining.heads import PassNetwork, PassOutputs, normalize_prototypes
-from imagenets.learning.pretraining.losses import deep_to_shallow, image_to_image, pass_loss, pixel_to_pixel
-from imagenets.learning.pretraining.pixel_attention import AttentionNetwork, AttentionOutputs
-from imagenets.learning.pretraining.recipes import Pretraining
+from imagenets.learning.pass_method.attention import AttentionNetwork, AttentionOutputs
+from imagenets.learning.pass_method.crops import MEAN, STD, shared_grids, views
+from imagenets.learning.pass_method.heads import PassNetwork, PassOutputs, normalize_prototypes
+from imagenets.learning.pass_method.losses import deep_to_shallow, image_to_image, pass_loss, pixel_to_pixel
+from imagenets.learning.pass_method.recipes import Pretraining
+from imagenets.learning.pass_method.sinkhorn import FeatureQueue, codes_of_crop
+from imagenets.learning.processes import Processes
 from imagenets.learning.training.augmentation import normalised
-from imagenets.learning.training.distributed import Processes
 from imagenets.learning.training.order import Batch, Moment
 
 # Below these a run has collapsed: all pictures look alike to it.

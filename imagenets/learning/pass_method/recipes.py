@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from imagenets.learning.pretraining.crops import CropSettings
+from imagenets.learning.pass_method.crops import CropSettings
 from imagenets.learning.training.augmentation import PUBLISHED_COLOURS, Colours
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from imagenets.common.whole_files import whole_file
-from imagenets.learning.inference.engine import load_arrays
+from imagenets.learning.engine.inference import load_arrays
 
 
 def join_features(parts: Sequence[Path], images: int, path: Path) -> None:

@@ -11,26 +11,25 @@ import torch
 
 from imagenets.common.progress import Show
 from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.batch_norm import synchronised
 from imagenets.learning.networks.checkpoints import file_digest
-from imagenets.learning.pretraining.codes import FeatureQueue
-from imagenets.learning.pretraining.crops import CropReader
-from imagenets.learning.pretraining.heads import (
+from imagenets.learning.pass_method.crops import CropReader
+from imagenets.learning.pass_method.heads import (
     DIMENSIONS,
     HeadSizes,
     PassNetwork,
     library_state,
     load_library_state,
 )
-from imagenets.learning.pretraining.pass_checkpoints import attention_network
-from imagenets.learning.pretraining.recipes import Attention, Pretraining, as_settings
-from imagenets.learning.pretraining.steps import AttentionStep, CollapseWatch, PretrainingStep, QueueState
-from imagenets.learning.training.batch_norm import synchronised
-from imagenets.learning.training.distributed import Processes, join
+from imagenets.learning.pass_method.published_files import attention_network
+from imagenets.learning.pass_method.recipes import Attention, Pretraining, as_settings
+from imagenets.learning.pass_method.sinkhorn import FeatureQueue
+from imagenets.learning.pass_method.steps import AttentionStep, CollapseWatch, PretrainingStep, QueueState
+from imagenets.learning.processes import Processes, join
+from imagenets.learning.run_folder import Settings, names_digest, opened
 from imagenets.learning.training.loop import Job, train
-from imagenets.learning.training.optimisers import Lars
+from imagenets.learning.training.optimisers import Lars, cosine
 from imagenets.learning.training.order import Moment, Plan
-from imagenets.learning.training.run_folder import Settings, names_digest, opened
-from imagenets.learning.training.schedules import cosine
 
 
 @dataclass(frozen=True)

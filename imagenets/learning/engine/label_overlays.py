@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,10 +15,10 @@ from imagenets.classes import BACKGROUND
 from imagenets.common.errors import InputError, listed
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_file
+from imagenets.common.workers import process_map
 from imagenets.images import read_image
 from imagenets.label_maps import mode_table
-from imagenets.learning.extraction import processes
-from imagenets.learning.inference.pictures import Images
+from imagenets.learning.images import Images
 from imagenets.masks import decode_mask
 from imagenets.reporting.overlays import draw_labels, label_colours
 
@@ -55,7 +56,10 @@ def write_label_overlays(
     ]
     draw = partial(_draw_file, names=names, noun=noun)
     problems = []
-    with processes(workers) as mapper, show("overlays", len(todo), unit="images") as advance:
+    with (
+        process_map(workers, begin=partial(cv2.setNumThreads, 0)) as mapper,
+        show("overlays", len(todo), unit="images") as advance,
+    ):
         for problem in mapper(draw, todo):
             problems += [problem] if problem else []
             advance(1)

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
 from imagenets.common.whole_files import remove_leftovers, whole_file, write_whole
-from imagenets.learning.training.curves import draw_curves
-from imagenets.learning.training.distributed import Processes
+from imagenets.learning.processes import Processes
 
 SETTINGS, STATE, LOG, CURVES = "settings.json", "last.pth", "log.jsonl", "curves.png"
+# How the run went, not how the network got on.
+_NOT_DRAWN = {"epoch", "step", "images_per_second", "data_wait"}
 _CURVES_EVERY = 30.0  # seconds; drawing them takes half of one
 
 Settings = Mapping[str, str | int | float | bool | None]
@@ -133,3 +135,21 @@ def names_digest(names: Iterable[str | bytes]) -> str:
     for name in names:
         digest.update(os.fsencode(name) + b"\0")
     return digest.hexdigest()
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw each number of the records over the epochs, a panel each, as a PNG.
+
+    A record has ``epoch``; numbers that only some records have are drawn where they are.
+    """
+    names = list(dict.fromkeys(name for record in records for name in record if name not in _NOT_DRAWN))
+    figure = Figure(figsize=(7, 2.2 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
+    for name, axes in zip(names, panels, strict=True):
+        points = [(record["epoch"], record[name]) for record in records if record.get(name) is not None]
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.2)
+    panels[-1].set_xlabel("epoch")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

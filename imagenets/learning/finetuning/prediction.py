@@ -11,13 +11,12 @@ import torch
 
 from imagenets.classes import Mode
 from imagenets.common.errors import InputError
-from imagenets.learning.inference.engine import Batch, Running, visit
-from imagenets.learning.inference.full_size import label_map, reduced_size
-from imagenets.learning.inference.image_sets import split_images
-from imagenets.learning.inference.label_files import enlarged
-from imagenets.learning.inference.pictures import Images, Reading
+from imagenets.learning.engine.full_size import label_map, reduced_size
+from imagenets.learning.engine.inference import Batch, Running, visit
+from imagenets.learning.engine.label_files import enlarged
+from imagenets.learning.images import Images, Reading, split_images
 from imagenets.learning.networks.segmentation_network import SegmentationNetwork
-from imagenets.learning.training.distributed import Processes
+from imagenets.learning.processes import Processes
 from imagenets.segmentation_scores import SegmentationScores
 
 LONGEST = 1000  # pixels; above its square labels are found at a smaller size

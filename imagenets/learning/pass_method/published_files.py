@@ -10,8 +10,8 @@ from torch import nn
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.checkpoints import load_tensors, named_tensors, read_checkpoint
-from imagenets.learning.pretraining.heads import HeadSizes
-from imagenets.learning.pretraining.pixel_attention import AttentionNetwork, PixelAttention
+from imagenets.learning.pass_method.attention import AttentionNetwork, PixelAttention
+from imagenets.learning.pass_method.heads import HeadSizes
 
 Tensors = dict[str, torch.Tensor]
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
-from imagenets.learning.inference.engine import Batch, Running, store_arrays, write_label_maps
-from imagenets.learning.inference.pictures import Images, Reading
+from imagenets.learning.engine.inference import Batch, Running, store_arrays, write_label_maps
+from imagenets.learning.images import Images, Reading
+from imagenets.learning.kmeans.foregrounds import foreground as handmade_foreground
 from imagenets.learning.networks.backbones import Backbone
-from imagenets.learning.saliency import foreground as handmade_foreground
 
 FOREGROUNDS = ("handmade", "features")
 _BORDER = 0.1  # width of what counts as border, as a part of the map's sides

@@ -34,10 +34,9 @@ from imagenets.common.errors import InputError, listed
 from imagenets.common.progress import Advance, Show, no_bar
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import load_tensors
-from imagenets.learning.image_list import fingerprint
-from imagenets.learning.inference.label_files import LabelFile, writing
-from imagenets.learning.inference.pictures import Images, Reading, read_picture
-from imagenets.learning.training.distributed import Processes
+from imagenets.learning.engine.label_files import LabelFile, writing
+from imagenets.learning.images import Images, Reading, fingerprint, read_picture
+from imagenets.learning.processes import Processes
 
 _LARGEST_CHUNK = 1024  # images; their pictures may all wait for others of their size: 300 MB
 _CHUNKS = 16  # at least, so that several processes have a share each, but for tiny sets

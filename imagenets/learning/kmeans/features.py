@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from imagenets.learning.saliency import resize_foreground
+from imagenets.learning.kmeans.foregrounds import resize_foreground
 
 _CHROMA_BINS, _CHROMA_RANGE = 12, 160  # of a and b each, around grey
 _LIGHTNESS_BINS = 8

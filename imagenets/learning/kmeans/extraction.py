@@ -14,13 +14,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError
 from imagenets.common.progress import Advance
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import Mapper, process_map
-from imagenets.learning.handmade_features import Features
-from imagenets.learning.image_list import fingerprint, load
-from imagenets.learning.saliency import enlarge, foreground
+from imagenets.learning.images import fingerprint, load, refuse
+from imagenets.learning.kmeans.features import Features
+from imagenets.learning.kmeans.foregrounds import enlarge, foreground
 from imagenets.masks import encode_mask
 
 BATCH = 256  # images in flight, twice; what a backbone needs of one is 200 kB
@@ -133,12 +133,6 @@ def feature_chunks(
 def _save_array(path: Path, array: np.ndarray) -> None:
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
-
-
-def refuse(problems: Sequence[str]) -> None:
-    """Raise InputError when there are ``problems``."""
-    if problems:
-        raise InputError(f"{len(problems)} images are bad:\n{listed(problems)}")
 
 
 def code_version() -> str:

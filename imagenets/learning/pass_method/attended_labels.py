@@ -10,17 +10,17 @@ import torch
 from torch.nn.functional import interpolate
 
 from imagenets.common.errors import InputError
-from imagenets.learning.inference.engine import ArrayStep, Batch, LabelStep
-from imagenets.learning.inference.pictures import Reading
+from imagenets.learning.engine.inference import ArrayStep, Batch, LabelStep
+from imagenets.learning.images import Reading
 from imagenets.learning.networks.backbones import Backbone
-from imagenets.learning.pretraining.pixel_attention import (
+from imagenets.learning.pass_method.attention import (
     PixelAttention,
     attended_features,
     attention_and_vectors,
     attention_at,
     nearest_centroids,
 )
-from imagenets.learning.pseudo_labels.thresholds import count_steps
+from imagenets.learning.pass_method.thresholds import count_steps
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LABEL_READING = Reading(MEAN, STD)

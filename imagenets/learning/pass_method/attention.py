@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, interpolate, normalize
 
-from imagenets.learning.pretraining.heads import (
+from imagenets.learning.pass_method.heads import (
     DIMENSIONS,
     HeadSizes,
     image_head,

@@ -18,10 +18,10 @@ import torch
 from imagenets.classes import IGNORE, MODES
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
-from imagenets.learning.inference.engine import Batch, Running, load_arrays, store_arrays
-from imagenets.learning.inference.label_files import enlarged
-from imagenets.learning.inference.neighbours import Bank, enlarged_maps, label_maps, unit_vectors
-from imagenets.learning.inference.pictures import Images, Reading
+from imagenets.learning.distance_matching.neighbours import Bank, enlarged_maps, label_maps, unit_vectors
+from imagenets.learning.engine.inference import Batch, Running, load_arrays, store_arrays
+from imagenets.learning.engine.label_files import enlarged
+from imagenets.learning.images import Images, Reading
 from imagenets.learning.networks.backbones import Backbone
 
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
 from imagenets.common.whole_files import remove_leftovers, write_whole
-from imagenets.learning.image_list import fingerprint
+from imagenets.learning.images import fingerprint
 
 if TYPE_CHECKING:
-    from imagenets.learning.inference.pictures import Images
-    from imagenets.learning.training.distributed import Processes
+    from imagenets.learning.images import Images
+    from imagenets.learning.processes import Processes
 
 
 def run_record(settings: Mapping[str, object], images: Mapping[str, Images]) -> dict[str, dict[str, object]]:
@@ -105,7 +105,7 @@ def code_digest() -> str:
     """Digest of the code from images to label maps, so that what is stored outlives no change of it."""
     digest = hashlib.blake2b(digest_size=8)
     here = Path(__file__).parent
-    for room in (here, here.with_name("networks")):
+    for room in (here / "engine", here / "networks", here / "distance_matching"):
         for path in sorted(room.glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

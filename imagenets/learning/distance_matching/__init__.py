@@ -1,0 +1,1 @@
+"""Labels of pixels from the nearest embeddings of annotated regions; docs/methods.md, Distance matching."""

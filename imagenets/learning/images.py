@@ -1,0 +1,267 @@
+"""Which pictures a run reads, and how: lists of images, and images decoded and resized for a network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from imagenets.classes import Mode
+from imagenets.common.errors import InputError, listed
+from imagenets.common.folders import files_by_class
+from imagenets.images import is_image, read_image
+from imagenets.lists import mask_of
+from imagenets.masks import decode_mask, png_size
+
+_MAX_ASPECT = 32  # longer to shorter side, above which a picture would fill memory
+_PNG_HEADER = 33  # bytes
+SIDE = 256  # longest side, in pixels, at which images are looked at
+_BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# Of folders that are no ImageNet: what Pillow reads and people have.
+_PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images ``names`` below ``folder``, and below ``masks`` the masks that say how they are turned.
+
+    A mask need not be there. Names are relative paths with ``/``. Masks hold labels up to ``max_label``, and
+    1000.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    masks: Path | None = None
+    max_label: int | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an image becomes a picture.
+
+    The shorter side becomes ``side`` pixels, the longer one in proportion, rounded down, by Pillow's bilinear
+    filter (which averages where it shrinks); then, if ``crop`` is given, the middle crop x crop pixels
+    remain. ``fixed_size``, (height, width), takes the place of both. ``mean`` and ``std`` normalise values
+    in 0..1. ``beside``, where given, finds an array for each picture (h, w, 3) uint8, in the workers.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    side: int = 256
+    crop: int | None = None
+    fixed_size: tuple[int, int] | None = None
+    beside: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``pixels`` (h, w, 3) uint8 RGB, the image's full ``size`` (height, width), and what was wanted beside.
+
+    That is its mask, (height, width) uint16, or what ``Reading.beside`` finds.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    beside: np.ndarray | None = None
+
+
+def read_picture(images: Images, name: str, reading: Reading, with_mask: bool = False) -> Picture:
+    """Read one image, in the reading (EXIF orientation) that its mask fits; without mask as it is stored.
+
+    ``with_mask`` also decodes its mask. Raises InputError, naming the file, when either cannot be used.
+    """
+    mask_path = images.masks / mask_of(name) if images.masks else None
+    mask = decode_mask(mask_path, images.max_label) if mask_path and with_mask else None
+    mask_size = _mask_size(mask_path) if mask is None else mask.shape
+    path = images.folder / name
+    try:
+        image = read_image(path, mask_size)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    width, height = image.size
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        raise InputError(
+            f"{path}: {width} x {height} pixels are too narrow a picture; the longer side may be at most "
+            f"{_MAX_ASPECT} times the shorter"
+        )
+    pixels = np.asarray(_resized(image, reading))
+    return Picture(pixels, (height, width), reading.beside(pixels) if reading.beside else mask)
+
+
+def picture_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """Size (width, height) of a picture whose shorter side becomes ``side``; the longer is rounded down."""
+    if width <= height:
+        return side, int(side * height / width)
+    return int(side * width / height), side
+
+
+def _resized(image: Image.Image, reading: Reading) -> Image.Image:
+    if reading.fixed_size:
+        return image.resize(reading.fixed_size[::-1], Image.Resampling.BILINEAR)
+    size = picture_size(*image.size, reading.side)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    if reading.crop is None:
+        return image
+    left, top = (round((length - reading.crop) / 2) for length in image.size)
+    return image.crop((left, top, left + reading.crop, top + reading.crop))
+
+
+def _mask_size(path: Path | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            return png_size(file.read(_PNG_HEADER))
+    except FileNotFoundError:
+        return None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+class Loaded(NamedTuple):
+    """An image, (h, w, 3) uint8 RGB with no side above SIDE, and its full size in pixels."""
+
+    image: np.ndarray
+    height: int
+    width: int
+
+
+def list_images(folder: Path) -> list[str]:
+    """List the images ``<class folder>/<name>`` of a split, sorted. Raises InputError when there is none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; make it with the scripts of datapreparation/")
+    found = files_by_class(folder, is_image)
+    if not found:
+        raise InputError(f"{folder}: no images there; they lie in {folder}/<wnid>/<name>.JPEG")
+    return found
+
+
+def shuffled(images: Iterable[str]) -> list[str]:
+    """Put images into an order in which classes have no say.
+
+    It is that of the names' digests: random, and always the same. Folders count only where two images have
+    one name.
+    """
+    return sorted(images, key=_order)
+
+
+def _order(image: str) -> tuple[bytes, str]:
+    name = image.rpartition("/")[2]
+    return hashlib.blake2b(os.fsencode(name), digest_size=16).digest(), image
+
+
+def fingerprint(folder: Path, images: Sequence[str], *more: str) -> str:
+    """Digest of the images' names (class folders aside), sizes and times, in order, and of ``more``.
+
+    Raises OSError when an image is missing.
+    """
+    digest = hashlib.blake2b("\0".join(more).encode(), digest_size=16)
+    for image in images:
+        status = os.stat(f"{folder}/{image}")  # noqa: PTH116 - called for every image
+        name = os.fsencode(image.rpartition("/")[2])
+        digest.update(name + f"\0{status.st_size} {status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def load(path: str | Path) -> Loaded:
+    """Decode an image, as stored (no EXIF rotation), not larger than it is needed.
+
+    Raises InputError, naming the file, when it cannot be decoded.
+    """
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            scale = min(1, SIDE / max(width, height))
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+            file.draft("RGB", size)  # a JPEG is decoded at ½, ¼ or ⅛ of its size where that is enough
+            image = np.asarray(file.convert("RGB"))
+    except _BROKEN as error:
+        raise InputError(f"{path}: cannot be decoded ({error}); get it again") from error
+    if image.shape[1::-1] != size:
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return Loaded(image, height, width)
+
+
+def split_images(save_dir: Path, mode: Mode, split: str) -> Images:
+    """List the images of a split, sorted by path; the masks beside them say how they are turned.
+
+    Raises InputError when there are none.
+    """
+    root = save_dir / mode.folder
+    folder, masks = root / split, root / f"{split}-segmentation"
+    return Images(folder, list_images(folder), masks if masks.is_dir() else None, mode.classes)
+
+
+def annotated_images(save_dir: Path, mode: Mode) -> Images:
+    """List the images of train-semi, which must all have their masks. Raises InputError otherwise."""
+    make = f"make it: bash datapreparation/data_preparation.sh IMAGENET {save_dir} {mode.name}"
+    try:
+        images = split_images(save_dir, mode, "train-semi")
+    except InputError as error:
+        raise InputError(f"{save_dir / mode.folder / 'train-semi'}: no annotated images; {make}") from error
+    masks = images.folder.with_name(f"{images.folder.name}-segmentation")
+    if images.masks is None:
+        raise InputError(
+            f"{masks}: no masks; put them in place: "
+            f"bash datapreparation/datapreparation_anno.sh {save_dir} {mode.name}"
+        )
+    absent = [str(masks / mask_of(name)) for name in images.names if not (masks / mask_of(name)).is_file()]
+    if absent:
+        raise InputError(
+            f"{len(absent)} masks of train-semi are missing; put them in place: "
+            f"bash datapreparation/datapreparation_anno.sh {save_dir} {mode.name}\n{listed(absent)}"
+        )
+    return images
+
+
+def images_below(folder: Path, output: Path) -> Images:
+    """List the pictures below any folder, at any depth, sorted; hidden ones are left out.
+
+    Raises InputError when there are none, and when ``output``, where files will be written, lies there too.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{output}: lies among the pictures of {folder}; name another --output-dir")
+    names = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = Path(place).relative_to(folder)
+        names += [
+            (below / name).as_posix()
+            for name in files
+            if name.lower().endswith(_PICTURES) and not name.startswith(".")
+        ]
+    if not names:
+        raise InputError(f"{folder}: no pictures there ({', '.join(_PICTURES)})")
+    return Images(folder, sorted(names))
+
+
+def target_paths(images: Images, output: Path) -> list[Path]:
+    """Where the label map of each image belongs: its name below ``output``, with .png in place of its suffix.
+
+    Raises InputError when two images differ in their suffixes alone.
+    """
+    first: dict[str, str] = {}
+    double = []
+    for name in images.names:
+        other = first.setdefault(mask_of(name), name)
+        if other != name:
+            double.append(f"{images.folder / name}: has the same stem as {other}")
+    if double:
+        raise InputError(f"{len(double)} images would share a label map:\n{listed(double)}")
+    return [output / mask for mask in first]
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise InputError when there are ``problems``."""
+    if problems:
+        raise InputError(f"{len(problems)} images are bad:\n{listed(problems)}")

@@ -1,0 +1,1 @@
+"""Clusters of foregrounds as labels: k-means on features made by hand, or on those of a network."""
