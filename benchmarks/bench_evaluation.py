@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
-from command_line import run
+from command_line.startup import run
 from imagenets.classes import MODES
 from imagenets.common.workers import available_cores, load_chunks
 from imagenets.masks import decode_mask, decode_rgb, labels_to_rgb

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from command_line import run, whole_number
+from command_line.startup import run
+from command_line.arguments import whole_number
 from imagenets.classes import MODES
 from imagenets.common.progress import no_bar
 from imagenets.learning.finetuning.pairs import Augmented, list_pairs

@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import run, whole_number
+from command_line.startup import run
+from command_line.arguments import whole_number
 
 # isort: split
 import cv2

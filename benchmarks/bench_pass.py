@@ -27,7 +27,8 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset
 
-from command_line import run, whole_number
+from command_line.startup import run
+from command_line.arguments import whole_number
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.pass_method.crops import MEAN, STD, CropReader, CropSettings
 from imagenets.learning.pass_method.heads import DIMENSIONS, HeadSizes, PassNetwork

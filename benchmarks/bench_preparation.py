@@ -22,7 +22,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
-from command_line import run
+from command_line.startup import run
 from imagenets.lists import MappedImage, Origin, categories, mapping
 
 VAL_IMAGES = 50_000

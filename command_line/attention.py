@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from command_line import path_argument
+from command_line.arguments import path_argument
 from imagenets.classes import MODES
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.networks.checkpoints import file_digest

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from command_line import path_argument, whole_number
+from command_line.arguments import path_argument, whole_number
 from command_line.progress import warn
 from imagenets.classes import MAX_LABEL, MODES, ClassInfo, Mode, class_table
 from imagenets.common.errors import InputError

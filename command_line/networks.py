@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from command_line import path_argument, whole_number
+from command_line.arguments import path_argument, whole_number
 from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from command_line import path_argument, whole_number
+from command_line.arguments import path_argument, whole_number
 from imagenets.classes import MODES
 from imagenets.lists import Origin
 from imagenets.preparation.image_folders import Done

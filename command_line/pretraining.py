@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from command_line import number_in, path_argument, positive_number, whole_number
+from command_line.arguments import number_in, path_argument, positive_number, whole_number
 from command_line.progress import bar
 from command_line.training import add_machine
 from imagenets.classes import MODES

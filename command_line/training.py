@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from command_line import whole_number
+from command_line.arguments import whole_number
 from command_line.networks import add_device
 from imagenets.common.workers import available_cores
 

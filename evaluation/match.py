@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import parse, run
+from command_line.startup import run
+from command_line.arguments import parse
 from command_line.evaluation import add_arguments, check_output, problems_kept, read_classes, request_of
 from command_line.progress import bar, warn
 from imagenets.common.errors import InputError

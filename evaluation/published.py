@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run
+from command_line.startup import run
+from command_line.arguments import path_argument
 from imagenets.classes import MODES
 from imagenets.reporting.published import PROTOCOLS, read_standings, standings_text
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run
+from command_line.startup import run
+from command_line.arguments import path_argument
 from command_line.evaluation import check_output, save_results
 from command_line.progress import warn
 from imagenets.common.errors import InputError, listed

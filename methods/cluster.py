@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, positive_number, run, whole_number
+from command_line.startup import run
+from command_line.arguments import path_argument, positive_number, whole_number
 
 # isort: split
 import numpy as np

@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import number_in, path_argument, positive_number, run, whole_number
+from command_line.startup import run
+from command_line.arguments import number_in, path_argument, positive_number, whole_number
 
 # isort: split
 from tqdm import tqdm

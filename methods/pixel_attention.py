@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import path_argument, run
+from command_line.startup import run
+from command_line.arguments import path_argument
 from command_line.pretraining import new_parser, overridden, request_of, talk
 from imagenets.learning.pass_method.recipes import attention_recipe, pretraining_recipe
 from imagenets.learning.pass_method.runs import train_attention

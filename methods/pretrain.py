@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import run
+from command_line.startup import run
 from command_line.pretraining import new_parser, overridden, request_of, talk
 from imagenets.learning.pass_method.recipes import pretraining_recipe
 from imagenets.learning.pass_method.runs import pretrain

@@ -64,7 +64,7 @@ def test_threads_that_wait_leave_the_cores_to_others(given):
     """Unless the user wants it otherwise."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run(
-        [sys.executable, "-c", "import command_line, os; print(os.environ['OMP_WAIT_POLICY'])"],
+        [sys.executable, "-c", "import command_line.startup, os; print(os.environ['OMP_WAIT_POLICY'])"],
         cwd=Path(__file__).resolve().parents[1],
         env=environment | ({"OMP_WAIT_POLICY": given} if given else {}),
         capture_output=True, text=True, check=True,
@@ -73,7 +73,8 @@ def test_threads_that_wait_leave_the_cores_to_others(given):
 
 
 def test_garbage_is_collected_while_a_script_works():
-    code = "import gc, command_line; print(gc.isenabled()); command_line.run(lambda: print(gc.isenabled()))"
+    code = "import gc; from command_line.startup import run; print(gc.isenabled()); "
+    code += "run(lambda: print(gc.isenabled()))"
     script = "import sys; sys.argv[0] = 'evaluation/match.py'; " + code
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=CHECKOUT, check=True, capture_output=True, text=True
@@ -85,10 +86,10 @@ def test_garbage_is_collected_while_a_script_works():
 def test_a_rank_that_has_done_its_work_cannot_be_aborted_at_its_end(torchrun, status):
     """As a thread of the process group would abort it while Python takes itself apart."""
     code = (
-        "import atexit, command_line, ctypes\n"
+        "import atexit, command_line.startup, ctypes\n"
         "ctypes.pythonapi.Py_AtExit(ctypes.CDLL(None).abort)\n"
         "atexit.register(print, 'cleaned up')\n"
-        "command_line.run(lambda: print('done'))"
+        "command_line.startup.run(lambda: print('done'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=CHECKOUT, env=os.environ | torchrun,
@@ -98,7 +99,7 @@ def test_a_rank_that_has_done_its_work_cannot_be_aborted_at_its_end(torchrun, st
 
 
 def test_a_rank_that_fails_says_so():
-    code = "import command_line; command_line.run(lambda: 1 / 0)"
+    code = "import command_line.startup; command_line.startup.run(lambda: 1 / 0)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=CHECKOUT, env=os.environ | {"TORCHELASTIC_RUN_ID": "1"},
         check=False, capture_output=True, text=True,

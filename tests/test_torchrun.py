@@ -75,7 +75,7 @@ def test_idle_ranks_wait_longer_than_gloos_limit(folder):
     """Rank 0 works on for 3 s where the limit that PyTorch sets by itself is 1 s."""
     main = "import datetime, time, torch.distributed.distributed_c10d as c10d; "
     main += "c10d.default_pg_timeout = datetime.timedelta(seconds=1); "
-    main += "from imagenets.scoring.ranks import run_on_ranks; from command_line import run; "
+    main += "from imagenets.scoring.ranks import run_on_ranks; from command_line.startup import run; "
     main += "run(lambda: run_on_ranks(lambda count: time.sleep(3)))"
     processes = started(CHECKOUT, 2, [sys.executable, "-c", main])
     messages = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
@@ -154,7 +154,7 @@ def test_a_rank_0_that_refuses_its_arguments_ends_the_others(folder):
 
 def test_a_rank_that_never_comes_is_told(folder):
     """As where a script is called from within a torchrun job, whose variables it inherits."""
-    main = "import datetime, imagenets.scoring.ranks as ranks; from command_line import run; "
+    main = "import datetime, imagenets.scoring.ranks as ranks; from command_line.startup import run; "
     main += (
         "ranks._ALL_STARTED_WITHIN = datetime.timedelta(seconds=1); run(lambda: ranks.run_on_ranks(print))"
     )

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import timm  # noqa: F401 - loaded once, for all forks
 import torch
 
-from command_line import run
+from command_line.startup import run
 from methods import finetune, predict, pretrain
 
 torch.optim.AdamW([torch.zeros(1)])  # the first optimiser makes PyTorch load half of itself

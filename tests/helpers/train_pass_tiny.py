@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from command_line import run
+from command_line.startup import run
 from imagenets.common.progress import no_bar
 from imagenets.learning.pass_method.crops import CropSettings
 from imagenets.learning.pass_method.recipes import SMALL_ATTENTION, SMALL_PRETRAINING

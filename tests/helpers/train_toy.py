@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from command_line import run as run_script
+from command_line.startup import run as run_script
 from imagenets.learning import processes as distributed
 from imagenets.learning import run_folder
 from imagenets.learning.networks import batch_norm

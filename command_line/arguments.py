@@ -1,0 +1,72 @@
+"""Arguments that several scripts share: numbers, paths, and a parser that names a mistyped flag."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """Give a type for argparse: whole numbers from ``lowest``, not negative, to ``highest``."""
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdecimal() or not lowest <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number in {lowest}..{highest}")
+        return int(text)
+
+    return parse
+
+
+def number_in(lowest: float, highest: float) -> Callable[[str], float]:
+    """Give a type for argparse: numbers from ``lowest`` to ``highest``."""
+
+    def parse(text: str) -> float:
+        value = _number(text)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number in {lowest:g}..{highest:g}")
+        return value
+
+    return parse
+
+
+def positive_number(text: str) -> float:
+    """Argument type: a number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def path_argument(text: str) -> Path:
+    """Argument type: a path. Nothing, which a shell's unset variable gives, would mean the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path: is a shell variable unset?")
+    return Path(text)
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; of a flag that does not exist, say which one is like it.
+
+    argparse alone would tell of the flags that are lacking, and not of the one that is wrong.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    known = list(parser._option_string_actions)
+    for argument in given:
+        flag = argument.partition("=")[0]
+        if argument == "--":
+            break
+        if argument.startswith("--") and " " not in argument and flag not in known:
+            like = difflib.get_close_matches(flag, known, 1)
+            parser.error(f"unrecognized arguments: {flag}" + (f"; did you mean {like[0]}?" if like else ""))
+    return parser.parse_args(given)
