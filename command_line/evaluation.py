@@ -11,11 +11,11 @@ from pathlib import Path
 
 from command_line.arguments import path_argument, whole_number
 from command_line.progress import warn
+from imagenets.class_ids import find_wnids
 from imagenets.classes import MAX_LABEL, MODES, ClassInfo, Mode, class_table
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import write_whole
 from imagenets.common.workers import available_cores
-from imagenets.label_maps import find_wnids
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.counting import CountRequest
 from imagenets.scoring.matching import Matching, read_matching

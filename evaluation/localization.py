@@ -32,8 +32,8 @@ from command_line.evaluation import (
     worker_count,
 )
 from command_line.progress import bar, warn
+from imagenets.class_ids import class_ids
 from imagenets.classes import MODES
-from imagenets.label_maps import class_ids
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, text_table
 from imagenets.scoring.bootstrap import Bootstrap
 from imagenets.scoring.counting import refuse_other_mode, warn_of_number

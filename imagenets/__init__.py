@@ -1,12 +1,12 @@
 """The ImageNet-S toolbox as a library. Its rooms, in the order in which data flows:
 
 - ``common``: errors (InputError), folders, files written whole, locks, downloads, disk space, progress,
-  worker processes
+  worker processes, the version
 - ``classes``: what ImageNet-S is: modes 50, 300 and 919, class names, merged classes
 - ``lists``: the official lists: which image belongs where; downloaded, checked, cached
 - ``images``: opening pictures, EXIF orientation, layouts of ``<wnid>/<name>``
 - ``masks``: the PNG format, label = R + 256 G: decode, encode, resize; width of a boundary
-- ``label_maps``: ids of one mode to another's, ImageNet-1k's index to a class, 1000-way logits to a mode
+- ``class_ids``: ids of one mode to another's, ImageNet-1k's index to a class, 1000-way logits to a mode
 - ``dataset``: ImageNetS, a prepared set as a PyTorch data set
 - ``mask_forms``: masks as other tools have them: gray PNGs of 8 and 16 bits, arrays
 - ``batches``: batches of images of different sizes, and outputs taken back to each image's own
@@ -51,52 +51,43 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from imagenets.classes import MODES, class_table
-    from imagenets.common.errors import InputError
-    from imagenets.dataset import ImageNetS
-    from imagenets.label_maps import convert_labels, logits_to_mode
-    from imagenets.masks import decode_mask, encode_mask
-    from imagenets.reporting.published import published
-    from imagenets.scoring.matching import find_matching
-    from imagenets.scoring.metrics import evaluate
-    from imagenets.segmentation_scores import SegmentationScores
+from imagenets.common.version import __version__ as __version__
 
-__version__ = "0.2.0"
+if TYPE_CHECKING:  # type checkers cannot follow __getattr__; tests/test_package.py holds that both agree
+    from imagenets.class_ids import convert_labels as convert_labels
+    from imagenets.class_ids import logits_to_mode as logits_to_mode
+    from imagenets.classes import MODES as MODES
+    from imagenets.classes import class_table as class_table
+    from imagenets.common.errors import InputError as InputError
+    from imagenets.dataset import ImageNetS as ImageNetS
+    from imagenets.masks import decode_mask as decode_mask
+    from imagenets.masks import encode_mask as encode_mask
+    from imagenets.reporting.published import published as published
+    from imagenets.scoring.matching import find_matching as find_matching
+    from imagenets.scoring.metrics import evaluate as evaluate
+    from imagenets.segmentation_scores import SegmentationScores as SegmentationScores
 
-__all__ = [
-    "MODES",
-    "ImageNetS",
-    "InputError",
-    "SegmentationScores",
-    "class_table",
-    "convert_labels",
-    "decode_mask",
-    "encode_mask",
-    "evaluate",
-    "find_matching",
-    "logits_to_mode",
-    "published",
-]
-
-_HOMES = {
-    "MODES": "imagenets.classes",
-    "ImageNetS": "imagenets.dataset",
-    "InputError": "imagenets.common.errors",
-    "SegmentationScores": "imagenets.segmentation_scores",
-    "class_table": "imagenets.classes",
-    "convert_labels": "imagenets.label_maps",
-    "decode_mask": "imagenets.masks",
-    "encode_mask": "imagenets.masks",
-    "evaluate": "imagenets.scoring.metrics",
-    "find_matching": "imagenets.scoring.matching",
-    "logits_to_mode": "imagenets.label_maps",
-    "published": "imagenets.reporting.published",
+_PUBLIC = {
+    "class_ids": ("convert_labels", "logits_to_mode"),
+    "classes": ("MODES", "class_table"),
+    "common.errors": ("InputError",),
+    "dataset": ("ImageNetS",),
+    "masks": ("decode_mask", "encode_mask"),
+    "reporting.published": ("published",),
+    "scoring.matching": ("find_matching",),
+    "scoring.metrics": ("evaluate",),
+    "segmentation_scores": ("SegmentationScores",),
 }
+_MODULES = {name: f"imagenets.{module}" for module, names in _PUBLIC.items() for name in names}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used: PyTorch, which some need, takes two seconds to load."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'imagenets' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from imagenets.class_ids import class_ids, mode_table
 from imagenets.classes import MERGED, Mode, find_mode
 from imagenets.common.errors import InputError, listed
 from imagenets.common.folders import files_by_class
 from imagenets.images import IMAGE_SUFFIXES, check_size, read_image
-from imagenets.label_maps import class_ids, mode_table
 from imagenets.lists import mapping_at_hand, mask_of, own_lists
 from imagenets.masks import decode_mask, png_size
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from imagenets.class_ids import change_ignore_index
 from imagenets.classes import IGNORE, MAX_LABEL
 from imagenets.common.errors import InputError, counted, listed
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_folder
-from imagenets.label_maps import change_ignore_index
 from imagenets.masks import MAX_MASK_PIXELS, check_chunks, decode_mask, encode_mask
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

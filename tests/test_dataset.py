@@ -16,8 +16,8 @@ from prepared_set import VALIDATION, WNIDS, write_image, write_lists, write_set
 from torch.utils.data import DataLoader
 
 from imagenets import ImageNetS
+from imagenets.class_ids import mode_wnids
 from imagenets.common.errors import InputError
-from imagenets.label_maps import mode_wnids
 from imagenets.lists import mapping_at_hand
 
 

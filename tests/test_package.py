@@ -23,6 +23,15 @@ def test_public_names_are_there(name):
     assert getattr(imagenets, name) is not None
 
 
+def test_public_names_are_offered_and_known_to_type_checkers():
+    assert set(imagenets.__all__) <= set(dir(imagenets))
+    source = (LIBRARY / "__init__.py").read_text(encoding="utf-8")
+    typed = re.findall(r"^    from imagenets\.([\w.]+) import (\w+) as \2$", source, re.MULTILINE)
+    assert sorted((imagenets._MODULES[name], name) for name in imagenets.__all__) == sorted(
+        (f"imagenets.{module}", name) for module, name in typed
+    )
+
+
 def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match="nonsense"):
         imagenets.nonsense  # noqa: B018

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import imagenets
 from imagenets.classes import ClassInfo
+from imagenets.common.version import __version__
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, scores_json, text_table
 from imagenets.scoring.comparison import Comparison, Method
 
@@ -78,7 +78,7 @@ def comparison_json(
     content = {
         "mode": mode,
         "images": comparison.a.images,
-        "toolbox": imagenets.__version__,
+        "toolbox": __version__,
         "gt_dir": None if gt_dir is None else str(gt_dir),
         **sides,
         "differences": scores_json(comparison.differences),

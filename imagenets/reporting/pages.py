@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import jinja2
 import numpy as np
 
-import imagenets
 from imagenets.classes import BACKGROUND
+from imagenets.common.version import __version__
 from imagenets.reporting.overlays import label_colours
 
 
@@ -28,7 +28,7 @@ def render_page(template: str, date: str | None = None, **values: object) -> str
     environment.filters["thousands"] = "{:,}".format
     environment.filters["decimal"] = decimal
     environment.filters["signed"] = signed
-    return environment.get_template(template).render(values, date=date, version=imagenets.__version__)
+    return environment.get_template(template).render(values, date=date, version=__version__)
 
 
 def decimal(value: float) -> str:

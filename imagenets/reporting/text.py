@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import imagenets
 from imagenets.classes import ClassInfo
+from imagenets.common.version import __version__
 from imagenets.scoring.metrics import SCORE_DEFINITION, Evaluation
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def evaluation_json(
         "images": evaluation.images,
         "images_sha256": hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest(),
         "match": match,
-        "toolbox": imagenets.__version__,
+        "toolbox": __version__,
         **(inputs or {}),
         "scores": scores_json(evaluation.scores),
         **({} if bootstrap is None else bootstrap_json(bootstrap)),

@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from imagenets.class_ids import mode_table
 from imagenets.classes import BACKGROUND
 from imagenets.common.errors import InputError, listed
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import process_map
 from imagenets.images import read_image
-from imagenets.label_maps import mode_table
 from imagenets.learning.images import Images
 from imagenets.masks import decode_mask
 from imagenets.reporting.overlays import draw_labels, label_colours
