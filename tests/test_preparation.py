@@ -777,7 +777,7 @@ def test_two_runs_into_one_save(tmp_path, env, imagenet):
     save.mkdir()
     with locked(save / preparation.LOCK):
         result = step(VAL, imagenet, save, env=env, status=1)
-        assert f"another run (process {os.getpid()}) is at work in {save}" in result.stderr
+        assert f"another run is at work in {save}" in result.stderr
         assert [path.name for path in save.iterdir()] == [preparation.LOCK]
     (save / preparation.LOCK).write_text("12345")  # left by a killed run
     step(VAL, imagenet, save, env=env)
