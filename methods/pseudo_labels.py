@@ -29,9 +29,9 @@ from command_line.attention import AttendedNetwork, add_attention
 from command_line.networks import add_running, running_of
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
-from imagenets.common.whole_files import write_whole
 from imagenets.dataset import SPLITS
 from imagenets.learning.engine.inference import Running, load_arrays, store_arrays, write_label_maps
+from imagenets.learning.engine.threshold_sweep import save_sweep
 from imagenets.learning.images import Images, split_images, target_paths
 from imagenets.learning.networks.checkpoints import file_digest
 from imagenets.learning.output_folder import code_digest, opened, run_record
@@ -41,7 +41,7 @@ from imagenets.learning.pass_method.attended_labels import (
     load_centroids,
     sweep_step,
 )
-from imagenets.learning.pass_method.thresholds import THRESHOLDS, Sweep, draw_thresholds, sweep
+from imagenets.learning.pass_method.thresholds import sweep
 from imagenets.learning.processes import started
 
 RECORD, THRESHOLD, CHART, PARTS = "pseudo_labels.json", "threshold.json", "threshold.png", "threshold-parts"
@@ -124,7 +124,7 @@ def chosen_threshold(job: Job, running: Running) -> float:
         identity = " ".join(map(str, job.record["settings"].values()))
         store = partial(store_arrays, images, parts, identity, step, LABEL_READING, running, with_masks=True)
         files = processes.together(store)
-        processes.from_first(partial(save_sweep, job, images, files))
+        processes.from_first(partial(sweep_thresholds, job, images, files))
     best = float(processes.from_first(lambda: json.loads(path.read_text(encoding="utf-8"))["best"]))
     if processes.first:
         print(f"threshold {best:.2f}: the best on validation, whose masks were used for it; {path}")
@@ -143,26 +143,14 @@ def validation_images(arguments: argparse.Namespace) -> Images:
     return images
 
 
-def save_sweep(job: Job, images: Images, files: list[Path]) -> None:
+def sweep_thresholds(job: Job, images: Images, files: list[Path]) -> None:
     """Score all thresholds, save and draw them."""
     output = job.arguments.output_dir
     rows, image = load_arrays(files, "rows"), load_arrays(files, "image")
     classes = MODES[job.arguments.mode].classes
     found = sweep(image, rows, len(images.names), classes, len(job.centroids))
-    write_whole(output / CHART, draw_thresholds(found))
-    write_whole(output / THRESHOLD, json.dumps(as_json(found), indent=2) + "\n")
+    save_sweep(found, output / THRESHOLD, output / CHART, "attention")
     shutil.rmtree(output / PARTS)
-
-
-def as_json(found: Sweep) -> dict[str, object]:
-    """Lay the scores of all thresholds out for threshold.json."""
-    return {
-        "note": "chosen with the ground-truth masks of validation",
-        "thresholds": list(THRESHOLDS),
-        "mIoU": found.miou,
-        "matched_images": found.matched_images,
-        "best": found.best,
-    }
 
 
 def label(job: Job, running: Running) -> None:

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from imagenets.classes import IGNORE
+from imagenets.learning.engine.threshold_sweep import Sweep
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.matching import find_matching, shared_with_class
 from imagenets.scoring.metrics import count_areas, mean
 
 THRESHOLDS = tuple(step / 100 for step in range(81))  # 0.00, 0.01, …, 0.80
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Of each of ``THRESHOLDS``: mIoU in percent, and the images that clusters share with their classes."""
-
-    miou: list[float]
-    matched_images: list[int]
-
-    @property
-    def best(self) -> float:
-        """The threshold of the highest mIoU, the first of equals."""
-        return THRESHOLDS[int(np.argmax(self.miou))]
 
 
 def count_steps(mask: np.ndarray, clusters: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
@@ -80,20 +64,4 @@ def sweep(image: np.ndarray, rows: np.ndarray, images: int, classes: int, cluste
         areas = count_areas(table, matching.classes[prediction], every, classes)
         miou.append(mean(areas.iou()))
         matched.append(int(shared_with_class(table, matching, classes).images.sum()))
-    return Sweep(miou, matched)
-
-
-def draw_thresholds(found: Sweep) -> bytes:
-    """Draw mIoU and matched images over the thresholds, as a PNG's bytes."""
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    upper, lower = figure.subplots(2, sharex=True)
-    upper.plot(THRESHOLDS, found.miou)
-    upper.axvline(found.best, linestyle="--", color="0.5", label=f"best {found.best:.2f}")
-    upper.set_ylabel("mIoU in %")
-    upper.legend()
-    lower.plot(THRESHOLDS, found.matched_images)
-    lower.set_ylabel("matched images")
-    lower.set_xlabel("threshold of attention; chosen with the masks of validation")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return Sweep(THRESHOLDS, miou, matched)

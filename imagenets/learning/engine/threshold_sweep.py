@@ -1,0 +1,60 @@
+"""Scores over a range of thresholds, as a file and as a chart."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from imagenets.common.whole_files import write_whole
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """For each threshold the mIoU in percent and, with a matching, the images that clusters share."""
+
+    thresholds: Sequence[float]
+    miou: Sequence[float]
+    matched_images: Sequence[int] | None = None
+
+    @property
+    def best(self) -> float:
+        """The threshold of the highest mIoU, the first of equals."""
+        return self.thresholds[int(np.argmax(self.miou))]
+
+
+def save_sweep(found: Sweep, scores: Path, chart: Path, what: str) -> None:
+    """Write the scores of all thresholds as JSON, and draw them as a PNG; ``what`` is thresholded."""
+    content: dict[str, object] = {
+        "note": "chosen with the ground-truth masks of validation",
+        "thresholds": list(found.thresholds),
+        "mIoU": list(found.miou),
+        "best": found.best,
+    }
+    if found.matched_images is not None:
+        content["matched_images"] = list(found.matched_images)
+    write_whole(chart, draw_sweep(found, what))
+    write_whole(scores, json.dumps(content, indent=2) + "\n")
+
+
+def draw_sweep(found: Sweep, what: str) -> bytes:
+    """Draw mIoU and, where there are any, matched images over the thresholds, as a PNG's bytes."""
+    panels = [("mIoU in %", found.miou)]
+    if found.matched_images is not None:
+        panels.append(("matched images", found.matched_images))
+    figure = Figure(figsize=(7, 2.2 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for panel, (name, values) in zip(axes, panels, strict=True):
+        panel.plot(found.thresholds, values)
+        panel.set_ylabel(name)
+    axes[0].axvline(found.best, linestyle="--", color="0.5", label=f"best {found.best:g}")
+    axes[0].legend()
+    axes[-1].set_xlabel(f"threshold of {what}; chosen with the masks of validation")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
