@@ -19,14 +19,12 @@ import pytest
 import torch
 from helpers import train_toy
 from masksets import CHECKOUT
-from PIL import Image
 from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.batch_norm import SynchronisedBatchNorm, synchronised
 from imagenets.learning.processes import Processes
 from imagenets.learning.run_folder import opened
-from imagenets.learning.training import augmentation
 from imagenets.learning.training.optimisers import (
     Lars,
     cosine,
@@ -34,7 +32,7 @@ from imagenets.learning.training.optimisers import (
     set_rate,
     warm_up_and_cosine,
 )
-from imagenets.learning.training.order import Plan, generator
+from imagenets.learning.training.order import Plan
 
 TIMEOUT = 120  # seconds, far above what a run takes
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -284,34 +282,6 @@ def test_schedules():
     np.testing.assert_allclose(rate, [0, 5e-4, 1e-3, (1e-3 + 1e-6) / 2])
 
 
-def test_crops_are_of_the_share_and_the_ratio_that_they_should():
-    shares, ratios, flips = [], [], 0
-    for index in range(2000):
-        crop = augmentation.random_crop(generator(0, 0, index), 400, 300, (0.14, 1.0))
-        assert 0 <= crop.left <= 400 - crop.width
-        assert 0 <= crop.top <= 300 - crop.height
-        shares.append(crop.width * crop.height / 120_000)
-        ratios.append(crop.width / crop.height)
-        flips += crop.flipped
-    assert 0.13 < min(shares) < 0.16
-    assert max(shares) > 0.9
-    assert 0.74 < min(ratios) < 0.77
-    assert 1.30 < max(ratios) < 1.35
-    assert 900 < flips < 1100
-    assert augmentation.random_crop(generator(0, 0, 0), 1000, 10, (0.9, 1.0))[:4] == (493, 0, 13, 10)
-
-
-def test_an_image_and_its_mask_stay_together():
-    rng = np.random.default_rng(0)
-    labels = np.kron(rng.integers(0, 60_000, (6, 8)), np.ones((16, 16), int))
-    image = Image.fromarray(np.stack([labels % 256, labels // 256, 0 * labels], 2).astype(np.uint8))
-    for index in range(20):
-        crop = augmentation.random_crop(generator(1, 0, index), 128, 96, (0.14, 1.0))
-        picture = np.asarray(augmentation.cropped(image, crop, 224)).astype(int)
-        mask = augmentation.cropped_mask(labels, crop, 224)
-        assert np.mean(picture[..., 0] + 256 * picture[..., 1] == mask) > 0.6, "but at the cells' borders"
-
-
 GROUP = """
 import os, sys
 from imagenets.learning.networks.backbones import make_backbone
@@ -339,27 +309,3 @@ def test_no_thread_of_the_group_outlives_it(backbone):
         for rank in "01"
     ]  # fmt: skip
     assert [rank.communicate(timeout=TIMEOUT)[0].strip() for rank in ranks] == ["[]", "[]"]
-
-
-def test_colours_change_as_torchvision_changes_them():
-    functional = pytest.importorskip("torchvision.transforms.functional")
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8))
-    for shift in (-0.2, -0.03, 0.0, 0.11, 0.2):
-        ours = np.asarray(augmentation.shift_hue(image, shift))
-        assert np.array_equal(ours, np.asarray(functional.adjust_hue(image, shift)))
-    for index in range(10):
-        ours = augmentation.jitter(generator(0, 0, index), image, 0.8, 0.2)
-        draw = generator(0, 0, index)
-        factors, hue, order = draw.uniform(0.2, 1.8, 3), draw.uniform(-0.2, 0.2), draw.permutation(4)
-        names = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
-        theirs = image
-        for which in order:
-            theirs = getattr(functional, names[which])(theirs, [*factors, hue][which])
-        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
-    assert np.array_equal(
-        augmentation.normalised(augmentation.as_tensor(image)),
-        functional.normalize(
-            functional.to_tensor(image), augmentation.IMAGENET_MEAN, augmentation.IMAGENET_STD
-        ),
-    )
