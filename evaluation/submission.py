@@ -41,7 +41,10 @@ from imagenets.scoring.submission import (
     write_submission,
 )
 
-WHERE = "The benchmark's page says where to hand it in: https://lusseg.github.io/"
+CLOSED = (
+    "The test server has taken no submissions since January 2026; report scores on validation. The archive is "
+    "what it took, for when a server is back (docs/benchmark.md, Submission)"
+)
 METHOD_FLAGS = (
     "--method-name",
     "--training-data",
@@ -54,7 +57,7 @@ METHOD_FLAGS = (
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=WHERE, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, epilog=CLOSED, allow_abbrev=False)
     parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
     parser.add_argument(
         "--predict-dir", type=path_argument, help="predictions, <predict-dir>/<wnid>/<name>.png"
@@ -193,7 +196,7 @@ def write(arguments: argparse.Namespace) -> None:
     warn_of_unreadable(packed.unreadable_images)
     print(f"{packed.predictions} predictions, {', '.join(files)}")
     print(f"saved: {arguments.output}")
-    print(WHERE)
+    print(CLOSED)
 
 
 def check(arguments: argparse.Namespace) -> None:

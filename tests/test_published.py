@@ -11,6 +11,7 @@ from masksets import SHARED, script
 import imagenets
 from imagenets.common.errors import InputError
 from imagenets.reporting.published import COLUMNS, read_results, read_standings, standings
+from imagenets.reporting.standing import Run, standing_section
 
 FACTS = SHARED / "published_results.csv"
 HEADER = ",".join(COLUMNS)
@@ -22,8 +23,24 @@ def test_records_are_what_pandas_takes():
     assert all(type(record["mIoU"]) is float and 0 < record["mIoU"] < 100 for record in records)
     assert all(record["source"] and record["method"] for record in records)
     assert {record["mode"] for record in records} == {"50", "300", "919"}
-    # Every result is there for both splits.
-    assert all(not math.isnan(row.val) and not math.isnan(row.test) for row in standings(records))
+    assert all(not (math.isnan(row.val) and math.isnan(row.test)) for row in standings(records))
+
+
+def test_the_splits_of_a_method_are_one_row_with_all_their_sources():
+    (mdc,) = (row for row in standings(imagenets.published(50)) if row.method == "MDC")
+    assert (mdc.val, mdc.test, mdc.protocol) == (4.0, 3.6, "fully-unsupervised")
+    assert "PASS-SAM" in mdc.source and "namedmask" in mdc.source
+    (pass_,) = (row for row in standings(imagenets.published(50, "distance-matching")))
+    assert (pass_.val, pass_.test) == (39.6, 40.4) and ";" not in pass_.source
+
+
+def test_what_is_only_known_on_test_is_in_the_reports_table_and_not_in_its_chart():
+    section = standing_section(Run("919", 12_419, 30.0, protocol="free"), read_standings("919", "free", None))
+    assert [(row["method"], row["text"], row["test"]) for row in section["rows"]][:2] == [
+        ("this run", "30.00", "-"),
+        ("ZUTIS", "-", "37.4"),
+    ]
+    assert "this run" in section["chart"] and "ZUTIS" not in section["chart"]
 
 
 @pytest.mark.skipif(not FACTS.is_file(), reason="the facts are not beside the checkout")
@@ -55,7 +72,7 @@ def test_own_results_stand_among_them(tmp_path):
         encoding="utf-8",
     )
     rows = read_standings("919", "semi-supervised", path)
-    assert len(rows) == 14 + 3
+    assert len(rows) == 18 + 3
     values = [row.val for row in rows]
     assert values == sorted(values, reverse=True)
     assert [(row.method, row.val, row.test) for row in rows if row.own] == [

@@ -480,7 +480,7 @@ def test_as_a_process(prepared):
     done = script("evaluation/submission.py", *given, cwd=prepared)
     assert done.returncode == 0
     assert done.stdout.startswith("20 predictions, method.txt\nsaved: s.zip\n")
-    assert "where to hand it in: https://" in done.stdout
+    assert "no submissions since January 2026" in done.stdout
     assert "20 images, but the test set of mode 50 has 1682" in done.stderr
     done = script("evaluation/submission.py", "--check", "s.zip", "--mode", 50, "--incomplete", cwd=prepared)
     assert (done.returncode, done.stdout) == (0, "s.zip: good; 20 predictions, no match.json, method.txt\n")

@@ -1,7 +1,7 @@
-"""Published results: the numbers that the public repositories print, with their sources, and one's own.
+"""Published results: the numbers that papers and public repositories print, with their sources, and one's own.
 
-The table ``data/published_results.csv`` beside this module has one row a number. The repositories print mIoU
-alone. What a protocol is: docs/benchmark.md.
+The table ``data/published_results.csv`` beside this module has one row per number. The sources print only
+mIoU, many on one split only. What a protocol is: docs/benchmark.md.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -131,28 +131,30 @@ class Standing:
 
 
 def standings(records: Iterable[Record], own: bool = False) -> list[Standing]:
-    """Join the splits of a method: one Standing where all but split and mIoU is the same.
+    """Join the splits of a method: one Standing where all but split, mIoU and source is the same.
 
-    The order is that of PROTOCOLS, in each the best on val first. A method that stands in the records twice
-    on a split becomes two.
+    Splits that come from two sources name both. The order is that of PROTOCOLS, in each the best on val
+    first. A method that stands in the records twice on a split becomes two.
     """
-    found: dict[tuple[str, str, str, str, str, str], list[dict[str, float]]] = {}
+    found: dict[tuple[str, ...], list[dict[str, Record]]] = {}
     for record in records:
-        protocol, mode, method, backbone, training, source, split = (
-            str(record[name])
-            for name in ("protocol", "mode", "method", "backbone", "training", "source", "split")
-        )
-        scores = found.setdefault((protocol, mode, method, backbone, training, source), [])
-        free = next((each for each in scores if split not in each), None)
-        if free is None:
-            scores.append(free := {})
-        free[split] = float(record["mIoU"])
-    rows = [
-        Standing(*key, each.get("val", math.nan), each.get("test", math.nan), own)
-        for key, scores in found.items()
-        for each in scores
-    ]
-    return sorted(rows, key=_rank)
+        key = tuple(str(record[name]) for name in ("protocol", "mode", "method", "backbone", "training"))
+        rows = found.setdefault(key, [])
+        row = next((row for row in rows if record["split"] not in row), None)
+        if row is None:
+            rows.append(row := {})
+        row[str(record["split"])] = record
+    joined = [_joined(row, own) for rows in found.values() for row in rows]
+    return sorted(joined, key=_rank)
+
+
+def _joined(row: Mapping[str, Record], own: bool) -> Standing:
+    """Join the records of one method, by split."""
+    first = next(iter(row.values()))
+    method = {name: str(first[name]) for name in ("protocol", "mode", "method", "backbone", "training")}
+    sources = [str(row[split]["source"]) for split in SPLITS if split in row]
+    scores = {split: float(row[split]["mIoU"]) if split in row else math.nan for split in SPLITS}
+    return Standing(**method, source="; ".join(filter(None, dict.fromkeys(sources))), **scores, own=own)
 
 
 def _rank(row: Standing) -> tuple[int, int, bool, float]:

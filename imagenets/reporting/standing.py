@@ -24,10 +24,11 @@ class Run:
 
 
 def standing_section(run: Run, standings: Sequence[Standing]) -> dict[str, Any]:
-    """Lay out results on the validation set, and the run among them, for the template ``standing.html``.
+    """Lay out results, and the run among those on the validation set, for the template ``standing.html``.
 
-    Keys: ``rows`` (by protocol, the run in its own or, where that is not said, first), ``chart`` (SVG),
-    ``notes`` (sentences on what may be compared), ``protocols`` (does the table name them?).
+    Keys: ``rows`` (by protocol, the run in its own or, where that is not said, first; what is known only on
+    test last), ``chart`` (SVG, of validation only), ``notes`` (sentences on what may be compared),
+    ``protocols`` (does the table name them?).
     """
     known = [s for s in standings if not math.isnan(s.val)]
     rows: list[dict[str, Any]] = [
@@ -38,11 +39,12 @@ def standing_section(run: Run, standings: Sequence[Standing]) -> dict[str, Any]:
             "training": standing.training,
             "score": standing.val,
             "text": score_text(standing.val, standing.own),
+            "test": score_text(standing.test, standing.own),
             "source": standing.source or ("your file" if standing.own else "–"),
             "own": standing.own,
             "run": False,
         }
-        for standing in known
+        for standing in standings
     ]
     rows.append(
         {
@@ -52,18 +54,24 @@ def standing_section(run: Run, standings: Sequence[Standing]) -> dict[str, Any]:
             "training": "",
             "score": run.score,
             "text": f"{run.score:.2f}",
+            "test": "-",
             "source": "–",
             "own": True,
             "run": True,
         }
     )
-    rows.sort(key=lambda row: (PROTOCOLS.index(row["protocol"]) if row["protocol"] else -1, -row["score"]))
+    rows.sort(key=_place)
     return {
         "rows": rows,
         "chart": standing_chart(_bars(run, known), PROTOCOLS),
         "notes": _notes(run, known),
         "protocols": run.protocol is None,
     }
+
+
+def _place(row: dict[str, Any]) -> tuple[int, bool, float]:
+    protocol = PROTOCOLS.index(row["protocol"]) if row["protocol"] else -1
+    return protocol, math.isnan(row["score"]), -row["score"]
 
 
 def _bars(run: Run, standings: Sequence[Standing]) -> list[Bar]:
