@@ -42,8 +42,8 @@ from imagenets.scoring.submission import (
 )
 
 CLOSED = (
-    "The test server has taken no submissions since January 2026; report scores on validation. The archive is "
-    "what it took, for when a server is back (docs/benchmark.md, Submission)"
+    "The test server has taken no submissions since January 2026; report scores on validation. The archive "
+    "is what it took, for when a server is back (docs/benchmark.md, Submission)"
 )
 METHOD_FLAGS = (
     "--method-name",

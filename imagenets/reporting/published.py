@@ -1,4 +1,4 @@
-"""Published results: the numbers that papers and public repositories print, with their sources, and one's own.
+"""Published results: numbers that papers and public repositories print, with their sources, and one's own.
 
 The table ``data/published_results.csv`` beside this module has one row per number. The sources print only
 mIoU, many on one split only. What a protocol is: docs/benchmark.md.
@@ -151,10 +151,13 @@ def standings(records: Iterable[Record], own: bool = False) -> list[Standing]:
 def _joined(row: Mapping[str, Record], own: bool) -> Standing:
     """Join the records of one method, by split."""
     first = next(iter(row.values()))
-    method = {name: str(first[name]) for name in ("protocol", "mode", "method", "backbone", "training")}
-    sources = [str(row[split]["source"]) for split in SPLITS if split in row]
-    scores = {split: float(row[split]["mIoU"]) if split in row else math.nan for split in SPLITS}
-    return Standing(**method, source="; ".join(filter(None, dict.fromkeys(sources))), **scores, own=own)
+    protocol, mode, method, backbone, training = (
+        str(first[name]) for name in ("protocol", "mode", "method", "backbone", "training")
+    )
+    sources = dict.fromkeys(str(row[split]["source"]) for split in SPLITS if split in row)
+    val, test = (float(row[split]["mIoU"]) if split in row else math.nan for split in SPLITS)
+    source = "; ".join(filter(None, sources))
+    return Standing(protocol, mode, method, backbone, training, source, val, test, own)
 
 
 def _rank(row: Standing) -> tuple[int, int, bool, float]:
