@@ -14,7 +14,10 @@ from torch.nn.functional import interpolate
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
+from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.networks.position_embeddings import for_picture, resized
+from imagenets.learning.networks.segmentation_network import SegmentationNetwork, kind_of
+from imagenets.learning.pass_method.heads import HeadSizes, PassNetwork
 
 
 def picture(height, width, count=1, seed=0):
@@ -147,6 +150,44 @@ def test_other_families_give_their_last_map(name, channels, stride, fixed):
         found = backbone(picture(height, width))
     assert found.shape[1] == channels
     assert all(abs(a - b / stride) <= 1 for a, b in zip(found.shape[2:], (height, width), strict=True))
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224", "efficientformer_l1"])
+def test_attention_biases_are_those_of_the_file(name, tmp_path):
+    """These networks keep, from the first pass in evaluation mode, what they have made of their biases."""
+    torch.manual_seed(0)
+    own = timm.create_model(name).eval()
+    for key, weight in own.named_parameters():
+        if key.endswith("attention_biases"):
+            nn.init.normal_(weight)
+        if key.endswith("gamma"):  # of the layers, which would hide the attention
+            nn.init.ones_(weight)
+    torch.save(own.state_dict(), tmp_path / "weights.pth")
+    backbone = make_backbone(name)
+    load_backbone(backbone, tmp_path / "weights.pth")
+    x = picture(224, 224)
+    with torch.inference_mode():
+        found = backbone(x)
+        expected = own.forward_features(x)
+        expected = expected if expected.ndim == 4 else expected.mT.unflatten(2, found.shape[2:])
+        torch.testing.assert_close(found, expected)
+        # Weights that are loaded into a network that was in use.
+        state = backbone.network.state_dict()
+        reversed_biases = {k: -v if k.endswith("attention_biases") else v for k, v in state.items()}
+        backbone.network.load_state_dict(reversed_biases)
+        assert (backbone(x) - found).abs().max() > 1e-2 * found.abs().max()
+
+
+def test_one_property_says_what_a_resnet_is():
+    """legacy_seresnet18 has a layer4, but its stem is another: fine-tuned as any network, not for PASS."""
+    assert all(make_backbone(name).is_resnet for name in ("resnet18", "timm/test_resnet", "seresnet18"))
+    backbone = make_backbone("legacy_seresnet18")
+    assert not backbone.is_resnet and kind_of(backbone) == "other"
+    assert SegmentationNetwork(backbone, 3, "semi-supervised")(picture(64, 64)).shape == (1, 4, 2, 2)
+    with pytest.raises(InputError, match="legacy_seresnet18: PASS needs the stages layer3 and layer4"):
+        PassNetwork(backbone, HeadSizes(8, 4))
+    with pytest.raises(InputError, match="only ResNets"):
+        make_backbone("legacy_seresnet18", output_stride=16)
 
 
 def test_position_embeddings_of_another_resolution_keep_the_class_token():

@@ -55,6 +55,7 @@ class Backbone(nn.Module):
         self.fixed_size = family.fixed_size
         self.mean, self.std = family.mean, family.std
         self._read = family.read
+        self.network.register_load_state_dict_post_hook(_forget_caches)  # type: ignore[no-untyped-call]
         self.eval()
         height, width = self.fixed_size or (_SIDE, _SIDE)
         with torch.inference_mode():
@@ -65,6 +66,14 @@ class Backbone(nn.Module):
         halved = family.padding_unknown
         self.stride: int = max(1, 2 ** round(math.log2(stride)) if halved else round(stride))
 
+    @property
+    def is_resnet(self) -> bool:
+        """Whether this is a ResNet of either library, so that ``maps`` gives ``layer3`` and ``layer4``.
+
+        Networks that merely call a stage ``layer4`` (``legacy_seresnet18``) are none.
+        """
+        return self._read is _read_resnet
+
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Give the last map (B, C, h, w) of pictures (B, 3, H, W), normalised."""
         return self._read(self.network, pictures)
@@ -74,9 +83,19 @@ class Backbone(nn.Module):
 
         Raises ValueError for other networks.
         """
-        if self._read is not _read_resnet:
+        if not self.is_resnet:
             raise ValueError(f"{self.name} is no ResNet: it has no layer3 and layer4")
         return _resnet_maps(self.network, pictures)
+
+
+def _forget_caches(network: nn.Module, _keys: object = None) -> None:
+    """Drop what a network has derived from its weights, after these have changed.
+
+    LeViT, TinyViT, EfficientFormer and others of timm keep their attention biases from the first pass in
+    evaluation mode, and drop them when they change to training mode.
+    """
+    training = network.training
+    network.train().train(training)
 
 
 def make_backbone(name: str, *, output_stride: int | None = None, drop_path: float = 0.0) -> Backbone:

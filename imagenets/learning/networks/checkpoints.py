@@ -136,7 +136,7 @@ def load_tensors(backbone: Backbone, tensors: Tensors, path: Path | str) -> str:
     wanted = {
         name: tensor for name, tensor in backbone.network.state_dict().items() if not name.endswith(_DERIVED)
     }
-    fits = [_best_fit(wanted, spelling) for spelling in _spellings(backbone.network, tensors)]
+    fits = [_best_fit(wanted, spelling) for spelling in _spellings(backbone, tensors)]
     best = max(fits, key=lambda fit: len(fit.found))  # the first of equals
     problem = best.problem(wanted)
     if problem:
@@ -245,11 +245,12 @@ def _in_shape(name: str, value: torch.Tensor | None, like: torch.Tensor) -> torc
     return None
 
 
-def _spellings(network: torch.nn.Module, tensors: Tensors) -> Iterable[Tensors]:
+def _spellings(backbone: Backbone, tensors: Tensors) -> Iterable[Tensors]:
     """Give the tensors under the names that this network may have for them: first as they are."""
+    network = backbone.network
     norms = {"norm.weight", "norm.bias"} & network.state_dict().keys()
     yield tensors if not norms else _renamed(tensors, _norm_of_tokens)
-    if hasattr(network, "layer4"):
+    if backbone.is_resnet:
         yield _renamed(tensors, _numbered_resnet)
     if hasattr(network, "stages") and hasattr(network, "stem"):
         yield _renamed(tensors, _convnext)

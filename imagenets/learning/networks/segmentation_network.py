@@ -137,7 +137,7 @@ def kind_of(backbone: Backbone) -> str:
     """Tell ``vit`` (timm's), ``resnet``, ``convnext`` (timm's) and ``other``."""
     network = backbone.network
     name = type(network).__name__
-    if hasattr(network, "layer4"):
+    if backbone.is_resnet:
         return "resnet"
     if name == "VisionTransformer" and hasattr(network, "blocks"):
         return "vit"

@@ -144,7 +144,7 @@ def normalize_prototypes(prototypes: nn.Linear) -> None:
 
 def refuse_without_stages(backbone: Backbone) -> None:
     """Raise InputError when a backbone is no ResNet with layer3 and layer4."""
-    if not all(hasattr(backbone.network, name) for name in ("layer3", "layer4")):
+    if not backbone.is_resnet:
         raise InputError(
             f"--backbone {backbone.name}: PASS needs the stages layer3 and layer4 of a ResNet; take resnet18 "
             "(published for mode 50) or resnet50 (300, 919)"
