@@ -1,0 +1,429 @@
+"""Zero-shot segmentation: dense features, text, thresholds, against slow references."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+open_clip = pytest.importorskip("open_clip")
+from open_clip.transformer import VisionTransformer
+
+from imagenets.classes import ClassInfo, class_table
+from imagenets.common.errors import InputError
+from imagenets.learning.engine.full_size import label_map, label_map_and_confidence
+from imagenets.learning.engine.inference import Batch
+from imagenets.learning.zero_shot import labels, text_embeddings, vision_language
+from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS, clip_embeddings
+from imagenets.learning.zero_shot.vision_language import (
+    SIGLIP_DENSE,
+    VisionLanguage,
+    load_vision_language,
+)
+
+
+@pytest.fixture(scope="module")
+def tower():
+    torch.manual_seed(0)
+    visual = VisionTransformer(64, 16, width=64, layers=3, heads=4, mlp_ratio=2.0, output_dim=24).eval()
+    with torch.no_grad():
+        for weight in visual.parameters():
+            weight.add_(torch.randn_like(weight) * 0.15)  # norms and biases that do something
+    return visual
+
+
+def slow_embeddings(visual, picture, method):
+    """One picture (3, H, W), token by token, head by head: (h, w, E) unit vectors."""
+    patch, width = visual.patch_size[0], visual.conv1.out_channels
+    h, w = picture.shape[1] // patch, picture.shape[2] // patch
+    side = math.isqrt(len(visual.positional_embedding) - 1)
+    positions = visual.positional_embedding[1:].T.reshape(1, width, side, side)
+    if (h, w) != (side, side) or picture.shape[1] != picture.shape[2]:
+        factors = ((h + 0.1) / side, (w + 0.1) / side)
+        positions = interpolate(positions, scale_factor=factors, mode="bicubic")
+    tokens = [visual.class_embedding + visual.positional_embedding[0]]
+    for i in range(h):
+        for j in range(w):
+            cut = picture[:, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch]
+            tokens.append((visual.conv1.weight * cut).sum((1, 2, 3)) + positions[0, :, i, j])
+    x = visual.ln_pre(torch.stack(tokens))[None]
+    for block in visual.transformer.resblocks[:-1]:
+        x = block(x)
+    block, x = visual.transformer.resblocks[-1], x[0]
+    heads, d = block.attn.num_heads, width // block.attn.num_heads
+    y = block.ln_1(x)
+    weights, biases = block.attn.in_proj_weight, block.attn.in_proj_bias
+    q, k, v = (
+        y @ weights[n * width : (n + 1) * width].T + biases[n * width : (n + 1) * width] for n in range(3)
+    )
+    mixed = torch.zeros_like(v)
+    for head in range(heads):
+        s = slice(head * d, (head + 1) * d)
+        qh, kh, vh = q[:, s], k[:, s], v[:, s]
+        near = torch.zeros(len(x), len(x))
+        for a in range(h * w) if method == "naclip" else ():
+            for b in range(h * w):
+                distance = (a // w - b // w) ** 2 + (a % w - b % w) ** 2
+                near[1 + a, 1 + b] = math.exp(-distance / (2 * 5.0**2))
+        attention = {
+            "clip": (qh @ kh.T / d**0.5).softmax(1),
+            "maskclip": torch.eye(len(x)),
+            "sclip": (qh @ qh.T / d**0.5).softmax(1) + (kh @ kh.T / d**0.5).softmax(1),
+            "clearclip": (qh @ qh.T / d**0.5).softmax(1),
+            "naclip": (kh @ kh.T / d**0.5 + near).softmax(1),
+        }[method]
+        mixed[:, s] = attention @ vh
+    out = block.attn.out_proj(mixed)
+    if method in ("clip", "sclip"):
+        x = x + out
+        out = x + block.mlp(block.ln_2(x))
+    z = visual.ln_post(out)[1:] @ visual.proj
+    return (z / z.norm(dim=1, keepdim=True)).view(h, w, -1)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (72, 100)])
+@pytest.mark.parametrize("method", LAST_BLOCKS)
+@torch.no_grad()
+def test_dense_features_equal_the_definition(tower, method, size):
+    torch.manual_seed(1)
+    pictures = torch.randn(2, 3, *size)
+    found = clip_embeddings(tower, pictures, LAST_BLOCKS[method])
+    wanted = torch.stack([slow_embeddings(tower, picture, method) for picture in pictures])
+    assert found.shape == (2, 24, size[0] // 16, size[1] // 16)
+    assert torch.allclose(found.permute(0, 2, 3, 1), wanted, atol=2e-5)
+
+
+@torch.no_grad()
+def test_plain_clip_at_its_own_size_is_what_open_clip_computes(tower):
+    pictures = torch.randn(2, 3, 64, 64)
+    output = tower.forward_intermediates(
+        pictures, indices=[-1], normalize_intermediates=True, output_fmt="NLC", intermediates_only=True
+    )
+    wanted = output["image_intermediates"][0] @ tower.proj
+    found = clip_embeddings(tower, pictures, LAST_BLOCKS["clip"]).flatten(2).transpose(1, 2)
+    assert torch.allclose(found, torch.nn.functional.normalize(wanted, dim=-1), atol=1e-5)
+
+
+def test_scales_of_the_softmax_are_the_published_ones():
+    scales = {method: row.scale for method, row in LAST_BLOCKS.items()}
+    assert scales == {"clip": 100, "maskclip": 100, "sclip": 40, "clearclip": 50, "naclip": 40}
+
+
+@pytest.fixture(scope="module")
+def siglip():
+    import timm
+
+    torch.manual_seed(0)
+    trunk = timm.create_model(
+        "vit_base_patch16_siglip_224", num_classes=0, img_size=64, embed_dim=48, depth=2, num_heads=4
+    ).eval()
+    with torch.no_grad():
+        for weight in trunk.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    model = torch.nn.Module()
+    model.visual = torch.nn.Module()
+    model.visual.trunk = trunk
+    model.logit_scale, model.logit_bias = torch.tensor(2.0), torch.tensor(-3.0)
+    return VisionLanguage("tiny", model, None, (0.5,) * 3, (0.5,) * 3, 16, "", ())
+
+
+@torch.no_grad()
+def test_siglip_pools_each_patch_as_if_it_were_the_only_one(siglip):
+    pictures = torch.randn(2, 3, 64, 64)
+    trunk = siglip.model.visual.trunk
+    tokens = trunk.forward_features(pictures)
+    found = siglip.patch_embeddings(pictures, SIGLIP_DENSE)
+    for place in range(16):
+        alone = trunk.attn_pool(tokens[:, place : place + 1])
+        wanted = torch.nn.functional.normalize(alone, dim=-1)
+        assert torch.allclose(found[:, :, place // 4, place % 4], wanted, atol=1e-5)
+    assert siglip.probability_scale(SIGLIP_DENSE) == pytest.approx((math.exp(2), -3))
+
+
+def test_confidence_is_the_softmax_of_the_enlarged_logits_a_few_maps_at_a_time():
+    torch.manual_seed(0)
+    logits = torch.randn(11, 5, 7) * 3
+    whole = interpolate(logits[None], (40, 31), mode="bilinear")[0]
+    for at_once in (1, 40 * 31 * 3, 1 << 26):
+        found, confidence = label_map_and_confidence(logits, (40, 31), at_once)
+        assert torch.equal(found, label_map(logits, (40, 31)))
+        assert torch.equal(found.long(), whole.argmax(0))
+        assert torch.allclose(confidence, whole.softmax(0).amax(0), atol=1e-6)
+        _, confidence = label_map_and_confidence(logits, (40, 31), at_once, sigmoid=True)
+        assert torch.allclose(confidence, whole.amax(0).sigmoid(), atol=1e-6)
+
+
+class FixedModel:
+    """Stands for a model: its patch embeddings are the first channels of the picture."""
+
+    def patch_embeddings(self, pictures, dense):
+        return torch.nn.functional.normalize(pictures[:, :, ::8, ::8], dim=1)
+
+    def probability_scale(self, dense):
+        return LAST_BLOCKS[dense].scale, 0.0
+
+
+def namer_and_batch(classes=5, size=(50, 43)):
+    torch.manual_seed(3)
+    text = torch.nn.functional.normalize(torch.randn(classes, 3), dim=1)
+    rng = np.random.default_rng(0)
+    masks = [rng.choice([0, 0, 1, 2, 3, 5, 1000], size).astype(np.uint16) for _ in range(2)]
+    batch = Batch([0, 1], torch.randn(2, 3, 40, 32), [size, size], masks)
+    return labels.Namer(FixedModel(), text, "naclip"), batch
+
+
+def test_labels_are_the_most_probable_name_or_background_below_the_threshold():
+    namer, batch = namer_and_batch()
+    found = labels.label_step(namer, 0.6)(batch)
+    patches = namer.model.patch_embeddings(batch.pictures, "naclip")
+    for of_one, size, label_map_of_one in zip(patches, batch.sizes, found, strict=True):
+        cosines = torch.stack([(of_one * name[:, None, None]).sum(0) for name in namer.text])
+        logits = interpolate(40 * cosines[None], size, mode="bilinear")[0]
+        probability, best = logits.softmax(0).max(0)
+        wanted = torch.where(probability < 0.6, 0, best + 1)
+        assert torch.equal(label_map_of_one.long(), wanted)
+        assert 0 < (wanted == 0).float().mean() < 1  # the threshold decides something here
+
+
+def test_all_thresholds_are_scored_as_label_maps_of_each_would_be():
+    namer, batch = namer_and_batch()
+    rows = [
+        labels.count_labels(mask, *one)
+        for mask, one in zip(batch.masks, namer.labels_and_confidence(batch), strict=True)
+    ]
+    truth = np.concatenate([row["truth"].numpy() for row in rows])
+    predicted = np.concatenate([row["predicted"].numpy() for row in rows])
+    found = labels.sweep(truth, predicted, classes=5)
+    pairs = list(zip(batch.masks, namer.labels_and_confidence(batch), strict=True))
+    for threshold, miou in list(zip(found.thresholds, found.miou, strict=True))[::9]:
+        ious = []
+        for label in range(6):
+            inter = union = 0
+            for mask, (best, confidence) in pairs:
+                prediction = np.where(confidence.numpy() < np.float32(threshold), 0, best.numpy())
+                inside, is_label = mask != 1000, prediction == label
+                inter += (inside & is_label & (mask == label)).sum()
+                union += (inside & (is_label | (mask == label))).sum()
+            ious.append(inter / union if union else 0)
+        assert miou == pytest.approx(100 * sum(ious) / 6, abs=1e-9)
+    assert found.best == found.thresholds[int(np.argmax(found.miou))]
+    assert len(set(np.round(found.miou, 6))) > 20
+
+
+class WordTokenizer:
+    """Stands for CLIP's: lower case, a number a word."""
+
+    def __init__(self):
+        self.words = {}
+
+    def __call__(self, texts):
+        rows = [
+            [self.words.setdefault(word, len(self.words) + 1) for word in text.lower().split()]
+            for text in texts
+        ]
+        width = 24
+        return torch.tensor([row + [0] * (width - len(row)) for row in rows])
+
+
+class BagOfWords:
+    """Stands for a text tower: the mean of fixed word vectors, of any length."""
+
+    def encode_text(self, tokens, normalize=False):
+        rows = [
+            sum(torch.sin(torch.arange(1, 9) * float(token) * 0.7) for token in row if token)
+            for row in tokens.tolist()
+        ]
+        vectors = torch.stack(rows)
+        return torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
+
+
+@pytest.mark.parametrize("templates", [1, 80, 85])
+def test_a_name_is_the_mean_of_its_sentences_unit_vectors(templates):
+    tokenizer, names = WordTokenizer(), ["goldfish", "great white shark"]
+    found = text_embeddings.embed_names(BagOfWords(), tokenizer, names, templates, torch.device("cpu"))
+    for name, vector in zip(names, found, strict=True):
+        sentences = text_embeddings.prompts(name, templates)
+        assert len(sentences) == templates
+        assert all(name in sentence for sentence in sentences)
+        units = []
+        for sentence in sentences:
+            raw = BagOfWords().encode_text(tokenizer([sentence]))[0]
+            units.append(raw / raw.norm())
+        mean = sum(units) / templates
+        assert torch.allclose(vector, mean / mean.norm(), atol=1e-6)
+
+
+def test_85_templates_are_openais_and_five_of_scenes():
+    assert text_embeddings.prompts("cat", 85)[80:] == [
+        "there is a cat in the scene.",
+        "there is the cat in the scene.",
+        "this is a cat in the scene.",
+        "this is the cat in the scene.",
+        "this is one cat in the scene.",
+    ]
+    assert text_embeddings.prompts("cat", 1) == ["a photo of a cat."]
+
+
+def test_names_in_the_order_of_ids_from_each_source(tmp_path):
+    table = class_table(3, ["n01443537", "n02012849", "n03126707"])  # goldfish, crane (bird), crane (machine)
+    assert text_embeddings.class_names("openai", table) == ["goldfish", "crane bird", "construction crane"]
+    own = text_embeddings.class_names("toolbox", table)
+    assert own[0] == "goldfish" and len(set(own)) == 3
+    file = tmp_path / "names.txt"
+    file.write_text("a\nb b\nc\n")
+    assert text_embeddings.class_names(file, table) == ["a", "b b", "c"]
+    file.write_text("a\nb\n")
+    with pytest.raises(InputError, match="2 names for 3 classes"):
+        text_embeddings.class_names(file, table)
+    foreign = [table[0], ClassInfo(1, "n00000001", "mine", None)]
+    with pytest.raises(InputError, match=r"mine.*ImageNet-1k"):
+        text_embeddings.class_names("openai", foreign)
+
+
+def test_names_that_are_one_text_are_found():
+    names = ["Cardigan", "crane", "cardigan", "Crane", "goldfish"]
+    assert text_embeddings.tied_names(names, WordTokenizer()) == [
+        ["Cardigan", "cardigan"],
+        ["crane", "Crane"],
+    ]
+
+
+def test_text_embeddings_are_kept_by_names_templates_and_weights(tmp_path):
+    path = text_embeddings.embeddings_file(tmp_path, ["a", "b"], 80, "weights")
+    others = [
+        text_embeddings.embeddings_file(tmp_path, *other)
+        for other in ((["b", "a"], 80, "weights"), (["a", "b"], 85, "weights"), (["a", "b"], 80, "others"))
+    ]
+    assert len({path, *others}) == 4
+    vectors = torch.randn(2, 8)
+    text_embeddings.save_embeddings(path, vectors)
+    assert torch.equal(text_embeddings.load_embeddings(path), vectors)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(InputError, match="damaged"):
+        text_embeddings.load_embeddings(path)
+
+
+TINY = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with models of open_clip's, tiny-clip and tiny-clip-quickgelu, and weights of the first."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, quick in (("tiny-clip", False), ("tiny-clip-quickgelu", True)):
+        (folder / f"{name}.json").write_text(json.dumps(TINY | ({"quick_gelu": True} if quick else {})))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(0)
+    model = open_clip.create_model("tiny-clip", load_weights=False)
+    torch.save(model.state_dict(), folder / "weights.pt")
+    return folder, model
+
+
+@torch.no_grad()
+def test_a_file_of_open_clip_loads_every_tensor(tiny):
+    folder, model = tiny
+    loaded = load_vision_language("tiny-clip", folder / "weights.pt")
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value), name
+    assert (loaded.patch, loaded.mean) == (16, vision_language.CLIP_MEAN)
+    assert any("activation GELU" in line for line in loaded.lines)
+    texts = loaded.tokenizer(["a photo of a cat."])
+    assert torch.equal(loaded.model.encode_text(texts), model.eval().encode_text(texts))
+
+
+@pytest.mark.parametrize("wrapper", [{"state_dict": "module."}, {"model": ""}])
+def test_wrapped_files_load_too(tiny, tmp_path, wrapper):
+    _, model = tiny
+    ((key, prefix),) = wrapper.items()
+    torch.save(
+        {key: {f"{prefix}{name}": value for name, value in model.state_dict().items()}}, tmp_path / "w.pt"
+    )
+    loaded = load_vision_language("tiny-clip", tmp_path / "w.pt")
+    assert torch.equal(loaded.model.visual.proj, model.visual.proj)
+
+
+def test_openais_torchscript_archives_load_with_quickgelu_only(tiny, tmp_path):
+    _, model = tiny
+
+    class Archive(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    archive = Archive()
+    del archive.inner
+    for name, value in model.state_dict().items():
+        parent = archive
+        *path, last = name.split(".")
+        for part in path:
+            if not hasattr(parent, part):
+                parent.add_module(part, torch.nn.Module())
+            parent = getattr(parent, part)
+        parent.register_buffer(last, value.half() if value.is_floating_point() else value)
+    archive.register_buffer("input_resolution", torch.tensor(32))
+    path = tmp_path / "ViT.pt"
+    torch.jit.script(archive).save(path)
+    with pytest.raises(InputError, match=r"want QuickGELU; take tiny-clip-quickgelu"):
+        load_vision_language("tiny-clip", path)
+    loaded = load_vision_language("tiny-clip-quickgelu", path)
+    assert loaded.model.visual.proj.dtype == torch.float32
+    assert torch.allclose(loaded.model.visual.proj, model.visual.proj, atol=1e-3)
+    assert any("QuickGELU" in line for line in loaded.lines)
+
+
+def test_weights_and_names_that_do_not_go_together_are_refused(tiny, tmp_path):
+    folder, model = tiny
+    weights = dict(model.state_dict())
+    with pytest.raises(InputError, match=r"open_clip.*near: tiny-clip"):
+        load_vision_language("tiny-klip", folder / "weights.pt")
+    with pytest.raises(InputError, match="give open_clip's name"):
+        load_vision_language(None, folder / "weights.pt")
+    torch.save(weights, tmp_path / "vit_openai.pt")
+    with pytest.raises(InputError, match="want QuickGELU"):
+        load_vision_language("tiny-clip", tmp_path / "vit_openai.pt")
+    torch.save(weights, tmp_path / "laion2b.pt")
+    with pytest.raises(InputError, match=r"want GELU; take tiny-clip$"):
+        load_vision_language("tiny-clip-quickgelu", tmp_path / "laion2b.pt")
+    torch.save({**weights, "visual.positional_embedding": torch.zeros(17, 64)}, tmp_path / "w.pt")
+    with pytest.raises(
+        InputError, match=r"another shape \(visual.positional_embedding is \(17, 64\), not \(5, 64\)"
+    ):
+        load_vision_language("tiny-clip", tmp_path / "w.pt")
+    lacking = {name: value for name, value in weights.items() if name != "text_projection"}
+    torch.save(lacking, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"1 are missing.*text_projection"):
+        load_vision_language("tiny-clip", tmp_path / "w.pt")
+    torch.save({"vision_model.embeddings.class_embedding": torch.zeros(3)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="transformers' names"):
+        load_vision_language("tiny-clip", tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"open_clip_config\.json"):
+        load_vision_language("ViT-B-16-SigLIP", folder / "weights.pt")
+    with pytest.raises(InputError, match="no dense features are defined"):
+        name = "RN50"
+        torch.save(open_clip.create_model(name, load_weights=False).state_dict(), tmp_path / "w.pt")
+        load_vision_language(name, tmp_path / "w.pt")
+
+
+def test_a_folder_says_model_and_preprocessing(tiny, tmp_path):
+    _, model = tiny
+    config = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"open_clip_model\.safetensors"):
+        load_vision_language(None, tmp_path)
+    torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    loaded = load_vision_language(None, tmp_path)
+    assert (loaded.mean, loaded.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert torch.equal(loaded.model.visual.proj, model.visual.proj)
+    with pytest.raises(InputError, match=r"has no open_clip_config\.json"):
+        load_vision_language(None, tmp_path.parent)
