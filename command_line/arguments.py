@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from imagenets.classes import Mode, find_mode
+
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
     """Give a type for argparse: whole numbers from ``lowest``, not negative, to ``highest``."""
@@ -53,6 +55,43 @@ def path_argument(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty path: is a shell variable unset?")
     return Path(text)
+
+
+def mode_argument(text: str) -> Mode:
+    """Argument type: 50, 300, 919, or the path of a class list."""
+    try:
+        return find_mode(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_mode_argument(parser: argparse.ArgumentParser, use: str, required: bool = True) -> None:
+    """Add --mode; ``use`` says what the script takes from it."""
+    parser.add_argument(
+        "--mode",
+        type=mode_argument,
+        required=required,
+        metavar="{50,300,919,LIST}",
+        help=f"{use}: 50, 300, 919, or the path of a class list of your own (docs/own_data.md)",
+    )
+
+
+def add_save_dir_argument(parser: argparse._ActionsContainer) -> None:
+    """Add --save-dir, for ``check_save_dir``."""
+    parser.add_argument(
+        "--save-dir",
+        type=path_argument,
+        help="the SAVE of data_preparation.sh, which holds ImageNetS50 and so on; not with a class list, "
+        "beside which the set lies",
+    )
+
+
+def check_save_dir(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with wrong usage where --mode and --save-dir do not go together."""
+    try:
+        arguments.mode.set_folder(arguments.save_dir)
+    except ValueError as error:
+        parser.error(f"--save-dir: {error}")
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:

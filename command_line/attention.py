@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from command_line.arguments import path_argument
-from imagenets.classes import MODES
+from command_line.arguments import add_mode_argument, add_save_dir_argument, path_argument
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.networks.checkpoints import file_digest
 from imagenets.learning.pass_method.attention import PixelAttention
@@ -18,8 +17,8 @@ from imagenets.learning.pass_method.recipes import pretraining_recipe
 
 def add_attention(parser: argparse.ArgumentParser) -> None:
     """Add the prepared set, and the checkpoint of the attention."""
-    parser.add_argument("--save-dir", type=path_argument, required=True, help="holds ImageNetS50 and so on")
-    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
+    add_save_dir_argument(parser)
+    add_mode_argument(parser, "the set")
     parser.add_argument(
         "--checkpoint",
         type=path_argument,
@@ -42,10 +41,10 @@ class AttendedNetwork:
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> AttendedNetwork:
         """Read what the command line names. Raises InputError."""
-        name = arguments.backbone or pretraining_recipe("pass", arguments.mode).backbone
+        name = arguments.backbone or pretraining_recipe("pass", arguments.mode.name).backbone
         backbone, attention, loaded = attended_backbone(name, arguments.checkpoint)
         digest = file_digest(arguments.checkpoint)
-        settings = {"mode": arguments.mode, "backbone": name, "checkpoint": digest}
+        settings = {"mode": arguments.mode.identity, "backbone": name, "checkpoint": digest}
         return cls(backbone, attention, loaded, settings)
 
     def to(self, device: torch.device) -> None:

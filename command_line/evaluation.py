@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from command_line.arguments import path_argument, whole_number
+from command_line.arguments import add_mode_argument, path_argument, whole_number
 from command_line.progress import warn
 from imagenets.class_ids import find_wnids
-from imagenets.classes import MAX_LABEL, MODES, ClassInfo, Mode, class_table
+from imagenets.classes import MAX_LABEL, ClassInfo, Mode, class_table
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import write_whole
 from imagenets.common.workers import available_cores
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``add_arguments`` but for the predictions."""
     add_gt_dir_argument(parser)
-    parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
+    add_mode_argument(parser, "classes")
     parser.add_argument(
         "--clusters",
         type=cluster_count,
@@ -131,7 +131,7 @@ def read_match(arguments: argparse.Namespace, match: str | None, fewer: bool = F
     """
     if match is None:
         return None
-    classes = MODES[arguments.mode].classes
+    classes = arguments.mode.classes
     matching = read_matching(matching_path(match, arguments.results_dir), classes)
     matching.check_clusters(arguments.clusters or classes, fewer)
     return matching
@@ -161,7 +161,7 @@ def problems_kept(path: Path | None) -> Iterator[None]:
 
 def request_of(arguments: argparse.Namespace, predict_dir: Path, matched: bool) -> CountRequest:
     """Put the arguments into one request; predictions that are ``matched`` hold cluster ids."""
-    mode = MODES[arguments.mode]
+    mode: Mode = arguments.mode
     return CountRequest(
         gt_dir=arguments.gt_dir,
         predict_dir=predict_dir,
@@ -174,8 +174,8 @@ def request_of(arguments: argparse.Namespace, predict_dir: Path, matched: bool) 
 
 
 def read_classes(mode: Mode, gt_dir: Path) -> list[ClassInfo]:
-    """Name the mode's classes: by the official list, else by the folders of --gt-dir, else by id alone."""
-    return class_table(mode.classes, find_wnids(mode, gt_dir))
+    """Name the mode's classes: by its list, else by the folders of --gt-dir, else by id alone."""
+    return class_table(mode, find_wnids(mode, gt_dir))
 
 
 def today() -> str:

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from command_line.arguments import path_argument, whole_number
+from command_line.arguments import (
+    add_mode_argument,
+    add_save_dir_argument,
+    check_save_dir,
+    path_argument,
+    whole_number,
+)
 from command_line.progress import bar
-from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.common.progress import no_bar
 from imagenets.common.workers import available_cores
@@ -24,26 +29,29 @@ SPLITS = ("validation", "test")
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add where images come from: a prepared set with its mode and splits, or any folder."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--save-dir", type=path_argument, help="holds ImageNetS50 and so on")
+    source = parser.add_mutually_exclusive_group()
+    add_save_dir_argument(source)
     source.add_argument(
         "--images", type=path_argument, metavar="DIR", help="a folder of any pictures, at any depth"
     )
-    parser.add_argument("--mode", choices=MODES, help="number of classes; goes with --save-dir")
+    add_mode_argument(parser, "the set, or with --images its classes", required=False)
     parser.add_argument(
         "--splits",
         nargs="+",
         choices=SPLITS,
-        help="splits of --save-dir to segment (default: those that are there)",
+        help="splits of the set to segment (default: those that are there)",
     )
 
 
 def check_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with wrong usage where source, mode and splits do not go together."""
-    if arguments.save_dir is not None and arguments.mode is None:
-        parser.error("--save-dir needs --mode")
-    if arguments.images is not None and arguments.splits:
-        parser.error("--splits are those of --save-dir")
+    if arguments.images is not None:
+        if arguments.splits:
+            parser.error("--splits are those of a prepared set")
+        return
+    if arguments.mode is None:
+        parser.error("name a set by --mode (and --save-dir), or pictures by --images")
+    check_save_dir(parser, arguments)
 
 
 def add_device(parser: argparse._ActionsContainer, does: str) -> None:
@@ -82,7 +90,7 @@ def chosen_splits(root: Path, splits: Sequence[str] | None) -> list[str]:
     """Give the splits that were asked for, or else those that are there."""
     chosen = list(splits or [split for split in SPLITS if (root / split).is_dir()])
     if not chosen:
-        raise InputError(f"{root}: neither validation nor test there; run datapreparation_val.py")
+        raise InputError(f"{root}: neither validation nor test there")
     return chosen
 
 
@@ -92,8 +100,8 @@ def listed_images(arguments: argparse.Namespace) -> dict[str, Images]:
 
     if arguments.images is not None:
         return {"images": images_below(arguments.images, arguments.output_dir)}
-    mode = MODES[arguments.mode]
-    splits = chosen_splits(arguments.save_dir / mode.folder, arguments.splits)
+    mode = arguments.mode
+    splits = chosen_splits(mode.set_folder(arguments.save_dir), arguments.splits)
     return {split: split_images(arguments.save_dir, mode, split) for split in splits}
 
 

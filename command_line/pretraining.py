@@ -9,10 +9,16 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from command_line.arguments import number_in, path_argument, positive_number, whole_number
+from command_line.arguments import (
+    add_mode_argument,
+    add_save_dir_argument,
+    number_in,
+    path_argument,
+    positive_number,
+    whole_number,
+)
 from command_line.progress import bar
 from command_line.training import add_machine
-from imagenets.classes import MODES
 from imagenets.learning.images import list_images
 from imagenets.learning.pass_method.recipes import RECIPES, Attention, Pretraining
 from imagenets.learning.pass_method.runs import Request, Talk
@@ -24,10 +30,8 @@ Recipe = TypeVar("Recipe", Pretraining, Attention)
 def new_parser(description: str) -> argparse.ArgumentParser:
     """Begin a parser with the arguments that both trainings take."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument(
-        "--save-dir", type=path_argument, required=True, help="the SAVE of data_preparation.sh"
-    )
-    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
+    add_save_dir_argument(parser)
+    add_mode_argument(parser, "the set")
     parser.add_argument(
         "--output-dir", type=path_argument, required=True, help="last.pth, log.jsonl and curves.png go there"
     )
@@ -78,10 +82,10 @@ def overridden(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
 
 def request_of(arguments: argparse.Namespace, processes: Processes) -> Request:
     """List the images, and say what is asked for. Raises InputError when there are none."""
-    folder = arguments.save_dir / MODES[arguments.mode].folder / arguments.split
+    folder = arguments.mode.set_folder(arguments.save_dir) / arguments.split
     on_cuda = processes.device.type == "cuda"
     return Request(
-        mode=arguments.mode,
+        mode=arguments.mode.identity,
         recipe_name=arguments.recipe,
         folder=folder,
         images=processes.together(lambda: list_images(folder)),

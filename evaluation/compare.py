@@ -24,7 +24,6 @@ from command_line.evaluation import (
     warn_of_others,
 )
 from command_line.progress import bar, warn
-from imagenets.classes import MODES
 from imagenets.images import check_image_dir
 from imagenets.reporting.comparison_text import comparison_json, comparison_text
 from imagenets.scoring.comparison import Method, compare
@@ -119,7 +118,7 @@ def main() -> None:
     if arguments.image_dir:
         check_image_dir(arguments.image_dir)
     a, b = read_methods(arguments)
-    mode = MODES[arguments.mode]
+    mode = arguments.mode
     classes = read_classes(mode, arguments.gt_dir)
     comparison = compare(a, b, mode.classes, arguments.bootstrap, arguments.seed or 0)
     for side, method in (("A", a), ("B", b)):
@@ -129,7 +128,7 @@ def main() -> None:
     print(comparison_text(comparison, classes))
     saved: dict[Path, str | bytes] = {}
     if arguments.output:
-        saved[arguments.output] = comparison_json(comparison, classes, arguments.mode, a, b, arguments.gt_dir)
+        saved[arguments.output] = comparison_json(comparison, classes, mode.name, a, b, arguments.gt_dir)
     if arguments.report:
         # The charts' library takes a while, and scores alone do not need it.
         from imagenets.reporting.comparison_page import Methods, comparison_html

@@ -137,7 +137,7 @@ def main(count: CountPairs) -> None:
     if arguments.image_dir:
         check_image_dir(arguments.image_dir)
     standings = (
-        read_standings(arguments.mode, arguments.protocol, arguments.results) if arguments.report else []
+        read_standings(arguments.mode.name, arguments.protocol, arguments.results) if arguments.report else []
     )
     matching = read_match(arguments, arguments.match)
     request = request_of(arguments, arguments.predict_dir, matched=matching is not None)
@@ -185,7 +185,7 @@ def print_scores(arguments: argparse.Namespace, evaluation: Evaluation, classes:
     """Print the table of classes and the scores."""
     print(class_text(evaluation, classes))
     matched = "class ids, not matched" if arguments.match is None else f"matching {arguments.match}"
-    print(f"\n{evaluation.images} images, mode {arguments.mode}, {matched}; scores in percent:")
+    print(f"\n{evaluation.images} images, mode {arguments.mode.name}, {matched}; scores in percent:")
     print(summary_text(evaluation))
 
 
@@ -202,7 +202,8 @@ def output_content(
         return evaluation_csv(evaluation, classes)
     digest = None if matching is None else matching.sha256
     inputs = inputs_json(arguments.gt_dir, arguments.predict_dir, digest)
-    return evaluation_json(evaluation, classes, arguments.mode, arguments.match, names, bootstrap, inputs)
+    mode = arguments.mode.name
+    return evaluation_json(evaluation, classes, mode, arguments.match, names, bootstrap, inputs)
 
 
 def report_content(
@@ -216,7 +217,7 @@ def report_content(
     from imagenets.reporting.html import Subject, html_report
 
     about = Subject(
-        mode=arguments.mode,
+        mode=arguments.mode.name,
         gt_dir=arguments.gt_dir,
         predict_dir=arguments.predict_dir,
         match=arguments.match,

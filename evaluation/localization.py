@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import parse, path_argument
+from command_line.arguments import add_mode_argument, parse, path_argument
 from command_line.evaluation import (
     add_bootstrap_arguments,
     add_gt_dir_argument,
@@ -33,7 +33,7 @@ from command_line.evaluation import (
 )
 from command_line.progress import bar, warn
 from imagenets.class_ids import class_ids
-from imagenets.classes import MODES
+from imagenets.classes import Mode
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, text_table
 from imagenets.scoring.bootstrap import Bootstrap
 from imagenets.scoring.counting import refuse_other_mode, warn_of_number
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
         ".safetensors), by <name>",
     )
     add_gt_dir_argument(parser)
-    parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
+    add_mode_argument(parser, "classes")
     parser.add_argument(
         "--names", type=path_argument, metavar="FILE", help="only these: one <wnid>/<name>.png a line"
     )
@@ -132,7 +132,7 @@ def score_maps(arguments: argparse.Namespace) -> Localization:
     """List the maps and score them."""
     names = None if arguments.names is None else read_names(arguments.names)
     pairs = find_pairs(arguments.gt_dir, arguments.attribution_dir, names)
-    mode = MODES[arguments.mode]
+    mode: Mode = arguments.mode
     ids = class_ids(mode, {name.partition("/")[0] for name in pairs.names}, pairs.gt_dir)
     if names is None:
         refuse_other_mode(pairs.gt_dir, mode)

@@ -99,6 +99,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_problems_argument(parser)
     arguments = parse(parser)
+    arguments.mode = MODES[arguments.mode]
     check_usage(parser, arguments)
     return arguments
 
@@ -135,7 +136,7 @@ def check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 def find_expected(arguments: argparse.Namespace) -> ExpectedPredictions:
     """List the predictions that the test images call for; warn of what is unusual there."""
-    expected = find_test_predictions(arguments.save_dir, arguments.mode)
+    expected = find_test_predictions(arguments.save_dir, arguments.mode.name)
     check_count(len(expected.names), f"{expected.image_dir}: {len(expected.names)} images", arguments)
     if expected.others:
         count = len(expected.others)
@@ -145,10 +146,10 @@ def find_expected(arguments: argparse.Namespace) -> ExpectedPredictions:
 
 def check_count(count: int, found: str, arguments: argparse.Namespace) -> None:
     """Refuse another number than the test set has; with --incomplete warn."""
-    official = number_of_test_images(arguments.mode)
+    official = number_of_test_images(arguments.mode.name)
     if official in (None, count):
         return
-    message = f"{found}, but the test set of mode {arguments.mode} has {official}"
+    message = f"{found}, but the test set of mode {arguments.mode.name} has {official}"
     if not arguments.incomplete:
         raise InputError(f"{message}; a submission holds all of them (--incomplete does without)")
     warn(message)
@@ -167,7 +168,7 @@ def write(arguments: argparse.Namespace) -> None:
     """Pack a submission."""
     check_output(arguments.output)
     matching = read_match(arguments, arguments.match)
-    mode = MODES[arguments.mode]
+    mode = arguments.mode
     limit = LabelLimit.of(mode, None if matching is None else arguments.clusters or mode.classes)
     values = [getattr(arguments, flag[2:].replace("-", "_")) for flag in METHOD_FLAGS]
     files = {METHOD: method_text(values)}
@@ -203,7 +204,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Check an archive."""
     expected = None if arguments.save_dir is None else find_expected(arguments)
     report = check_submission(
-        arguments.check, arguments.mode, arguments.clusters, expected, arguments.workers, bar
+        arguments.check, arguments.mode.name, arguments.clusters, expected, arguments.workers, bar
     )
     if expected is None:
         found = f"{arguments.check}: {report.predictions} predictions"

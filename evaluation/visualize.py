@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import parse, path_argument
+from command_line.arguments import add_mode_argument, parse, path_argument
 from command_line.evaluation import (
     add_gt_dir_argument,
     add_match_argument,
@@ -48,9 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--names", type=path_argument, metavar="FILE", help="only these: one <wnid>/<name>.png a line"
     )
-    parser.add_argument(
-        "--mode", choices=MODES, help="number of classes (default: the number of folders in --gt-dir)"
-    )
+    add_mode_argument(parser, "classes (default: by the number of folders in --gt-dir)", required=False)
     add_match_argument(parser)
     parser.add_argument(
         "--results-dir", type=path_argument, default=Path("results"), help="matchings (default: results)"
@@ -67,7 +65,8 @@ def parse_arguments() -> argparse.Namespace:
 def chosen_mode(arguments: argparse.Namespace) -> Mode | None:
     """The mode of --mode, else the one with as many classes as --gt-dir has folders; None if none has."""
     if arguments.mode is not None:
-        return MODES[arguments.mode]
+        given: Mode = arguments.mode
+        return given
     folders = len(subfolders(arguments.gt_dir))
     return next((mode for mode in MODES.values() if mode.classes == folders), None)
 

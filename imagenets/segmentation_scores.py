@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch.distributed
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from imagenets.classes import IGNORE, MAX_LABEL, MODES
+from imagenets.class_ids import ModeName
+from imagenets.classes import IGNORE, MAX_LABEL, Mode, find_mode
 from imagenets.masks import boundary_distance, labels_to_rgb
 from imagenets.scoring.contingency import ROW_TYPES, ContingencyTable, Rows, count_pair, make_table
 from imagenets.scoring.matching import Matching
@@ -60,13 +62,15 @@ class SegmentationScores(Metric):
 
     def __init__(
         self,
-        classes: str | int,
+        classes: ModeName,
         ignore_index: int = IGNORE,
         boundary: bool = True,
         clusters: int | None = None,
         **kwargs: Any,  # noqa: ANN401 - torchmetrics' own, as they are
     ) -> None:
-        """Count for a mode (``"50"``) or for a number of classes without background (50 is the same).
+        """Count for a mode, or for a number of classes without background: ``"50"`` and 50 are the same.
+
+        A mode may be the path of a class list (docs/own_data.md).
 
         ``ignore_index`` is the target label of pixels that count nowhere. Without ``boundary`` the scores of
         boundaries are nan, and a little time is saved. ``clusters`` is the largest label of a prediction,
@@ -77,9 +81,9 @@ class SegmentationScores(Metric):
         """
         # Scores differ from one matching to the next: what compute returned is never kept.
         super().__init__(**{"dist_sync_fn": _gather, **kwargs, "compute_with_cache": False})
-        if isinstance(classes, str) and classes not in MODES:
-            raise ValueError(f"no such mode: {classes!r}; there are {', '.join(MODES)}")
-        number = MODES[classes].classes if isinstance(classes, str) else operator.index(classes)
+        if isinstance(classes, str | Path | Mode):
+            classes = find_mode(classes).classes
+        number = operator.index(classes)
         ignore_index = operator.index(ignore_index)
         if not 1 <= number < MAX_LABEL:
             raise ValueError(f"{number} classes; give 1..{MAX_LABEL - 1}, the background aside")

@@ -20,14 +20,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import path_argument, positive_number, whole_number
+from command_line.arguments import check_save_dir, path_argument, positive_number, whole_number
 
 # isort: split
 import numpy as np
 
 from command_line.attention import AttendedNetwork, add_attention
 from command_line.networks import add_running, running_of
-from imagenets.classes import MODES
 from imagenets.common.whole_files import whole_file, write_whole
 from imagenets.learning.engine.inference import Running, store_arrays
 from imagenets.learning.images import Images, split_images
@@ -71,7 +70,9 @@ def parse_arguments() -> argparse.Namespace:
         help="of features that k-means may hold; where they are more, mini-batches (default: 16)",
     )
     add_running(parser, batch_size=64)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    check_save_dir(parser, arguments)
+    return arguments
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Job:
 
 def prepare(arguments: argparse.Namespace) -> Job:
     """Read and check all that the command line names."""
-    mode = MODES[arguments.mode]
+    mode = arguments.mode
     network = AttendedNetwork.of(arguments)
     images = {split: split_images(arguments.save_dir, mode, split) for split in SPLITS}
     settings = {

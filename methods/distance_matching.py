@@ -28,7 +28,6 @@ from command_line.networks import (
     running_of,
 )
 from command_line.progress import bar
-from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.learning.distance_matching.bank import (
     join_bank,
@@ -136,7 +135,7 @@ def bank_images(arguments: argparse.Namespace) -> Images:
     """Images with masks, of which a bank is made."""
     if arguments.bank is not None:
         raise InputError(f"{arguments.bank}: no such bank")
-    return annotated_images(arguments.save_dir, MODES[arguments.mode])
+    return annotated_images(arguments.save_dir, arguments.mode)
 
 
 def make_record(arguments: argparse.Namespace, images: dict[str, Images]) -> dict[str, dict[str, object]]:
@@ -145,7 +144,7 @@ def make_record(arguments: argparse.Namespace, images: dict[str, Images]) -> dic
         "backbone": arguments.backbone,
         "checkpoint": file_digest(arguments.checkpoint),
         "bank": file_digest(arguments.bank) if arguments.bank else "train-semi",
-        "mode": arguments.mode,
+        "mode": arguments.mode and arguments.mode.identity,
         "neighbours": arguments.neighbours,
         "temperature": arguments.temperature,
         "amp": arguments.amp,

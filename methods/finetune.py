@@ -15,14 +15,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import number_in, path_argument, positive_number, whole_number
+from command_line.arguments import (
+    add_mode_argument,
+    add_save_dir_argument,
+    check_save_dir,
+    number_in,
+    path_argument,
+    positive_number,
+    whole_number,
+)
 
 # isort: split
 from tqdm import tqdm
 
 from command_line.progress import bar
 from command_line.training import add_machine
-from imagenets.classes import MODES
 from imagenets.learning.finetuning.run import Request, fine_tune
 from imagenets.learning.networks.segmentation_network import PASS, RECIPES
 from imagenets.learning.processes import started
@@ -50,8 +57,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save-dir", type=path_argument, required=True, help="holds ImageNetS50 and so on")
-    parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
+    add_save_dir_argument(parser)
+    add_mode_argument(parser, "the set")
     parser.add_argument(
         "--output-dir", type=path_argument, required=True, metavar="RUN", help="of this run alone"
     )
@@ -86,6 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.recipe == PASS) != (arguments.masks is not None):
         parser.error("--masks goes with --recipe pass, which needs it")
+    check_save_dir(parser, arguments)
     return arguments
 
 
@@ -142,7 +150,7 @@ def main() -> None:
     arguments = parse_arguments()
     request = Request(
         save_dir=arguments.save_dir,
-        mode=MODES[arguments.mode],
+        mode=arguments.mode,
         recipe=arguments.recipe,
         backbone=arguments.backbone,
         checkpoint=arguments.checkpoint,

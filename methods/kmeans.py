@@ -33,7 +33,7 @@ from command_line.networks import (
     running_of,
 )
 from command_line.progress import bar
-from imagenets.classes import MAX_LABEL, MODES
+from imagenets.classes import MAX_LABEL
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import Mapper
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
@@ -102,7 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.clusters is None:
         if arguments.mode is None:
             parser.error("--images needs --clusters")
-        arguments.clusters = MODES[arguments.mode].classes
+        arguments.clusters = arguments.mode.classes
     return arguments
 
 
@@ -112,7 +112,7 @@ def listed_images(arguments: argparse.Namespace) -> tuple[Images, dict[str, Imag
         found = images_below(arguments.images, arguments.output_dir)
         images = Images(found.folder, shuffled(found.names))
         return Images(images.folder, images.names[: arguments.train_images]), {"images": images}
-    root = arguments.save_dir / MODES[arguments.mode].folder
+    root = arguments.mode.set_folder(arguments.save_dir)
     splits = chosen_splits(root, arguments.splits)
     train = shuffled(list_images(root / "train"))[: arguments.train_images]
     return Images(root / "train", train), {
@@ -126,7 +126,7 @@ def make_record(
     """All that decides what this run writes; ``features`` tells how they are made."""
     return run_record(
         {
-            "mode": arguments.mode,
+            "mode": arguments.mode and arguments.mode.identity,
             "clusters": arguments.clusters,
             "seed": arguments.seed,
             "features": features,

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import path_argument
+from command_line.arguments import check_save_dir, path_argument
 from command_line.pretraining import new_parser, overridden, request_of, talk
 from imagenets.learning.pass_method.recipes import attention_recipe, pretraining_recipe
 from imagenets.learning.pass_method.runs import train_attention
@@ -27,8 +27,9 @@ def main() -> None:
     )
     parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
     arguments = parser.parse_args()
-    recipe = overridden(attention_recipe(arguments.recipe, arguments.mode), arguments)
-    backbone = arguments.backbone or pretraining_recipe(arguments.recipe, arguments.mode).backbone
+    check_save_dir(parser, arguments)
+    recipe = overridden(attention_recipe(arguments.recipe, arguments.mode.name), arguments)
+    backbone = arguments.backbone or pretraining_recipe(arguments.recipe, arguments.mode.name).backbone
     with started(arguments.device) as processes:
         request = request_of(arguments, processes)
         train_attention(request, recipe, backbone, arguments.checkpoint, processes, talk())

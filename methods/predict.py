@@ -27,7 +27,6 @@ from command_line.networks import (
     running_of,
 )
 from command_line.progress import bar
-from imagenets.classes import MODES
 from imagenets.learning.engine.inference import write_label_maps
 from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
 from imagenets.learning.finetuning.prediction import LONGEST, predicted, reading_of
@@ -89,7 +88,7 @@ class Job:
 def prepare(arguments: argparse.Namespace) -> Job:
     """Read and check all that the command line names."""
     saved = read_saved(arguments.model)
-    classes = MODES[arguments.mode].classes if arguments.mode else None
+    classes = arguments.mode.classes if arguments.mode else None
     network = saved.network(arguments.backbone, arguments.output_stride, classes)
     images = listed_images(arguments)
     targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
+from command_line.arguments import check_save_dir
 from command_line.pretraining import new_parser, overridden, request_of, talk
 from imagenets.learning.pass_method.recipes import pretraining_recipe
 from imagenets.learning.pass_method.runs import pretrain
@@ -21,7 +22,8 @@ def main() -> None:
     parser = new_parser(__doc__ or "")
     parser.add_argument("--backbone", metavar="NAME", help="a ResNet (default: the recipe's)")
     arguments = parser.parse_args()
-    recipe = overridden(pretraining_recipe(arguments.recipe, arguments.mode), arguments)
+    check_save_dir(parser, arguments)
+    recipe = overridden(pretraining_recipe(arguments.recipe, arguments.mode.name), arguments)
     recipe = replace(recipe, backbone=arguments.backbone or recipe.backbone)
     with started(arguments.device) as processes:
         pretrain(request_of(arguments, processes), recipe, processes, talk())

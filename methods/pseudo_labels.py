@@ -20,19 +20,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import number_in, path_argument
+from command_line.arguments import check_save_dir, number_in, path_argument
 
 # isort: split
 import torch
 
 from command_line.attention import AttendedNetwork, add_attention
 from command_line.networks import add_running, running_of
-from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.dataset import SPLITS
 from imagenets.learning.engine.inference import Running, load_arrays, store_arrays, write_label_maps
 from imagenets.learning.engine.threshold_sweep import save_sweep
-from imagenets.learning.images import Images, split_images, target_paths
+from imagenets.learning.images import Images, split_images, target_paths, where_masks_come_from
 from imagenets.learning.networks.checkpoints import file_digest
 from imagenets.learning.output_folder import code_digest, opened, run_record
 from imagenets.learning.pass_method.attended_labels import (
@@ -78,7 +77,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
     add_running(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    check_save_dir(parser, arguments)
+    return arguments
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Job:
 
 def prepare(arguments: argparse.Namespace) -> Job:
     """Read and check all that the command line names."""
-    mode = MODES[arguments.mode]
+    mode = arguments.mode
     network = AttendedNetwork.of(arguments)
     centroids = load_centroids(arguments.centroids, network.backbone.channels)
     images = {split: split_images(arguments.save_dir, mode, split) for split in arguments.splits}
@@ -133,12 +134,11 @@ def chosen_threshold(job: Job, running: Running) -> float:
 
 def validation_images(arguments: argparse.Namespace) -> Images:
     """List validation, whose masks the choice of the threshold needs."""
-    images = split_images(arguments.save_dir, MODES[arguments.mode], "validation")
+    images = split_images(arguments.save_dir, arguments.mode, "validation")
     if images.masks is None:
         raise InputError(
-            f"{images.folder}: has no masks beside it, which --threshold auto needs; put them in place "
-            f"(bash datapreparation/datapreparation_anno.sh {arguments.save_dir} {arguments.mode}), or give "
-            "a threshold"
+            f"{images.folder}: has no masks beside it, which --threshold auto needs; "
+            f"{where_masks_come_from(arguments.save_dir, arguments.mode)}; or give a threshold"
         )
     return images
 
@@ -147,7 +147,7 @@ def sweep_thresholds(job: Job, images: Images, files: list[Path]) -> None:
     """Score all thresholds, save and draw them."""
     output = job.arguments.output_dir
     rows, image = load_arrays(files, "rows"), load_arrays(files, "image")
-    classes = MODES[job.arguments.mode].classes
+    classes = job.arguments.mode.classes
     found = sweep(image, rows, len(images.names), classes, len(job.centroids))
     save_sweep(found, output / THRESHOLD, output / CHART, "attention")
     shutil.rmtree(output / PARTS)

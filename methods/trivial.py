@@ -14,12 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import path_argument, whole_number
+from command_line.arguments import add_mode_argument, path_argument, whole_number
 
 # isort: split
 import numpy as np
 
-from imagenets.classes import MODES
 from imagenets.common.whole_files import whole_folder
 from imagenets.masks import decode_mask, encode_mask
 from imagenets.scoring.pairs import find_pairs
@@ -51,7 +50,7 @@ def main() -> None:
         required=True,
         help="the given predictions, <predict-dir>/<wnid>/<name>.png",
     )
-    parser.add_argument("--mode", choices=MODES, required=True, help="number of clusters")
+    add_mode_argument(parser, "clusters")
     parser.add_argument("--kind", choices=KINDS, required=True, help="see above")
     parser.add_argument(
         "--output-dir", type=path_argument, required=True, help="a folder that does not exist yet"
@@ -66,9 +65,7 @@ def main() -> None:
     with whole_folder(output) as folder:
         for name in names:
             given = decode_mask(arguments.predict_dir / name)
-            encode_mask(
-                trivial_labels(arguments.kind, given, MODES[arguments.mode].classes, rng), folder / name
-            )
+            encode_mask(trivial_labels(arguments.kind, given, arguments.mode.classes, rng), folder / name)
     print(f"{output}: {len(names)} predictions, {arguments.kind}")
 
 

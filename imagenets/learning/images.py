@@ -190,35 +190,38 @@ def load(path: str | Path) -> Loaded:
     return Loaded(image, height, width)
 
 
-def split_images(save_dir: Path, mode: Mode, split: str) -> Images:
+def split_images(save_dir: Path | None, mode: Mode, split: str) -> Images:
     """List the images of a split, sorted by path; the masks beside them say how they are turned.
 
-    Raises InputError when there are none.
+    ``save_dir`` is that of ``Mode.set_folder``. Raises InputError when there are none.
     """
-    root = save_dir / mode.folder
+    root = mode.set_folder(save_dir)
     folder, masks = root / split, root / f"{split}-segmentation"
     return Images(folder, list_images(folder), masks if masks.is_dir() else None, mode.classes)
 
 
-def annotated_images(save_dir: Path, mode: Mode) -> Images:
+def where_masks_come_from(save_dir: Path | None, mode: Mode) -> str:
+    """Say how masks that are missing get to their place."""
+    if mode.own is not None:
+        return "masks lie in <split>-segmentation/<class folder>/<name of the image>.png"
+    return f"put them in place: bash datapreparation/datapreparation_anno.sh {save_dir} {mode.name}"
+
+
+def annotated_images(save_dir: Path | None, mode: Mode) -> Images:
     """List the images of train-semi, which must all have their masks. Raises InputError otherwise."""
-    make = f"make it: bash datapreparation/data_preparation.sh IMAGENET {save_dir} {mode.name}"
     try:
         images = split_images(save_dir, mode, "train-semi")
     except InputError as error:
-        raise InputError(f"{save_dir / mode.folder / 'train-semi'}: no annotated images; {make}") from error
+        make = f"; make it: bash datapreparation/data_preparation.sh IMAGENET {save_dir} {mode.name}"
+        folder = mode.set_folder(save_dir) / "train-semi"
+        raise InputError(f"{folder}: no annotated images" + make * (mode.own is None)) from error
+    cure = where_masks_come_from(save_dir, mode)
     masks = images.folder.with_name(f"{images.folder.name}-segmentation")
     if images.masks is None:
-        raise InputError(
-            f"{masks}: no masks; put them in place: "
-            f"bash datapreparation/datapreparation_anno.sh {save_dir} {mode.name}"
-        )
+        raise InputError(f"{masks}: no masks; {cure}")
     absent = [str(masks / mask_of(name)) for name in images.names if not (masks / mask_of(name)).is_file()]
     if absent:
-        raise InputError(
-            f"{len(absent)} masks of train-semi are missing; put them in place: "
-            f"bash datapreparation/datapreparation_anno.sh {save_dir} {mode.name}\n{listed(absent)}"
-        )
+        raise InputError(f"{len(absent)} masks of train-semi are missing; {cure}\n{listed(absent)}")
     return images
 
 

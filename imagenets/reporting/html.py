@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagenets.classes import BACKGROUND, ClassInfo, label_name
+from imagenets.classes import BACKGROUND, MODES, ClassInfo, label_name
 from imagenets.masks import decode_mask
 from imagenets.reporting.charts import bucket_chart, class_chart
 from imagenets.reporting.confusions import Confusions, MatchedCluster, find_confusions, matched_clusters
@@ -100,7 +100,7 @@ def html_report(
         images=evaluation.images,
         scores=scores,
         mine=mine,
-        standing=standing_section(run, subject.standings),
+        standing=standing_section(run, subject.standings) if subject.mode in MODES else None,
         has_intervals=bool(intervals),
         outside=outside_note(evaluation.scores, intervals),
         bucket_chart=bucket_chart(evaluation.scores, intervals),

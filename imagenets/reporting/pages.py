@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import jinja2
 import numpy as np
 
-from imagenets.classes import BACKGROUND
+from imagenets.classes import BACKGROUND, benchmark_title
 from imagenets.common.version import __version__
 from imagenets.reporting.overlays import label_colours
 
@@ -28,6 +28,7 @@ def render_page(template: str, date: str | None = None, **values: object) -> str
     environment.filters["thousands"] = "{:,}".format
     environment.filters["decimal"] = decimal
     environment.filters["signed"] = signed
+    environment.filters["benchmark_title"] = benchmark_title
     return environment.get_template(template).render(values, date=date, version=__version__)
 
 

@@ -168,11 +168,14 @@ def _rank(row: Standing) -> tuple[int, int, bool, float]:
 def read_standings(mode: str, protocol: str | None, results: Path | None) -> list[Standing]:
     """List what is published for a mode, and what a file of one's own results has of it, sorted as one.
 
-    ``protocol`` keeps that one alone. Raises InputError as ``read_results`` does.
+    Nothing is published for a class list of one's own. ``protocol`` keeps that one alone.
+
+    Raises InputError as ``read_results`` does.
     """
     own = [] if results is None else read_results(results)
     own = [r for r in own if r["mode"] == mode and protocol in (None, r["protocol"])]
-    return sorted([*standings(published(mode, protocol)), *standings(own, own=True)], key=_rank)
+    known = published(mode, protocol) if mode in MODES else []
+    return sorted([*standings(known), *standings(own, own=True)], key=_rank)
 
 
 def standings_text(rows: Sequence[Standing], mode: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenets.classes import MODES
 from imagenets.common.errors import InputError, counted
 from imagenets.scoring.metrics import SCORES
 
@@ -56,7 +55,6 @@ def _is_score_file(content: dict[str, object]) -> bool:
     scores = content.get("scores")
     return (
         isinstance(content.get("mode"), str)
-        and content["mode"] in MODES
         and type(content.get("images")) is int
         and isinstance(scores, dict)
         and all(name in scores and _is_score(scores[name]) for name in SCORES)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from imagenets.classes import MODES
+from imagenets.classes import MODES, benchmark_title
 from imagenets.reporting.pages import render_page
 from imagenets.reporting.published import NOT_COMPARABLE, Standing, score_text
 from imagenets.reporting.score_files import ScoreFile
@@ -160,11 +160,11 @@ def _lines(table: ResultTable, cell: Callable[[_Cell], str], name: Callable[[str
 
 def table_note(table: ResultTable) -> str:
     """Say in a line or two what the numbers are."""
-    note = f"ImageNet-S-{table.mode}, {table.images:,} images; scores in percent."
+    note = f"{benchmark_title(table.mode)}, {table.images:,} images; scores in percent."
     if table.has_deviations:
         note += " Several runs: mean ± standard deviation of the sample (n − 1)."
     if table.has_published:
-        whole = MODES[table.mode].validation
+        whole = MODES[table.mode].validation if table.mode in MODES else table.images
         note += f" Rows without runs are published or reported mIoU on all {whole:,} validation images."
         if table.images != whole:
             note += " The others are of fewer images, and not comparable with them."

@@ -116,7 +116,7 @@ def refuse_other_mode(gt_dir: Path, mode: Mode) -> None:
 
     Where that mode's list is not on this machine, its number of folders and of masks tell it.
     """
-    folders = subfolders(gt_dir)
+    folders = subfolders(gt_dir) if mode.own is None else []
     for other in MODES.values():
         if other == mode or len(folders) != other.classes:
             continue
@@ -134,7 +134,7 @@ def refuse_other_mode(gt_dir: Path, mode: Mode) -> None:
 
 def warn_of_number(gt_dir: Path, masks: int, mode: Mode, warn: Warn) -> None:
     """Warn where the ground truth is not as many masks as the official validation set has."""
-    if own_lists() is None and masks != mode.validation:
+    if own_lists() is None and mode.validation not in (0, masks):
         others = [other.name for other in MODES.values() if other.validation == masks]
         warn(
             f"{gt_dir}: {masks} masks, but the validation set of mode {mode.name} has {mode.validation}"

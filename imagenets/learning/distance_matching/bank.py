@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from imagenets.classes import IGNORE, MODES
+from imagenets.classes import IGNORE, Mode
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
 from imagenets.learning.distance_matching.neighbours import Bank, enlarged_maps, label_maps, unit_vectors
@@ -75,7 +75,7 @@ def join_bank(paths: Sequence[Path], bank: Path) -> int:
     return len(labels)
 
 
-def load_bank(path: Path, channels: int, neighbours: int, mode: str | None = None) -> Bank:
+def load_bank(path: Path, channels: int, neighbours: int, mode: Mode | None = None) -> Bank:
     """Read a bank, on the CPU, for a network with this many channels.
 
     Raises InputError, naming the file, when it is no bank, another network's, or of another mode, or has
@@ -95,8 +95,8 @@ def load_bank(path: Path, channels: int, neighbours: int, mode: str | None = Non
         )
     if neighbours > len(labels):
         raise InputError(f"{path}: {len(labels)} embeddings, fewer than --neighbours {neighbours}")
-    if mode is not None and labels.max() > MODES[mode].classes:
-        raise InputError(f"{path}: label {labels.max()} is no class of mode {mode}")
+    if mode is not None and labels.max() > mode.classes:
+        raise InputError(f"{path}: label {labels.max()} is no class of mode {mode.name}")
     return Bank(torch.from_numpy(embeddings.astype(np.float32)), torch.from_numpy(labels.astype(np.int64)))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from imagenets.class_ids import mode_table
-from imagenets.classes import BACKGROUND
+from imagenets.classes import BACKGROUND, Mode
 from imagenets.common.errors import InputError, listed
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_file
@@ -25,7 +25,7 @@ from imagenets.reporting.overlays import draw_labels, label_colours
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 
-def class_names(mode: str | None) -> list[str] | None:
+def class_names(mode: Mode | None) -> list[str] | None:
     """Names of labels 0..N of a mode; None where it is not given, or its classes cannot be told here."""
     if mode is None:
         return None

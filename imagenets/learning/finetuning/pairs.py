@@ -15,6 +15,7 @@ from imagenets.classes import Mode
 from imagenets.common.errors import InputError, listed
 from imagenets.dataset import check_pairs, folder_ids, image_files
 from imagenets.images import read_image
+from imagenets.learning.images import where_masks_come_from
 from imagenets.learning.networks.segmentation_network import PASS, SEMI
 from imagenets.learning.training.augmentation import as_tensor, cropped, cropped_mask, distort, random_crop
 from imagenets.learning.training.order import generator
@@ -57,7 +58,7 @@ class Pairs:
         return labels
 
 
-def list_pairs(save_dir: Path, mode: Mode, recipe: str, masks: Path | None) -> Pairs:
+def list_pairs(save_dir: Path | None, mode: Mode, recipe: str, masks: Path | None) -> Pairs:
     """List what a recipe trains on, and refuse what does not fit, all at once, before the first step.
 
     Semi-supervised: train-semi and its masks; PASS: the images of ``train`` with the label maps in ``masks``.
@@ -67,13 +68,10 @@ def list_pairs(save_dir: Path, mode: Mode, recipe: str, masks: Path | None) -> P
     Raises InputError that names up to ten files and the number of all that are missing, misfit or foreign.
     """
     split = "train" if recipe == PASS else "train-semi"
-    folder = save_dir / mode.folder / split
+    folder = mode.set_folder(save_dir) / split
     of_folder = masks if masks is not None else folder.with_name(f"{split}-segmentation")
     if recipe == SEMI and masks is None and not of_folder.is_dir():
-        raise InputError(
-            f"{of_folder}: no masks; put them in place: "
-            f"bash datapreparation/datapreparation_anno.sh {save_dir} {mode.name}"
-        )
+        raise InputError(f"{of_folder}: no masks; {where_masks_come_from(save_dir, mode)}")
     images = image_files(folder)
     folder_ids(mode, folder, images)  # refuses what is no class
     check_pairs(folder, images, of_folder)

@@ -14,7 +14,7 @@ from imagenets.common.errors import InputError
 from imagenets.learning.engine.full_size import label_map, reduced_size
 from imagenets.learning.engine.inference import Batch, Running, visit
 from imagenets.learning.engine.label_files import enlarged
-from imagenets.learning.images import Images, Reading, split_images
+from imagenets.learning.images import Images, Reading, split_images, where_masks_come_from
 from imagenets.learning.networks.segmentation_network import SegmentationNetwork
 from imagenets.learning.processes import Processes
 from imagenets.segmentation_scores import SegmentationScores
@@ -49,7 +49,7 @@ class Validation:
     every: int
 
     @staticmethod
-    def of(save_dir: Path, mode: Mode, every: int) -> Validation:
+    def of(save_dir: Path | None, mode: Mode, every: int) -> Validation:
         """List the images of validation. Raises InputError when they or their masks are not there."""
         if every == 0:
             return Validation(None, mode.classes, 0)
@@ -59,9 +59,8 @@ class Validation:
             raise InputError(f"{error}; or train with --evaluate-every 0") from error
         if images.masks is None:
             raise InputError(
-                f"{images.folder}-segmentation: no masks to score with; put them in place: bash "
-                f"datapreparation/datapreparation_anno.sh {save_dir} {mode.name}; or train with "
-                "--evaluate-every 0"
+                f"{images.folder}-segmentation: no masks to score with; "
+                f"{where_masks_come_from(save_dir, mode)}; or train with --evaluate-every 0"
             )
         return Validation(images, mode.classes, every)
 

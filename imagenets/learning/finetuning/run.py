@@ -49,7 +49,7 @@ class Request:
     means on CUDA alone. ``evaluate_every`` counts epochs; 0 never.
     """
 
-    save_dir: Path
+    save_dir: Path | None
     mode: Mode
     recipe: str
     backbone: str
@@ -158,7 +158,7 @@ def _settings(request: Request, values: Values, pairs: Pairs, amp: bool) -> Sett
     """All that decides the weights, but for the number of processes and the machine."""
     return {
         "recipe": request.recipe,
-        "mode": request.mode.name,
+        "mode": request.mode.identity,
         "backbone": request.backbone,
         "output_stride": request.output_stride,
         "checkpoint": file_digest(request.checkpoint) if request.checkpoint else None,
