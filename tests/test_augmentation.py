@@ -103,10 +103,42 @@ def test_crops_are_of_the_share_and_the_ratio_that_they_should():
     assert 900 < flips < 1100
 
 
+def slow_crop(draw, width, height, smallest, largest):
+    """Ten tries at an area and a ratio of width to height, then the middle."""
+    for _ in range(10):
+        area = width * height * (smallest + (largest - smallest) * draw.random())
+        ratio = (3 / 4) * (16 / 9) ** draw.random()
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if w <= width and h <= height:
+            left, top = (
+                draw.integers(0, width - w, endpoint=True),
+                draw.integers(0, height - h, endpoint=True),
+            )
+            return left, top, w, h, draw.random() < 0.5
+    w, h = (round(height * 4 / 3), height) if width > height else (width, round(width * 4 / 3))
+    return (width - w) // 2, (height - h) // 2, w, h, draw.random() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale"), [(40, 30, (0.08, 1.0)), (300, 100, (0.3, 1.0)), (90, 300, (0.14, 0.9))]
+)
+def test_crops_are_their_ten_tries(width, height, scale):
+    for index in range(300):
+        crop = augmentation.random_crop(generator(0, 0, index), width, height, scale)
+        assert crop == slow_crop(generator(0, 0, index), width, height, *scale)
+
+
 def test_a_picture_that_is_too_narrow_gives_its_middle():
     for width, height, expected in ((1000, 10, (493, 0, 13, 10)), (10, 1000, (0, 493, 10, 13))):
         crop = augmentation.random_crop(generator(0, 0, 0), width, height, (0.9, 1.0))
         assert crop[:4] == expected
+
+
+def test_a_picture_is_averaged_where_it_shrinks():
+    """Fine checks become grey: bilinear, with antialiasing."""
+    checks = Image.fromarray(((np.indices((128, 128)).sum(0) % 2) * 255).astype(np.uint8)).convert("RGB")
+    small = np.asarray(augmentation.cropped(checks, augmentation.Crop(0, 0, 128, 128, False), 32))
+    assert 120 < small.min() <= small.max() < 136
 
 
 def test_colours_change_as_torchvision_changes_them():
@@ -125,12 +157,8 @@ def test_colours_change_as_torchvision_changes_them():
         for which in order:
             theirs = getattr(functional, names[which])(theirs, [*factors, hue][which])
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
-    assert np.array_equal(
-        augmentation.normalised(augmentation.as_tensor(image)),
-        functional.normalize(
-            functional.to_tensor(image), augmentation.IMAGENET_MEAN, augmentation.IMAGENET_STD
-        ),
-    )
+    expected = functional.normalize(functional.to_tensor(image), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert np.array_equal(augmentation.normalised(augmentation.as_tensor(image)), expected)
 
 
 def test_distortion_is_its_steps():

@@ -6,25 +6,24 @@ import json
 import math
 import multiprocessing
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
-import time
 from multiprocessing import forkserver
 
 import numpy as np
 import pytest
 import torch
 from helpers import train_toy
+from helpers.processes import torchrun_variables
 from masksets import CHECKOUT
 from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.batch_norm import SynchronisedBatchNorm, synchronised
 from imagenets.learning.processes import Processes
-from imagenets.learning.run_folder import opened
+from imagenets.learning.run_folder import RunFolder, opened
+from imagenets.learning.training.loop import Job, train
 from imagenets.learning.training.optimisers import (
     Lars,
     cosine,
@@ -32,7 +31,7 @@ from imagenets.learning.training.optimisers import (
     set_rate,
     warm_up_and_cosine,
 )
-from imagenets.learning.training.order import Plan
+from imagenets.learning.training.order import Moment, Plan, seed_network
 
 TIMEOUT = 120  # seconds, far above what a run takes
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -52,17 +51,9 @@ def context():
 
 def start(context, folder, *arguments, processes=1):
     """Start the toy's processes, as torchrun would; their stderr goes to <folder>.rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {} if processes == 1 else {
-        "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes),
-    }  # fmt: skip
     argv = [str(folder), *map(str, arguments)]
     started = []
-    for rank in range(processes):
-        environment = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if common else {})
+    for rank, environment in enumerate(torchrun_variables(processes) if processes > 1 else [{}]):
         process = context.Process(target=train_toy.child, args=(argv, environment, f"{folder}.{rank}"))
         process.start()
         started.append(process)
@@ -137,40 +128,17 @@ def test_batches_that_cannot_be_are_refused(arguments, words):
         Plan(*arguments)
 
 
-def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(context, tmp_path):
-    options = ("--dropout", 0.3, "--epochs", 6, "--accumulate", 2)
-    assert finish(start(context, tmp_path / "whole", *options)) == [0]
-    rng = random.Random(4)
-    for victim in range(3):
-        folder = tmp_path / str(victim)
-        kills = 0
-        while True:
-            (process,) = start(context, folder, *options, "--workers", victim % 2)
-            while not (folder / "settings.json").exists() and process.exitcode is None:
-                time.sleep(0.002)
-            process.join(rng.uniform(0, 0.15))
-            if process.exitcode is not None:
-                break
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            kills += 1
-            if kills == 6:
-                assert finish(start(context, folder, *options)) == [0]
-                break
-        assert same(weights(folder), weights(tmp_path / "whole"))
-        assert log(folder) == log(tmp_path / "whole"), "each epoch once"
-        assert not list(folder.glob(".*.tmp")) or kills
-    assert [record["epoch"] for record in log(tmp_path / "whole")] == list(range(1, 7))
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_before_any_update_it_ends_the_same(context, tmp_path, processes):
-    """Three processes would do, but for the time it takes: their sums are rounded in the ranks' order."""
-    assert finish(start(context, tmp_path / "whole", processes=processes)) == [0] * processes
-    for update in (0, 4, 8):
-        killed = start(context, tmp_path / "killed", "--kill-at", update, processes=processes)
+    """With dropout, parts of batches and reading ahead; the log has each epoch once."""
+    options = ("--dropout", 0.3, "--accumulate", 2, "--workers", 2 - processes)
+    assert finish(start(context, tmp_path / "whole", *options, processes=processes)) == [0] * processes
+    for update in (0, 1, 4, 8):
+        killed = start(context, tmp_path / "killed", *options, "--kill-at", update, processes=processes)
         assert -signal.SIGKILL in finish(killed)
-    assert finish(start(context, tmp_path / "killed", processes=processes)) == [0] * processes
+    assert finish(start(context, tmp_path / "killed", *options, processes=processes)) == [0] * processes
+    assert not list((tmp_path / "killed").glob(".*.tmp"))
+    assert [record["epoch"] for record in log(tmp_path / "whole")] == [1, 2, 3]
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     assert log(tmp_path / "killed") == log(tmp_path / "whole")
 
@@ -263,10 +231,14 @@ def test_lars_follows_its_formula():
 
 def test_layer_decay_scales_the_rates_of_the_layers():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.Linear(4, 2))
+    network[1].frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+    for token in ("pos_embed", "cls_token", "reg_token"):
+        network[0].register_parameter(token, nn.Parameter(torch.zeros(1, 2, 3)))
     groups = layer_decay_groups(network, lambda name: int(name[0]), 2, 0.5, 0.05)
     found = {name: (g["scale"], g["weight_decay"]) for g in groups for name in g["names"]}
     assert found == {
-        "0.weight": (0.25, 0.05), "0.bias": (0.25, 0.0), "1.weight": (0.5, 0.05), "1.bias": (0.5, 0.0),
+        "0.weight": (0.25, 0.05), "0.bias": (0.25, 0.0), "0.pos_embed": (0.25, 0.0),
+        "0.cls_token": (0.25, 0.0), "0.reg_token": (0.25, 0.0), "1.weight": (0.5, 0.05), "1.bias": (0.5, 0.0),
         "2.weight": (1.0, 0.05), "2.bias": (1.0, 0.0),
     }  # fmt: skip
     optimiser = torch.optim.AdamW(groups, lr=1.0)
@@ -287,25 +259,108 @@ import os, sys
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.processes import join, started
 with started("cpu") as job:
-    network = make_backbone(sys.argv[1])
-    join(network, job)
+    for name in ("resnet18", "timm/test_resnet"):
+        join(make_backbone(name), job)
 threads = [open(f"/proc/self/task/{name}/comm").read().strip() for name in os.listdir("/proc/self/task")]
 print([name for name in threads if "gloo" in name])
 """
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "timm/test_resnet"])
-def test_no_thread_of_the_group_outlives_it(backbone):
+def test_no_thread_of_the_group_outlives_it():
     """Modules that are loaded on the way would hold the group, and its threads abort a process that ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    group = os.environ | address | {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", GROUP, backbone],
-            cwd=CHECKOUT, env=group | {"RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", GROUP], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True,
+            env=os.environ | variables | {"OMP_NUM_THREADS": "1"},
         )
-        for rank in "01"
+        for variables in torchrun_variables(2)
     ]  # fmt: skip
-    assert [rank.communicate(timeout=TIMEOUT)[0].strip() for rank in ranks] == ["[]", "[]"]
+    try:
+        assert [rank.communicate(timeout=TIMEOUT)[0].strip() for rank in ranks] == ["[]", "[]"]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def test_dropout_is_drawn_anew_for_each_part_of_each_step_in_each_process():
+    """Each number that tells a part of a step counts."""
+    seeds = set()
+    for seed, epoch, step, part, rank in np.ndindex(2, 3, 3, 2, 2):
+        seed_network(seed, Moment(epoch, step, part, 3 * epoch + step), rank)
+        seeds.add(torch.initial_seed())
+    assert len(seeds) == 2 * 3 * 3 * 2 * 2
+
+
+class Numbers:
+    """A reader whose image is its index."""
+
+    def read(self, epoch, index):
+        return (torch.tensor([float(index)]),)
+
+    def name(self, index):
+        return f"image {index}"
+
+
+class StopError(Exception):
+    """Ends a run in the middle."""
+
+
+def told(folder, accumulate, stop_before=None):
+    """The log of three epochs whose loss is the mean of the images in a batch, stopped before an update."""
+    weight = nn.Parameter(torch.zeros(1))
+    plan = Plan(10, 4, 3, 7, True, accumulate)
+
+    def loss_of(batch, moment):
+        if moment.update == stop_before and moment.part == accumulate - 1:
+            raise StopError
+        loss = batch.tensors[0].mean() + 0 * weight.sum()
+        return {"loss": loss, "update": torch.tensor(float(moment.update))}
+
+    job = Job(
+        nn.Identity(), torch.optim.SGD([weight], lr=1.0), loss_of, lambda moment: 0.5 ** (1 + moment.update),
+        lambda: {"weight": weight.detach()}, lambda state: None, {}, scores=lambda epoch: {"scored": epoch},
+    )  # fmt: skip
+    with opened(folder, {}, ALONE) as run:
+        return train(job, Numbers(), plan, run, save_every=0.0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_record_is_the_mean_of_its_steps_whole_or_resumed(tmp_path, accumulate):
+    plan = Plan(10, 4, 3, 7, True, accumulate)
+    for stop in (None, 4, 5, 6):
+        if stop is None:
+            records = told(tmp_path / "whole", accumulate)
+        else:
+            with pytest.raises(StopError):
+                told(tmp_path / "stopped", accumulate, stop)
+    resumed = told(tmp_path / "stopped", accumulate)
+    for epoch, record in enumerate(records):
+        parts = [np.split(plan.batch_of(epoch, step), accumulate) for step in range(3)]
+        assert record["loss"] == pytest.approx(np.mean([np.mean([p.mean() for p in s]) for s in parts]))
+        assert record["update"] == pytest.approx(3 * epoch + 1)
+        assert (record["epoch"], record["step"], record["scored"]) == (epoch + 1, 3 * epoch + 3, epoch + 1)
+        assert record["lr"] == 0.5 ** (3 * epoch + 3)
+        for name in ("loss", "update", "epoch", "step", "scored", "lr"):
+            assert resumed[epoch][name] == record[name]
+    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
+    assert len(records) == len(log(tmp_path / "whole")) == 3
+
+
+def test_the_state_within_an_epoch_is_saved_when_it_is_time(tmp_path):
+    """At the end of each epoch anyway; and after each step that the time has come for."""
+    saved = []
+
+    class Kept(RunFolder):
+        def save(self, state, records, *, last):
+            saved.append((state["epoch"], state["step"], last))
+
+    weight = nn.Parameter(torch.zeros(1))
+    for every, within in ((0.0, True), (1e9, False)):
+        saved.clear()
+        job = Job(
+            nn.Identity(), torch.optim.SGD([weight], lr=1.0), lambda batch, moment: {"loss": weight.sum()},
+            lambda moment: 1.0, dict, lambda state: None, {},
+        )  # fmt: skip
+        train(job, Numbers(), Plan(10, 4, 2, 7, True), Kept(tmp_path, {}, ALONE), save_every=every)
+        steps = [(epoch, step, False) for epoch in (0, 1) for step in (1, 2)] if within else []
+        assert saved == sorted([*steps, (1, 0, False), (2, 0, True)])

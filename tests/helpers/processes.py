@@ -27,3 +27,19 @@ def wait_for(condition, seconds=60):
 
 def wait_until_gone(pids):
     wait_for(lambda: not any(map(is_running, pids)))
+
+
+def torchrun_variables(processes):
+    """What torchrun sets for each of its processes.
+
+    Their store is held here, until the next one is made: so no port has to be found and let go.
+    """
+    import torch.distributed as dist
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torchrun_variables.store = store
+    common = {
+        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+    }  # fmt: skip
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
