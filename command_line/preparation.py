@@ -7,10 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from command_line.arguments import path_argument, whole_number
+from command_line.progress import bar
 from imagenets.classes import MODES
+from imagenets.common.errors import InputError
 from imagenets.lists import Origin
-from imagenets.preparation.image_folders import Done
+from imagenets.preparation.image_folders import Done, Plan, prepare
 from imagenets.preparation.layouts import KAGGLE
+from imagenets.preparation.links import NoLinksError
 from imagenets.preparation.tar_layouts import TRAIN_TAR, VAL_TAR
 
 PATH_OPTIONS = ("--imagenet-dir", "--save-dir", "--archive", "--mirror", "--lists")
@@ -66,6 +69,16 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_absolute(parser: argparse.ArgumentParser) -> None:
+    """Add ``--absolute``."""
+    parser.add_argument(
+        "--absolute",
+        action="store_true",
+        help="links with the full path (default: relative where ImageNet and SAVE lie below one folder, "
+        "which can then be moved or mounted elsewhere)",
+    )
+
+
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line, in which a path may begin with a dash.
 
@@ -90,6 +103,16 @@ def modes_of(arguments: argparse.Namespace) -> list[str]:
 def origin_of(arguments: argparse.Namespace) -> Origin:
     """Tell where lists and archives come from."""
     return Origin.chosen(arguments.mirror, arguments.lists)
+
+
+def carry_out(plans: Sequence[Plan], arguments: argparse.Namespace, cure: str) -> list[Done]:
+    """Carry out plans as the command line says; ``cure`` is what to do where the disk takes no links."""
+    try:
+        return prepare(
+            plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar, arguments.absolute
+        )
+    except NoLinksError as error:
+        raise InputError(f"{error}: {cure}") from error
 
 
 def print_done(done: Sequence[Done]) -> None:

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# From an ImageNet copy to a whole ImageNet-S: bash data_preparation.sh IMAGENET SAVE {50,300,919,all} [true|false]
-# The last argument: copy the training images (true) or link them (false, the default).
+# From an ImageNet copy to a whole ImageNet-S:
+# bash data_preparation.sh IMAGENET SAVE {50,300,919,all} [true|false [--absolute]]
+# The fourth argument: copy the training images (true) or link them (false, the default). --absolute: with links that
+# hold the full path, also where ImageNet and SAVE lie below one folder.
 # Stops at the first step that fails, with its exit status. PYTHON chooses the interpreter.
 set -euo pipefail
 usage() {
-    echo "usage: bash data_preparation.sh IMAGENET SAVE {50,300,919,all} [copy train images: true|false]" >&2
+    echo "usage: bash data_preparation.sh IMAGENET SAVE {50,300,919,all} [copy train images: true|false [--absolute]]" >&2
     exit 2
 }
-if [ $# -lt 3 ] || [ $# -gt 4 ] || [ -z "$1" ] || [ -z "$2" ]; then usage; fi
+if [ $# -lt 3 ] || [ $# -gt 5 ] || [ -z "$1" ] || [ -z "$2" ]; then usage; fi
 case $3 in 50 | 300 | 919 | all) ;; *) usage ;; esac
 copy=()
 case ${4:-false} in true) copy=(--copy) ;; false) ;; *) usage ;; esac
+case ${5:---absolute} in --absolute) copy+=(${5+"$5"}) ;; *) usage ;; esac
 
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 python=$here/../.venv/bin/python

@@ -7,7 +7,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
 from command_line.preparation import (
+    add_absolute,
     add_workers,
+    carry_out,
     modes_of,
     new_parser,
     origin_of,
@@ -18,7 +20,7 @@ from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.lists import categories
 from imagenets.preparation.folder_layouts import TrainFolder, TrainFolders
-from imagenets.preparation.image_folders import Done, plan_train, prepare
+from imagenets.preparation.image_folders import Done, plan_train
 from imagenets.preparation.layouts import find_train, packed_in
 
 
@@ -31,6 +33,7 @@ def main() -> None:
         layouts=True,
     )
     parser.add_argument("--copy", action="store_true", help="real copies; train-full stays a link")
+    add_absolute(parser)
     add_workers(parser)
     arguments = parse(parser)
     origin = origin_of(arguments)
@@ -43,7 +46,7 @@ def main() -> None:
     elif isinstance(train, TrainFolders) and not arguments.copy:
         print("train is made of class folders with a link an image, and there is no train-full")
     plans = [plan_train(mode, wnids[mode], train, arguments.copy) for mode in wnids]
-    done = prepare(plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar)
+    done = carry_out(plans, arguments, "take COPY true (--copy), which makes real files")
     print_done(done)
     if origin.official:
         warn_of_totals(done, counted=arguments.copy or not isinstance(train, TrainFolder))

@@ -7,7 +7,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
 from command_line.preparation import (
+    add_absolute,
     add_workers,
+    carry_out,
     modes_of,
     new_parser,
     origin_of,
@@ -16,7 +18,7 @@ from command_line.preparation import (
 )
 from command_line.progress import bar, warn
 from imagenets.lists import categories, train_semi
-from imagenets.preparation.image_folders import plan_train_semi, prepare
+from imagenets.preparation.image_folders import plan_train_semi
 from imagenets.preparation.layouts import find_train, packed_in
 
 
@@ -27,6 +29,7 @@ def main() -> None:
         layouts=True,
     )
     parser.add_argument("--link", action="store_true", help="soft links in place of copies")
+    add_absolute(parser)
     add_workers(parser)
     arguments = parse(parser)
     origin = origin_of(arguments)
@@ -40,7 +43,7 @@ def main() -> None:
     if arguments.link and packed_in(train):
         print(f"from {packed_in(train)}, train-semi is made of real files, also with --link")
     plans = [plan_train_semi(mode, images, train, arguments.link) for mode, images in lists.items()]
-    print_done(prepare(plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar))
+    print_done(carry_out(plans, arguments, "leave out --link, which makes real files"))
 
 
 if __name__ == "__main__":

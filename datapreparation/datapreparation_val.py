@@ -7,7 +7,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
 from command_line.preparation import (
+    add_absolute,
     add_workers,
+    carry_out,
     modes_of,
     new_parser,
     origin_of,
@@ -16,7 +18,7 @@ from command_line.preparation import (
 )
 from command_line.progress import bar, warn
 from imagenets.lists import MappedImage, categories, mapping
-from imagenets.preparation.image_folders import plan_val, prepare, refuse_missing
+from imagenets.preparation.image_folders import plan_val, refuse_missing
 from imagenets.preparation.layouts import find_val, packed_in
 
 
@@ -29,6 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--link", action="store_true", help="soft links in place of copies")
     parser.add_argument("--check", action="store_true", help="only see whether the images are there")
+    add_absolute(parser)
     add_workers(parser)
     arguments = parse(parser)
     origin = origin_of(arguments)
@@ -48,7 +51,7 @@ def main() -> None:
     if arguments.check:
         refuse_missing(plans, arguments.imagenet_dir)
         return
-    print_done(prepare(plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar))
+    print_done(carry_out(plans, arguments, "leave out --link, which makes real files"))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def row(split: SplitReport) -> tuple[str, ...]:
         split.found,
         len(split.missing) + split.lacking,
         len(split.unexpected) + split.surplus,
-        len(split.unreadable),
+        len(split.unreadable) + len(split.dangling),
         len(split.misfits),
     )
     return (split.name, expected, *map(str, counts))
@@ -101,6 +101,7 @@ def print_faults(split: SplitReport) -> None:
         "missing": split.missing,
         "unexpected": split.unexpected,
         "unreadable or empty": split.unreadable,
+        "links that lead nowhere": split.dangling,
         "wrong size": split.misfits,
         "hidden, which is no fault": split.ignored,
     }
@@ -115,8 +116,14 @@ def cures(report: SetReport) -> list[str]:
     faulty = [split for split in report.splits if not split.right]
     if any(split.missing for split in faulty):
         found.append("missing: run data_preparation.sh again, which makes what is not there")
+    dangling = any(split.dangling for split in faulty)
+    if dangling:
+        found.append(
+            "links that lead nowhere: mount the disk of ImageNet, or run data_preparation.sh with the folder "
+            "where ImageNet is now, which makes them again"
+        )
     train = [split for split in faulty if split.name.startswith("train (")]
-    if any(split.lacking or split.surplus or split.unreadable for split in train):
+    if any((split.lacking and not dangling) or split.surplus or split.unreadable for split in train):
         found.append("train: is the ImageNet copy whole?")
     if any(split.unreadable or split.misfits for split in faulty if split not in train):
         found.append(

@@ -6,8 +6,8 @@ gray16  16-bit grayscale PNG
 gray8   8-bit grayscale PNG, labels 0..255: label maps of mmsegmentation and Hugging Face (palettes are read)
 npy     NumPy array (height, width) of integers
 
-Labels stay what they are, but for ignored pixels: 1000 in rgb, and V in the other forms. OUTPUT gets the
-tree of INPUT.
+Labels stay what they are, except for ignored pixels: 1000 in rgb, and V in the other forms. OUTPUT gets the
+tree of INPUT, and conversion.json, which says what was done.
 """
 
 from __future__ import annotations
@@ -41,15 +41,24 @@ def main() -> None:
         metavar="V",
         help="label of ignored pixels in forms other than rgb (default: 255 in gray8, else 1000)",
     )
+    parser.add_argument(
+        "--size-of",
+        type=path_argument,
+        metavar="GT",
+        help="give each mask the size of GT/<wnid>/<name>, a mask or an image, by the nearest neighbour; "
+        "right for whole images that were squeezed, not for crops",
+    )
     parser.add_argument("--workers", type=whole_number(1, 1024), default=4, help="threads (default: 4)")
     arguments = parser.parse_args()
     forms = (arguments.source_form, arguments.target_form)
     if arguments.ignore is not None:
         refuse_ignore(parser, arguments.ignore, forms)
-    number = convert_folder(
-        arguments.input, arguments.output, *forms, arguments.ignore, arguments.workers, bar
+    done = convert_folder(
+        arguments.input, arguments.output, *forms, arguments.ignore, arguments.workers, bar, arguments.size_of
     )
-    print(f"{arguments.output}: {number} masks, {forms[1]}")
+    print(f"{arguments.output}: {done.masks} masks, {forms[1]}")
+    if arguments.size_of:
+        print(f"resized (nearest neighbour): {done.resized} of {done.masks}, to sizes in {arguments.size_of}")
 
 
 def refuse_ignore(parser: argparse.ArgumentParser, ignore: int, forms: tuple[str, str]) -> None:

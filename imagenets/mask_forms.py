@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +20,12 @@ from imagenets.classes import IGNORE, MAX_LABEL
 from imagenets.common.errors import InputError, counted, listed
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_folder
-from imagenets.masks import MAX_MASK_PIXELS, check_chunks, decode_mask, encode_mask
+from imagenets.images import find_image, mask_sizes
+from imagenets.masks import MAX_MASK_PIXELS, check_chunks, decode_mask, encode_mask, resize_mask
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _PALETTE = 0, 3  # PNG's colour types
+RECORD = "conversion.json"  # beside the converted masks
 
 
 class Form(NamedTuple):
@@ -122,6 +126,14 @@ def _check_pixels(path: Path, height: int, width: int) -> None:
         raise InputError(f"{path}: {width} x {height} pixels, and a mask has 1 to {MAX_MASK_PIXELS:,}")
 
 
+@dataclass(frozen=True)
+class Converted:
+    """What ``convert_folder`` did: masks in all, and how many of them were resized."""
+
+    masks: int
+    resized: int
+
+
 def convert_folder(
     source: Path,
     target: Path,
@@ -130,26 +142,34 @@ def convert_folder(
     ignore: int | None = None,
     workers: int = 4,
     show: Show = no_bar,
-) -> int:
+    size_of: Path | None = None,
+) -> Converted:
     """Convert every mask below ``source``; ``target`` gets the same tree, whole or not at all.
 
-    ``ignore`` is the label of ignored pixels outside the benchmark's own form. Gives the number of masks.
+    ``ignore`` is the label of ignored pixels outside the benchmark's own form. Each mask gets the size of its
+    namesake in ``size_of``, a folder of masks or images in the same tree, by the nearest neighbour. RECORD in
+    ``target`` says what was done.
 
-    Raises InputError, which lists them, when masks cannot be converted, when there are none, or when
-    ``target`` is there already.
+    Raises InputError, which lists them, when masks cannot be converted, when one is transposed, has no
+    namesake, when there are no masks, or when ``target`` is there already.
     """
-    old, new = FORMS[source_form].suffix, FORMS[target_form].suffix
-    found = (path.relative_to(source) for path in source.rglob(f"*{old}") if path.is_file())
-    names = sorted(name for name in found if not any(part.startswith(".") for part in name.parts))
-    if not names:
-        raise InputError(f"{source}: no such folder, or no {old} files in it")
+    names = _mask_names(source, FORMS[source_form].suffix)
     with whole_folder(target) as folder:
         for parent in {name.parent for name in names}:
             (folder / parent).mkdir(parents=True, exist_ok=True)
+        resized: list[Path] = []
 
         def convert(name: Path) -> str | None:
-            made = (folder / name).with_suffix(new)
-            return _problem(partial(_convert, source / name, made, source_form, target_form, ignore), folder)
+            made = (folder / name).with_suffix(FORMS[target_form].suffix)
+
+            def convert_one() -> None:
+                labels = read_labels(source / name, source_form, ignore)
+                sized = labels if size_of is None else _resized(labels, source / name, size_of, name)
+                _write(sized, source / name, made, target_form, ignore)
+                if sized.shape != labels.shape:
+                    resized.append(name)
+
+            return _problem(convert_one, folder)
 
         with ThreadPoolExecutor(workers) as pool, show("masks", len(names), unit="mask") as advance:
             problems = []
@@ -159,13 +179,57 @@ def convert_folder(
         if problems:
             what = f"{counted(len(problems), 'mask')} cannot be converted; nothing was written"
             raise InputError(f"{what}:\n{listed(problems)}")
-    return len(names)
+        record = {"from": source_form, "to": target_form, "masks": len(names), "resized": len(resized)}
+        if size_of is not None:
+            record["size_of"] = str(size_of)
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return Converted(len(names), len(resized))
 
 
-def _convert(source: Path, target: Path, source_form: str, target_form: str, ignore: int | None) -> None:
-    labels = read_labels(source, source_form, ignore)
+def _mask_names(source: Path, suffix: str) -> list[Path]:
+    """List the masks below a folder, relative to it, sorted. Raises InputError when there are none."""
+    found = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    visible = sorted(name for name in found if not any(part.startswith(".") for part in name.parts))
+    names = [name for name in visible if name.suffix == suffix]
+    if names:
+        return names
+    if not visible:
+        raise InputError(f"{source}: no such folder, or no {suffix} files in it")
+    endings = Counter(name.suffix or "no ending" for name in visible)
+    others = ", ".join(f"{number} with {ending}" for ending, number in endings.most_common(3))
+    raise InputError(
+        f"{source}: no {suffix} files in it; there are {counted(len(visible), 'file')}, {others}"
+    )
+
+
+def _resized(labels: np.ndarray, path: Path, size_of: Path, name: Path) -> np.ndarray:
+    """Bring labels (h, w) to the size of their namesake. Raises InputError when they lie transposed."""
+    height, width = labels.shape
+    sizes = _sizes_of(size_of, name)
+    if labels.shape in sizes:
+        return labels
+    new_height, new_width = sizes[0]
+    if (height - width) * (new_height - new_width) < 0:
+        raise InputError(
+            f"{path}: {width} x {height} pixels, and {size_of / name.with_suffix('')} has {new_width} x "
+            f"{new_height}: it lies transposed; save it as (height, width)"
+        )
+    return resize_mask(labels, new_height, new_width)
+
+
+def _sizes_of(folder: Path, name: Path) -> list[tuple[int, int]]:
+    """Sizes (height, width) that fit a mask's namesake, a mask or an image; its header is read."""
+    path = find_image(folder, name.with_suffix(".png").as_posix())
     try:
-        write_labels(labels, target, target_form, ignore)
+        with Image.open(path) as image:
+            return mask_sizes(image)
+    except (SyntaxError, ValueError, Image.DecompressionBombError, OSError) as error:
+        raise InputError(f"{path}: no image, or a damaged one ({error}); get it again") from error
+
+
+def _write(labels: np.ndarray, source: Path, target: Path, form: str, ignore: int | None) -> None:
+    try:
+        write_labels(labels, target, form, ignore)
     except InputError as error:
         raise InputError(f"{source}: {str(error).removeprefix(f'{target}: ')}") from error
 

@@ -21,7 +21,7 @@ from imagenets.scoring import table_cache
 from imagenets.scoring.counting import refuse_other_mode
 from imagenets.scoring.matching import find_matching, read_matching
 from imagenets.scoring.matching_record import image_digests, made_of_others, write_record
-from imagenets.scoring.pairs import read_names
+from imagenets.scoring.pairs import check_predict_dir, find_pairs, read_names
 
 NAME = "n00000001/image_1.png"
 MASKS = ("--gt-dir", "gt", "--predict-dir", "pred", "--mode", "50", "--workers", "0")
@@ -175,3 +175,21 @@ def test_without_a_terminal_long_work_says_a_line_now_and_then(monkeypatch, caps
         for _ in range(4):
             advance(2)
     assert capsys.readouterr().err == "masks: 4 of 8 pairs (50 %), 11 s\nmasks: 8 of 8 pairs (100 %), 72 s\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "cure"),
+    [
+        (".jpg", "JPEG changes labels, .* save the predictions as PNGs"),
+        (".PNG", "rename them to <name>.png"),
+        ("_pred.png", "rename them to <name>.png"),
+        (".npy", r"evaluation/convert_masks\.py converts \.npy"),
+    ],
+)
+def test_predictions_of_another_ending_are_named(tmp_path, ending, cure):
+    for i in range(2):
+        write_mask(tmp_path / f"gt/n01/{i}.png", np.ones((3, 4), int))
+        (tmp_path / f"pred/n01/{i}{ending}").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"pred/n01/{i}{ending}").touch()
+    with pytest.raises(InputError, match=rf"but 2 files of another ending, such as 0{ending}; {cure}"):
+        check_predict_dir(find_pairs(tmp_path / "gt", tmp_path / "pred"))

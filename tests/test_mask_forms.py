@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from masksets import script, write_mask
 from PIL import Image
+from prepared_set import write_image
 
 from imagenets.common.errors import InputError
 from imagenets.mask_forms import FORMS, convert_folder, read_labels, write_labels
-from imagenets.masks import decode_mask
+from imagenets.masks import decode_mask, resize_mask
 
 EVERY = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
 CONVERT = "evaluation/convert_masks.py"
@@ -18,8 +21,8 @@ CONVERT = "evaluation/convert_masks.py"
 @pytest.mark.parametrize("form", ["rgb", "gray16", "npy"])
 def test_every_id_comes_back(tmp_path, form):
     write_mask(tmp_path / "rgb/n01/a.png", EVERY)
-    assert convert_folder(tmp_path / "rgb", tmp_path / "there", "rgb", form) == 1
-    assert convert_folder(tmp_path / "there", tmp_path / "back", form, "rgb") == 1
+    assert convert_folder(tmp_path / "rgb", tmp_path / "there", "rgb", form).masks == 1
+    assert convert_folder(tmp_path / "there", tmp_path / "back", form, "rgb").masks == 1
     assert (decode_mask(tmp_path / "back/n01/a.png") == EVERY).all()
 
 
@@ -128,3 +131,47 @@ def test_wrong_usage(tmp_path):
     done = script(CONVERT, *common, "npy")
     assert done.returncode == 1
     assert "no .png files in it" in done.stderr
+
+
+def test_masks_of_network_size_get_the_size_of_their_ground_truth(tmp_path):
+    """Nearest neighbour, as resize_mask does it; a mask that fits, also as EXIF turns the image, stays."""
+    rng = np.random.default_rng(0)
+    small, fits, turned = (
+        rng.integers(0, 50, (8, 8)),
+        rng.integers(0, 50, (6, 9)),
+        rng.integers(0, 50, (9, 6)),
+    )
+    for name, labels in (("a", small), ("b", fits), ("c", turned)):
+        write_mask(tmp_path / f"in/n01/{name}.png", labels)
+    for name in "ab":
+        write_mask(tmp_path / f"gt/n01/{name}.png", np.zeros((6, 9), int))
+    write_image(tmp_path / "gt/n01/c.JPEG", 6, 9, orientation=6)
+    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--from", "rgb", "--to", "rgb")
+    done = script(CONVERT, *arguments, "--size-of", tmp_path / "gt")
+    assert done.returncode == 0, done.stderr
+    assert f"resized (nearest neighbour): 1 of 3, to sizes in {tmp_path / 'gt'}" in done.stdout
+    for name, labels in (("a", resize_mask(small, 6, 9)), ("b", fits), ("c", turned)):
+        assert (decode_mask(tmp_path / f"out/n01/{name}.png") == labels).all()
+    record = json.loads((tmp_path / "out/conversion.json").read_text())
+    assert (record["masks"], record["resized"], record["size_of"]) == (3, 1, str(tmp_path / "gt"))
+
+
+def test_transposed_masks_and_masks_without_a_namesake_are_refused(tmp_path):
+    write_mask(tmp_path / "in/n01/a.png", np.zeros((12, 8), int))
+    write_mask(tmp_path / "in/n01/b.png", np.zeros((8, 12), int))
+    write_mask(tmp_path / "gt/n01/a.png", np.zeros((6, 9), int))
+    with pytest.raises(InputError) as caught:
+        convert_folder(tmp_path / "in", tmp_path / "out", "rgb", "rgb", size_of=tmp_path / "gt")
+    assert "2 masks cannot be converted; nothing was written" in str(caught.value)
+    assert "n01/a.png: 8 x 12 pixels, and " in str(caught.value) and "it lies transposed" in str(caught.value)
+    assert f"{tmp_path}/gt/n01/b.JPEG: no such image" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_another_ending_are_named(tmp_path):
+    for name in ("a.npy", "b.npy", "c.PNG"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        InputError, match=r"no \.png files in it; there are 3 files, 2 with \.npy, 1 with \.PNG"
+    ):
+        convert_folder(tmp_path, tmp_path / "out", "gray8", "rgb")

@@ -30,6 +30,7 @@ from helpers.generated_imagenet import (
 from helpers.loopback import serve
 from helpers.scripts import command, environment, run
 
+from command_line.preparation import carry_out
 from imagenets.classes import MERGED, MODES
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
@@ -43,6 +44,7 @@ from imagenets.lists import (
 from imagenets.preparation import image_folders as preparation
 from imagenets.preparation.image_folders import Plan, copy_image, plan_train, prepare
 from imagenets.preparation.layouts import find_train, find_val
+from imagenets.preparation.links import link_text
 from imagenets.preparation.source_images import SourceImage
 
 official = pytest.mark.skipif(not OFFICIAL_LISTS.is_dir(), reason="the official lists are not at hand")
@@ -140,7 +142,7 @@ def test_official_lists_every_mode(tmp_path, official_images, layout):
         assert not train_full.exists()
     else:
         root = source / "ILSVRC/Data/CLS-LOC" if layout == "kaggle" else source
-        assert train_full.readlink() == root / "train"
+        assert train_full.resolve() == root / "train"
 
 
 def assert_train(folder: Path, mode: str, images: Needed, layout: str, copied: bool = False):
@@ -185,7 +187,7 @@ def test_merged_classes_are_copied_flat(tmp_path):
     result = step(TRAIN, source, tmp_path / "save", "--copy", mode="919", env=env)
     folder = tmp_path / "save/ImageNetS919"
     assert_train(folder, "919", images, "folders", copied=True)
-    assert (folder / "train-full").readlink() == source / "train"
+    assert (folder / "train-full").resolve() == source / "train"
     assert f"{len(images.train)} images, the official set 1183322" in result.stderr
 
 
@@ -239,17 +241,76 @@ def test_each_step_alone_with_only_its_input(tmp_path, env, lists, toy, layout):
 
 
 @pytest.mark.parametrize(("script", "options"), [(VAL, ["--link"]), (SEMI, ["--link"]), (TRAIN, [])])
-def test_links_are_absolute_whatever_path_was_given(tmp_path, env, imagenet, script, options):
+def test_links_are_right_whatever_path_was_given(tmp_path, env, imagenet, script, options):
     relative = os.path.relpath(imagenet, tmp_path)
     step(script, relative, "save", *options, env=env, cwd=tmp_path)
-    links = [path for path in (tmp_path / "save").rglob("*") if path.is_symlink()]
-    assert len(links) in (50, 150, 300)
-    for link in links:
-        assert str(link.readlink()).startswith(f"{imagenet}/")
-        assert link.exists()
-    before = snapshot(tmp_path / "save")
-    step(script, imagenet, "save", *options, env=env, cwd=tmp_path)
-    assert snapshot(tmp_path / "save") == before
+    step(script, relative, "full", *options, "--absolute", env=env, cwd=tmp_path)
+    for save, start in (("save", "../"), ("full", f"{imagenet}/")):
+        links = [path for path in (tmp_path / save).rglob("*") if path.is_symlink()]
+        assert len(links) in (50, 150, 300)
+        for link in links:
+            assert str(link.readlink()).startswith(start)
+            assert link.exists()
+        before = snapshot(tmp_path / save)
+        step(script, imagenet, save, *options, env=env, cwd=tmp_path)
+        assert snapshot(tmp_path / save) == before
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """ImageNet and a set of one class, made by links, in one folder; and how to make it."""
+    write_images(tmp_path / "disk/imagenet/train", ["n01/n01_1.JPEG", "n02/n02_1.JPEG"])
+
+    def make(imagenet, save, **how):
+        return prepare([plan_train("50", ["n01"], find_train(imagenet), False)], imagenet, save, 1, **how)
+
+    make(tmp_path / "disk/imagenet", tmp_path / "disk/sets")
+    return tmp_path / "disk", make
+
+
+def test_imagenet_and_sets_can_be_moved_together(tmp_path, linked):
+    disk, make = linked
+    made = disk.rename(tmp_path / "mounted elsewhere")
+    link = made / "sets/ImageNetS50/train/n01"
+    assert link.readlink() == Path("../../../imagenet/train/n01")
+    assert (link / "n01_1.JPEG").read_bytes() == jpeg("n01_1.JPEG")
+    assert [done.made for done in make(made / "imagenet", made / "sets")] == [0]
+
+
+def test_links_count_from_where_the_sets_really_are(tmp_path, linked):
+    """SAVE is reached through a link to a deeper folder, from which as many .. lead elsewhere."""
+    disk, make = linked
+    (disk / "a/b/c").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to(disk / "a/b/c")
+    make(disk / "imagenet", tmp_path / "alias")
+    assert (tmp_path / "alias/ImageNetS50/train/n01/n01_1.JPEG").is_file()
+
+
+def test_links_are_absolute_where_only_the_root_is_shared():
+    assert link_text("/data/imagenet/train/n01", "/scratch/sets/train") == "/data/imagenet/train/n01"
+    assert link_text("/data/imagenet/train/n01", "/data/sets/train") == "../../imagenet/train/n01"
+
+
+def test_links_that_lead_nowhere_are_made_again(tmp_path, linked):
+    disk, make = linked
+    (disk / "imagenet").rename(tmp_path / "moved")
+    link = disk / "sets/ImageNetS50/train/n01"
+    assert link.is_symlink() and not link.exists()
+    assert [done.made for done in make(tmp_path / "moved", disk / "sets")] == [1]
+    assert (link / "n01_1.JPEG").is_file()
+
+
+def test_a_disk_without_links_is_named_with_the_cure(tmp_path, imagenet, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    arguments = SimpleNamespace(
+        imagenet_dir=imagenet, save_dir=tmp_path / "save", workers=1, absolute=False, copy=False
+    )
+    plan = plan_train("50", ["n00001000"], find_train(imagenet), copy=False)
+    with pytest.raises(InputError, match=r"n00001000: this disk takes no symbolic links .*: take COPY true"):
+        carry_out([plan], arguments, "take COPY true")
 
 
 def test_a_right_link_by_another_path_is_accepted(tmp_path, env, imagenet):
@@ -598,6 +659,7 @@ def test_wrong_usage(tmp_path, env):
             ["a", "b", "51"],
             ["a", "b", "50", "yes"],
             ["a", "b", "50", "true", "c"],
+            ["a", "b", "50", "true", "--absolute", "c"],
         ),
         "datapreparation_anno.sh": ([], ["a"], ["a", "50", "b"], ["a", "51"]),
         TRAIN: (["--mode", "50"], ["--imagenet-dir", "a", "--save-dir", "b", "--mode", "50", "--link"]),

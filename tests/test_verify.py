@@ -210,7 +210,12 @@ def test_a_class_link_that_leads_nowhere(save, env):
     shutil.rmtree(folder)
     folder.symlink_to("nowhere")
     output = verify(save, env=env, status=1)
-    assert f"  {folder}: No such file or directory" in output
+    assert (
+        f"train (classes): 1 links that lead nowhere\n  {folder}: a link to nowhere, where nothing is"
+        in output
+    )
+    assert "mount the disk of ImageNet, or run data_preparation.sh with the folder" in output
+    assert "is the ImageNet copy whole?" not in output
 
 
 def write_mask(path, size, mode="RGB"):

@@ -6,7 +6,7 @@ is never touched: it stops the run before anything is written.
 """
 
 # Paths are plain strings here: there are a million of them, and pathlib would take longer than the disk.
-# ruff: noqa: PTH100, PTH102, PTH104, PTH115, PTH211
+# ruff: noqa: PTH100, PTH102, PTH104, PTH115
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from imagenets.common.progress import Show, no_bar
 from imagenets.lists import MappedImage, SemiImage
 from imagenets.preparation.folder_layouts import TrainFolder
 from imagenets.preparation.layouts import KAGGLE, Train, Val
+from imagenets.preparation.links import is_dangling, link_text, make_link, wrong_link
 from imagenets.preparation.parquet import largest_row_group, read_rows
 from imagenets.preparation.source_images import MissingError, SourceImage
 
@@ -157,22 +158,26 @@ def prepare(
     save: Path,
     workers: int,
     show: Show = no_bar,
+    absolute: bool = False,
 ) -> list[Done]:
-    """Carry out plans, one a mode, in ``save``; tell how much was there and how much was made.
+    """Carry out plans, one per mode, in ``save``; return how much was there and how much was made.
 
-    Nothing is written before all of them have been checked. Raises InputError when ImageNet lacks images,
-    when ``save`` lies in ``imagenet``, when something else is where a file, folder or link belongs, when the
-    disk is too small, and when another run is at work in ``save``.
+    Links are ``absolute``, or relative where that can be (``links.link_text``). Nothing is written before all
+    plans have been checked. Raises InputError when ImageNet lacks images, when ``save`` lies in ``imagenet``,
+    when something else is where a file, folder or link belongs, when the disk is too small, and when another
+    run is at work in ``save``; NoLinksError when the disk takes no links.
     """
     refuse_missing(plans, imagenet)
     for plan in plans:
         _refuse_nested(imagenet, save, plan.folder)
-    todo = [_Todo.of(plan, save) for plan in plans]
+    todo = [_Todo.of(plan, save, absolute) for plan in plans]
     if any(work.anything for work in todo) or is_there(save / LOCK):
         todo.clear()  # a million of images would be in memory twice
         save.mkdir(parents=True, exist_ok=True)
         with locked(save / LOCK):
-            todo = [_Todo.of(plan, save) for plan in plans]  # what was looked at before may have changed
+            todo = [
+                _Todo.of(plan, save, absolute) for plan in plans
+            ]  # what was looked at before may have changed
             check_room(save, sum(work.bytes for work in todo), "copying the images")
             for work in todo:
                 work.do(workers, show)
@@ -231,8 +236,11 @@ class _Todo:
     staged: bool  # a killed run left half-written files
 
     @classmethod
-    def of(cls, plan: Plan, save: Path) -> _Todo:
-        """Compare a plan with what is there. Raises InputError on what is in the way."""
+    def of(cls, plan: Plan, save: Path, absolute: bool) -> _Todo:
+        """Compare a plan with what is there. Raises InputError on what is in the way.
+
+        Links that lead nowhere are made again: ImageNet has been moved since.
+        """
         root = save / plan.folder
         wanted: dict[str, list[str]] = {}
         for target in (*plan.copies, *plan.links):
@@ -241,6 +249,7 @@ class _Todo:
         problems: list[str] = []
         for parent in _with_parents(wanted):
             path = root / parent
+            real = os.path.realpath(path)
             there = _entries(path, problems)
             if there is None:
                 folders.append(path)
@@ -248,13 +257,16 @@ class _Todo:
             for target in wanted.get(parent, ()):
                 image, entry = plan.copies.get(target), there.get(target.rpartition("/")[2])
                 problem = None
-                if image is None and entry is None:
-                    links.append((plan.links[target], target))
-                elif image is None and entry is not None:
-                    problem = _wrong_link(entry, plan.links[target])
-                elif image is not None and (entry is None or is_empty_file(entry)):
+                if image is None:
+                    leads_to = plan.links[target]
+                    says = leads_to if absolute else link_text(leads_to, real)
+                    if entry is None or is_dangling(entry.path):
+                        links.append((says, target))
+                    else:
+                        problem = wrong_link(entry, leads_to, says)
+                elif entry is None or is_empty_file(entry):
                     copies.append((image, target))
-                elif image is not None and entry is not None:
+                else:
                     problem = _wrong_copy(entry, image)
                 if problem:
                     problems.append(problem)
@@ -283,8 +295,8 @@ class _Todo:
         for folder in self.folders:
             if str(folder) not in filled:
                 folder.mkdir()
-        for leads_to, target in self.links:
-            os.symlink(leads_to, f"{self.root}/{target}")
+        for says, target in self.links:
+            make_link(says, f"{self.root}/{target}")
         if self.staged:
             shutil.rmtree(self.root / STAGING)
         if jobs:
@@ -359,8 +371,9 @@ def _entries(folder: Path, problems: list[str]) -> dict[str, os.DirEntry[str]] |
 def _wrong_copy(entry: os.DirEntry[str], image: SourceImage) -> str | None:
     """Why is what is there not the copy of the image? By its kind and size; None when it is."""
     if entry.is_symlink():
+        what = "a link that leads nowhere" if is_dangling(entry.path) else "a link"
         return (
-            f"{entry.path}: a link, where a real file would be made (made with links? then make it so again)"
+            f"{entry.path}: {what}, where a real file would be made (made with links? then make it so again)"
         )
     if not entry.is_file():
         return f"{entry.path}: no file, where a file would be made"
@@ -368,17 +381,6 @@ def _wrong_copy(entry: os.DirEntry[str], image: SourceImage) -> str | None:
     if image.row is not None and size:  # how large its row is, nobody knows without reading it
         return None
     return None if size == image.size else f"{entry.path}: {size} bytes, {image.path} has {image.size}"
-
-
-def _wrong_link(entry: os.DirEntry[str], leads_to: str) -> str | None:
-    """Why is what is there not the link? None when it leads to the same place."""
-    if not entry.is_symlink():
-        kind = "folder" if entry.is_dir() else "file"
-        return f"{entry.path}: a real {kind}, where a link would be made (copied before? then copy again)"
-    says = os.readlink(entry.path)
-    if says == leads_to or os.path.realpath(entry.path) == os.path.realpath(leads_to):
-        return None
-    return f"{entry.path}: a link to {says}, not to {leads_to}"
 
 
 @dataclass(frozen=True)

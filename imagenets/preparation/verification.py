@@ -1,7 +1,7 @@
 """Compare a prepared ImageNet-S with its lists: missing, unexpected, unreadable, of the wrong size."""
 
 # Paths are plain strings where there are a million of them: pathlib would take longer than the disk.
-# ruff: noqa: PTH116, PTH123, PTH208
+# ruff: noqa: PTH115, PTH116, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from imagenets.common.progress import Show, no_bar
 from imagenets.images import is_image, mask_sizes
 from imagenets.lists import MappedImage, SemiImage, mask_of
 from imagenets.masks import decode_mask, png_size
+from imagenets.preparation.links import is_dangling
 
 THREADS = 4  # readers of headers, so that a slow disk or network is asked for several at a time
 BATCH = 64  # files that a thread takes at a time
@@ -55,6 +56,7 @@ class SplitReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)  # with the reason
+    dangling: list[str] = field(default_factory=list)  # links that lead nowhere, and where they say
     ignored: list[str] = field(default_factory=list)  # hidden files that are no part of it, and no fault
     misfits: list[str] = field(default_factory=list)  # masks whose size is not their image's
     lacking: int = 0  # images too few, where a total is all that is known
@@ -63,7 +65,7 @@ class SplitReport:
     @property
     def right(self) -> bool:
         """Is all that is there as it should be?"""
-        lists = (self.missing, self.unexpected, self.unreadable, self.misfits)
+        lists = (self.missing, self.unexpected, self.unreadable, self.dangling, self.misfits)
         return self.absent or not (any(lists) or self.lacking or self.surplus)
 
 
@@ -117,6 +119,8 @@ def _verify_train_full(root: Path) -> SplitReport:
     path = root / "train-full"
     if not os.path.lexists(path):
         report.absent = True
+    elif is_dangling(path):
+        report.dangling.append(_nowhere(path))
     elif path.is_dir():
         report.found = 1
     else:
@@ -152,11 +156,16 @@ def _verify_train(root: Path, lists: SetLists, show: Show) -> list[SplitReport]:
 def _count_images(folder: Path, images: SplitReport, classes: SplitReport) -> int:
     """Count the images of a class; broken links, empty files and what is no file go into the report."""
     count = 0
+    if is_dangling(folder):
+        classes.dangling.append(_nowhere(folder))
+        return count
     try:
         for entry in visible(folder):
             if is_image(entry.name):
                 fault = _stat_fault(entry.path)
-                if fault:
+                if entry.is_symlink() and is_dangling(entry.path):
+                    images.dangling.append(_nowhere(entry.path))
+                elif fault:
                     images.unreadable.append(fault)
                 count += not entry.is_dir()
     except OSError as error:
@@ -172,11 +181,13 @@ def _verify_images(root: Path, name: str, wanted: Sequence[str], show: Show) -> 
     folder = root / name
     report, there = _compare(folder, name, wanted)
 
+    report.dangling = [_nowhere(f"{folder}/{image}") for image in there if is_dangling(f"{folder}/{image}")]
+
     def fault(image: str) -> str | None:
         try:
             _image_size(f"{folder}/{image}")
         except InputError as error:
-            return str(error)
+            return None if is_dangling(f"{folder}/{image}") else str(error)
         return None
 
     with show(f"{root.name}/{name}", len(there), unit="image") as advance:
@@ -267,6 +278,10 @@ def _faults(
             found += results
             advance(len(batch))
     return found
+
+
+def _nowhere(path: Path | str) -> str:
+    return f"{path}: a link to {os.readlink(path)}, where nothing is"
 
 
 def _stat_fault(path: str) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError, counted, listed
 from imagenets.common.folders import files_by_class, visible
 
 # A line of an official list, ``n1/a.JPEG n2/a.png`` or ``n1/a.JPEG n2/a.JPEG``: the right one counts.
@@ -67,6 +67,7 @@ def check_predict_dir(pairs: Pairs) -> None:
     """Raise InputError when there is no prediction of any name: another folder was meant."""
     if any((pairs.predict_dir / name).exists() for name in pairs.names):
         return
+    _refuse_other_endings(pairs)
     held = [entry.name for entry in visible(pairs.predict_dir)][:3]
     if any((pairs.predict_dir / Path(name).parent).is_dir() for name in pairs.names):
         raise InputError(
@@ -76,6 +77,26 @@ def check_predict_dir(pairs: Pairs) -> None:
     raise InputError(
         f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths; predictions lie "
         f"in <predict-dir>/<wnid>/<name>.png, and there is {', '.join(sorted(held)) or 'nothing'}"
+    )
+
+
+def _refuse_other_endings(pairs: Pairs) -> None:
+    """Raise InputError when predictions of these names lie there with other endings."""
+    stems = {name.removesuffix(".png") for name in pairs.names}
+    found = files_by_class(pairs.predict_dir)
+    others = [name for name in found if name.rpartition(".")[0].removesuffix("_pred") in stems]
+    if not others:
+        return
+    first = others[0].rpartition("/")[2]
+    if first.lower().endswith((".jpg", ".jpeg")):
+        cure = "JPEG changes labels, so that nothing can convert them: save the predictions as PNGs"
+    elif first.lower().endswith(".png"):
+        cure = "rename them to <name>.png"
+    else:
+        cure = "evaluation/convert_masks.py converts .npy and grayscale PNGs"
+    raise InputError(
+        f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths, but "
+        f"{counted(len(others), 'file')} of another ending, such as {first}; {cure}"
     )
 
 
