@@ -14,7 +14,7 @@ from command_line.arguments import (
     path_argument,
     whole_number,
 )
-from command_line.progress import bar
+from command_line.progress import bar, warn
 from imagenets.common.errors import InputError
 from imagenets.common.progress import no_bar
 from imagenets.common.workers import available_cores
@@ -99,7 +99,7 @@ def listed_images(arguments: argparse.Namespace) -> dict[str, Images]:
     from imagenets.learning.images import images_below, split_images
 
     if arguments.images is not None:
-        return {"images": images_below(arguments.images, arguments.output_dir)}
+        return {"images": images_below(arguments.images, arguments.output_dir, warn)}
     mode = arguments.mode
     splits = chosen_splits(mode.set_folder(arguments.save_dir), arguments.splits)
     return {split: split_images(arguments.save_dir, mode, split) for split in splits}

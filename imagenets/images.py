@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from imagenets.common.errors import InputError
@@ -73,15 +74,28 @@ def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:
         _turn_or_refuse(path, image, mask_size)
 
 
-def read_image(path: Path | str, mask_size: tuple[int, int] | None = None) -> Image.Image:
+def read_image(
+    path: Path | str, mask_size: tuple[int, int] | None = None, upright: bool = False
+) -> Image.Image:
     """Decode an image to RGB, in the reading that fits its mask of ``mask_size`` (height, width).
 
-    ``must_turn`` has the rule. Raises InputError, naming the file, when it fits in neither reading or is no
-    whole image, OSError when it cannot be read.
+    ``must_turn`` has the rule. With ``upright`` it is always turned as its EXIF orientation says, as viewers
+    do. 16-bit grayscale is scaled to 8 bits. Raises InputError, naming the file, when it fits in neither
+    reading or is no whole image, OSError when it cannot be read.
     """
     with _opened(path) as image:
-        turn = _turn_or_refuse(path, image, mask_size)
-        return (ImageOps.exif_transpose(image) if turn else image).convert("RGB")
+        turn = upright or _turn_or_refuse(path, image, mask_size)
+        return _to_rgb(path, ImageOps.exif_transpose(image) if turn else image)
+
+
+def _to_rgb(path: Path | str, image: Image.Image) -> Image.Image:
+    """Convert to RGB; Pillow itself would clip 16 bits at 255, which makes nearly all pixels white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise InputError(f"{path}: 32 bits a pixel, of an unknown range; save it with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def _turn_or_refuse(path: Path | str, image: Image.Image, mask_size: tuple[int, int] | None) -> bool:

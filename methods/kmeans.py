@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from command_line.networks import (
     chosen_splits,
     running_of,
 )
-from command_line.progress import bar
+from command_line.progress import bar, warn
 from imagenets.classes import MAX_LABEL
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import Mapper
@@ -109,9 +110,9 @@ def parse_arguments() -> argparse.Namespace:
 def listed_images(arguments: argparse.Namespace) -> tuple[Images, dict[str, Images]]:
     """Images to cluster, and those to segment by their folder of OUTPUT; in an order without classes."""
     if arguments.images is not None:
-        found = images_below(arguments.images, arguments.output_dir)
-        images = Images(found.folder, shuffled(found.names))
-        return Images(images.folder, images.names[: arguments.train_images]), {"images": images}
+        found = images_below(arguments.images, arguments.output_dir, warn)
+        images = replace(found, names=shuffled(found.names))
+        return replace(images, names=images.names[: arguments.train_images]), {"images": images}
     root = arguments.mode.set_folder(arguments.save_dir)
     splits = chosen_splits(root, arguments.splits)
     train = shuffled(list_images(root / "train"))[: arguments.train_images]

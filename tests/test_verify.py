@@ -307,7 +307,10 @@ def test_train_full(tmp_path, env):
     output = run("verify.py", *common, env=env).stdout
     assert row(output, "train-full") == ["1", "absent"]
     (save / "ImageNetS919/train-full").symlink_to("nowhere")
-    assert "leads to no folder" in run("verify.py", *common, env=env, status=1).stdout
+    assert (
+        "train-full: a link to nowhere, where nothing is"
+        in run("verify.py", *common, env=env, status=1).stdout
+    )
 
 
 def test_all_modes_one_absent(whole, tmp_path, env):

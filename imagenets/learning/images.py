@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from imagenets.classes import Mode
 from imagenets.common.errors import InputError, listed
 from imagenets.common.folders import files_by_class
+from imagenets.common.progress import Warn, no_warning
 from imagenets.images import is_image, read_image
 from imagenets.lists import mask_of
 from imagenets.masks import decode_mask, png_size
@@ -26,6 +28,7 @@ SIDE = 256  # longest side, in pixels, at which images are looked at
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 # Of folders that are no ImageNet: what Pillow reads and people have.
 _PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".nef")
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,14 @@ class Images:
     """Images ``names`` below ``folder``, and below ``masks`` the masks that say how they are turned.
 
     A mask need not be there. Names are relative paths with ``/``. Masks hold labels up to ``max_label``, and
-    1000.
+    1000. ``upright`` images have no masks, and are turned as their EXIF orientation says.
     """
 
     folder: Path
     names: Sequence[str]
     masks: Path | None = None
     max_label: int | None = None
+    upright: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Picture:
 
 
 def read_picture(images: Images, name: str, reading: Reading, with_mask: bool = False) -> Picture:
-    """Read one image, in the reading (EXIF orientation) that its mask fits; without mask as it is stored.
+    """Read one image, in the reading (EXIF orientation) that its mask fits, or as ``Images`` says.
 
     ``with_mask`` also decodes its mask. Raises InputError, naming the file, when either cannot be used.
     """
@@ -82,7 +86,7 @@ def read_picture(images: Images, name: str, reading: Reading, with_mask: bool = 
     mask_size = _mask_size(mask_path) if mask is None else mask.shape
     path = images.folder / name
     try:
-        image = read_image(path, mask_size)
+        image = read_image(path, mask_size, images.upright)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     width, height = image.size
@@ -225,27 +229,36 @@ def annotated_images(save_dir: Path | None, mode: Mode) -> Images:
     return images
 
 
-def images_below(folder: Path, output: Path) -> Images:
-    """List the pictures below any folder, at any depth, sorted; hidden ones are left out.
+def images_below(folder: Path, output: Path, warn: Warn = no_warning) -> Images:
+    """List the pictures below any folder, at any depth, sorted, to be read upright; hidden ones are left out.
 
-    Raises InputError when there are none, and when ``output``, where files will be written, lies there too.
+    Pictures of kinds that are not read are counted in a warning. Raises InputError when there are none that
+    are, and when ``output``, where files will be written, lies there too.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if output.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{output}: lies among the pictures of {folder}; name another --output-dir")
     names = []
+    skipped: Counter[str] = Counter()
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = Path(place).relative_to(folder)
-        names += [
-            (below / name).as_posix()
-            for name in files
-            if name.lower().endswith(_PICTURES) and not name.startswith(".")
-        ]
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in _PICTURES:
+                names.append((below / name).as_posix())
+            elif suffix in _OTHER_PICTURES:
+                skipped[suffix] += 1
+    others = ", ".join(f"{number} {suffix}" for suffix, number in skipped.most_common())
     if not names:
-        raise InputError(f"{folder}: no pictures there ({', '.join(_PICTURES)})")
-    return Images(folder, sorted(names))
+        found = f"; there are {others}: convert them" if skipped else ""
+        raise InputError(f"{folder}: no pictures there ({', '.join(_PICTURES)}){found}")
+    if skipped:
+        warn(f"{folder}: {others} left out: such pictures are not read; convert them to JPEG or PNG")
+    return Images(folder, sorted(names), upright=True)
 
 
 def target_paths(images: Images, output: Path) -> list[Path]:

@@ -54,7 +54,7 @@ def write_label_overlays(
         for name, target, overlay in zip(images.names, targets, overlays, strict=True)
         if not overlay.exists()
     ]
-    draw = partial(_draw_file, names=names, noun=noun)
+    draw = partial(_draw_file, names=names, noun=noun, upright=images.upright)
     problems = []
     with (
         process_map(workers, begin=partial(cv2.setNumThreads, 0)) as mapper,
@@ -75,11 +75,13 @@ def overlay_paths(targets: Sequence[Path], output: Path) -> list[Path]:
     ]
 
 
-def _draw_file(paths: tuple[Path, Path, Path], names: Sequence[str] | None, noun: str) -> str | None:
+def _draw_file(
+    paths: tuple[Path, Path, Path], names: Sequence[str] | None, noun: str, upright: bool
+) -> str | None:
     image, target, overlay = paths
     try:
         labels = decode_mask(target)
-        picture = np.asarray(read_image(image, labels.shape))
+        picture = np.asarray(read_image(image, labels.shape, upright))
     except InputError as error:
         return str(error)
     except OSError as error:
