@@ -62,7 +62,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
     parser.add_argument("--backbone", required=True, help="a torchvision or timm model, by name")
     parser.add_argument(
-        "--checkpoint", type=path_argument, required=True, metavar="FILE", help="the backbone's weights"
+        "--checkpoint",
+        type=path_argument,
+        required=True,
+        metavar="FILE",
+        help="the backbone's weights; none: random ones",
     )
     parser.add_argument(
         "--bank",

@@ -67,7 +67,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--backbone", help="features of this torchvision or timm model (default: colour and texture, by hand)"
     )
-    parser.add_argument("--checkpoint", type=path_argument, metavar="FILE", help="the backbone's weights")
+    parser.add_argument(
+        "--checkpoint", type=path_argument, metavar="FILE", help="the backbone's weights; none: random ones"
+    )
     parser.add_argument(
         "--foreground",
         choices=("handmade", "features"),

@@ -6,6 +6,7 @@ import argparse
 import re
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.networks.checkpoints import load_backbone, read_checkpoint
+from imagenets.learning.networks.checkpoints import file_digest, load_backbone, read_checkpoint
 
 OTHER = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}, "epoch": 7}
 
@@ -288,3 +289,14 @@ def test_numpy_numbers_of_both_numpys_are_read(tmp_path):
                 content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             old.writestr(item, content)
     assert read_checkpoint(tmp_path / "old.pth")["lr"] == 0.5
+
+
+def test_none_in_a_checkpoints_place_gives_the_same_random_weights_every_time():
+    torch.manual_seed(5)
+    backbones = [make_backbone("resnet18") for _ in range(2)]
+    before = torch.random.get_rng_state()
+    lines = [load_backbone(backbone, Path("none")) for backbone in backbones]
+    assert lines == ["resnet18: random weights (seed 0)"] * 2 and file_digest(Path("none")) == "none"
+    assert torch.equal(torch.random.get_rng_state(), before)
+    first, second = (backbone.network.state_dict() for backbone in backbones)
+    assert all(torch.equal(first[name], second[name]) for name in first)

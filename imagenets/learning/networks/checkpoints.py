@@ -22,10 +22,12 @@ import numpy as np
 import torch
 
 from imagenets.common.errors import InputError
-from imagenets.learning.networks.backbones import Backbone
+from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.position_embeddings import resized
 
 Tensors = dict[str, torch.Tensor]
+
+RANDOM = Path("none")  # in a checkpoint's place: random weights
 
 # Besides tensors and plain containers: what training scripts store beside the weights.
 _ALLOWED: list[Any] = [
@@ -97,7 +99,9 @@ def _read_safetensors(path: Path) -> dict[Any, Any]:
 
 
 def file_digest(path: Path | str) -> str:
-    """Digest of a file's bytes, 32 hexadecimal digits. OSError when it cannot be read."""
+    """Digest of a file's bytes, 32 hexadecimal digits; of RANDOM its name. OSError when it cannot be read."""
+    if Path(path) == RANDOM:
+        return str(RANDOM)
     digest = hashlib.blake2b(digest_size=16)
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -126,9 +130,19 @@ def load_backbone(backbone: Backbone, path: Path | str) -> str:
     All tensors of the backbone must be there, in their shapes; position embeddings of another resolution
     are brought to the network's (bicubic). Where the last norm is missing, that of the averaged tokens
     (``fc_norm``) takes its place. Raises InputError, naming the file, when anything is missing or the file is
-    another network's, OSError when it cannot be read.
+    another network's, OSError when it cannot be read. RANDOM in place of a file gives random weights.
     """
+    if Path(path) == RANDOM:
+        return _randomize(backbone)
     return load_tensors(backbone, named_tensors(read_checkpoint(path)), path)
+
+
+def _randomize(backbone: Backbone) -> str:
+    """Give a backbone random weights, the same in every run and every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone.network.load_state_dict(make_backbone(backbone.name).network.state_dict())
+    return f"{backbone.name}: random weights (seed 0)"
 
 
 def load_tensors(backbone: Backbone, tensors: Tensors, path: Path | str) -> str:
