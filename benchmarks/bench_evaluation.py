@@ -27,7 +27,7 @@ from PIL import Image
 
 from command_line.startup import run
 from imagenets.classes import MODES
-from imagenets.common.workers import available_cores, load_chunks
+from imagenets.common.workers import default_workers, load_chunks
 from imagenets.masks import decode_mask, decode_rgb, labels_to_rgb
 from imagenets.scoring.contingency import Chunk, PairChunks, count_pairs
 from imagenets.scoring.pairs import Pairs, find_pairs
@@ -222,7 +222,7 @@ def main() -> None:
     )
     parser.add_argument("--generated", type=int, default=12_419, help="number of generated pairs, mode 919")
     parser.add_argument(
-        "--workers", type=int, default=available_cores(), help="processes that decode (default: one per core)"
+        "--workers", type=int, default=default_workers(), help="processes that decode (default: one per core)"
     )
     parser.add_argument(
         "--rounds", type=int, default=3, help="runs of each, of which the median counts (default: 3)"

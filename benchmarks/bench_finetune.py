@@ -81,7 +81,7 @@ def main() -> None:
             {"epochs": EPOCHS, "batch": BATCH}, workers=arguments.workers,
         )  # fmt: skip
         fine_tune(request, processes, no_bar, lambda line: None)
-        log = (RunFolder(save / "run", {}, processes).load() or {})["log"]
+        log = (RunFolder(save / "run", {}, processes, is_new=False).load() or {})["log"]
     last = log[-1]
     print(f"reading and augmenting an image, one core: {1000 * reading:.1f} ms")
     print(

@@ -15,7 +15,7 @@ from imagenets.class_ids import find_wnids
 from imagenets.classes import MAX_LABEL, ClassInfo, Mode, class_table
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import write_whole
-from imagenets.common.workers import available_cores
+from imagenets.common.workers import default_workers
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.counting import CountRequest
 from imagenets.scoring.matching import Matching, read_matching
@@ -50,8 +50,7 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=worker_count,
         default=default_workers(),
-        help="processes that decode (default: one per core; 0: no extra process); under torchrun, for each "
-        "of its processes (default: together one per core)",
+        help="processes that decode (default: one per core; 0: no extra process)",
     )
     parser.add_argument(
         "--results-dir",
@@ -73,11 +72,6 @@ def add_problems_argument(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="list all files that cannot be used there, a line each; messages show ten",
     )
-
-
-def default_workers() -> int:
-    """Cores for this process: its share, where torchrun started several on this machine."""
-    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def add_gt_dir_argument(parser: argparse.ArgumentParser) -> None:

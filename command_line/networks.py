@@ -17,7 +17,7 @@ from command_line.arguments import (
 from command_line.progress import bar, warn
 from imagenets.common.errors import InputError
 from imagenets.common.progress import no_bar
-from imagenets.common.workers import available_cores
+from imagenets.common.workers import default_workers
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load
     from imagenets.learning.engine.inference import Running
@@ -71,8 +71,9 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
         "--workers",
         type=whole_number(0, 1024),
         metavar="N",
-        default=available_cores(),
-        help="processes that read images, and as many that write (default: one per core; 0: none)",
+        default=default_workers(),
+        help="processes that read images, and as many that write (default: one per core, which torchrun's "
+        "processes share; 0: none)",
     )
     parser.add_argument(
         "--batch-size",

@@ -5,18 +5,24 @@ A script imports it before any package: from then on an interrupt and a missing 
 
 from __future__ import annotations
 
-import atexit
+import argparse
 import gc
 import io
 import os
+import select
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-from imagenets.common.errors import InputError
+from imagenets.common.errors import InputError, StoppedError
+from imagenets.common.torchrun import inside_other_job, leave_job, place
+from imagenets.common.workers import die_with_parent
 
 # Threads of a network that spin while they wait take the cores from the processes that read images, and from
 # whoever shares the machine: several times slower there. Read when PyTorch is loaded.
@@ -25,6 +31,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # What `setup.sh methods` installs besides.
 _OF_METHODS = ("torchvision", "timm", "safetensors", "pyarrow")
 _OWN = ("imagenets", "command_line")
+
+_STOPPING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGUSR1: "asked to stop"}
+# Seconds until a process that was told to stop leaves as it stands: for a step of a training, or for what is
+# half done to be removed; and where it does not listen, being in a package's own code.
+_STEP, _DEAF = 20.0, 2.0
+# Seconds for which a rank that fails in silence lets the one that says why go first: torchrun ends them all.
+_LAST_WORDS = 2.0
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:
@@ -41,10 +54,10 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     message = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
-    if message:
-        print(message, file=sys.stderr)
-    else:
+    if not message:
         sys.__excepthook__(kind, error, traceback)
+    elif _first_to_tell():
+        print(message, file=sys.stderr)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
@@ -61,78 +74,160 @@ if Path(sys.argv[0]).resolve().parent.parent == Path(__file__).resolve().parent.
         signal.signal(signal.SIGINT, _interrupted)
 
 
-_succeeded = False
+@cache
+def _first_to_tell() -> bool:
+    """Tell whether this process is to say how the job ends: without torchrun it is; else the first that asks.
+
+    torchrun's store counts who asked. Where it cannot be reached, it is the first process of each machine.
+    """
+    here = place()
+    if here is None:
+        return True
+    try:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(*address, is_master=False, wait_for_workers=False)
+        return bool(store.add(f"imagenets/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/told", 1) == 1)
+    except (ImportError, KeyError, RuntimeError):
+        if here.local_rank != 0:
+            time.sleep(_LAST_WORDS)
+        return here.local_rank == 0
 
 
-def _leave() -> None:
-    if not _succeeded:
+class _Stop(BaseException):
+    """A signal that stops the script, on its way through every ``finally``."""
+
+
+_asked = 0  # the signal that asked this process to stop
+_polled = False  # somebody asks after each step whether it came
+_heard = threading.Event()
+
+
+def stop_asked() -> bool:
+    """Tell whether a signal has asked this process to stop; who calls it once has to go on calling it.
+
+    From the first call on, signals raise nothing here: a training saves its state, and raises StoppedError.
+    """
+    global _polled
+    _polled = True
+    return _asked != 0
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    global _asked
+    if _asked:  # torchrun and a scheduler both send it
         return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    _asked = number
+    _heard.set()
+    if not _polled:
+        raise _Stop
 
 
-# A rank of torchrun that has done its work leaves before Python takes itself apart: a thread of the group
-# that is still putting a tensor back then aborts the process, and torchrun calls the run failed. What is
-# registered first is called last.
-if "TORCHELASTIC_RUN_ID" in os.environ:
-    atexit.register(_leave)
+def _listen_for_signals() -> None:
+    """Answer signals also while the main thread waits in a package's own code, where handlers do not run."""
+    heard, tells = os.pipe()
+    os.set_blocking(tells, False)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has background jobs ignore SIGINT
+            signal.signal(number, _on_signal)
+    threading.Thread(target=_leave_after_signal, args=(heard,), daemon=True).start()
 
 
-class _Terminated(SystemExit):
-    """SIGTERM, on its way through every ``finally``."""
+def _leave_after_signal(heard: int) -> None:
+    """Wait for a signal; end the process where the main thread has not done so in time."""
+    number = 0
+    while number not in _STOPPING:
+        select.select([heard], [], [])
+        number = os.read(heard, 1)[0]
+    if _polled or _heard.wait(_DEAF):
+        time.sleep(_STEP)
+    if _first_to_tell():
+        print(_STOPPING[signal.Signals(number)], file=sys.stderr)
+    _leave(128 + number)
 
 
-def run(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
+def run(main: Callable[[], None], goes_on: bool = False, on_all_ranks: bool = False) -> NoReturn:
     """Run a script's ``main`` and end the process: 0, or 1 after one clear message on stderr.
 
-    argparse itself ends with 2 for wrong usage. An interrupt ends with 130 and SIGTERM with 143, as in a
-    shell, after what is half-done has been removed; a script that ``goes_on`` when it is started again says
-    so then.
+    argparse itself ends with 2 for wrong usage. SIGINT ends with 130 and SIGTERM with 143, as in a shell,
+    after what is half-done has been removed; a script that ``goes_on`` when it is started again says so then.
+    Under torchrun the first process works and the others leave with 0, unless the script works
+    ``on_all_ranks``; of those, one says what is wrong.
     """
-    global _succeeded
+    here = place()
+    if here is not None and not on_all_ranks:
+        if here.rank > 0 and not inside_other_job():
+            _leave(0)
+        leave_job()
+    elif here is not None and not inside_other_job():
+        die_with_parent()
+    _listen_for_signals()
     gc.freeze()
     gc.enable()
-    if signal.getsignal(signal.SIGINT) is _interrupted:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without some letter must not end the run
+    if place() is not None:
+        _tell_usage_once()
+    _leave(_status_of(main, goes_on))
+
+
+def _tell_usage_once() -> None:
+    """Have one of torchrun's processes print what argparse prints."""
+    usual = argparse.ArgumentParser._print_message
+
+    def once(parser: argparse.ArgumentParser, message: str, file: io.TextIOBase | None = None) -> None:
+        if _first_to_tell():
+            usual(parser, message, file)
+
+    argparse.ArgumentParser._print_message = once  # type: ignore[method-assign,assignment]
+
+
+def _status_of(main: Callable[[], None], goes_on: bool) -> int:
+    """Run ``main``, say what ended it if that is not its end, and give the exit status."""
     try:
         main()
         sys.stdout.flush()
-        _succeeded = True
+        return 0
+    except SystemExit as error:  # argparse's
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except (_Stop, StoppedError) as error:
+        number = _asked or signal.SIGTERM  # another rank may have got it
+        saved = f", {error}" if isinstance(error, StoppedError) else ""
+        again = ": run the same command again to go on" if goes_on else ""
+        _tell(f"{_STOPPING[signal.Signals(number)]}{saved}{again}")
+        return 128 + number
     except InputError as error:
-        sys.exit(f"error: {error}")
-    except ModuleNotFoundError as error:  # of a package that only some runs need
-        message = missing_package(error)
-        if message is None:
-            raise
-        sys.exit(message)
+        _tell(f"error: {error}")
     except BrokenPipeError:
-        # The reader of our output (head, say) has left; point stdout elsewhere so that exit does not flush.
+        # The reader of our output (head, say) has left; point stdout elsewhere so that nothing is flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
-    except KeyboardInterrupt:
-        _say_stopped("interrupted", goes_on)
-        sys.exit(130)
-    except _Terminated:
-        _say_stopped("terminated", goes_on)
-        raise
-    finally:
-        if "RANK" not in os.environ:  # of torchrun's processes, threads of their group must end in order
-            gc.freeze()  # what is left ends with the process, which need not look through it before
-    sys.exit(0)
+        _tell(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+    except Exception as error:
+        message = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+        if message:  # of a package that only some runs need
+            _tell(message)
+        elif _first_to_tell():
+            sys.__excepthook__(type(error), error, error.__traceback__)
+    return 1
 
 
-def _say_stopped(how: str, goes_on: bool) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, which are all stopped, one says so
-        print(f"{how}: run the same command again to go on" if goes_on else how, file=sys.stderr)
+def _tell(message: str) -> None:
+    if _first_to_tell():
+        print(message, file=sys.stderr)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """End as on an interrupt, through every ``finally``; a second signal ends the process as it stands."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise _Terminated(143)
+def _leave(status: int) -> NoReturn:
+    """End the process as it stands.
+
+    Python would first take itself apart: wait for threads, join workers that wait for a file, run destructors
+    of packages. That takes time, aborts a rank whose group still has threads, and has been seen to spin.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            status = status or 1
+    os._exit(status)

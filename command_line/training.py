@@ -6,7 +6,7 @@ import argparse
 
 from command_line.arguments import whole_number
 from command_line.networks import add_device
-from imagenets.common.workers import available_cores
+from imagenets.common.workers import default_workers
 
 
 def add_machine(parser: argparse._ActionsContainer) -> None:
@@ -20,7 +20,8 @@ def add_machine(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--workers",
         type=whole_number(0, 1024),
-        default=min(8, available_cores()),
+        default=default_workers(most=8),
         metavar="N",
-        help="processes that read images, in each of torchrun's processes (default: one per core, at most 8)",
+        help="processes that read images, for each of torchrun's processes (default: its share of this "
+        "machine's cores, at most 8)",
     )

@@ -31,7 +31,7 @@ from PIL import Image
 from demo.pictures import CLASSES, Picture, draw
 from imagenets.classes import MODES
 from imagenets.common.whole_files import whole_folder
-from imagenets.common.workers import available_cores, process_map
+from imagenets.common.workers import default_workers, process_map
 from imagenets.lists import ARCHIVES, categories_path, mapping_path, train_semi_path
 from imagenets.masks import labels_to_rgb
 
@@ -148,7 +148,7 @@ def write_archive(path: Path, items: list[Item], masks: list[bytes]) -> None:
 def fill(output: Path, items: list[Item], seed: int, layout: str) -> None:
     """Write pictures, lists and archive into an empty folder."""
     (output / "mirror").mkdir()
-    with process_map(available_cores(), chunksize=16) as mapped:
+    with process_map(default_workers(), chunksize=16) as mapped:
         masks = list(mapped(partial(make, output / "imagenet", seed), enumerate(items)))
     if layout == "parquet":
         pack(output / "imagenet", items)

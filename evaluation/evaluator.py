@@ -40,11 +40,9 @@ from imagenets.reporting.text import (
     intervals_text,
     summary_text,
 )
-from imagenets.scoring.contingency import CountPairs
 from imagenets.scoring.counting import count_masks
 from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import Evaluation, evaluate, predicted_classes
-from imagenets.scoring.ranks import run_on_ranks
 
 if TYPE_CHECKING:
     from imagenets.scoring.bootstrap import Bootstrap
@@ -129,7 +127,7 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--title goes with --report")
 
 
-def main(count: CountPairs) -> None:
+def main() -> None:
     """Score the predictions, print the scores, save them."""
     arguments = parse_arguments()
     for path in outputs(arguments):
@@ -142,7 +140,7 @@ def main(count: CountPairs) -> None:
     matching = read_match(arguments, arguments.match)
     request = request_of(arguments, arguments.predict_dir, matched=matching is not None)
     with problems_kept(arguments.problems):
-        table = count_masks(request, bar, warn, count)
+        table = count_masks(request, bar, warn)
     of_cluster = None if matching is None else matching.for_table(table)
     if matching is not None:
         warn_of_others(matching, table)
@@ -232,4 +230,4 @@ def report_content(
 
 
 if __name__ == "__main__":
-    run(lambda: run_on_ranks(main))
+    run(main)

@@ -26,7 +26,6 @@ from command_line.evaluation import (
     add_gt_dir_argument,
     add_problems_argument,
     check_output,
-    default_workers,
     problems_kept,
     save_results,
     worker_count,
@@ -34,6 +33,7 @@ from command_line.evaluation import (
 from command_line.progress import bar, warn
 from imagenets.class_ids import class_ids
 from imagenets.classes import Mode
+from imagenets.common.workers import default_workers
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, text_table
 from imagenets.scoring.bootstrap import Bootstrap
 from imagenets.scoring.counting import refuse_other_mode, warn_of_number

@@ -16,11 +16,9 @@ from command_line.progress import bar, warn
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import write_whole
 from imagenets.reporting.text import matching_text
-from imagenets.scoring.contingency import CountPairs
 from imagenets.scoring.counting import count_masks
 from imagenets.scoring.matching import METHODS, find_matching, shared_with_class
 from imagenets.scoring.matching_record import SUFFIX, write_record
-from imagenets.scoring.ranks import run_on_ranks
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,14 +50,14 @@ def matching_path(arguments: argparse.Namespace) -> Path:
     return result
 
 
-def main(count: CountPairs) -> None:
+def main() -> None:
     """Match clusters to classes, save the matching, print it."""
     arguments = parse_arguments()
     path = matching_path(arguments)
     check_output(path)
     request = request_of(arguments, arguments.predict_dir, matched=True)
     with problems_kept(arguments.problems):
-        table = count_masks(request, bar, warn, count)
+        table = count_masks(request, bar, warn)
     number_of_classes, clusters = request.mode.classes, request.limit.largest
     matching = find_matching(table, arguments.method, number_of_classes, clusters)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,4 +75,4 @@ def main(count: CountPairs) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: run_on_ranks(main))
+    run(main)

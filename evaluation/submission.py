@@ -24,7 +24,7 @@ from command_line.evaluation import (
 from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError, listed
-from imagenets.common.workers import available_cores
+from imagenets.common.workers import default_workers
 from imagenets.scoring.counting import LabelLimit
 from imagenets.scoring.submission import (
     MATCHING,
@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=worker_count,
-        default=available_cores(),
+        default=default_workers(),
         help="processes that decode (default: one per core; 0: no extra process)",
     )
     parser.add_argument(

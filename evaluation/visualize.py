@@ -22,7 +22,7 @@ from command_line.evaluation import (
 from command_line.progress import bar
 from imagenets.classes import MAX_LABEL, MODES, Mode, label_name
 from imagenets.common.folders import subfolders
-from imagenets.common.workers import available_cores
+from imagenets.common.workers import default_workers
 from imagenets.images import check_image_dir
 from imagenets.reporting.overlay_folder import Drawing, write_overlays
 from imagenets.scoring.matching import read_matching
@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=worker_count,
-        default=available_cores(),
+        default=default_workers(),
         help="processes that draw (default: one per core; 0: no extra process)",
     )
     return parse(parser)

@@ -30,7 +30,6 @@
   - ``bootstrap``, ``comparison``: 95% intervals; is A better than B
   - ``localization``: attribution maps against objects
   - ``submission``: the ZIP for the test server, made and checked
-  - ``ranks``: all that under torchrun
 - ``segmentation_scores``: SegmentationScores, the same scores in a training loop
 - ``reporting``: text, HTML report, charts, overlays, confusions, scores of single images, published results
 - ``learning``: what ``methods/`` runs

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line.startup import run
+from command_line.startup import run, stop_asked
 from command_line.arguments import (
     add_mode_argument,
     add_save_dir_argument,
@@ -163,11 +163,11 @@ def main() -> None:
         amp=arguments.amp,
         evaluate_every=arguments.evaluate_every,
     )
-    with started(arguments.device) as processes:
+    with started(arguments.device, stop_asked) as processes:
         fine_tune(request, processes, bar, lambda line: tqdm.write(line, file=sys.stdout))
         if processes.first:
             print(f"saved: {arguments.output_dir / 'last.pth'}")
 
 
 if __name__ == "__main__":
-    run(main, goes_on=True)
+    run(main, goes_on=True, on_all_ranks=True)

@@ -10,7 +10,6 @@ pictures are clustered. With --backbone every process of torchrun takes a share.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,6 +34,7 @@ from command_line.networks import (
 )
 from command_line.progress import bar, warn
 from imagenets.classes import MAX_LABEL
+from imagenets.common.torchrun import Place, place
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import Mapper
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
@@ -244,7 +244,7 @@ def main() -> None:
     arguments = parse_arguments()
     train, splits = listed_images(arguments)
     (by_hand if arguments.backbone is None else by_network)(arguments, train, splits)
-    if arguments.overlays and os.environ.get("RANK", "0") == "0":
+    if arguments.overlays and (place() or Place()).rank == 0:
         for name, images in splits.items():
             targets = target_paths(images, arguments.output_dir / name)
             overlays = overlay_paths(targets, arguments.output_dir)
@@ -252,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, goes_on=True)
+    run(main, goes_on=True, on_all_ranks=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line.startup import run
+from command_line.startup import run, stop_asked
 from command_line.arguments import check_save_dir, path_argument
 from command_line.pretraining import new_parser, overridden, request_of, talk
 from imagenets.learning.pass_method.recipes import attention_recipe, pretraining_recipe
@@ -30,7 +30,7 @@ def main() -> None:
     check_save_dir(parser, arguments)
     recipe = overridden(attention_recipe(arguments.recipe, arguments.mode.name), arguments)
     backbone = arguments.backbone or pretraining_recipe(arguments.recipe, arguments.mode.name).backbone
-    with started(arguments.device) as processes:
+    with started(arguments.device, stop_asked) as processes:
         request = request_of(arguments, processes)
         train_attention(request, recipe, backbone, arguments.checkpoint, processes, talk())
         if processes.first:
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, goes_on=True)
+    run(main, goes_on=True, on_all_ranks=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line.startup import run
+from command_line.startup import run, stop_asked
 from command_line.arguments import check_save_dir
 from command_line.pretraining import new_parser, overridden, request_of, talk
 from imagenets.learning.pass_method.recipes import pretraining_recipe
@@ -25,11 +25,11 @@ def main() -> None:
     check_save_dir(parser, arguments)
     recipe = overridden(pretraining_recipe(arguments.recipe, arguments.mode.name), arguments)
     recipe = replace(recipe, backbone=arguments.backbone or recipe.backbone)
-    with started(arguments.device) as processes:
+    with started(arguments.device, stop_asked) as processes:
         pretrain(request_of(arguments, processes), recipe, processes, talk())
         if processes.first:
             print(f"saved: {arguments.output_dir / 'last.pth'}")
 
 
 if __name__ == "__main__":
-    run(main, goes_on=True)
+    run(main, goes_on=True, on_all_ranks=True)

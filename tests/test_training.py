@@ -7,7 +7,6 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 from multiprocessing import forkserver
 
@@ -16,7 +15,6 @@ import pytest
 import torch
 from helpers import train_toy
 from helpers.processes import torchrun_variables
-from masksets import CHECKOUT
 from torch import nn
 
 from imagenets.common.errors import InputError
@@ -252,34 +250,6 @@ def test_schedules():
     assert math.isclose(cosine(0.5, 0.6, 0.0006), (0.6 + 0.0006) / 2)
     rate = [warm_up_and_cosine(e, 100, 5, 1e-3, 1e-6) for e in (0, 2.5, 5, 52.5)]
     np.testing.assert_allclose(rate, [0, 5e-4, 1e-3, (1e-3 + 1e-6) / 2])
-
-
-GROUP = """
-import os, sys
-from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.processes import join, started
-with started("cpu") as job:
-    for name in ("resnet18", "timm/test_resnet"):
-        join(make_backbone(name), job)
-threads = [open(f"/proc/self/task/{name}/comm").read().strip() for name in os.listdir("/proc/self/task")]
-print([name for name in threads if "gloo" in name])
-"""
-
-
-def test_no_thread_of_the_group_outlives_it():
-    """Modules that are loaded on the way would hold the group, and its threads abort a process that ends."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", GROUP], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True,
-            env=os.environ | variables | {"OMP_NUM_THREADS": "1"},
-        )
-        for variables in torchrun_variables(2)
-    ]  # fmt: skip
-    try:
-        assert [rank.communicate(timeout=TIMEOUT)[0].strip() for rank in ranks] == ["[]", "[]"]
-    finally:
-        for rank in ranks:
-            rank.kill()
 
 
 def test_dropout_is_drawn_anew_for_each_part_of_each_step_in_each_process():

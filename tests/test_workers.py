@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
+import torch
 from helpers.processes import children, wait_until_gone
 from masksets import CHECKOUT, write_mask, write_pairs
 from PIL import Image
 
 from imagenets.common import workers
 from imagenets.common.errors import InputError
-from imagenets.common.workers import WORKER_DIED, available_cores, load_chunks, process_map
+from imagenets.common.workers import (
+    WORKER_DIED,
+    available_cores,
+    default_workers,
+    load_chunks,
+    load_tensors,
+    process_map,
+    process_pool,
+)
 
 NAME = "n00000001/image_1.png"
 
@@ -45,29 +56,16 @@ def run_into_a_bug():
 
 
 HANDS_OVER = """
-from imagenets.common.workers import process_pool
+from imagenets.common import workers
+workers._PATIENCE = 50
 try:
-    with process_pool(2) as pool:
-        handed = [pool.submit(bytes, 1 << 28) for _ in range(4)]
-        handed[0].result()  # by now the other worker has a quarter of a gigabyte on its way
+    with workers.process_pool(2) as pool:
+        handed = [pool.submit(bytes, 1 << 26) for _ in range(4)]
+        handed[0].result()  # by now the other worker has 64 MB on their way
         raise KeyboardInterrupt
 except KeyboardInterrupt:
     print("ended")
 """
-
-
-def test_a_signal_is_answered_once_a_package_is_loaded():
-    """An exception that a handler raises in a destructor, say, is printed and lost."""
-
-    class Told:
-        def __del__(self):
-            signal.raise_signal(signal.SIGINT)
-
-    reached = False
-    with pytest.raises(KeyboardInterrupt), workers._signals_answered_later():
-        Told()
-        reached = True
-    assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_pool_that_is_given_up_while_workers_hand_over_ends():
@@ -78,16 +76,7 @@ def test_a_pool_that_is_given_up_while_workers_hand_over_ends():
     assert done.stdout == "ended\n", done.stderr
 
 
-@pytest.fixture(params=[True, False], ids=["PyTorch is loaded", "PyTorch is not loaded"])
-def pytorch_is_loaded(request, monkeypatch):
-    """All chunks are made by DataLoader's processes, or all by those that need no PyTorch."""
-    monkeypatch.setattr(workers, "_pytorch_is_loaded", lambda: request.param)
-    monkeypatch.setattr(workers, "_WITHOUT_PYTORCH", 600)
-    monkeypatch.setattr(workers, "_loaded" if not request.param else "_made_while_pytorch_loads", None)
-
-
-@pytest.mark.usefixtures("pytorch_is_loaded")
-def test_both_pools_give_results_in_order():
+def test_both_ways_give_results_in_order():
     for count in (0, 1, 7):
         for processes in (0, 2):
             assert list(load_chunks(Squares(count), processes)) == [i**2 for i in range(count)]
@@ -95,27 +84,6 @@ def test_both_pools_give_results_in_order():
                 assert list(mapped(abs, range(-count, 0))) == list(range(count, 0, -1))
 
 
-@pytest.mark.parametrize("made", [[], [0], [0, 1, 3], [1, 4], [0, 1, 2, 3, 4, 5, 6]])
-def test_what_is_not_made_when_pytorch_is_loaded_is_left_to_it(monkeypatch, made):
-    monkeypatch.setattr(workers, "_pytorch_is_loaded", lambda: False)
-    monkeypatch.setattr(workers, "_made_while_pytorch_loads", lambda *_: {i: (i**2, "plain") for i in made})
-    loaded = [chunk for chunk in load_chunks(Squares(7), 2) if not isinstance(chunk, tuple)]
-    assert loaded == [i**2 for i in range(7) if i not in made]
-    merged = [chunk[0] if isinstance(chunk, tuple) else chunk for chunk in load_chunks(Squares(7), 2)]
-    assert merged == [i**2 for i in range(7)]
-
-
-def test_plain_processes_begin_no_chunk_when_pytorch_is_loaded(monkeypatch):
-    def wait_for_stop():
-        while workers._held[1].value == 0:
-            time.sleep(0.001)
-
-    monkeypatch.setattr(workers, "_WITHOUT_PYTORCH", 0)
-    made = workers._made_while_pytorch_loads(Squares(1000, wait_for_stop), 1)
-    assert made in ({}, {0: 0}, {0: 0, 1: 1}, {0: 0, 1: 1, 2: 4})
-
-
-@pytest.mark.usefixtures("pytorch_is_loaded")
 def test_a_worker_that_dies_is_told_by_both_pools_in_the_same_words():
     with pytest.raises(InputError) as of_loader:
         list(load_chunks(Squares(5, die), 1))
@@ -124,7 +92,73 @@ def test_a_worker_that_dies_is_told_by_both_pools_in_the_same_words():
     assert str(of_loader.value) == str(of_map.value) == WORKER_DIED
 
 
-@pytest.mark.usefixtures("pytorch_is_loaded")
+class Tensors(Squares):
+    """The same as tensors, which workers hand over through shared memory."""
+
+    def __getitem__(self, index):
+        return torch.full((1000,), super().__getitem__(index))
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_tensors_come_in_the_order_of_their_keys(start):
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch.utils.data"])
+    with process_pool(1, start=start) as pool:
+        assert list(pool.map(abs, range(-5, 0))) == [5, 4, 3, 2, 1]
+    found = [int(tensor[0]) for tensor in load_tensors(Tensors(9), 1, keys=[4, 0, 8], start=start)]
+    assert found == [16, 0, 64]
+
+
+def test_a_pass_that_ends_early_ends_the_pinning_thread_before_its_workers(monkeypatch, capfd):
+    """Pinning as on a machine with CUDA, but for the copy itself: the thread that does it runs."""
+    threads = set()
+
+    def note(*_):
+        threads.add(threading.current_thread())
+        return 0
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_, **__: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cpu"))
+    for name in ("set_device_index", "current_device_index"):
+        monkeypatch.setattr(torch.accelerator, name, note)
+    monkeypatch.setattr(torch.utils.data._utils.pin_memory, "pin_memory", lambda data, *_: data)
+    for _ in range(8):
+        arriving = load_tensors(Tensors(1000), 2, pin=True, ahead=4)
+        assert int(next(arriving)[0]) == 0
+        arriving.close()
+        assert not multiprocessing.active_children()
+    pinning = threads - {threading.main_thread()}
+    assert len(pinning) == 8
+    assert not any(thread.is_alive() for thread in pinning)
+    assert capfd.readouterr().err == ""
+
+
+class Stuck(Squares):
+    """The second chunk never comes."""
+
+    def __getitem__(self, index):
+        while index == 1:
+            time.sleep(60)
+        return index
+
+
+@pytest.mark.parametrize("loads", [load_chunks, load_tensors])
+def test_a_worker_that_waits_for_ever_does_not_keep_a_pass_from_ending(loads, monkeypatch):
+    monkeypatch.setattr(workers, "_PATIENCE", 0.05)
+    arriving = loads(Stuck(9), 2)
+    assert next(arriving) == 0
+    arriving.close()
+    assert not multiprocessing.active_children()
+
+
+def test_signals_of_the_job_are_left_to_the_main_process():
+    with process_pool(1) as pool:
+        (worker,) = multiprocessing.active_children()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+        assert pool.submit(os.getpid).result() == worker.pid
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_an_error_of_a_worker_is_not_taken_for_its_death():
     with pytest.raises(RuntimeError, match="a bug of our own"):
         list(load_chunks(Squares(5, run_into_a_bug), 1))
@@ -218,3 +252,15 @@ def test_cores_are_those_of_the_containers_quota(tmp_path, monkeypatch, groups, 
     monkeypatch.setattr(workers, "_OWN_GROUPS", tmp_path / "groups")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert available_cores() == cores
+
+
+def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(workers, "_OWN_GROUPS", workers.Path("/nowhere"))
+    assert (default_workers(), default_workers(most=8)) == (64, 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert default_workers() == 64, "a variable that torchrun did not set"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert (default_workers(), default_workers(most=8)) == (4, 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
+    assert default_workers() == 1

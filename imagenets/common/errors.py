@@ -1,4 +1,4 @@
-"""The one exception of the toolbox: bad input, told in a sentence."""
+"""The exceptions of the toolbox: bad input, told in a sentence, and work that was asked to stop."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class InputError(Exception):
         """Take the message, and all problems where it lists the first of them."""
         super().__init__(message)
         self.problems = tuple(problems)
+
+
+class StoppedError(Exception):
+    """Work has stopped because it was asked to, and is saved; the message says how far it came."""
 
 
 def listed(problems: Sequence[str]) -> str:

@@ -18,17 +18,19 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, lasting: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it is renamed to ``path``, on any error removed.
 
     The temporary file lies in the same folder, so that the rename is atomic, and is made with the
-    permissions of the user's umask.
+    permissions of the user's umask. Unless it is to be ``lasting``, a machine that loses power may leave it
+    empty: for many small files that can be made again, waiting for the disk would take most of the time.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if lasting:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -42,12 +44,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write ``content`` (text as UTF-8) to ``path``, whole or not at all; the folder must exist.
+def write_whole(path: Path, content: bytes | str, lasting: bool = True) -> None:
+    """Write ``content`` (text as UTF-8) to ``path``, whole or not at all, as ``whole_file``.
 
     Names of files that are no UTF-8 stand in text as escapes, ``\\udcff``, which JSON reads back.
     """
-    with whole_file(path) as temporary:
+    with whole_file(path, lasting) as temporary:
         temporary.write_bytes(
             content.encode(errors="backslashreplace") if isinstance(content, str) else content
         )

@@ -1,48 +1,53 @@
-"""Worker processes: one way to start them, to notice that one died, and to end together.
+"""Worker processes: how they start, how one that died is noticed, and how they end.
 
-A pass over chunks is PyTorch's DataLoader's. Loading PyTorch takes a second or two; so that nobody waits for
-it, plain processes work until it is there. What they do in half a second needs no PyTorch at all.
-
-Interrupts and SIGTERM are left to the main process: terminals, schedulers and torchrun send them to the whole
-group. Workers end with it, however it ends, and at once when it gives up: each listens at a pipe whose other
-end it alone holds.
+Signals that end a job are blocked in workers: terminals, schedulers and torchrun send them to all of its
+processes, and the main one decides what happens. Workers end with it, however it ends (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import InvalidStateError, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from imagenets.common.errors import InputError
+from imagenets.common.torchrun import Place, place
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load
+    from multiprocessing.process import BaseProcess
+
     from torch.utils.data import Dataset
 
 WORKER_DIED = "a worker process died; out of memory? Try again with fewer --workers"
 
 # How PyTorch's DataLoader begins its RuntimeError for a worker that ended; any other is the worker's own.
 _LOADER_NOTICED = "DataLoader worker (pid"
-
-# Seconds that a pass may take without PyTorch.
-_WITHOUT_PYTORCH = 0.5
+# Seconds that workers have to finish what they are at, when the pass ends early.
+_PATIENCE = 1.0
+_OF_THE_JOB = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+_LEAVE = signal.SIGUSR2  # asks a worker of a DataLoader to end at once
+_PR_SET_PDEATHSIG = 1
 
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 Item = TypeVar("Item", covariant=True)
+# Forking is quickest. A process to which CUDA and NCCL have given threads must not fork; a server without
+# threads does it there.
+Start = Literal["fork", "forkserver"]
 
 
 class Chunks(Protocol[Item]):
@@ -55,42 +60,35 @@ class Chunks(Protocol[Item]):
         """Make one chunk."""
 
 
-class Lifeline:
-    """What ties workers that are forked from now on to this process; ``cut`` ends them at once."""
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
-    def __init__(self) -> None:
-        """Open the pipe."""
-        self._reading, self._writing = os.pipe()
-        self._whole = True
 
-    def begin_worker(self) -> None:
-        """Do what a worker does first."""
-        os.close(self._writing)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.excepthook = _unless_parent_left
-        threading.Thread(target=self._leave_with_parent, daemon=True).start()
-        # What was loaded before the fork stays; to go through it for garbage takes time, and copies it.
-        gc.freeze()
-
-    def _leave_with_parent(self) -> None:
-        os.read(self._reading, 1)  # nothing is ever written: it returns when the other end is closed
+def _begin_worker(begin: Callable[[], None] | None, number: int = 0) -> None:
+    """Do what a worker does first; a DataLoader passes its number."""
+    die_with_parent()
+    signal.signal(_LEAVE, lambda *_: os._exit(0))
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():  # it ended before the kernel was told
         os._exit(0)
-
-    def cut(self) -> None:
-        """End the workers that are still there."""
-        if self._whole:
-            self._whole = False
-            os.close(self._writing)
-            os.close(self._reading)
+    # What was loaded before the fork stays; to go through it for garbage takes time, and copies it.
+    gc.freeze()
+    if begin is not None:
+        begin()
 
 
-def _unless_parent_left(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
-    """Print an error of a worker's thread, but not that its parent ended while a tensor was handed over."""
-    if not issubclass(kind, EOFError | OSError):
-        sys.__excepthook__(kind, error, traceback)
+@contextmanager
+def _starting_workers() -> Iterator[list[BaseProcess]]:
+    """Start workers within: signals of the job stay blocked in them. Gives a list that they are put into."""
+    started: list[BaseProcess] = []
+    before = set(multiprocessing.active_children())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_JOB)
+    try:
+        yield started
+    finally:
+        started += set(multiprocessing.active_children()) - before
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextmanager
@@ -109,133 +107,48 @@ def process_map(
 
 
 @contextmanager
-def process_pool(workers: int, begin: Callable[[], None] | None = None) -> Iterator[ProcessPoolExecutor]:
+def process_pool(
+    workers: int, begin: Callable[[], None] | None = None, start: Start = "fork"
+) -> Iterator[ProcessPoolExecutor]:
     """Give a pool of processes, each of which calls ``begin`` first.
 
-    They are there when this returns, forked before the caller's process has threads. Raises InputError when
-    one of them dies.
+    Those that are forked are there when this returns, before the caller's process has threads. Raises
+    InputError when one of them dies. On any error they are gone before it is passed on.
     """
-    lifeline, usual = Lifeline(), threading.excepthook
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), partial(_begin, lifeline, begin))
+    context = multiprocessing.get_context(start)
+    pool = ProcessPoolExecutor(workers, context, partial(_begin_worker, begin))
     try:
-        pool.submit(int).result()
-        # The workers have this end too. Were it open here, the pool would wait for ever for the rest of what
-        # a worker was handing over when it was cut off.
-        pool._result_queue._writer.close()  # type: ignore[attr-defined]
+        with _starting_workers() as started:
+            pool.submit(int).result()
         yield pool
-    except BrokenProcessPool as error:
-        lifeline.cut()  # the pool waits for the others
-        raise InputError(WORKER_DIED) from error
-    except BaseException:
-        threading.excepthook = _unless_cancelled
-        lifeline.cut()
+        pool.shutdown()
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        _end(started)
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(WORKER_DIED) from error
         raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        lifeline.cut()
-        threading.excepthook = usual
 
 
-def _unless_cancelled(error: threading.ExceptHookArgs) -> None:
-    """Print a thread's error, but not the pool's that a cancelled item cannot be told of dead workers."""
-    if error.exc_type is not InvalidStateError:
-        threading.__excepthook__(error)
-
-
-def _begin(lifeline: Lifeline, begin: Callable[[], None] | None) -> None:
-    _begin_tied(lifeline, begin)
-
-
-def _begin_tied(lifeline: Lifeline, begin: Callable[[], None] | None, number: int = 0) -> None:
-    """Begin a worker; a DataLoader tells it its number."""
-    lifeline.begin_worker()
-    if begin is not None:
-        begin()
+def _end(processes: Iterable[BaseProcess]) -> None:
+    """Wait until processes have finished what they are at; kill those for which that takes too long."""
+    deadline = time.monotonic() + _PATIENCE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
 
 
 def load_chunks(dataset: Chunks[Item], workers: int) -> Iterator[Item]:
     """Go through a data set's chunks in order, loaded by ``workers`` processes (0: this one).
 
-    The processes are those of PyTorch's DataLoader, and plain ones until PyTorch is loaded. Raises InputError
-    when one of them dies.
+    Raises InputError when one of them dies.
     """
     count = len(dataset)
-    if workers == 0 or count == 0:
+    if workers == 0 or count == 0:  # without PyTorch, which takes seconds to load
         yield from (dataset[i] for i in range(count))
         return
-    made = {} if _pytorch_is_loaded() else _made_while_pytorch_loads(dataset, min(workers, count))
-    rest = [i for i in range(count) if i not in made]
-    if not rest:
-        yield from (made.pop(i) for i in range(count))
-        return
-    with closing(_loaded(dataset, min(workers, len(rest)), None, WORKER_DIED, sampler=rest)) as loaded:
-        yield from (made.pop(i) if i in made else next(loaded) for i in range(count))
-
-
-def _pytorch_is_loaded() -> bool:
-    return "torch" in sys.modules
-
-
-def _made_while_pytorch_loads(dataset: Chunks[Item], workers: int) -> dict[int, Item]:
-    """Make chunks in plain processes until all are made or PyTorch is loaded; give those made, by place."""
-    enough = multiprocessing.get_context("fork").RawValue("b", 0)
-    with process_pool(workers, partial(_hold, dataset, enough)) as pool:
-        shares = [pool.submit(_make, range(first, len(dataset), workers)) for first in range(workers)]
-        if wait(shares, _WITHOUT_PYTORCH).not_done:
-            _load_pytorch()
-        enough.value = 1
-        return {i: chunk for share in shares for i, chunk in share.result().items()}
-
-
-def _load_pytorch() -> None:
-    """Import what a DataLoader needs; looking for garbage meanwhile would take a fifth of the time."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        with _signals_answered_later():
-            import torch.utils.data  # noqa: F401
-    finally:
-        if collects:
-            gc.enable()
-
-
-@contextmanager
-def _signals_answered_later() -> Iterator[None]:
-    """Keep an interrupt or SIGTERM until the end: among a package's callbacks it would be lost."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    kept = {number: handler for number, handler in usual.items() if callable(handler)}
-    for number in kept:
-        signal.signal(number, lambda number, _: arrived.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-    if arrived:
-        signal.raise_signal(arrived[0])
-
-
-# In a plain process: the data set, and a number that is not 0 when no further chunk is to be begun.
-_held: tuple[Chunks[Any], Any]
-
-
-def _hold(dataset: Chunks[Any], enough: Any) -> None:  # noqa: ANN401
-    global _held
-    _held = dataset, enough
-
-
-def _make(places: Iterable[int]) -> dict[int, Any]:
-    dataset, enough = _held
-    made: dict[int, Any] = {}
-    for i in places:
-        if enough.value:
-            break
-        made[i] = dataset[i]
-    return made
+    yield from _loaded(dataset, min(workers, count), None, WORKER_DIED)
 
 
 def load_tensors(
@@ -246,6 +159,7 @@ def load_tensors(
     begin: Callable[[], None] | None = None,
     ahead: int = 2,
     pin: bool = False,
+    start: Start = "fork",
 ) -> Iterator[Item]:
     """Go through the items of a data set of tensors in the order of ``keys`` (by default 0, 1, ...).
 
@@ -261,6 +175,7 @@ def load_tensors(
         workers,
         begin,
         f"{WORKER_DIED}; they also share {_shared_memory()}",
+        multiprocessing_context=start if workers else None,
         sampler=keys,
         prefetch_factor=ahead if workers else None,
         pin_memory=pin,
@@ -277,25 +192,35 @@ def _loaded(
 ) -> Generator[Any, None, None]:
     from torch.utils.data import DataLoader
 
-    lifeline = Lifeline()
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-        worker_init_fn=partial(_begin_tied, lifeline, begin),
-        **options,
+        worker_init_fn=partial(_begin_worker, begin),
+        **{"multiprocessing_context": "fork" if workers else None} | options,
     )
+    with _starting_workers() as started:
+        arriving = iter(loader)
     try:
-        arriving = iter(loader)  # kept until the line is cut: when it goes, it waits for its workers
         yield from arriving
-    except RuntimeError as error:
-        if not str(error).startswith(_LOADER_NOTICED):
-            raise
-        raise InputError(died) from error
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # which hold what is to go below
+        if isinstance(error, RuntimeError) and str(error).startswith(_LOADER_NOTICED):
+            raise InputError(died) from error
+        raise
     finally:
-        lifeline.cut()
+        # As it goes, the iterator ends first its pinning thread, then its workers, and waits for them.
+        impatience = threading.Timer(_PATIENCE, _ask_to_leave, [started])
+        impatience.start()
+        del arriving
+        impatience.cancel()
+
+
+def _ask_to_leave(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, _LEAVE)
 
 
 def _shared_memory() -> str:
@@ -305,6 +230,12 @@ def _shared_memory() -> str:
 
 def _unchanged(chunk: Any) -> Any:  # noqa: ANN401
     return chunk
+
+
+def default_workers(most: int | None = None) -> int:
+    """Workers for this process: one per core, of which torchrun's processes here have equal shares."""
+    share = max(1, available_cores() // (place() or Place()).local_number)
+    return share if most is None else min(share, most)
 
 
 def available_cores() -> int:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
-import os
-import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,14 +16,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagenets.common.errors import InputError
+from imagenets.common.torchrun import Place, inside_other_job, place
+from imagenets.common.workers import Start
 
 Result = TypeVar("Result")
 
-# Rank 0 may score a validation set for hours while the others wait for it. A process that has ended is
-# noticed by its closed connections (gloo) or by torchrun, not by a timeout.
+# Rank 0 may score a validation set for hours while the others wait for it. They do so over gloo, where closed
+# connections tell of a process that has ended, and need no timeout.
 _NO_TIMEOUT = timedelta(days=365)
-# Seconds that the first process is given to say why, for torchrun ends all when one has ended.
-_LAST_WORDS = 2.0
 # glibc's mallopt: blocks up to this size come from the heap, which is not given back up to that size. Before
 # 2.35 there was a limit to the first.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -36,18 +32,34 @@ _KEPT_BLOCK, _KEPT_BLOCK_OF_OLD, _KEPT_HEAP = 512 << 20, 32 << 20, 2**31 - 1
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Processes:
-    """This process (``rank`` of ``number``) and the device that it works on."""
+    """This process (``rank`` of ``number``) and the device that it works on.
+
+    ``waiting`` is the group for what is no tensor of the device, in which one process may wait for another
+    for as long as it takes (None: the default group). ``stop_asked`` tells whether this process was asked to
+    stop.
+    """
 
     rank: int
     number: int
     device: torch.device
+    waiting: dist.ProcessGroup | None = None
+    stop_asked: Callable[[], bool] = _never
 
     @property
     def first(self) -> bool:
         """Is this the process that prints and writes?"""
         return self.rank == 0
+
+    @property
+    def start(self) -> Start:
+        """How workers are started: not forked off a process in which CUDA and NCCL have threads."""
+        return "forkserver" if self.device.type == "cuda" else "fork"
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Add a tensor up over all processes; each gets the sum."""
@@ -56,19 +68,26 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def any(self, *flags: bool) -> list[bool]:
+        """Tell of each flag whether it is set in any process. Does not wait for the device."""
+        if self.number == 1:
+            return list(flags)
+        held = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(held, dist.ReduceOp.MAX, self.waiting)
+        return [bool(flag) for flag in held]
+
     def gathered(self, value: Result) -> list[Result]:
-        """Give what all processes hold, in the order of their ranks."""
+        """Gather what all processes hold, in the order of their ranks."""
         if self.number == 1:
             return [value]
         values: list[Any] = [None] * self.number
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, self.waiting)
         return values
 
     def together(self, check: Callable[[], Result]) -> Result:
-        """Run ``check`` in all processes; where it fails in one, all end, and the first says why.
+        """Run ``check`` in all processes.
 
-        Raises InputError in the first process, with the messages of all, each once; SystemExit (1) in the
-        others.
+        Where it fails in any, raises InputError in all, with the messages of all, each once.
         """
         try:
             result, problem = check(), ""
@@ -80,58 +99,66 @@ class Processes:
         return result
 
     def refuse(self, problem: str) -> None:
-        """End all processes if any of them has a problem, as ``together`` does."""
+        """Raise InputError in all processes if any of them has a problem, as ``together`` does."""
         problems = [text for text in dict.fromkeys(self.gathered(problem)) if text]
-        if problems and self.first:
-            raise InputError("\n".join(problems))
         if problems:
-            time.sleep(_LAST_WORDS)
-            sys.exit(1)
+            raise InputError("\n".join(problems))
 
     def from_first(self, make: Callable[[], Result]) -> Result:
-        """Call ``make`` in the first process alone, and give its result to all; errors as in ``together``."""
+        """Call ``make`` in the first process and give its result to all; errors as in ``together``."""
         made = self.together(lambda: make() if self.first else None)
         if self.number == 1:
             return made  # type: ignore[return-value]
         held: list[Any] = [made]
-        dist.broadcast_object_list(held, src=0)
+        dist.broadcast_object_list(held, src=0, group=self.waiting)
         result: Result = held[0]
         return result
 
 
 @contextmanager
-def started(device: str = "auto") -> Iterator[Processes]:
+def started(device: str = "auto", stop_asked: Callable[[], bool] = _never) -> Iterator[Processes]:
     """Join the processes of torchrun: by NCCL on CUDA, by gloo on CPUs.
 
-    ``device`` is ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``. Raises InputError when CUDA is
-    asked for and not there, when a machine has fewer GPUs than processes, and when another process has ended.
+    ``device`` is ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``. On an error the group is left as it
+    is: to destroy it would wait for the other processes, which wait for this one. So the caller should end
+    the process then, which the others notice.
+
+    Raises InputError when CUDA is asked for and not there, when a machine has fewer GPUs than processes, when
+    this process is none of torchrun's but called by one, and when another process has ended.
     """
-    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    local = int(os.environ.get("LOCAL_RANK", "0")) if under_torchrun else 0
-    place = _device(device, local)
-    number = int(os.environ.get("WORLD_SIZE", "1")) if under_torchrun else 1
-    if place.type == "cpu":
+    if inside_other_job():
+        raise InputError(
+            "called by a process of a torchrun job, which it would join; to run it on its own, remove the "
+            "job's variable: env -u TORCHELASTIC_RUN_ID python …"
+        )
+    here = place() or Place()
+    chosen = _device(device, here.local_rank)
+    if chosen.type == "cpu":
         _keep_memory()
-    if number == 1:
-        yield Processes(0, 1, place)
+    if here.number == 1:
+        yield Processes(0, 1, chosen, stop_asked=stop_asked)
         return
-    # The functions of this module keep, as defaults of their arguments, the group that is there when they are
-    # loaded. torchvision and timm load it: after the group is made, it would outlive its end, and its threads
-    # abort the process now and then when Python ends.
-    importlib.import_module("torch.distributed.nn.functional")
     try:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_NO_TIMEOUT)
-        yield Processes(dist.get_rank(), dist.get_world_size(), place)
-        dist.barrier()
+        joined = _joined(here, chosen, stop_asked)
+        yield joined
+        dist.barrier(joined.waiting)
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or any(words in str(error) for words in _GONE)):
             raise
         raise InputError(
             "another process of torchrun has ended; what it said stands above, or it was killed"
         ) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    dist.destroy_process_group()
+
+
+def _joined(here: Place, device: torch.device, stop_asked: Callable[[], bool]) -> Processes:
+    if device.type == "cpu":
+        dist.init_process_group("gloo", timeout=_NO_TIMEOUT)
+        return Processes(here.rank, here.number, device, None, stop_asked)
+    dist.init_process_group("nccl")
+    waiting = dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
+    assert isinstance(waiting, dist.ProcessGroup)
+    return Processes(here.rank, here.number, device, waiting, stop_asked)
 
 
 def _keep_memory() -> None:

@@ -31,11 +31,12 @@ Settings = Mapping[str, str | int | float | bool | None]
 class RunFolder:
     """A folder that holds one run; made by ``opened``. Only the first process writes."""
 
-    def __init__(self, path: Path, settings: Settings, processes: Processes) -> None:
+    def __init__(self, path: Path, settings: Settings, processes: Processes, is_new: bool) -> None:
         """Use ``opened``."""
         self.path = path
         self.settings = dict(settings)
         self.processes = processes
+        self.is_new = is_new
         self._drawn = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -82,15 +83,15 @@ def opened(path: Path, settings: Settings, processes: Processes) -> Iterator[Run
     """
     with ExitStack() as held:
 
-        def enter() -> None:
-            if processes.first:
-                path.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(path / ".lock"))
-                _keep_settings(path, settings)
-                remove_leftovers(path)
+        def enter() -> bool:
+            path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(path / ".lock"))
+            is_new = not (path / SETTINGS).exists()
+            _keep_settings(path, settings)
+            remove_leftovers(path)
+            return is_new
 
-        processes.together(enter)
-        yield RunFolder(path, settings, processes)
+        yield RunFolder(path, settings, processes, processes.from_first(enter))
 
 
 def _keep_settings(folder: Path, settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,10 +113,6 @@ class Chunk(NamedTuple):
     problems: list[str]
 
 
-# Counts pairs with so many workers: count_pairs, or what does its work on several machines.
-CountPairs = Callable[["Pairs", int, Show], "tuple[ContingencyTable, list[str]]"]
-
-
 class PairChunks:
     """A map-style data set of chunks of pairs, for torch.utils.data.DataLoader."""
 
@@ -182,26 +178,21 @@ def _count_files(pairs: Pairs, image: int) -> tuple[np.ndarray, int, list[str]]:
     return _counts(ground_truth, prediction, distance), max(prediction.palette.tolist()), []
 
 
-def count_pairs(
-    pairs: Pairs, workers: int, show: Show = no_bar, images: Sequence[int] | None = None
-) -> tuple[ContingencyTable, list[str]]:
+def count_pairs(pairs: Pairs, workers: int, show: Show = no_bar) -> tuple[ContingencyTable, list[str]]:
     """Decode every pair once, in DataLoader workers, and count its pixels.
 
-    ``workers`` is a number of processes (0: this one); ``show`` opens a progress bar. ``images`` (indices
-    into the names) restricts the pass to some.
+    ``workers`` is a number of processes (0: this one); ``show`` opens a progress bar.
 
     Returns the table and one message for every file that cannot be used; with any, the table is not whole.
     Raises InputError when a worker process dies.
     """
-    if images is None:
-        images = range(len(pairs.names))
     rows: list[Rows] = []
     largest = np.zeros(len(pairs.names), np.int32)
     problems: list[str] = []
-    dataset = PairChunks(pairs, images)
+    dataset = PairChunks(pairs, range(len(pairs.names)))
     import imagenets.scoring.run_length  # noqa: F401 - loaded here once, so that forked workers share it
 
-    with show("masks", len(images), unit="pair") as advance:
+    with show("masks", len(pairs.names), unit="pair") as advance:
         for chunk_images, chunk in zip(dataset.chunks, load_chunks(dataset, workers), strict=True):
             rows.extend(chunk.rows)
             largest[list(chunk_images)] = chunk.largest_prediction

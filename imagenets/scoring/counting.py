@@ -14,7 +14,7 @@ from imagenets.common.errors import InputError, refuse
 from imagenets.common.folders import files_by_class, subfolders
 from imagenets.common.progress import Show, Warn, no_bar, no_warning
 from imagenets.lists import categories_at_hand, own_lists
-from imagenets.scoring.contingency import ContingencyTable, CountPairs, count_pairs
+from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.pairs import Pairs, check_predict_dir, find_pairs, read_names
 from imagenets.scoring.table_cache import cached_table
 
@@ -62,24 +62,21 @@ class CountRequest:
         return LabelLimit.of(self.mode, self.clusters)
 
 
-def count_masks(
-    request: CountRequest, show: Show = no_bar, warn: Warn = no_warning, count: CountPairs = count_pairs
-) -> ContingencyTable:
+def count_masks(request: CountRequest, show: Show = no_bar, warn: Warn = no_warning) -> ContingencyTable:
     """Count the masks of a request, or take the counts from its cache.
 
-    ``show`` opens a progress bar, ``warn`` is told what is odd but usable, ``count`` does the pass.
+    ``show`` opens a progress bar, ``warn`` is told what is odd but usable.
 
     Raises InputError for folders or a list that cannot be what is meant, and for every mask that cannot be
     used, all together.
     """
-    return count_all([request], show, warn, count)[0]
+    return count_all([request], show, warn)[0]
 
 
 def count_all(
     requests: Sequence[CountRequest],
     show: Show = no_bar,
     warn: Warn = no_warning,
-    count: CountPairs = count_pairs,
 ) -> list[ContingencyTable]:
     """Count the masks of several requests, of the same ground truth, as ``count_masks`` does.
 
@@ -91,7 +88,7 @@ def count_all(
     tables: list[ContingencyTable] = []
     problems: list[str] = []
     for request, pairs in zip(requests, listed, strict=True):
-        table, bad_files = cached_table(pairs, request.cache, request.workers, show, warn, count)
+        table, bad_files = cached_table(pairs, request.cache, request.workers, show, warn)
         tables.append(table)
         problems += [*bad_files, *_bad_labels(request, table)]
     refuse(list(dict.fromkeys(problems)))  # a bad ground truth is one, though every pass meets it

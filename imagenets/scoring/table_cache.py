@@ -16,7 +16,6 @@ from imagenets.common.whole_files import write_whole
 from imagenets.scoring.contingency import (
     ROW_TYPES,
     ContingencyTable,
-    CountPairs,
     Rows,
     count_pairs,
     make_table,
@@ -76,16 +75,15 @@ def cached_table(
     workers: int,
     show: Show = no_bar,
     warn: Warn = no_warning,
-    count: CountPairs = count_pairs,
 ) -> tuple[ContingencyTable, list[str]]:
     """Give the pairs' contingency table, from the cache in ``folder`` or by the one pass over the masks.
 
-    Without a folder nothing is read or written there. ``count`` does the pass. Returns, like it, one message
-    for every file that cannot be used; such a table is not cached. ``warn`` is told of a cache that cannot be
-    written, for the table is good without it.
+    Without a folder nothing is read or written there. Returns, like ``count_pairs``, one message for every
+    file that cannot be used; such a table is not cached. ``warn`` is told of a cache that cannot be written,
+    for the table is good without it.
     """
     if folder is None:
-        return count(pairs, workers, show)
+        return count_pairs(pairs, workers, show)
     # Before the pass: a mask that changes while it runs must be noticed by the next one.
     fingerprint = pairs.fingerprint()
     path = cache_path(folder, pairs)
@@ -94,7 +92,7 @@ def cached_table(
         with suppress(OSError):
             os.utime(path)  # was used: see prune
         return table, []
-    table, problems = count(pairs, workers, show)
+    table, problems = count_pairs(pairs, workers, show)
     if not problems:
         try:
             save_table(path, table, fingerprint)

@@ -27,4 +27,4 @@ def child(script, arguments, environment, said):
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
     sys.argv = [f"{script}.py", *arguments]
-    run(MAINS[script])
+    run(MAINS[script], goes_on=True, on_all_ranks=True)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from command_line.startup import run as run_script
+from command_line.startup import stop_asked
 from imagenets.learning import processes as distributed
 from imagenets.learning import run_folder
 from imagenets.learning.networks import batch_norm
@@ -57,7 +58,7 @@ def parse(argv):
 def main(argv=None):
     torch.set_num_threads(1)
     options = parse(argv)
-    with distributed.started("cpu") as processes:
+    with distributed.started("cpu", stop_asked) as processes:
         plan = order.Plan(
             24, options.batch, options.epochs, options.seed, True, options.accumulate, processes.rank,
             processes.number,
@@ -99,8 +100,8 @@ def child(argv, environment, stderr):
     os.environ.update(environment)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    run_script(lambda: main(argv))
+    run_script(lambda: main(argv), on_all_ranks=True)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, on_all_ranks=True)

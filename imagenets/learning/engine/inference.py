@@ -107,7 +107,7 @@ def write_label_maps(
     def absent(index: int) -> bool:
         return not targets[index].exists()
 
-    with writing(running.workers, _FILES_AHEAD, _begin_worker) as write:
+    with writing(running.workers, _FILES_AHEAD, _begin_worker, running.processes.start) as write:
         work = _Work(images, todo, reading, running, absent)
         for batch, labels in _results(work, step):
             files = [
@@ -298,7 +298,9 @@ def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
     """Give the images of the chunks in batches of one size; what fills none comes at its chunk's end."""
     waiting: dict[tuple[int, ...], list[_Waiting]] = {}
     chunk = 0
-    for block in load_tensors(_Blocks(work), work.running.workers, begin=_begin_worker):
+    running = work.running
+    start = running.processes.start
+    for block in load_tensors(_Blocks(work), running.workers, begin=_begin_worker, start=start):
         if block.chunk != chunk:
             yield from filter(None, waiting.values())
             waiting.clear()

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from imagenets.common.whole_files import write_whole
-from imagenets.common.workers import process_pool
+from imagenets.common.workers import Start, process_pool
 from imagenets.masks import labels_to_rgb
 
 # Enlarged labels repeat their rows: nothing is left of those where the row above is subtracted. With that,
@@ -38,7 +38,7 @@ Write = Callable[[Sequence[LabelFile]], None]
 
 
 @contextmanager
-def writing(workers: int, ahead: int, begin: Callable[[], None]) -> Iterator[Write]:
+def writing(workers: int, ahead: int, begin: Callable[[], None], start: Start = "fork") -> Iterator[Write]:
     """Give a function that has files written by ``workers`` processes (0: this one), which ``begin`` first.
 
     It returns before they are written, and waits where more than ``ahead`` calls are behind. At the end all
@@ -47,7 +47,7 @@ def writing(workers: int, ahead: int, begin: Callable[[], None]) -> Iterator[Wri
     if workers == 0:
         yield _write_all
         return
-    with process_pool(workers, begin) as pool:
+    with process_pool(workers, begin, start) as pool:
         pending: deque[Future[None]] = deque()
 
         def write(files: Sequence[LabelFile]) -> None:
@@ -70,7 +70,7 @@ def write_label_file(file: LabelFile) -> None:
     colours = enlarged(np.ascontiguousarray(labels_to_rgb(file.labels)[..., ::-1]), *file.size)
     _, content = cv2.imencode(".png", colours, _PNG)
     file.path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file.path, content.tobytes())
+    write_whole(file.path, content.tobytes(), lasting=False)
 
 
 def enlarged(labels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from imagenets.common.errors import listed
+from imagenets.common.errors import InputError, StoppedError, listed
 from imagenets.common.progress import Show, no_bar
 from imagenets.learning.processes import Processes
 from imagenets.learning.run_folder import RunFolder
@@ -113,29 +113,35 @@ def train(
     was spent waiting for images) and what ``scores`` gave. ``tell`` is given a line for each, ``show`` a bar
     of steps; both in the first process alone.
 
+    Where a process was asked to stop (``Processes.stop_asked``), all save the state at the end of the step
+    and raise StoppedError.
+
     Raises InputError when a loss is not finite, naming epoch, step and images; when a file cannot be read;
-    when the saved state does not fit.
+    when the saved state does not fit, or is not the same one in all processes; and when the device's memory
+    does not suffice.
     """
     processes = run.processes
     scaler = torch.amp.GradScaler(processes.device.type, enabled=job.amp)
     saved = processes.together(run.load)
+    _refuse_other_states(saved, processes)
     progress = _resumed(job, scaler, saved) if saved else _Progress()
     run.write_log(progress.records)
-    if saved and progress.epoch < plan.epochs and processes.first:
-        tell(f"goes on after epoch {progress.epoch}, step {progress.step}")
+    if processes.first and progress.epoch < plan.epochs:
+        tell(_where_it_begins(progress, anew=run.is_new))
     cuda = processes.device.type == "cuda"
-    arriving = batches(reader, plan, workers, epoch=progress.epoch, step=progress.step, pin=cuda)
+    begin = progress.epoch, progress.step
+    arriving = batches(reader, plan, workers, *begin, pin=cuda, start=processes.start)
     show_here = show if processes.first else no_bar
     keeper = _Keeper(job, scaler, run, progress, save_every)
     while progress.epoch < plan.epochs:
         description = f"epoch {progress.epoch + 1} of {plan.epochs}"
         with show_here(description, plan.steps, unit=" steps", done=progress.step) as advance:
-            rate = 0.0
             while progress.step < plan.steps:
-                rate = _update(job, scaler, arriving, reader, plan, progress, keeper)
+                with _memory_told(processes.device):
+                    _update(job, scaler, arriving, reader, plan, progress, keeper)
                 advance(1)
-                if keeper.due and progress.step < plan.steps:
-                    keeper.save(last=False)
+                keeper.save_if_due()
+        rate = job.rate(plan.last_moment(progress.epoch))
         record = {**progress.record(plan, rate), **job.scores(progress.epoch + 1)}
         _end_epoch(progress, record)
         keeper.save(last=progress.epoch == plan.epochs)
@@ -152,8 +158,8 @@ def _update(
     plan: Plan,
     progress: _Progress,
     keeper: _Keeper,
-) -> float:
-    """Do one step: all parts of a batch, and the update. Gives its learning rate."""
+) -> None:
+    """Do one step: all parts of a batch, and the update."""
     begun = time.monotonic()
     waited = 0.0
     device = keeper.run.processes.device
@@ -163,8 +169,7 @@ def _update(
         moment, batch = next(arriving)
         waited += time.monotonic() - asked
         if part == 0:
-            rate = job.rate(moment)
-            set_rate(job.optimiser, rate)
+            set_rate(job.optimiser, job.rate(moment))
             job.optimiser.zero_grad(set_to_none=True)
         seed_network(plan.seed, moment, plan.rank)
         last = part == plan.accumulate - 1
@@ -186,7 +191,6 @@ def _update(
     progress.images += min(plan.batch, plan.images - moment.step * plan.batch)
     progress.seconds += time.monotonic() - begun
     progress.waited += waited
-    return rate
 
 
 def _gathering(network: nn.Module, last: bool) -> Any:  # noqa: ANN401 - a context manager
@@ -211,8 +215,42 @@ def _finite_or_end(
     )
 
 
+@contextmanager
+def _memory_told(device: torch.device) -> Iterator[None]:
+    """Turn a lack of the device's memory into one message."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the memory of {device} does not suffice: raise --accumulate, which does a batch in more parts, "
+            "or lower --batch-size"
+        ) from error
+
+
+def _refuse_other_states(saved: Mapping[str, Any] | None, processes: Processes) -> None:
+    """Raise InputError where processes would resume at different steps, or only some of them would."""
+    places = processes.gathered((saved["epoch"], saved["step"]) if saved else None)
+    if len(set(places)) > 1:
+        found = "; ".join(
+            f"process {rank}: {f'epoch {place[0] + 1}, step {place[1] + 1}' if place else 'none'}"
+            for rank, place in enumerate(places)
+        )
+        raise InputError(
+            f"the saved state is not the same in all processes ({found}): --output-dir must lie on a disk "
+            "that all machines share"
+        )
+
+
+def _where_it_begins(progress: _Progress, anew: bool) -> str:
+    if progress.epoch or progress.step:
+        return f"resuming at epoch {progress.epoch + 1}, step {progress.step + 1}"
+    return (
+        "starting at epoch 1" if anew else "nothing was saved before the last stop: starting again at epoch 1"
+    )
+
+
 class _Keeper:
-    """Saves the state: after each epoch, and within one when the first process's clock says so."""
+    """Saves the state: after each epoch, when the first process's clock says so, and at a stop."""
 
     def __init__(
         self, job: Job, scaler: torch.amp.GradScaler, run: RunFolder, progress: _Progress, every: float
@@ -220,16 +258,21 @@ class _Keeper:
         self.job, self.scaler, self.run, self.progress = job, scaler, run, progress
         self.every = every
         self.saved = time.monotonic()
-        self.due = False
 
     def mean_over_processes(self, values: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Average the values; in the same message, the first process tells the others whether to save."""
-        processes = self.run.processes
+        """Average the values."""
+        means = self.run.processes.sum(torch.stack(list(values.values()))).tolist()
+        return dict(zip(values, (mean / self.run.processes.number for mean in means), strict=True))
+
+    def save_if_due(self) -> None:
+        """Save after a step where it is time to; where any process was asked to stop, raise StoppedError."""
+        processes, progress = self.run.processes, self.progress
         late = processes.first and time.monotonic() - self.saved >= self.every
-        column = torch.stack([*values.values(), next(iter(values.values())).new_tensor(float(late))])
-        *means, flag = processes.sum(column).tolist()
-        self.due = flag > 0
-        return dict(zip(values, (mean / processes.number for mean in means), strict=True))
+        late, stopping = processes.any(late, processes.stop_asked())
+        if late or stopping:
+            self.save(last=False)
+        if stopping:
+            raise StoppedError(f"saved after epoch {progress.epoch + 1}, step {progress.step}")
 
     def save(self, *, last: bool) -> None:
         """Save, in all processes at once: some state may have to be gathered."""

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from imagenets.common.errors import InputError, listed
-from imagenets.common.workers import load_tensors
+from imagenets.common.workers import Start, load_tensors
 
 Key = tuple[int, int]  # an epoch and the index of an image
 
@@ -101,6 +101,10 @@ class Plan:
                     yield Moment(epoch, now, part, epoch * self.steps + now), share
             epoch, step = epoch + 1, 0
 
+    def last_moment(self, epoch: int) -> Moment:
+        """Place of the last part of an epoch."""
+        return Moment(epoch, self.steps - 1, self.accumulate - 1, (epoch + 1) * self.steps - 1)
+
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((_ORDER, self.seed, epoch)).permutation(self.images)
 
@@ -165,7 +169,14 @@ def _begin_worker() -> None:
 
 
 def batches(
-    reader: Reader, plan: Plan, workers: int, *, epoch: int = 0, step: int = 0, pin: bool = False
+    reader: Reader,
+    plan: Plan,
+    workers: int,
+    epoch: int = 0,
+    step: int = 0,
+    *,
+    pin: bool = False,
+    start: Start = "fork",
 ) -> Iterator[tuple[Moment, Batch]]:
     """Read this process's shares from (epoch, step) on, ahead of their use, by ``workers`` processes.
 
@@ -173,7 +184,9 @@ def batches(
     Raises InputError for files that cannot be read, and when a worker dies.
     """
     keys = ([(moment.epoch, int(index)) for index in share] for moment, share in plan.after(epoch, step))
-    arriving = load_tensors(_Shares(reader), workers, keys=keys, begin=_begin_worker, ahead=4, pin=pin)
+    arriving = load_tensors(
+        _Shares(reader), workers, keys=keys, begin=_begin_worker, ahead=4, pin=pin, start=start
+    )
     for (moment, share), tensors in zip(plan.after(epoch, step), arriving, strict=True):
         if isinstance(tensors, str):
             raise InputError(tensors)

@@ -1,0 +1,70 @@
+"""This process's place among those that torchrun started, read from the variables that torchrun sets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+_RUN_ID = "TORCHELASTIC_RUN_ID"
+
+
+class Place(NamedTuple):
+    """Rank of this process among all ``number`` and, as ``local_rank``, among ``local_number`` here."""
+
+    rank: int = 0
+    number: int = 1
+    local_rank: int = 0
+    local_number: int = 1
+
+
+def place() -> Place | None:
+    """Give this process's place; None where torchrun did not start it."""
+    if _RUN_ID not in os.environ:
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return Place(*(int(os.environ.get(name, usual)) for name, usual in zip(names, Place(), strict=True)))
+
+
+def leave_job() -> None:
+    """Have this process, and those that it starts, work as without torchrun."""
+    os.environ.pop(_RUN_ID, None)
+
+
+def inside_other_job() -> bool:
+    """Tell whether a Python program that torchrun started has called this one, as a command.
+
+    Such a process inherits the variables, but is none of the job's: it must not join. A shell script between
+    torchrun and this process (that binds it to cores, say) is no such program.
+    """
+    if _RUN_ID not in os.environ:
+        return False
+    process = os.getppid()
+    while process > 1 and _variable_of_job(process):
+        if _program(process).startswith("python"):
+            return True
+        process = _parent(process)
+    return False
+
+
+def _variable_of_job(process: int) -> bool:
+    """Tell whether a process was started with torchrun's variables; False for another user's."""
+    try:
+        return f"\0{_RUN_ID}=".encode() in b"\0" + Path(f"/proc/{process}/environ").read_bytes()
+    except OSError:
+        return False
+
+
+def _program(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/exe").readlink().name
+    except OSError:
+        return ""
+
+
+def _parent(process: int) -> int:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 1
+    return int(stat.rpartition(")")[2].split()[1])
