@@ -14,12 +14,13 @@ from command_line.progress import warn
 from imagenets.class_ids import find_wnids
 from imagenets.classes import MAX_LABEL, ClassInfo, Mode, class_table
 from imagenets.common.errors import InputError
+from imagenets.common.progress import Warn
 from imagenets.common.whole_files import write_whole
 from imagenets.common.workers import default_workers
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.counting import CountRequest
 from imagenets.scoring.matching import Matching, read_matching
-from imagenets.scoring.matching_record import made_of_others
+from imagenets.scoring.matching_record import made_of_others, with_method
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,16 +127,16 @@ def read_match(arguments: argparse.Namespace, match: str | None, fewer: bool = F
     if match is None:
         return None
     classes = arguments.mode.classes
-    matching = read_matching(matching_path(match, arguments.results_dir), classes)
+    matching = with_method(read_matching(matching_path(match, arguments.results_dir), classes))
     matching.check_clusters(arguments.clusters or classes, fewer)
     return matching
 
 
-def warn_of_others(matching: Matching, table: ContingencyTable) -> None:
+def warn_of_others(matching: Matching | None, table: ContingencyTable, say: Warn = warn) -> None:
     """Warn where a matching is known to be made of other masks."""
-    message = made_of_others(matching, table)
+    message = None if matching is None else made_of_others(matching, table)
     if message:
-        warn(message)
+        say(message)
 
 
 @contextmanager

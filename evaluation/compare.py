@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""Compare two methods on the same images: both scores, the differences A - B, and how sure they are."""
+"""Compare two methods on the same images: both scores, their differences, and which are significant."""
 
 from __future__ import annotations
 
 import argparse
+import glob
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,14 +28,29 @@ from command_line.evaluation import (
     warn_of_others,
 )
 from command_line.progress import bar, warn
+from imagenets.classes import Mode
+from imagenets.common.errors import InputError
+from imagenets.common.folders import distinct_names
 from imagenets.images import check_image_dir
-from imagenets.reporting.comparison_text import comparison_json, comparison_text
-from imagenets.scoring.comparison import Method, compare
+from imagenets.reporting.comparison_text import comparison_json, comparison_text, run_lines
+from imagenets.scoring.comparison import Method, Run, compare
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.counting import count_all
 from imagenets.scoring.matching import Matching
+from imagenets.scoring.plausibility import absent_classes, prediction_doubts
 
-Side = tuple[Path, str | None]
+
+@dataclass(frozen=True)
+class Side:
+    """One method of the command line: its name, if given, and predictions and matching of each run."""
+
+    name: str | None
+    runs: tuple[tuple[Path, str | None], ...]
+
+    @property
+    def matched(self) -> bool:
+        """Do its predictions hold cluster ids?"""
+        return self.runs[0][1] is not None
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,16 +58,18 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         allow_abbrev=False,
-        epilog="--clusters is for the sides with a MATCH; where A and B differ, give the larger number.",
+        epilog="--clusters is for the sides with a MATCH; where they differ, give the larger number.",
     )
-    for side in ("a", "b"):
+    for flag, which in (("--a", "the first method"), ("--b", "the second method")):
         parser.add_argument(
-            f"--{side}",
-            type=predictions_and_match,
+            flag,
+            type=side_argument,
             required=True,
-            metavar="PREDICT_DIR[,MATCH]",
-            help=f"predictions of method {side.upper()} and, if they hold cluster ids, their matching: a "
-            "name given to match.py or a path (a folder whose name has a comma in it is taken as it is)",
+            metavar="[NAME=]PREDICT_DIR[,MATCH]",
+            help=f"{which}: its predictions and, if they hold cluster ids, their matching, a name given to "
+            "match.py or a path (a folder whose name has a comma in it is taken as it is). "
+            "NAME=GLOB[,MATCH]: the folders that a (quoted) pattern names are its runs, one a seed; a * "
+            "in MATCH stands for what the * of the pattern does",
         )
     add_ground_truth_arguments(parser)
     add_bootstrap_arguments(parser, resamples=1000)
@@ -67,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--title", metavar="TEXT", help="heading of the report")
     arguments = parse(parser)
-    if arguments.clusters and arguments.a[1] is None and arguments.b[1] is None:
+    if arguments.clusters and not (arguments.a.matched or arguments.b.matched):
         parser.error("--clusters goes with a MATCH: without a matching, predictions hold class ids")
     if arguments.output and arguments.output.suffix != ".json":
         parser.error(f"--output {arguments.output}: must end in .json")
@@ -78,35 +99,84 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def predictions_and_match(text: str) -> Side:
-    """Argument type: ``PREDICT_DIR[,MATCH]``."""
+def side_argument(text: str) -> Side:
+    """Argument type: ``[NAME=]PREDICT_DIR[,MATCH]``, where PREDICT_DIR may be a pattern."""
+    folder, match = folder_and_match(text)
+    name, equals, pattern = folder.partition("=")
+    if Path(folder).is_dir() or not equals:
+        return Side(None, ((path_argument(folder), match),))
+    name, pattern = name.strip(), pattern.strip()
+    if not (name and pattern):
+        raise argparse.ArgumentTypeError(f"{text!r} is not [NAME=]PREDICT_DIR[,MATCH]")
+    # Not Path.glob, which takes no absolute pattern.
+    found = [path for path in sorted(glob.glob(pattern)) if Path(path).is_dir()]  # noqa: PTH207
+    if not found:
+        raise InputError(f"{name}: no folder matches {pattern}")
+    return Side(name, tuple((Path(path), match_of_run(path, pattern, match, len(found))) for path in found))
+
+
+def folder_and_match(text: str) -> tuple[str, str | None]:
+    """Split ``PREDICT_DIR[,MATCH]``; a folder that is there is taken as it is."""
     folder, comma, match = (part.strip() for part in text.rpartition(","))
     if not comma or Path(text).is_dir():
-        return path_argument(text), None
+        return text, None
     if not folder or not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not PREDICT_DIR or PREDICT_DIR,MATCH")
-    return Path(folder), match
+        raise argparse.ArgumentTypeError(f"{text!r} is not [NAME=]PREDICT_DIR[,MATCH]")
+    return folder, match
+
+
+def match_of_run(path: str, pattern: str, match: str | None, runs: int) -> str | None:
+    """Put what the pattern's ``*`` stands for in the run ``path`` in place of that of its matching."""
+    if match is None or (runs == 1 and "*" not in match):
+        return match
+    if pattern.count("*") != 1 or match.count("*") != 1:
+        raise argparse.ArgumentTypeError(
+            f"{runs} runs need a matching each: one * in {pattern!r}, and one in {match!r}"
+        )
+    before, after = pattern.split("*")
+    return match.replace("*", path[len(before) : len(path) - len(after)])
+
+
+def method_names(sides: Sequence[Side]) -> list[str]:
+    """Name the methods: as they were named, else by their folders, or by all that tells them apart."""
+    names = distinct_names([side.runs[0][0].parts for side in sides])
+    found = [side.name or name for side, name in zip(sides, names, strict=True)]
+    if len(set(found)) == len(found):
+        return found
+    found = [", ".join(filter(None, map(str, side.runs[0]))) for side in sides]
+    return found if len(set(found)) == len(found) else [f"{name} ({i})" for i, name in enumerate(found, 1)]
 
 
 def read_methods(arguments: argparse.Namespace) -> list[Method]:
-    """Count the masks of both methods; InputError, for both together, if any is bad."""
+    """Count the masks of all runs; InputError, for all together, if any is bad."""
     sides: list[Side] = [arguments.a, arguments.b]
-    matchings = [read_match(arguments, match, fewer=arguments.clusters is not None) for _, match in sides]
-    requests = [request_of(arguments, folder, matched=match is not None) for folder, match in sides]
+    runs = [run for side in sides for run in side.runs]
+    matchings = [read_match(arguments, match, fewer=arguments.clusters is not None) for _, match in runs]
+    requests = [request_of(arguments, folder, matched=match is not None) for folder, match in runs]
     with problems_kept(arguments.problems):
         tables = count_all(requests, bar, warn)
+    absent = absent_classes(tables[0], arguments.mode.classes)
+    if absent:
+        warn(absent)
+    counted = iter(
+        run_of(arguments.mode, folder, match, matching, table)
+        for (folder, match), matching, table in zip(runs, matchings, tables, strict=True)
+    )
     return [
-        method_of(folder, match, matching, table)
-        for (folder, match), matching, table in zip(sides, matchings, tables, strict=True)
+        Method(name, tuple(islice(counted, len(side.runs))))
+        for name, side in zip(method_names(sides), sides, strict=True)
     ]
 
 
-def method_of(folder: Path, match: str | None, matching: Matching | None, table: ContingencyTable) -> Method:
-    """Put together one side; InputError when its matching lacks a cluster."""
-    if matching is not None:
-        warn_of_others(matching, table)
-        matching.for_table(table)
-    return Method(str(folder), match, table, matching)
+def run_of(
+    mode: Mode, folder: Path, match: str | None, matching: Matching | None, table: ContingencyTable
+) -> Run:
+    """Put together one run; InputError when its matching lacks a cluster. Warn of what makes it doubtful."""
+    warn_of_others(matching, table)
+    of_cluster = None if matching is None else matching.for_table(table)
+    for doubt in prediction_doubts(table, mode.classes, of_cluster):
+        warn(f"{folder}: {doubt}")
+    return Run(str(folder), match, table, matching)
 
 
 def main() -> None:
@@ -121,11 +191,9 @@ def main() -> None:
     mode = arguments.mode
     classes = read_classes(mode, arguments.gt_dir)
     comparison = compare(a, b, mode.classes, arguments.bootstrap, arguments.seed or 0)
-    for side, method in (("A", a), ("B", b)):
-        matched = "class ids, not matched" if method.match is None else f"matching {method.match}"
-        print(f"{side}: {method.predict_dir}, {matched}")
+    print("\n".join([*run_lines(a), *run_lines(b)]))
     print()
-    print(comparison_text(comparison, classes))
+    print(comparison_text(a, b, comparison, classes))
     saved: dict[Path, str | bytes] = {}
     if arguments.output:
         saved[arguments.output] = comparison_json(comparison, classes, mode.name, a, b, arguments.gt_dir)

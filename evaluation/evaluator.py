@@ -43,6 +43,8 @@ from imagenets.reporting.text import (
 from imagenets.scoring.counting import count_masks
 from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import Evaluation, evaluate, predicted_classes
+from imagenets.scoring.plausibility import doubts
+from imagenets.scoring.protocols import broken_rule
 
 if TYPE_CHECKING:
     from imagenets.scoring.bootstrap import Bootstrap
@@ -68,6 +70,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=path_argument, metavar="FILE", help="x.json: everything; x.csv: the table of classes"
     )
+    parser.add_argument("--quiet", action="store_true", help="do not print the table of classes")
     parser.add_argument(
         "--report",
         type=path_argument,
@@ -83,7 +86,8 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="the run's protocol: the report shows published results of it alone (default: of all)",
+        help="the run's protocol: it stands in x.json, its rule of matching is checked, and the report shows "
+        "published results of it alone (default: of all)",
     )
     parser.add_argument(
         "--results",
@@ -121,8 +125,8 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("two results would be written into one file")
     if arguments.image_dir and not arguments.report:
         parser.error("--image-dir goes with --report: scores need no images")
-    if (arguments.protocol or arguments.results) and not arguments.report:
-        parser.error("--protocol and --results go with --report, which shows published results")
+    if arguments.results and not arguments.report:
+        parser.error("--results goes with --report, which shows published results")
     if arguments.title and not arguments.report:
         parser.error("--title goes with --report")
 
@@ -139,14 +143,26 @@ def main() -> None:
     )
     matching = read_match(arguments, arguments.match)
     request = request_of(arguments, arguments.predict_dir, matched=matching is not None)
+    said: list[str] = []
+
+    def say(message: str) -> None:
+        """Warn, and keep it for the results."""
+        warn(message)
+        said.append(message)
+
     with problems_kept(arguments.problems):
-        table = count_masks(request, bar, warn)
+        table = count_masks(request, bar, say)
     of_cluster = None if matching is None else matching.for_table(table)
-    if matching is not None:
-        warn_of_others(matching, table)
+    warn_of_others(matching, table, say)
+    for message in (
+        broken_rule(arguments.protocol, matching),
+        *doubts(table, request.mode.classes, of_cluster),
+    ):
+        if message:
+            say(message)
     classes = read_classes(request.mode, request.gt_dir)
     evaluation = evaluate(table, request.mode.classes, of_cluster)
-    print_scores(arguments, evaluation, classes)
+    print_scores(arguments, evaluation, [] if arguments.quiet else classes)
     bootstrap = None
     resamples = arguments.bootstrap or (REPORT_RESAMPLES if arguments.report else 0)
     if resamples:
@@ -160,10 +176,11 @@ def main() -> None:
     saved: dict[Path, str | bytes] = {}
     if arguments.output:
         saved[arguments.output] = output_content(
-            arguments, evaluation, classes, table.names, bootstrap, matching
+            arguments, evaluation, classes, table.names, bootstrap, matching, said
         )
     if arguments.report:
         about = {"table": table, "classes": classes, "matching": matching, "standings": standings}
+        about["warnings"] = said
         saved[arguments.report] = report_content(arguments, evaluation, bootstrap, **about)
     predicted = predicted_classes(table, of_cluster)
     if arguments.per_image:
@@ -180,10 +197,11 @@ def outputs(arguments: argparse.Namespace) -> list[Path]:
 
 
 def print_scores(arguments: argparse.Namespace, evaluation: Evaluation, classes: list[ClassInfo]) -> None:
-    """Print the table of classes and the scores."""
-    print(class_text(evaluation, classes))
+    """Print the table of ``classes``, unless there are none, and the scores."""
+    if classes:
+        print(f"{class_text(evaluation, classes)}\n")
     matched = "class ids, not matched" if arguments.match is None else f"matching {arguments.match}"
-    print(f"\n{evaluation.images} images, mode {arguments.mode.name}, {matched}; scores in percent:")
+    print(f"{evaluation.images} images, mode {arguments.mode.name}, {matched}; scores in percent:")
     print(summary_text(evaluation))
 
 
@@ -194,12 +212,13 @@ def output_content(
     names: Sequence[str],
     bootstrap: Bootstrap | None,
     matching: Matching | None,
+    warnings: Sequence[str],
 ) -> str:
     """Format what --output asks for; ``names`` are the masks'."""
     if arguments.output.suffix == ".csv":
         return evaluation_csv(evaluation, classes)
-    digest = None if matching is None else matching.sha256
-    inputs = inputs_json(arguments.gt_dir, arguments.predict_dir, digest)
+    inputs = inputs_json(arguments.mode, arguments.gt_dir, arguments.predict_dir, matching)
+    inputs |= {"protocol": arguments.protocol, "warnings": list(warnings)}
     mode = arguments.mode.name
     return evaluation_json(evaluation, classes, mode, arguments.match, names, bootstrap, inputs)
 

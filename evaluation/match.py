@@ -19,6 +19,7 @@ from imagenets.reporting.text import matching_text
 from imagenets.scoring.counting import count_masks
 from imagenets.scoring.matching import METHODS, find_matching, shared_with_class
 from imagenets.scoring.matching_record import SUFFIX, write_record
+from imagenets.scoring.plausibility import cut_to_8_bits
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,6 +60,9 @@ def main() -> None:
     with problems_kept(arguments.problems):
         table = count_masks(request, bar, warn)
     number_of_classes, clusters = request.mode.classes, request.limit.largest
+    doubt = cut_to_8_bits(table, clusters)
+    if doubt:
+        warn(doubt)
     matching = find_matching(table, arguments.method, number_of_classes, clusters)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, matching.text())

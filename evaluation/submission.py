@@ -26,6 +26,8 @@ from imagenets.classes import MODES
 from imagenets.common.errors import InputError, listed
 from imagenets.common.workers import default_workers
 from imagenets.scoring.counting import LabelLimit
+from imagenets.scoring.matching import Matching
+from imagenets.scoring.protocols import broken_rule, protocol_in
 from imagenets.scoring.submission import (
     MATCHING,
     METHOD,
@@ -164,6 +166,13 @@ def warn_of_unreadable(images: Sequence[str]) -> None:
         )
 
 
+def warn_of_broken_rule(training_scheme: str, matching: Matching | None) -> None:
+    """Warn where the matching is not what the protocol that the training scheme names asks for."""
+    broken = broken_rule(protocol_in(training_scheme), matching)
+    if broken:
+        warn(f"{METHOD}: Training scheme: {training_scheme}: {broken} (docs/benchmark.md, Protocols)")
+
+
 def write(arguments: argparse.Namespace) -> None:
     """Pack a submission."""
     check_output(arguments.output)
@@ -195,6 +204,7 @@ def write(arguments: argparse.Namespace) -> None:
         arguments.output, expected, arguments.predict_dir, files, limit, arguments.workers, bar
     )
     warn_of_unreadable(packed.unreadable_images)
+    warn_of_broken_rule(arguments.training_scheme, matching)
     print(f"{packed.predictions} predictions, {', '.join(files)}")
     print(f"saved: {arguments.output}")
     print(CLOSED)
@@ -210,7 +220,10 @@ def check(arguments: argparse.Namespace) -> None:
         found = f"{arguments.check}: {report.predictions} predictions"
         check_count(report.predictions, found, arguments)
     warn_of_unreadable(report.unreadable_images)
-    matching = f"no {MATCHING}" if report.clusters is None else f"{MATCHING} of {report.clusters} clusters"
+    warn_of_broken_rule(report.training_scheme, report.matching)
+    matching = f"no {MATCHING}"
+    if report.matching is not None:
+        matching = f"{MATCHING} of {report.matching.clusters} clusters"
     print(f"{arguments.check}: good; {report.predictions} predictions, {matching}, {METHOD}")
 
 

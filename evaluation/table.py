@@ -16,6 +16,7 @@ from command_line.arguments import path_argument
 from command_line.evaluation import check_output, save_results
 from command_line.progress import warn
 from imagenets.common.errors import InputError, listed
+from imagenets.common.folders import distinct_names
 from imagenets.reporting.published import PROTOCOLS, read_standings
 from imagenets.reporting.score_files import read_scores, refuse_unlike, silent_files
 from imagenets.reporting.table import (
@@ -28,6 +29,7 @@ from imagenets.reporting.table import (
     table_markdown,
     table_text,
 )
+from imagenets.scoring.metrics import SCORES
 
 FORMATS = {".md": table_markdown, ".tex": table_latex, ".csv": table_csv, ".html": table_html}
 
@@ -58,12 +60,26 @@ def parse_arguments() -> argparse.Namespace:
         "--results", type=path_argument, metavar="FILE.csv", help="show these too; columns: see published.py"
     )
     parser.add_argument(
-        "--protocol", choices=PROTOCOLS, help="the runs' protocol: published results of it alone are shown"
+        "--protocol",
+        choices=PROTOCOLS,
+        help="show other results of this protocol alone; that of a run stands in its score file "
+        "(evaluator.py --protocol)",
+    )
+    parser.add_argument(
+        "--scores",
+        type=score_names,
+        default=SCORES,
+        metavar="NAME,NAME",
+        help=f"columns, of {', '.join(SCORES)} (default: all)",
     )
     parser.add_argument(
         "--output", type=path_argument, metavar="FILE", help="save the table: x.md, x.tex, x.csv or x.html"
     )
     arguments = parser.parse_args()
+    if arguments.protocol and not (arguments.published or arguments.results):
+        parser.error(
+            "--protocol goes with --published or --results; evaluator.py --protocol says that of a run"
+        )
     if not arguments.files and not arguments.group:
         parser.error("name score files, or a --group of them")
     if arguments.output and arguments.output.suffix not in FORMATS:
@@ -77,6 +93,18 @@ def method_and_pattern(text: str) -> Group:
     if not (method and pattern):
         raise argparse.ArgumentTypeError(f"{text!r} is not METHOD=GLOB")
     return method, pattern
+
+
+def score_names(text: str) -> tuple[str, ...]:
+    """Argument type: names of scores, commas between them, in any case; each once."""
+    known = {score.lower(): score for score in SCORES}
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name.lower() not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"no such score: {', '.join(unknown)}; there are {', '.join(SCORES)}"
+        )
+    return tuple(dict.fromkeys(known[name.lower()] for name in names))
 
 
 def group_files(files: list[Path], groups: list[Group]) -> dict[str, list[Path]]:
@@ -98,21 +126,11 @@ def group_files(files: list[Path], groups: list[Group]) -> dict[str, list[Path]]
             if path not in methods.setdefault(method, []):
                 methods[method].append(path)
     single = list({path.resolve(): path for path in files if path.resolve() not in taken}.values())
-    names = distinct_names(single)
+    names = distinct_names([path.with_suffix("").parts for path in single])
     clash = [name for name in names if name in methods]
     if clash:
         raise InputError(f"a file and a --group share their name:\n{listed(clash)}")
     return {**{name: [path] for name, path in zip(names, single, strict=True)}, **methods}
-
-
-def distinct_names(paths: list[Path]) -> list[str]:
-    """Name files by their stems, with as many of the folders above as tell them apart."""
-    parts = [path.with_suffix("").parts for path in paths]
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
 
 
 def main() -> None:
@@ -130,11 +148,11 @@ def main() -> None:
             f"{len(silent)} files of an older toolbox do not say of which images they are, or by which "
             f"definition of the scores:\n{listed([str(path) for path in silent])}"
         )
-    rows = [method_row(name, group, arguments.protocol) for name, group in runs.items()]
+    rows = [method_row(name, group) for name, group in runs.items()]
     if arguments.published or arguments.results:
         standings = read_standings(files[0].mode, arguments.protocol, arguments.results)
         rows += [published_row(s) for s in standings if s.val == s.val and (s.own or arguments.published)]
-    table = ResultTable(files[0].mode, files[0].images, rows, arguments.protocol)
+    table = ResultTable(files[0].mode, files[0].images, rows, arguments.scores)
     print(table_text(table))
     if arguments.output:
         save_results({arguments.output: FORMATS[arguments.output.suffix](table)})

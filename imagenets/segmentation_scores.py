@@ -73,8 +73,8 @@ class SegmentationScores(Metric):
         A mode may be the path of a class list (docs/own_data.md).
 
         ``ignore_index`` is the target label of pixels that count nowhere. Without ``boundary`` the scores of
-        boundaries are nan, and a little time is saved. ``clusters`` is the largest label of a prediction,
-        where it is known: larger ones are then refused by ``update``. ``kwargs`` are torchmetrics' own.
+        boundaries are nan, and a little time is saved. ``clusters`` is the largest label of a prediction
+        (None: as many as there are classes). ``kwargs`` are torchmetrics' own.
 
         Raises ValueError for an unknown mode, less than one class or too many, an ``ignore_index`` that is a
         class, or a ``clusters`` that is no label.
@@ -108,23 +108,32 @@ class SegmentationScores(Metric):
         """Count a batch: labels (B, H, W), or (H, W) of one image; integers, on any device; arrays too.
 
         Images of different sizes are given as two lists, of their labels (H, W). ``prediction`` holds classes
-        or clusters 0..65535, ``target`` the ground truth 0..N or ``ignore_index``.
+        0..N, or clusters 0..K where there are more, ``target`` the ground truth 0..N or ``ignore_index``.
 
-        Raises ValueError for other types, shapes or labels; then nothing of the batch is counted.
+        Raises ValueError for other types, shapes or labels, also for a type of 8 bits that cannot hold all
+        labels; then nothing of the batch is counted.
         """
         images: list[tuple[int, int]] = []
         rows: list[torch.Tensor] = []
-        for predictions, targets in _batches(prediction, target):
+        largest_allowed = self.clusters or self.classes
+        for predictions, targets in _batches(prediction, target, largest_allowed, self.classes):
             if self._ignore_label != self.ignore_index:
-                targets = self._with_ignore_label(targets)
+                targets = self._with_ignore_label(targets, len(images))
             distance = boundary_distance(*targets.shape[1:]) if self.boundary else None
             for one_prediction, one_target in zip(predictions, targets, strict=True):
-                guess, truth = _runs(one_prediction, "prediction"), _runs(one_target, "target")
+                picture = f"picture {len(images)} of the batch"
+                guess = _runs(one_prediction, f"prediction of {picture}")
+                truth = _runs(one_target, f"target of {picture}")
                 labels = truth.palette
-                self._refuse_outside(labels[(labels > self.classes) & (labels != self._ignore_label)])
+                self._refuse_outside(
+                    labels[(labels > self.classes) & (labels != self._ignore_label)], picture
+                )
                 largest = int(guess.palette.max())
-                if self.clusters is not None and largest > self.clusters:
-                    raise ValueError(f"prediction has label {largest}, there are clusters 0..{self.clusters}")
+                if largest > largest_allowed:
+                    raise ValueError(
+                        f"prediction of {picture} has label {largest}, there are 0..{largest_allowed}"
+                        + ("; where they are clusters, say how many: clusters=" if not self.clusters else "")
+                    )
                 counted = _packed(count_pair(truth, guess, 0, distance, self._ignore_label))
                 images.append((largest, len(counted)))
                 rows.append(counted)
@@ -133,18 +142,27 @@ class SegmentationScores(Metric):
             self.images.append(torch.tensor(images, device=self.device))
             self.rows.append(torch.cat(rows).to(self.device))
 
-    def _with_ignore_label(self, targets: np.ndarray) -> np.ndarray:
-        """Replace an ``ignore_index`` that is no label by one that is."""
+    def _with_ignore_label(self, targets: np.ndarray, first: int) -> np.ndarray:
+        """Replace an ``ignore_index`` that is no label by one that is; picture ``first`` is the first."""
         ignored = targets == self.ignore_index
-        self._refuse_outside(targets[~ignored & (targets > self.classes)])
+        for number, outside in enumerate(~ignored & (targets > self.classes), start=first):
+            self._refuse_outside(targets[number - first][outside], f"picture {number} of the batch")
         return np.where(ignored, self._ignore_label, targets.astype(np.int64))
 
-    def _refuse_outside(self, outside: np.ndarray) -> None:
+    def _refuse_outside(self, outside: np.ndarray, picture: str) -> None:
         if outside.size:
             raise ValueError(
-                f"target has label {outside[0]}, which is neither in 0..{self.classes} nor ignore_index "
-                f"{self.ignore_index}"
+                f"target of {picture} has label {outside[0]}, which is neither in 0..{self.classes} "
+                f"nor ignore_index {self.ignore_index}"
             )
+
+    def __repr__(self) -> str:
+        """Tell what is counted, and how many images have been."""
+        images = sum(len(part) for part in _listed(self.images))
+        return (
+            f"SegmentationScores({self.classes} classes, ignore_index={self.ignore_index}, "
+            f"boundary={self.boundary}, clusters={self.clusters}; {images} images counted)"
+        )
 
     def forward(
         self, prediction: Labels | Sequence[Labels], target: Labels | Sequence[Labels]
@@ -342,22 +360,39 @@ def _unpacked(packed: np.ndarray, lengths: np.ndarray) -> Rows:
 
 
 def _batches(
-    prediction: Labels | Sequence[Labels], target: Labels | Sequence[Labels]
+    prediction: Labels | Sequence[Labels],
+    target: Labels | Sequence[Labels],
+    largest_prediction: int,
+    largest_target: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Give arrays (B, H, W), of a batch or of each image of a list."""
+    """Give arrays (B, H, W), of a batch or of each image of a list; ValueError for types too small."""
     both = (prediction, target)
     if not any(isinstance(labels, list | tuple) for labels in both):
-        yield _on_cpu(_tensor(prediction, "prediction"), _tensor(target, "target"))
+        yield _on_cpu(
+            _tensor(prediction, "prediction", largest_prediction), _tensor(target, "target", largest_target)
+        )
         return
     counts = [len(labels) if isinstance(labels, list | tuple) else None for labels in both]
     if counts[0] != counts[1]:
         raise ValueError("prediction and target must both be lists, of as many images")
     for one, other in zip(prediction, target, strict=True):
-        yield _on_cpu(_tensor(one, "prediction"), _tensor(other, "target"))
+        yield _on_cpu(
+            _tensor(one, "prediction", largest_prediction), _tensor(other, "target", largest_target)
+        )
 
 
-def _tensor(labels: Any, what: str) -> torch.Tensor:  # noqa: ANN401 - refused unless they are labels
-    """Take labels as a tensor of a type that PyTorch calculates with; ValueError if they are no integers."""
+def _tensor(labels: Any, what: str, largest: int) -> torch.Tensor:  # noqa: ANN401 - refused unless labels
+    """Take labels as a tensor of a type that PyTorch calculates with.
+
+    ValueError if they are no integers, or of a type of 8 bits that does not hold 0..``largest``: what was
+    made in one is another label by now.
+    """
+    most = {"int8": 127, "uint8": 255}.get(str(getattr(labels, "dtype", "")).removeprefix("torch."))
+    if most is not None and most < largest:
+        raise ValueError(
+            f"{what} is of type {labels.dtype}, which holds labels up to {most}, and there are {largest}: "
+            "larger ones were cut; use a wider type from where the labels are made"
+        )
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
         return torch.from_numpy(labels.astype(np.int64))
     if isinstance(labels, torch.Tensor) and labels.dtype == getattr(torch, "uint16", None):

@@ -9,7 +9,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masksets import random_images, table_of
+from masksets import blobs, random_images, table_of
 
 from imagenets.reporting.text import intervals_text
 from imagenets.scoring import bootstrap
@@ -20,7 +20,7 @@ from imagenets.scoring.bootstrap import (
     drawn_images,
     percentile_intervals,
 )
-from imagenets.scoring.comparison import Method, compare
+from imagenets.scoring.comparison import Method, Run, compare
 from imagenets.scoring.contingency import Rows, make_table
 from imagenets.scoring.metrics import SCORES, evaluate
 
@@ -164,7 +164,7 @@ def test_intervals_cover_the_truth_in_about_95_of_100_samples():
 
 
 def method(images):
-    return Method("predictions", None, table_of(images), None)
+    return Method("predictions", (Run("predictions", None, table_of(images), None),))
 
 
 def test_compare_draws_the_same_images_for_both():
@@ -173,7 +173,7 @@ def test_compare_draws_the_same_images_for_both():
     for low, high in same.bootstrap.intervals.values():
         assert math.isnan(low) or (low, high) == (0, 0)
     assert same.bootstrap.intervals["mIoU"] == (0, 0)
-    assert not same.is_sure("mIoU")
+    assert not same.is_significant("mIoU")
 
 
 def test_compare_intervals_are_those_of_the_slow_bootstrap():
@@ -220,3 +220,41 @@ def test_a_score_outside_its_interval_is_explained():
     assert last.startswith("mIoU, mBIoU lie outside their own interval: ")
     inside = Bootstrap(200, 0, {"Acc": (99.0, 100.0)})
     assert intervals_text(evaluation, inside).splitlines()[-1].startswith("(percentile bootstrap")
+
+
+def test_groups_of_seeds_are_compared_by_their_means(monkeypatch):
+    """Means over runs; each resample draws images, the same for all, and runs: held against plain loops."""
+    rng = np.random.default_rng(5)
+    truths = [truth for truth, _ in random_images(rng, 6, 3, 3)]
+
+    def run_images():
+        return [(truth, blobs(rng, *truth.shape, np.arange(4), ignore=0)) for truth in truths]
+
+    of_a, of_b = [run_images() for _ in range(3)], [run_images() for _ in range(2)]
+    a, b = (
+        Method(name, tuple(Run(f"{name}{i}", None, table_of(images), None) for i, images in enumerate(runs)))
+        for name, runs in (("a", of_a), ("b", of_b))
+    )
+    found = compare(a, b, 3, 20, seed=4)
+    scores_a, scores_b = ([reference.scores(images, 3)["mIoU"] for images in runs] for runs in (of_a, of_b))
+    assert found.a.scores["mIoU"] == pytest.approx(np.mean(scores_a), abs=1e-11)
+    assert found.differences["mIoU"] == pytest.approx(np.mean(scores_a) - np.mean(scores_b), abs=1e-11)
+    assert found.class_differences() == pytest.approx(
+        np.mean([run.iou for run in found.runs_a], axis=0)
+        - np.mean([run.iou for run in found.runs_b], axis=0)
+    )
+    picks = [
+        np.random.default_rng([4, stream]).integers(len(runs), size=(20, len(runs)))
+        for stream, runs in ((1, of_a), (2, of_b))
+    ]
+    expected = []
+    for resample, images in enumerate(drawn_images(6, 20, 4)):
+        means = [
+            np.mean([reference.scores([runs[run][i] for i in images], 3)["mIoU"] for run in pick[resample]])
+            for runs, pick in zip((of_a, of_b), picks, strict=True)
+        ]
+        expected.append(means[0] - means[1])
+    assert found.bootstrap.intervals["mIoU"] == pytest.approx(np.percentile(expected, [2.5, 97.5]), abs=1e-9)
+    one = compare(Method("a", a.runs[:1]), Method("b", b.runs[:1]), 3, 20, seed=4)
+    twice = compare(Method("a", a.runs[:1] * 2), Method("b", b.runs[:1]), 3, 20, seed=4)
+    assert one.bootstrap.intervals["mIoU"] == pytest.approx(twice.bootstrap.intervals["mIoU"], abs=1e-9)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from masksets import blobs, random_images, script, table_of, write_mask, write_pairs
 
+from evaluation import compare as compare_script
+from evaluation.compare import Side, method_names, side_argument
+from imagenets.common.errors import InputError
 from imagenets.scoring.bootstrap import bootstrap_intervals
 from imagenets.scoring.metrics import SCORES
 
@@ -86,8 +93,8 @@ def test_compare_prints_and_saves(masks):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("752") == 1  # one warning for one ground truth
     result = json.loads((folder / "results/c.json").read_text())
-    assert result["b"]["predict_dir"] == "other"
-    assert result["b"]["match"] == "identity"
+    (run,) = result["b"]["runs"]
+    assert (result["b"]["name"], run["predict_dir"], run["match"]) == ("other", "other", "identity")
     assert result["bootstrap"] == {"resamples": 30, "seed": 0}
     scores = evaluator(folder, "--output", "s.json")
     assert scores.returncode == 0
@@ -113,7 +120,7 @@ def test_compare_needs_no_matching_for_a_folder_with_a_comma(masks):
     (folder / "pred").rename(folder / "pred,v2")
     done = compare(folder, "--a", "pred,v2", "--b", "other", "--bootstrap", 5)
     assert done.returncode == 0, done.stderr
-    assert "A: pred,v2" in done.stdout
+    assert "pred,v2: pred,v2, class ids" in done.stdout
 
 
 def test_compare_reports_the_bad_files_of_both(masks):
@@ -173,3 +180,62 @@ def test_compare_wrong_usage(masks, arguments):
 def test_an_empty_path_is_not_the_working_folder(tmp_path):
     done = script("evaluation/compare.py", "--a", "", "--b", "b", "--gt-dir", "g", "--mode", 50, cwd=tmp_path)
     assert done.returncode == 2 and "--a: an empty path" in done.stderr
+
+
+def test_sides_of_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2, 10):
+        (tmp_path / f"runs/seed{seed}/validation").mkdir(parents=True)
+    (tmp_path / "lr=0.1").mkdir()
+    side = side_argument("PASS=runs/seed*/validation,pass-*")
+    assert (side.name, side.matched) == ("PASS", True)
+    assert side.runs == tuple((Path(f"runs/seed{i}/validation"), f"pass-{i}") for i in (1, 10, 2))
+    assert side_argument("PASS=runs/seed1/validation,m") == Side(
+        "PASS", ((Path("runs/seed1/validation"), "m"),)
+    )
+    assert side_argument("lr=0.1,m") == Side(None, ((Path("lr=0.1"), "m"),))
+    assert side_argument("lr=0.1").runs == ((Path("lr=0.1"), None),)
+    with pytest.raises(argparse.ArgumentTypeError, match="3 runs need a matching each"):
+        side_argument("PASS=runs/seed*/validation,pass")
+    with pytest.raises(InputError, match="PASS: no folder matches nothing"):
+        side_argument("PASS=nothing*")
+    named, bare = Side("PASS", ((Path("x"), None),)), Side(None, ((Path("runs/validation"), "m"),))
+    assert method_names([named, bare]) == ["PASS", "validation"]
+    other = Side(None, ((Path("pass/validation"), "m"),))
+    assert method_names([bare, other]) == ["runs/validation", "pass/validation"]
+    same = Side(None, ((Path("runs/validation"), "n"),))
+    assert method_names([bare, same]) == ["runs/validation, m", "runs/validation, n"]
+    assert method_names([bare, bare]) == ["runs/validation, m (1)", "runs/validation, m (2)"]
+
+
+def test_groups_of_runs_with_their_names_on_the_page(masks, monkeypatch, capsys):
+    folder, _ = masks
+    monkeypatch.chdir(folder)
+    shutil.copytree("pred", "ours/1")
+    shutil.copytree("other", "ours/2")
+    arguments = ["--a", "Ours $1=ours/*", "--b", "other", "--bootstrap", "10"]
+    arguments += [
+        "--output",
+        "c.json",
+        "--report",
+        "c.html",
+        "--gt-dir",
+        "gt",
+        "--mode",
+        "50",
+        "--workers",
+        "0",
+    ]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *arguments])
+    compare_script.main()
+    out = capsys.readouterr().out
+    assert "Ours $1: ours/1, class ids" in out and "Ours $1: ours/2, class ids" in out
+    assert "runs: 2 and 1" in out and "significant" in out and "percentage points" in out
+    result = json.loads((folder / "c.json").read_text())
+    assert [run["predict_dir"] for run in result["a"]["runs"]] == ["ours/1", "ours/2"]
+    of_runs = [run["scores"]["mIoU"] for run in result["a"]["runs"]]
+    assert result["a"]["scores"]["mIoU"] == pytest.approx(np.mean(of_runs))
+    assert of_runs[1] == result["b"]["scores"]["mIoU"]
+    page = (folder / "c.html").read_text()
+    assert "Ours $1 and other compared" in page and ">sure<" not in page
+    assert "Ours $1 better" in page and "Gained most with Ours $1" in page

@@ -11,7 +11,7 @@ from PIL import Image
 
 from imagenets.classes import class_table
 from imagenets.reporting.comparison_page import IMAGES_PER_GROUP, Methods, comparison_html
-from imagenets.scoring.comparison import Method, compare
+from imagenets.scoring.comparison import Method, Run, compare
 from imagenets.scoring.contingency import Rows, make_table
 
 EVIL = "<script>alert(1)<img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
@@ -69,7 +69,7 @@ def test_page_of_the_script(folder):
     assert [int(number) for _, number in images] == [5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6]
     gains = [float(gain.replace("−", "-")) for gain, _ in images]
     assert gains[:6] == sorted(gains[:6], reverse=True) and gains[5] > 0 > gains[6]
-    assert page.count('alt="A of ') == page.count('alt="ground truth of ') == 12
+    assert page.count('alt="A&amp;B of ') == page.count('alt="ground truth of ') == 12
     assert "picture of" not in page and "No image folder was given" in page
 
 
@@ -131,7 +131,7 @@ def test_full_size_stays_under_10_mb(tmp_path):
         # In so many images each side is right.
         right = table.image % 50 == (0 if side == "a" else 1)
         table.prediction[right] = table.ground_truth[right]
-        methods.append(Method(str(tmp_path / side), None, table, None))
+        methods.append(Method(side, (Run(str(tmp_path / side), None, table, None),)))
     comparison = compare(*methods, 919, 2, 0)
     noise = rng.integers(0, 920, (270, 360))
     picture = Image.fromarray(rng.integers(0, 256, (270, 360, 3), np.uint8))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
-from masksets import write_mask
+from masksets import CHECKOUT, write_mask
 from PIL import Image
 from prepared_set import write_image
 
@@ -17,9 +18,8 @@ from imagenets.class_ids import convert_labels, find_wnids, id2label
 from imagenets.classes import MODES, benchmark_title, class_table, find_mode
 from imagenets.common.errors import InputError
 from imagenets.dataset import ImageNetS
-from imagenets.learning.images import split_images
+from imagenets.learning.images import annotated_images, split_images
 from imagenets.lists import categories_at_hand
-from imagenets.scoring.contingency import count_pairs
 from imagenets.scoring.counting import refuse_other_mode, warn_of_number
 from imagenets.segmentation_scores import SegmentationScores
 
@@ -42,7 +42,7 @@ def pets(tmp_path):
 
 def call(script, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
-    script.main(count_pairs)
+    script.main()
 
 
 def test_ids_are_the_lines_and_names_the_users(pets, tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_scores_are_over_the_lists_labels(pets):
     scores = SegmentationScores(str(pets / "categories.txt"))
     scores.update(labels, labels)
     assert float(scores.compute()["mIoU"]) == 100
-    with pytest.raises(ValueError, match="target has label 4"):
+    with pytest.raises(ValueError, match="target of picture 0 of the batch has label 4"):
         scores.update(labels, labels + 1)
 
 
@@ -176,3 +176,16 @@ def test_source_and_mode_that_do_not_go_together(pets, monkeypatch, capsys, argu
     good = parser.parse_args(["--mode", str(pets / "categories.txt")])
     check_source(parser, good)
     assert good.mode.name == "pets"
+
+
+def test_the_pages_set_is_made_as_it_says(tmp_path, monkeypatch):
+    page = (CHECKOUT / "docs/own_data.md").read_text(encoding="utf-8")
+    drawn, scored = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(drawn, names)
+    mode = find_mode("shapes/categories.txt")
+    numbers = {split: len(split_images(None, mode, split).names) for split in ("train", "validation")}
+    assert numbers == {"train": 9, "validation": 3} and len(annotated_images(None, mode).names) == 3
+    exec(scored, names)
+    assert float(names["scores"].compute()["mIoU"]) == 100

@@ -19,7 +19,7 @@ from imagenets.reporting.comparison_page import Methods, comparison_html
 from imagenets.reporting.html import Subject, html_report
 from imagenets.reporting.published import read_standings
 from imagenets.reporting.table import ResultTable, Row, published_row, table_html
-from imagenets.scoring.comparison import Method, compare
+from imagenets.scoring.comparison import Method, Run, compare
 from imagenets.scoring.contingency import Rows, make_table
 from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import SCORES, evaluate
@@ -244,7 +244,7 @@ def other_pages(report):
     images = [tuple(decode_mask(folder / side / name) for side in ("gt", "pred")) for name in names]
     tables = [table_of(images), table_of([(truth, truth % 1000) for truth, _ in images])]
     methods = [
-        Method(str(folder / side), None, replace(table, names=tuple(names)), None)
+        Method(side, (Run(str(folder / side), None, replace(table, names=tuple(names)), None),))
         for side, table in zip(("pred", "gt"), tables, strict=True)
     ]
     classes = class_table(50, [EVIL] + [f"n{i:08d}" for i in range(1, 50)])

@@ -55,7 +55,7 @@ def test_scores_are_those_of_the_reference_and_to_the_last_digit_of_evaluate(see
 def test_matched_scores_are_those_of_the_reference(seed, classes, clusters):
     rng = np.random.default_rng(seed)
     images = random_images(rng, 3, classes, clusters)
-    scores = fed(images, SegmentationScores(classes))
+    scores = fed(images, SegmentationScores(classes, clusters=clusters))
     match = np.append(0, rng.integers(0, classes + 1, clusters))
     expected = reference.scores(images, classes, dict(enumerate(match.tolist())))
     assert_reference(scores.compute(match), expected)
@@ -180,12 +180,16 @@ INTS = torch.zeros((2, 3, 4), dtype=torch.int64)
         (INTS[None], INTS[None], r"\(1, 2, 3, 4\)"),
         (INTS[0, 0], INTS[0, 0], r"\(4,\)"),
         (INTS[:, :0], INTS[:, :0], r"\(2, 0, 4\)"),
-        (INTS, INTS + 6, r"target has label 6, which is neither in 0..5 nor ignore_index 1000"),
-        (INTS, INTS - 1, "target: labels -1"),
-        (INTS, INTS + 2**32, "target: labels 4294967296"),
-        (INTS - 1, INTS, r"prediction: labels -1..-1 do not fit into 0..65535"),
-        (INTS + 65536, INTS, "prediction: labels 65536"),
-        (INTS + 2**32, INTS, "prediction: labels 4294967296"),
+        (
+            INTS,
+            INTS + 6,
+            r"target of picture 0 of the batch has label 6, which is neither in 0..5 nor ignore_index 1000",
+        ),
+        (INTS, INTS - 1, "target of picture 0 of the batch: labels -1"),
+        (INTS, INTS + 2**32, "target of picture 0 of the batch: labels 4294967296"),
+        (INTS - 1, INTS, r"prediction of picture 0 of the batch: labels -1..-1 do not fit into 0..65535"),
+        (INTS + 65536, INTS, "prediction of picture 0 of the batch: labels 65536"),
+        (INTS + 2**32, INTS, "prediction of picture 0 of the batch: labels 4294967296"),
     ],
 )
 def test_what_are_no_labels_is_refused_and_not_counted(prediction, target, message):
@@ -200,13 +204,13 @@ def test_a_bad_image_leaves_the_batch_uncounted():
     target[1, 0, 0] = 6
     for ignore_index in (1000, -100):
         scores = SegmentationScores(5, ignore_index)
-        with pytest.raises(ValueError, match="target has label 6"):
+        with pytest.raises(ValueError, match="target of picture 1 of the batch has label 6"):
             scores.update(INTS, target)
         assert math.isnan(scores.compute()["Acc"])
 
 
 def test_clusters_need_a_matching_that_has_them():
-    scores = SegmentationScores(5)
+    scores = SegmentationScores(5, clusters=65535)
     scores.update(torch.tensor([[65535, 1000]]), torch.tensor([[3, 1]]))
     with pytest.raises(ValueError, match=r"65535 is no class in 0\.\.5; clusters need a matching"):
         scores.compute()
@@ -321,7 +325,10 @@ def test_a_forward_that_fails_counts_nothing_and_loses_nothing(target):
     images = some_images()
     scores = fed(images, SegmentationScores(5))
     before = plain(scores.compute())
-    with pytest.raises(ValueError, match=r"target has label 7|prediction 6 is no class"):
+    with pytest.raises(
+        ValueError,
+        match=r"of picture 0 of the batch has label (7|6, there are 0..5; where they are clusters)",
+    ):
         scores(torch.tensor([[6]]), torch.tensor([[target]]))
     assert_same(scores.compute(), before)
     assert_same(fed(images, scores).compute(), fed([*images, *images], SegmentationScores(5)).compute())
@@ -388,7 +395,9 @@ def test_counts_are_kept_by_types_copies_and_state_dicts():
 def test_predictions_beyond_the_clusters_are_refused_where_they_come():
     scores = SegmentationScores(5, clusters=9)
     scores.update(torch.tensor([[9]]), torch.tensor([[1]]))
-    with pytest.raises(ValueError, match=r"prediction has label 10, there are clusters 0\.\.9"):
+    with pytest.raises(
+        ValueError, match=r"prediction of picture 1 of the batch has label 10, there are 0\.\.9"
+    ):
         scores.update([torch.tensor([[0]]), torch.tensor([[10]])], [torch.tensor([[1]])] * 2)
     assert len(scores.table().names) == 1
     for clusters in (0, 65536):
@@ -404,3 +413,35 @@ def test_lists_of_images_of_different_sizes():
     assert_same(scores.compute(), fed(images, SegmentationScores(5)).compute())
     scores.update([], [])
     assert len(scores.table().names) == len(images)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, np.uint8])
+def test_types_of_8_bits_are_refused_where_they_do_not_hold_all_labels(kind):
+    def labels(value):
+        return np.full((1, 2), value, kind) if kind is np.uint8 else torch.full((1, 2), value, dtype=kind)
+
+    wide = torch.full((1, 2), 7)
+    for pair in ((labels(7), wide), (wide, labels(7))):
+        with pytest.raises(ValueError, match=r"int8, which holds labels up to (127|255), and there are 919"):
+            SegmentationScores("919").update(*pair)
+        SegmentationScores("50").update(*pair)
+    with pytest.raises(ValueError, match="there are 300"):
+        SegmentationScores(5, clusters=300).update(labels(7), wide)
+    few = SegmentationScores("919", clusters=100)
+    few.update(labels(7), wide)
+    assert float(few.compute()["Acc"]) == 100
+
+
+def test_it_says_what_it_counts():
+    scores = fed(some_images()[:2], SegmentationScores("50", boundary=False))
+    assert repr(scores) == (
+        "SegmentationScores(50 classes, ignore_index=1000, boundary=False, clusters=None; 2 images counted)"
+    )
+
+
+def test_the_picture_with_a_bad_label_is_named():
+    scores = SegmentationScores(5)
+    good, bad = torch.ones(2, 3, dtype=torch.int64), torch.full((4, 4), 6)
+    with pytest.raises(ValueError, match=r"prediction of picture 2 of the batch has label 6.* clusters="):
+        scores.update([good, good, bad], [good, good, bad - 1])
+    assert math.isnan(scores.compute()["Acc"])

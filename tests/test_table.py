@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 from masksets import script
 
-from imagenets.reporting.score_files import ScoreFile
+from evaluation.table import score_names
+from imagenets.common.errors import InputError
+from imagenets.reporting.score_files import ScoreFile, read_scores, refuse_unlike
 from imagenets.reporting.table import (
     ResultTable,
     Row,
@@ -154,7 +157,7 @@ def test_wrong_usage(tmp_path):
 
 
 def test_published_results_stand_apart_unless_of_one_protocol(tmp_path):
-    write_scores(tmp_path / "mine.json", {"mIoU": 39.55})
+    write_scores(tmp_path / "mine.json", {"mIoU": 39.55}, protocol="distance-matching")
     apart = run(tmp_path, "mine.json", "--published").stdout
     assert "39.55*" in apart and "39.6*" not in apart and "comparable within a protocol alone" in apart
     assert "29.2" in apart and "fully-unsupervised" in apart
@@ -258,3 +261,39 @@ def test_bytes_of_a_name_that_is_no_text(tmp_path):
     path = write_scores(tmp_path / "a\udce4.json")
     done = run(tmp_path, path.name, "--output", "t.html")
     assert "saved: t.html" in done.stdout
+
+
+def test_the_protocol_is_a_runs_own(tmp_path):
+    one = write_scores(tmp_path / "one.json", protocol="free")
+    two = write_scores(tmp_path / "two.json", {"mIoU": 60.0}, protocol="semi-supervised")
+    rows = [method_row(path.stem, [read_scores(path)]) for path in (one, two)]
+    assert [row.protocol for row in rows] == ["free", "semi-supervised"]
+    assert (
+        ResultTable("50", 752, rows).protocol is None and ResultTable("50", 752, rows[:1]).protocol == "free"
+    )
+    lines = table_text(ResultTable("50", 752, rows)).splitlines()
+    assert lines[0].split()[:2] == ["method", "protocol"] and "semi-supervised" in lines[2]
+    with pytest.raises(InputError, match="of different protocols"):
+        method_row("both", [read_scores(one), read_scores(two)])
+    write_scores(tmp_path / "odd.json", protocol="my own")
+    assert read_scores(tmp_path / "odd.json").protocol is None
+
+
+def test_scores_are_chosen(tmp_path):
+    row = method_row("mine", [read_scores(write_scores(tmp_path / "a.json"))])
+    table = ResultTable("50", 752, [row], score_names("acc, mIoU,Acc"))
+    assert table_text(table).splitlines()[0].split() == ["method", "Acc", "mIoU"]
+    for text in (table_markdown(table), table_latex(table), table_csv(table), table_html(table)):
+        assert "mIoU" in text and "FMeasure" not in text
+    with pytest.raises(argparse.ArgumentTypeError, match="no such score: IoU"):
+        score_names("mIoU,IoU")
+
+
+def test_runs_of_class_lists_are_held_apart(tmp_path):
+    files = [
+        read_scores(write_scores(tmp_path / f"{name}.json", mode="pets", class_list_sha256=name))
+        for name in ("a", "b")
+    ]
+    with pytest.raises(InputError, match="different class list"):
+        refuse_unlike(files)
+    assert table_text(ResultTable("pets", 752, [method_row("a", files[:1])])).count("ImageNet-S") == 0

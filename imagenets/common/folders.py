@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 
@@ -28,3 +28,12 @@ def files_by_class(folder: Path | str, wanted: Callable[[str], bool] = lambda na
         for entry in visible(f"{folder}/{name}")
         if wanted(entry.name)
     )
+
+
+def distinct_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Name paths, given by their parts, by the last part, with as many above as tell them apart."""
+    for depth in range(1, max(map(len, paths), default=1) + 1):
+        names = ["/".join(parts[-depth:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(parts) for parts in paths]

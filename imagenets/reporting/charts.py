@@ -168,11 +168,15 @@ def standing_chart(bars: Sequence[Bar], protocols: Sequence[str]) -> str:
 
 
 def difference_chart(
-    differences: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], sure: Mapping[str, bool]
+    differences: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    significant: Mapping[str, bool],
+    names: tuple[str, str],
 ) -> str:
-    """Draw the difference of every score, in points, with its interval, as SVG.
+    """Draw the difference of every score, in percentage points, with its interval, as SVG.
 
-    Filled where ``sure``: the interval leaves out 0. nan is drawn as a dash.
+    ``names`` are those of the two methods. Filled where ``significant``: the interval leaves out 0. nan is
+    drawn as a dash.
     """
     with _style("differences"):
         figure = Figure(figsize=(5, 4.2), layout="constrained")
@@ -186,19 +190,22 @@ def difference_chart(
             low, high = intervals[name]
             if not math.isnan(low):
                 axes.hlines(y, low, high, color=colour, linewidth=2)
-            face = colour if sure[name] else "none"
+            face = colour if significant[name] else "none"
             axes.plot(difference, y, "o", color=colour, markerfacecolor=face, markersize=7)
         axes.set_yticks(range(len(differences)), list(differences))
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.invert_yaxis()
-        axes.set_xlabel("A − B in points")
+        axes.set_xlabel(f"{_minus(names)}\nin percentage points")
         axes.grid(axis="x")
-        return _svg(figure, "differences", "Differences A − B of all scores with their intervals")
+        return _svg(figure, "differences", "Differences of all scores with their intervals")
 
 
-def class_difference_chart(differences: np.ndarray) -> str:
-    """Draw the differences of the labels' IoU, (N + 1,) points, as SVG, from the largest gain down."""
+def class_difference_chart(differences: np.ndarray, names: tuple[str, str]) -> str:
+    """Draw the differences of the labels' IoU as SVG, from the largest gain down.
+
+    They are (N + 1,) percentage points. ``names`` are those of the two methods.
+    """
     ordered = -np.sort(-differences)
     edges = np.arange(ordered.size + 1) + 0.5
     with _style("class-differences"):
@@ -208,10 +215,16 @@ def class_difference_chart(differences: np.ndarray) -> str:
             axes.stairs(part, edges, fill=True, color=colour)
         axes.axhline(0, color=_INK, linewidth=1)
         axes.set_xlim(edges[0], edges[-1])
-        axes.set_xlabel("labels, from A's largest gain to its largest loss")
-        axes.set_ylabel("IoU, A − B in points")
+        axes.set_xlabel("labels, from the largest gain to the largest loss")
+        axes.set_ylabel(f"IoU, {_minus(names)}\nin percentage points")
         axes.grid(axis="y")
-        return _svg(figure, "class-differences", "Differences A − B of the IoU of every label")
+        return _svg(figure, "class-differences", "Differences of the IoU of every label")
+
+
+def _minus(names: tuple[str, str]) -> str:
+    """Write what is subtracted from what, short enough for an axis, and for matplotlib no formula."""
+    first, second = (name if len(name) <= 24 else f"{name[:23]}…" for name in names)
+    return f"{first} − {second}".replace("$", r"\$")
 
 
 def _shortened(name: str, length: int = 22) -> str:

@@ -12,10 +12,10 @@ import numpy as np
 from imagenets.classes import IGNORE, ClassInfo, label_name
 from imagenets.masks import decode_mask
 from imagenets.reporting.charts import class_difference_chart, difference_chart
+from imagenets.reporting.comparison_text import comparison_note
 from imagenets.reporting.image_scores import image_label_ious, image_mean_iou
 from imagenets.reporting.overlays import draw_labels
 from imagenets.reporting.pages import label_colour, render_page
-from imagenets.reporting.text import bootstrap_note
 from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk
 from imagenets.scoring.comparison import Comparison, Method
 from imagenets.scoring.matching import class_lookup
@@ -27,7 +27,7 @@ _LEGEND_ENTRIES = 6
 
 @dataclass(frozen=True)
 class Methods:
-    """What a page compares: the predictions of A and B, and where their ground truth and images lie.
+    """What a page compares: methods A and B, and where their ground truth and images lie.
 
     Images come from ``image_dir``, if given. ``title`` heads the page in place of the mode's name; ``date``
     is the day that it says it was made on.
@@ -51,18 +51,19 @@ def comparison_html(methods: Methods, comparison: Comparison) -> str:
     Raises InputError, listing them, when images that are shown cannot be read.
     """
     intervals = comparison.bootstrap.intervals
-    sure = {name: comparison.is_sure(name) for name in comparison.differences}
+    significant = {name: comparison.is_significant(name) for name in comparison.differences}
+    names = (methods.a.name, methods.b.name)
     differences = comparison.class_differences()
     return render_page(
         "comparison.html",
         date=methods.date,
         methods=methods,
         comparison=comparison,
-        bootstrap_note=bootstrap_note(comparison.bootstrap),
+        note=comparison_note(methods.a, methods.b, comparison),
         intervals=intervals,
-        sure=sure,
-        difference_chart=difference_chart(comparison.differences, intervals, sure),
-        class_chart=class_difference_chart(differences),
+        significant=significant,
+        difference_chart=difference_chart(comparison.differences, intervals, significant, names),
+        class_chart=class_difference_chart(differences, names),
         changed={
             "Gained": [_class_row(methods, comparison, label) for label in comparison.gained()],
             "Lost": [_class_row(methods, comparison, label) for label in comparison.lost()],
@@ -90,19 +91,13 @@ def _class_row(methods: Methods, comparison: Comparison, label: int) -> dict[str
 
 def _image_groups(methods: Methods) -> dict[str, list[dict[str, Any]]]:
     """The images whose mean IoU differs most, by who is better."""
-    number = len(methods.a.table.names)
-    a, b = (
-        image_mean_iou(
-            image_label_ious(method.table, predicted_classes(method.table, method.classes)), number
-        )
-        for method in (methods.a, methods.b)
-    )
+    a, b = (_mean_iou_of_images(method) for method in (methods.a, methods.b))
     better_a, better_b = _most_different(a - b), _most_different(b - a)
 
     def draw(image: int) -> dict[str, Any]:
         panels, legend = _draw(methods, image)
         return {
-            "name": methods.a.table.names[image].removesuffix(".png"),
+            "name": methods.a.runs[0].table.names[image].removesuffix(".png"),
             "a": float(a[image]),
             "b": float(b[image]),
             "difference": float(a[image] - b[image]),
@@ -113,9 +108,21 @@ def _image_groups(methods: Methods) -> dict[str, list[dict[str, Any]]]:
 
     shown = each_drawn({*better_a, *better_b}, draw)
     return {
-        "A better": [shown[image] for image in better_a],
-        "B better": [shown[image] for image in better_b],
+        f"{methods.a.name} better": [shown[image] for image in better_a],
+        f"{methods.b.name} better": [shown[image] for image in better_b],
     }
+
+
+def _mean_iou_of_images(method: Method) -> np.ndarray:
+    """Mean IoU of each image, (images,) float64, as the mean over the runs."""
+    of_runs = [
+        image_mean_iou(
+            image_label_ious(run.table, predicted_classes(run.table, run.classes)), len(run.table.names)
+        )
+        for run in method.runs
+    ]
+    result: np.ndarray = np.mean(of_runs, axis=0)
+    return result
 
 
 def _most_different(gain: np.ndarray) -> list[int]:
@@ -126,12 +133,13 @@ def _most_different(gain: np.ndarray) -> list[int]:
 
 
 def _draw(methods: Methods, image: int) -> tuple[list[Panel], list[dict[str, str]]]:
-    """Draw an image, its ground truth and both predictions; and name its labels, largest first."""
-    name = methods.a.table.names[image]
+    """Draw an image, its ground truth and the first run of both; and name its labels, largest first."""
+    runs = {method.name: method.runs[0] for method in (methods.a, methods.b)}
+    name = methods.a.runs[0].table.names[image]
     masks = {"ground truth": decode_mask(methods.gt_dir / name)}
-    for side, method in (("A", methods.a), ("B", methods.b)):
+    for title, run in runs.items():
         # Under ignored pixels a prediction may hold what no matching knows.
-        masks[side] = class_lookup(method.matching)[decode_mask(Path(method.predict_dir) / name)]
+        masks[title] = class_lookup(run.matching)[decode_mask(Path(run.predict_dir) / name)]
     drawn = methods.image_dir is None
     picture, masks = shrunk(masks, methods.image_dir, name)
     ignored = masks["ground truth"] == IGNORE

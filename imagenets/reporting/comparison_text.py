@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,32 +12,62 @@ from imagenets.classes import ClassInfo
 from imagenets.common.version import __version__
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, scores_json, text_table
 from imagenets.scoring.comparison import Comparison, Method
+from imagenets.scoring.metrics import Evaluation
 
 
-def comparison_text(comparison: Comparison, classes: Sequence[ClassInfo]) -> str:
+def run_lines(method: Method) -> list[str]:
+    """Say for each run of a method where its predictions lie, and how they were matched."""
+    return [
+        f"{method.name}: {run.predict_dir}, "
+        + ("class ids, not matched" if run.match is None else f"matching {run.match}")
+        for run in method.runs
+    ]
+
+
+def comparison_text(a: Method, b: Method, comparison: Comparison, classes: Sequence[ClassInfo]) -> str:
     """Tables of the scores with their differences, and of the classes that gained and lost most."""
     rows = []
     for name, difference in comparison.differences.items():
         low, high = comparison.bootstrap.intervals[name]
         interval = "-" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"
-        values = (number_text(evaluation.scores[name]) for evaluation in (comparison.a, comparison.b))
-        sure = "*" if comparison.is_sure(name) else ""
-        rows.append((name, *values, _signed(difference), interval, sure))
-    parts = [
-        text_table(("score", "A", "B", "A - B", "95% interval", ""), rows, left=(0,)),
-        f"({bootstrap_note(comparison.bootstrap)}, the same for A and B; *: the interval leaves out 0)",
-    ]
+        values = (
+            _with_deviation(runs, name, mean)
+            for runs, mean in ((comparison.runs_a, comparison.a), (comparison.runs_b, comparison.b))
+        )
+        significant = "*" if comparison.is_significant(name) else ""
+        rows.append((name, *values, _signed(difference), interval, significant))
+    header = ("score", a.name, b.name, "difference", "95% interval", "")
+    parts = [text_table(header, rows, left=(0,)), f"({comparison_note(a, b, comparison)})"]
     for what, labels in (("gained", comparison.gained()), ("lost", comparison.lost())):
-        parts.append(f"\nClasses that {what} most with A (IoU):")
-        parts.append(_class_text(comparison, classes, labels) if labels else "none")
+        parts.append(f"\nClasses that {what} most with {a.name} (IoU):")
+        parts.append(_class_text(a, b, comparison, classes, labels) if labels else "none")
     return "\n".join(parts)
+
+
+def comparison_note(a: Method, b: Method, comparison: Comparison) -> str:
+    """Say in a line what the differences are, and how their intervals were found."""
+    note = f"{bootstrap_note(comparison.bootstrap)}, the same for both"
+    numbers = (len(a.runs), len(b.runs))
+    if max(numbers) > 1:
+        note += f"; runs: {numbers[0]} and {numbers[1]}, ± standard deviation (n − 1), drawn again too"
+    return f"{note}; difference in percentage points; *: significant, the interval leaves out 0"
+
+
+def _with_deviation(runs: Sequence[Evaluation], name: str, mean: Evaluation) -> str:
+    text = number_text(mean.scores[name])
+    values = [run.scores[name] for run in runs]
+    if len(values) < 2 or any(map(math.isnan, values)):
+        return text
+    return f"{text} ± {statistics.stdev(values):.2f}"
 
 
 def _signed(difference: float) -> str:
     return "-" if math.isnan(difference) else f"{difference:+.2f}"
 
 
-def _class_text(comparison: Comparison, classes: Sequence[ClassInfo], labels: Sequence[int]) -> str:
+def _class_text(
+    a: Method, b: Method, comparison: Comparison, classes: Sequence[ClassInfo], labels: Sequence[int]
+) -> str:
     differences = comparison.class_differences()
     rows = [
         (
@@ -49,7 +80,7 @@ def _class_text(comparison: Comparison, classes: Sequence[ClassInfo], labels: Se
         )
         for label in labels
     ]
-    return text_table(("id", "wnid", "name", "A", "B", "A - B"), rows, left=(1, 2))
+    return text_table(("id", "wnid", "name", a.name, b.name, "difference"), rows, left=(1, 2))
 
 
 def comparison_json(
@@ -62,13 +93,8 @@ def comparison_json(
 ) -> str:
     """Format everything as JSON; percentages, null where a score does not exist."""
     sides = {
-        side: {
-            "predict_dir": method.predict_dir,
-            "match": method.match,
-            "matching_sha256": method.matching and method.matching.sha256,
-            "scores": scores_json(evaluation.scores),
-        }
-        for side, method, evaluation in (("a", a, comparison.a), ("b", b, comparison.b))
+        "a": _side_json(a, comparison.a, comparison.runs_a),
+        "b": _side_json(b, comparison.b, comparison.runs_b),
     }
     columns = (comparison.a.iou.tolist(), comparison.b.iou.tolist(), comparison.class_differences().tolist())
     rows = [
@@ -88,3 +114,20 @@ def comparison_json(
         "classes": rows,
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _side_json(method: Method, mean: Evaluation, runs: Sequence[Evaluation]) -> dict[str, object]:
+    """Lay out one method: means over its runs, and each run."""
+    return {
+        "name": method.name,
+        "scores": scores_json(mean.scores),
+        "runs": [
+            {
+                "predict_dir": run.predict_dir,
+                "match": run.match,
+                "matching_sha256": run.matching and run.matching.sha256,
+                "scores": scores_json(evaluation.scores),
+            }
+            for run, evaluation in zip(method.runs, runs, strict=True)
+        ],
+    }

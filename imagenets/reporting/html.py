@@ -53,7 +53,7 @@ class Subject:
     class ids; ``match`` is what the user calls it. Images come from ``image_dir``, if given. The page shows
     the paths as they are given here. ``title`` heads it in place of the mode's name; ``date`` is the day that
     it says it was made on. ``standings`` are results to show beside the run's own, whose protocol is
-    ``protocol``, if known.
+    ``protocol``, if known. ``warnings`` say what makes the scores doubtful.
     """
 
     mode: str
@@ -68,6 +68,7 @@ class Subject:
     date: str | None = None
     standings: Sequence[Standing] = ()
     protocol: str | None = None
+    warnings: Sequence[str] = ()
 
 
 def html_report(

@@ -17,9 +17,9 @@ from pathlib import Path
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError, listed
 from imagenets.reporting.text import text_table
+from imagenets.scoring.protocols import PROTOCOLS as PROTOCOLS
 
 COLUMNS = ("protocol", "mode", "method", "backbone", "training", "split", "mIoU", "source")
-PROTOCOLS = ("fully-unsupervised", "distance-matching", "semi-supervised", "free")
 SPLITS = ("val", "test")
 NOT_COMPARABLE = (
     "Results are comparable within a protocol alone: protocols differ in the labels that may be used, "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from imagenets.common.errors import InputError, counted
 from imagenets.scoring.metrics import SCORES
+from imagenets.scoring.protocols import PROTOCOLS
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class ScoreFile:
 
     ``images`` is the number of images, ``images_sha256`` tells which they are, ``definition`` by which
     definition of the scores they were computed (see SCORE_DEFINITION); None in files that do not say.
+    ``protocol`` is the run's, ``class_list`` the digest of a class list of one's own, None without.
     """
 
     path: Path
@@ -26,6 +28,8 @@ class ScoreFile:
     images_sha256: str | None
     definition: int | None
     scores: dict[str, float]
+    protocol: str | None = None
+    class_list: str | None = None
 
 
 def read_scores(path: Path) -> ScoreFile:
@@ -48,6 +52,8 @@ def read_scores(path: Path) -> ScoreFile:
         images_sha256 if isinstance(images_sha256, str) else None,
         definition if type(definition) is int else None,
         {name: _score(content["scores"][name]) for name in SCORES},
+        protocol if (protocol := content.get("protocol")) in PROTOCOLS else None,
+        content.get("class_list_sha256"),
     )
 
 
@@ -74,6 +80,7 @@ def refuse_unlike(files: Sequence[ScoreFile]) -> None:
     differences: list[str] = []
     for what, values in (
         ("mode", [file.mode for file in files]),
+        ("class list", [file.class_list for file in files]),
         ("number of images", [file.images for file in files]),
         ("definition of the scores", [file.definition for file in files]),
     ):

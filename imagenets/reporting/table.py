@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from imagenets.classes import MODES, benchmark_title
+from imagenets.common.errors import InputError, listed
 from imagenets.reporting.pages import render_page
 from imagenets.reporting.published import NOT_COMPARABLE, Standing, score_text
 from imagenets.reporting.score_files import ScoreFile
@@ -51,15 +52,23 @@ class Row:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """The scores of methods on the same images of a mode, and what is published beside them.
-
-    ``protocol`` is that of all rows, None where they may be of several.
-    """
+    """The scores of methods on the same images of a mode, and what is published beside them."""
 
     mode: str
     images: int
     rows: Sequence[Row]
-    protocol: str | None = None
+    scores: Sequence[str] = SCORES
+
+    @property
+    def protocol(self) -> str | None:
+        """Protocol of all rows, None where they may be of several."""
+        protocols = {row.protocol for row in self.rows}
+        return protocols.pop() if len(protocols) == 1 else None
+
+    @property
+    def has_protocols(self) -> bool:
+        """Is the protocol of some row known?"""
+        return any(row.protocol for row in self.rows)
 
     @property
     def has_published(self) -> bool:
@@ -72,18 +81,25 @@ class ResultTable:
         return any((row.runs or 1) > 1 for row in self.rows)
 
 
-def method_row(name: str, files: Sequence[ScoreFile], protocol: str | None = None) -> Row:
+def method_row(name: str, files: Sequence[ScoreFile]) -> Row:
     """Join the runs of a method, one for each seed: the mean of each score and its deviation.
 
-    What is no text in ``name``, which may be a file's, becomes ``?``.
+    What is no text in ``name``, which may be a file's, becomes ``?``. Raises InputError where the runs are
+    of different protocols.
     """
+    protocols = {file.protocol for file in files}
+    if len(protocols) > 1:
+        raise InputError(
+            f"{name}: runs of one method, but of different protocols:\n"
+            + listed([f"{file.path}: {file.protocol or 'none'}" for file in files])
+        )
     columns = {score: [file.scores[score] for file in files] for score in SCORES}
     return Row(
         name.encode(errors="replace").decode(),
         len(files),
         {score: math.fsum(values) / len(values) for score, values in columns.items()},
         {score: _deviation(values) for score, values in columns.items()},
-        protocol,
+        files[0].protocol,
     )
 
 
@@ -116,7 +132,7 @@ def _cells(table: ResultTable) -> list[list[_Cell]]:
     Published results take part where all rows are of one protocol: they are comparable nowhere else.
     """
     columns = []
-    for score in SCORES:
+    for score in table.scores:
         texts = [_number(row.means[score], row.decimals) for row in table.rows]
         candidates = [
             i
@@ -142,7 +158,7 @@ def _number(value: float, decimals: int) -> str:
 
 
 def _header(table: ResultTable) -> list[str]:
-    return ["method", *["protocol"] * table.has_published, *["runs"] * table.has_deviations, *SCORES]
+    return ["method", *["protocol"] * table.has_protocols, *["runs"] * table.has_deviations, *table.scores]
 
 
 def _lines(table: ResultTable, cell: Callable[[_Cell], str], name: Callable[[str], str]) -> list[list[str]]:
@@ -150,7 +166,7 @@ def _lines(table: ResultTable, cell: Callable[[_Cell], str], name: Callable[[str
     return [
         [
             name(row.name),
-            *[name(row.protocol or "–")] * table.has_published,
+            *[name(row.protocol or "–")] * table.has_protocols,
             *["–" if row.runs is None else str(row.runs)] * table.has_deviations,
             *map(cell, cells),
         ]
@@ -180,7 +196,7 @@ def table_text(table: ResultTable) -> str:
         return _with_deviation(score.mean, score) + ("*" if score.is_best else " ")
 
     header = [name + " " * (name in SCORES) for name in _header(table)]
-    left = range(1 + table.has_published)
+    left = range(1 + table.has_protocols)
     return f"{text_table(header, _lines(table, cell, _one_line), left)}\n\n{table_note(table)} *: the best"
 
 
@@ -194,7 +210,7 @@ def table_markdown(table: ResultTable) -> str:
     def cell(score: _Cell) -> str:
         return _with_deviation(f"**{score.mean}**" if score.is_best else score.mean, score)
 
-    left = 1 + table.has_published
+    left = 1 + table.has_protocols
     header = _header(table)
     lines = [
         header,
@@ -220,7 +236,7 @@ def table_latex(table: ResultTable) -> str:
         return rf"\textbf{{{mean}}}" if score.is_best else mean
 
     header = _header(table)
-    left = 1 + table.has_published
+    left = 1 + table.has_protocols
     own = [row.runs is not None for row in table.rows]
     body = [f"{' & '.join(line)} \\\\" for line in _lines(table, cell, escape_latex)]
     if True in own and False in own:
@@ -251,10 +267,10 @@ def table_csv(table: ResultTable) -> str:
     """Format for programs: every digit, nothing where there is none; after each score its deviation."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    columns = [name for score in SCORES for name in (score, f"{score} sd")]
+    columns = [name for score in table.scores for name in (score, f"{score} sd")]
     writer.writerow(("method", "protocol", "runs", *columns))
     for row in table.rows:
-        numbers = [number for score in SCORES for number in (row.means[score], row.deviations[score])]
+        numbers = [number for score in table.scores for number in (row.means[score], row.deviations[score])]
         cells = ("" if math.isnan(number) else number for number in numbers)
         writer.writerow((row.name, row.protocol or "", "" if row.runs is None else row.runs, *cells))
     return out.getvalue()
@@ -266,7 +282,7 @@ def table_html(table: ResultTable) -> str:
     return render_page(
         "table.html",
         table=table,
-        scores=SCORES,
+        scores=table.scores,
         rows=list(zip(table.rows, _cells(table), strict=True)),
         note=table_note(table),
     )

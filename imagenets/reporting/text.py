@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagenets.classes import ClassInfo
+from imagenets.classes import ClassInfo, Mode
 from imagenets.common.version import __version__
 from imagenets.scoring.metrics import SCORE_DEFINITION, Evaluation
 
@@ -102,7 +102,7 @@ def evaluation_json(
     match: str | None,
     names: Sequence[str],
     bootstrap: Bootstrap | None = None,
-    inputs: Mapping[str, str | None] | None = None,
+    inputs: Mapping[str, object] | None = None,
 ) -> str:
     """Format everything as JSON; percentages, null where a score does not exist.
 
@@ -137,9 +137,15 @@ def evaluation_json(
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def inputs_json(gt_dir: Path, predict_dir: Path, matching_sha256: str | None) -> dict[str, str | None]:
-    """Lay out what was scored: the folders as given, and the digest of the matching file's bytes."""
-    return {"predict_dir": str(predict_dir), "gt_dir": str(gt_dir), "matching_sha256": matching_sha256}
+def inputs_json(mode: Mode, gt_dir: Path, predict_dir: Path, matching: Matching | None) -> dict[str, object]:
+    """Lay out what was scored: the folders as given, the matching's file and method, and the class list."""
+    return {
+        "predict_dir": str(predict_dir),
+        "gt_dir": str(gt_dir),
+        "matching_sha256": matching and matching.sha256,
+        "matching_method": matching and matching.method,
+        "class_list_sha256": mode.own and mode.own.sha256,
+    }
 
 
 def scores_json(scores: Mapping[str, float]) -> dict[str, float | None]:

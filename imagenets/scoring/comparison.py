@@ -1,8 +1,16 @@
-"""Is method A better than method B: differences of scores on the same images, and how sure they are."""
+"""Is one method better than another: differences of scores on the same images, and which are significant.
+
+A method is one run or several, one for each seed: its score is the mean over its runs. Each resample draws
+the images, the same for every run, and of several runs of a method as many as there are, with replacement:
+the interval of the difference then holds what another draw of images and of seeds would have given. With few
+seeds it is narrow, as every bootstrap of few values is (docs/evaluate.md, Is A better than B?).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,8 +24,8 @@ SHOWN_CLASSES = 10
 
 
 @dataclass(frozen=True)
-class Method:
-    """One method: ``table`` counts its predictions, ``matching`` is None where they hold class ids.
+class Run:
+    """One run: ``table`` counts its predictions, ``matching`` is None where they hold class ids.
 
     ``match`` is what the user calls the matching.
     """
@@ -34,24 +42,35 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Scores of A and B, the differences A − B in points of a percent (nan where a score does not exist).
+class Method:
+    """A method, by the ``name`` that the user gives it, and its runs, one for each seed."""
 
-    ``bootstrap`` holds the paired 95% interval of each difference.
+    name: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of A and B, the differences A − B in percentage points (nan where a score does not exist).
+
+    ``a`` and ``b`` are means over the runs, ``runs_a`` and ``runs_b`` those of each run. ``bootstrap`` holds
+    the paired 95% interval of each difference.
     """
 
     a: Evaluation
     b: Evaluation
+    runs_a: tuple[Evaluation, ...]
+    runs_b: tuple[Evaluation, ...]
     differences: dict[str, float]
     bootstrap: Bootstrap
 
-    def is_sure(self, name: str) -> bool:
+    def is_significant(self, name: str) -> bool:
         """Tell whether the interval of the score's difference leaves out 0."""
         low, high = self.bootstrap.intervals[name]
         return low > 0 or high < 0
 
     def class_differences(self) -> np.ndarray:
-        """IoU of A − IoU of B of each label, (N + 1,) float64, in points."""
+        """IoU of A − IoU of B of each label, (N + 1,) float64, in percentage points."""
         result: np.ndarray = self.a.iou - self.b.iou
         return result
 
@@ -71,21 +90,51 @@ def _largest(differences: np.ndarray) -> list[int]:
 
 
 def compare(a: Method, b: Method, classes: int, resamples: int, seed: int) -> Comparison:
-    """Compare two methods on the same images; each resample holds the same images for both.
+    """Compare two methods on the same images; each resample holds the same images for all runs.
 
     Raises ValueError when the tables are not of the same images.
     """
-    if a.table.names != b.table.names:
-        raise ValueError("the two tables are of different images")
-    scored_a, scored_b = (evaluate(method.table, classes, method.classes) for method in (a, b))
-    # The same seed and number of images draw the same images.
+    if len({run.table.names for run in (*a.runs, *b.runs)}) > 1:
+        raise ValueError("the tables are of different images")
+    runs_a, runs_b = (
+        tuple(evaluate(run.table, classes, run.classes) for run in method.runs) for method in (a, b)
+    )
+    mean_a, mean_b = mean_evaluation(runs_a), mean_evaluation(runs_b)
     drawn_a, drawn_b = (
-        bootstrap_scores(method.table, classes, method.classes, resamples, seed) for method in (a, b)
+        _resampled(method, classes, resamples, seed, stream) for stream, method in enumerate((a, b), start=1)
     )
     intervals = percentile_intervals({name: drawn_a[name] - drawn_b[name] for name in drawn_a})
     return Comparison(
-        scored_a,
-        scored_b,
-        differences={name: scored_a.scores[name] - scored_b.scores[name] for name in scored_a.scores},
+        mean_a,
+        mean_b,
+        runs_a,
+        runs_b,
+        differences={name: mean_a.scores[name] - mean_b.scores[name] for name in mean_a.scores},
         bootstrap=Bootstrap(resamples, seed, intervals),
     )
+
+
+def mean_evaluation(runs: Sequence[Evaluation]) -> Evaluation:
+    """Mean of the scores of runs on the same images; nan where one run has no such score."""
+    if len(runs) == 1:
+        return runs[0]
+    scores = {name: math.fsum(run.scores[name] for run in runs) / len(runs) for name in runs[0].scores}
+    iou, boundary_iou = (
+        np.mean([getattr(run, name) for run in runs], axis=0) for name in ("iou", "boundary_iou")
+    )
+    return replace(runs[0], scores=scores, iou=iou, boundary_iou=boundary_iou)
+
+
+def _resampled(method: Method, classes: int, resamples: int, seed: int, stream: int) -> dict[str, np.ndarray]:
+    """Mean scores of a method in each resample, (resamples,) float64 by the names of SCORES.
+
+    The same seed and number of images draw the same images for every run; which runs are drawn depends on
+    ``stream`` too, for the runs of two methods are not paired.
+    """
+    of_runs = [bootstrap_scores(run.table, classes, run.classes, resamples, seed) for run in method.runs]
+    number = len(of_runs)
+    if number == 1:
+        return of_runs[0]
+    drawn = np.random.default_rng([seed, stream]).integers(number, size=(resamples, number))
+    every = np.arange(resamples)[:, None]
+    return {name: np.stack([of[name] for of in of_runs])[drawn, every].mean(axis=1) for name in of_runs[0]}

@@ -9,15 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagenets.classes import IGNORE, MODES, Mode
-from imagenets.common.errors import InputError, refuse
+from imagenets.class_ids import find_wnids
+from imagenets.classes import BACKGROUND, IGNORE, MODES, Mode
+from imagenets.common.errors import InputError, counted, refuse
 from imagenets.common.folders import files_by_class, subfolders
 from imagenets.common.progress import Show, Warn, no_bar, no_warning
 from imagenets.lists import categories_at_hand, own_lists
 from imagenets.scoring.contingency import ContingencyTable
-from imagenets.scoring.pairs import Pairs, check_predict_dir, find_pairs, read_names
+from imagenets.scoring.pairs import Pairs, check_predict_dir, find_pairs, read_names, stray_masks
+from imagenets.scoring.plausibility import cause_of_labels, ground_truth_cause, refuse_swapped_folders
 from imagenets.scoring.table_cache import cached_table
 
+_FEW = 20  # one prediction of so many, or fewer, is an odd one out
 _SWAPPED = f"{IGNORE} is the ground truth's label for ignored pixels: are the two folders swapped?"
 
 
@@ -92,6 +95,11 @@ def count_all(
         tables.append(table)
         problems += [*bad_files, *_bad_labels(request, table)]
     refuse(list(dict.fromkeys(problems)))  # a bad ground truth is one, though every pass meets it
+    for request, table in zip(requests, tables, strict=True):
+        wnids = find_wnids(request.mode, request.gt_dir) or ()
+        ids = {wnid: class_id for class_id, wnid in enumerate(wnids, start=1)}
+        of_folders = [ids.get(name.partition("/")[0], BACKGROUND) for name in table.names]
+        refuse_swapped_folders(table, of_folders, request.gt_dir, request.predict_dir)
     return tables
 
 
@@ -104,8 +112,12 @@ def _list_pairs(request: CountRequest) -> Pairs:
 
 
 def _warn_of_number(request: CountRequest, masks: int, warn: Warn) -> None:
-    if request.names is None:
-        warn_of_number(request.gt_dir, masks, request.mode, warn)
+    if request.names is not None:
+        return
+    warn_of_number(request.gt_dir, masks, request.mode, warn)
+    stray = stray_masks(request.gt_dir)
+    if stray:
+        warn(f"{request.gt_dir}: {counted(stray, 'mask')} not in <gt-dir>/<wnid>/<name>.png: not scored")
 
 
 def refuse_other_mode(gt_dir: Path, mode: Mode) -> None:
@@ -146,14 +158,26 @@ def _bad_labels(request: CountRequest, table: ContingencyTable) -> list[str]:
     in_ground_truth = dict(
         zip(table.image[outside].tolist(), table.ground_truth[outside].tolist(), strict=True)
     )
+    why = ground_truth_cause(table.ground_truth[outside])
     problems = [
-        f"{request.gt_dir / table.names[image]}: label {label} is neither in 0..{classes} nor {IGNORE}; "
-        "is this the ground truth of another mode?"
+        f"{request.gt_dir / table.names[image]}: label {label} is neither in 0..{classes} nor {IGNORE}; {why}"
         for image, label in in_ground_truth.items()
     ]
+    images = np.flatnonzero(table.largest_prediction > limit.largest)
+    limit = limit._replace(cure=_cure(table, images, request))
     swapped = limit._replace(cure=_SWAPPED)
-    for image in np.flatnonzero(table.largest_prediction > limit.largest).tolist():
+    for image in images.tolist():
         label = int(table.largest_prediction[image])
         problem = (swapped if label == IGNORE else limit).problem(label)
         problems.append(f"{request.predict_dir / table.names[image]}: {problem}")
     return problems
+
+
+def _cure(table: ContingencyTable, images: np.ndarray, request: CountRequest) -> str:
+    """Say what to do about the predictions ``images`` with labels out of range, by what is seen of them."""
+    labels = np.concatenate([table.prediction, table.largest_prediction])
+    outside = labels[labels > request.limit.largest]
+    cause = cause_of_labels(outside, labels, request.mode.classes)
+    if cause is None and 0 < _FEW * images.size <= len(table.names):
+        cause = f"of {len(table.names)} predictions {images.size} alone has such: is it of another run?"
+    return cause or request.limit.cure

@@ -30,12 +30,14 @@ class Matching:
 
     ``classes`` (K + 1,) int64 is indexed by cluster: a class 1..N, 0 for none, MISSING for a cluster that
     the matching does not hold. ``path`` is the file it was read from, ``sha256`` the digest of that file's
-    bytes; None for a matching just found.
+    bytes; None for a matching just found. ``method``, one of METHODS, is how it was found, None where that
+    is not known.
     """
 
     classes: np.ndarray
     path: Path | None = None
     sha256: str | None = None
+    method: str | None = None
 
     @classmethod
     def of(cls, classes: Mapping[int, int], path: Path | None = None, sha256: str | None = None) -> Matching:
@@ -48,6 +50,12 @@ class Matching:
     def clusters(self) -> int:
         """The largest cluster, K."""
         return self.classes.size - 1
+
+    @property
+    def one_to_one(self) -> bool:
+        """Has no class more than one cluster?"""
+        matched = self.classes[self.classes > BACKGROUND]
+        return np.unique(matched).size == matched.size
 
     def held(self) -> dict[int, int]:
         """Class of each cluster that the matching holds, in order."""
@@ -174,7 +182,7 @@ def find_matching(table: ContingencyTable, method: str, classes: int, clusters: 
         chosen = _assign(_lexicographic(shared_images(table, classes, clusters), pixels), clusters, classes)
     else:
         raise ValueError(f"no such method: {method}")
-    return Matching(chosen)
+    return Matching(chosen, method=method)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""What a matching was made of, kept beside it: used with other masks, it scores them by chance.
+"""Of which masks a matching was made, and how, kept beside it: other masks it scores by chance.
 
 ``results/NAME.json`` is the benchmark's format and holds no such thing; ``results/NAME.made-of.json`` has a
 digest of every pair of masks, of what is counted of it, so that moving or copying masks changes nothing and
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from imagenets.common.whole_files import write_whole
 from imagenets.scoring.contingency import ContingencyTable, Rows
-from imagenets.scoring.matching import Matching
+from imagenets.scoring.matching import METHODS, Matching
 
 SUFFIX = ".made-of"
 _FORMAT = "imagenets matching record 1"
@@ -31,6 +33,7 @@ def write_record(path: Path, matching: Matching, table: ContingencyTable) -> Non
     content = {
         "format": _FORMAT,
         "matching_sha256": hashlib.sha256(matching.text().encode()).hexdigest(),
+        "method": matching.method,
         "masks": image_digests(table),
     }
     write_whole(record_path(path), json.dumps(content) + "\n")
@@ -41,15 +44,10 @@ def made_of_others(matching: Matching, table: ContingencyTable) -> str | None:
 
     Nothing is known without a record, or where it is of another matching or of another version's format.
     """
-    if matching.path is None:
+    record = _read_record(matching)
+    if record is None:
         return None
-    try:
-        record = json.loads(record_path(matching.path).read_bytes())
-        if (record["format"], record["matching_sha256"]) != (_FORMAT, matching.sha256):
-            return None
-        known = set(record["masks"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    known = set(record["masks"])
     others = sum(digest not in known for digest in image_digests(table))
     if not others:
         return None
@@ -57,6 +55,26 @@ def made_of_others(matching: Matching, table: ContingencyTable) -> str | None:
         f"{matching.path}: made of other masks: {others} of these {len(table.names)} pairs are not what "
         "match.py was given; if the predictions have changed, run match.py again"
     )
+
+
+def with_method(matching: Matching) -> Matching:
+    """Add the method by which a matching was found, where its record has it."""
+    record = _read_record(matching)
+    method = None if record is None else record.get("method")
+    return replace(matching, method=method if method in METHODS else None)
+
+
+def _read_record(matching: Matching) -> dict[str, Any] | None:
+    """Read the record of a matching's file; None without one, or where it is of another matching."""
+    if matching.path is None:
+        return None
+    try:
+        record = json.loads(record_path(matching.path).read_bytes())
+        if (record["format"], record["matching_sha256"]) != (_FORMAT, matching.sha256):
+            return None
+        return record if isinstance(record["masks"], list) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def image_digests(table: ContingencyTable) -> list[str]:

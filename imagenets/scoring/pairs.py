@@ -107,6 +107,16 @@ def _mask_names(gt_dir: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
+def stray_masks(gt_dir: Path) -> int:
+    """Count the PNGs below a folder that lie beside its class folders or below them; not hidden ones."""
+    number = 0
+    for place, folders, files in os.walk(gt_dir):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if Path(place).parent != gt_dir:
+            number += sum(name.lower().endswith(".png") and not name.startswith(".") for name in files)
+    return number
+
+
 def read_names(path: Path) -> list[str]:
     """Read a list of mask names, one ``<wnid>/<name>.png`` a line; blank lines do not count.
 

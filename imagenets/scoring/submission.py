@@ -322,11 +322,15 @@ def method_text(values: Sequence[str]) -> bytes:
 
 
 class ArchiveReport(NamedTuple):
-    """A good archive: its predictions, the clusters of its matching or None, images that do not open."""
+    """A good archive: its predictions, its matching or None, images that do not open.
+
+    ``training_scheme`` is that of method.txt.
+    """
 
     predictions: int
-    clusters: int | None
+    matching: Matching | None
     unreadable_images: list[str]
+    training_scheme: str
 
 
 def check_submission(
@@ -346,12 +350,14 @@ def check_submission(
     """
     source = ArchiveSource(path)
     predictions, problems = _check_names(source, expected)
-    problems += _check_method(source)
+    method, method_problems = _check_method(source)
+    problems += method_problems
     number_of_classes = MODES[mode].classes
-    has_matching = MATCHING in source.archive().namelist()
+    matching = None
     largest = clusters or number_of_classes
-    if has_matching:
-        problems += _check_matching(source, number_of_classes, largest)
+    if MATCHING in source.archive().namelist():
+        matching, matching_problems = _check_matching(source, number_of_classes, largest)
+        problems += matching_problems
         hint = "give the number of clusters (--clusters)"
     elif clusters:
         problems.append(f"no {MATCHING}, without which predictions hold class ids; leave out --clusters")
@@ -373,7 +379,7 @@ def check_submission(
             problems += [problem.removeprefix(prefix) for problem in found]
     if problems:
         raise InputError(f"{path}: {counted(len(problems), 'problem')}:\n{listed(problems)}", problems)
-    return ArchiveReport(len(predictions), largest if has_matching else None, unreadable)
+    return ArchiveReport(len(predictions), matching, unreadable, method["Training scheme"])
 
 
 def _check_names(source: ArchiveSource, expected: ExpectedPredictions | None) -> tuple[list[str], list[str]]:
@@ -394,27 +400,27 @@ def _check_names(source: ArchiveSource, expected: ExpectedPredictions | None) ->
     return sorted(predictions), problems
 
 
-def _check_method(source: ArchiveSource) -> list[str]:
+def _check_method(source: ArchiveSource) -> tuple[dict[str, str], list[str]]:
+    """Give the values of method.txt by METHOD_LINES, and what is wrong with it."""
     if METHOD not in source.archive().namelist():
-        return [f"no {METHOD}"]
+        return {}, [f"no {METHOD}"]
     try:
         lines = source.read(METHOD).decode().splitlines()
     except InputError as error:
-        return [f"{METHOD}: {error}"]
+        return {}, [f"{METHOD}: {error}"]
     except UnicodeDecodeError:
-        return [f"{METHOD}: no UTF-8 text"]
-    return [
-        f"{METHOD}: no line '{start}: …'"
-        for start in METHOD_LINES
-        if not any(line.startswith(f"{start}:") and line.removeprefix(f"{start}:").strip() for line in lines)
-    ]
+        return {}, [f"{METHOD}: no UTF-8 text"]
+    pairs = [line.partition(":")[::2] for line in lines]
+    values = {name: value.strip() for name, value in pairs if name in METHOD_LINES and value.strip()}
+    return values, [f"{METHOD}: no line '{name}: …'" for name in METHOD_LINES if name not in values]
 
 
-def _check_matching(source: ArchiveSource, classes: int, clusters: int) -> list[str]:
+def _check_matching(source: ArchiveSource, classes: int, clusters: int) -> tuple[Matching | None, list[str]]:
+    """Give the matching of an archive, and what is wrong with it."""
     try:
         matching = Matching.of(parse_matching(source.read(MATCHING), classes, MATCHING))
         _refuse_incomplete(matching, clusters, MATCHING)
     except InputError as error:
         message = str(error)
-        return [message if message.startswith(MATCHING) else f"{MATCHING}: {message}"]
-    return []
+        return None, [message if message.startswith(MATCHING) else f"{MATCHING}: {message}"]
+    return matching, []

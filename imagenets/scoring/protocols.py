@@ -1,0 +1,33 @@
+"""The benchmark's protocols, and what each asks of the matching (docs/benchmark.md, Protocols)."""
+
+from __future__ import annotations
+
+import re
+
+from imagenets.scoring.matching import Matching
+
+PROTOCOLS = ("fully-unsupervised", "distance-matching", "semi-supervised", "free")
+
+
+def protocol_in(text: str) -> str | None:
+    """Find the protocol that a text names, in whatever spelling; None if it names none."""
+    words = re.sub("[^a-z]+", "-", text.lower()).strip("-")
+    if words == "unsupervised":
+        return PROTOCOLS[0]
+    return next((protocol for protocol in PROTOCOLS[:-1] if protocol in words), None)
+
+
+def broken_rule(protocol: str | None, matching: Matching | None) -> str | None:
+    """Say which rule of a protocol a run breaks by its matching; None if none, or if none is known of.
+
+    ``matching`` is None where predictions hold class ids.
+    """
+    if protocol == "fully-unsupervised":
+        rule = "the protocol fully-unsupervised matches clusters to classes one-to-one, on validation"
+        if matching is None:
+            return f"{rule}; these predictions were taken for classes, without a matching"
+        if not matching.one_to_one or matching.method == "majority":
+            return f"{rule}; this matching gives a class to several clusters (method majority)"
+    if protocol in ("distance-matching", "semi-supervised") and matching is not None:
+        return f"the protocol {protocol} has no matching, for its labels are classes; these were matched"
+    return None
