@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 # cache and needs no fresh memory for each block; GPUs want few and large ones.
 _SCORE_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
 _ROWS_AT_ONCE = 64  # of the grid, at least, whose products with the bank are taken together
+_GROUP = 32  # scores whose maximum is looked at first
 _SHORTEST = 1e-12  # length of a vector; what is shorter counts as that
 
 
@@ -72,9 +73,22 @@ def label_maps(
 def nearest(vectors: torch.Tensor, bank: torch.Tensor, neighbours: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the largest cosines of each vector (P, C) with unit vectors (M, C): values and places, (P, k).
 
-    Of equal ones those that stand first in the bank count; ``neighbours`` is at most M.
+    Of equal ones those that stand first in the bank count; ``neighbours`` is at most M. The bank is searched
+    in blocks of bounded memory.
     """
-    return _largest(_direct(vectors, bank), neighbours)
+    vectors = vectors.float()
+    units = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(_SHORTEST)
+    rows = max(neighbours, _SCORE_BYTES[bank.device.type] // (4 * len(vectors)))
+    values = units.new_empty(len(units), 0)
+    places = torch.empty(len(units), 0, dtype=torch.int64, device=bank.device)
+    for start in range(0, len(bank), rows):
+        few, where = _largest_by_groups(units @ bank[start : start + rows].T, neighbours)
+        # Those of earlier blocks come first, and so win where values are equal.
+        values, places = torch.cat((values, few), 1), torch.cat((places, where + start), 1)
+        if values.shape[1] > neighbours:
+            values, order = _largest(values, neighbours)
+            places = places.gather(1, order)
+    return values, places
 
 
 def _cosines(maps: torch.Tensor, grid: tuple[int, int], bank: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -140,6 +154,32 @@ def _enlarging(old: int, new: int) -> torch.Tensor:
     """Give the matrix (new, old), on the CPU, by which ``interpolate`` enlarges a line bilinearly."""
     lines = torch.eye(old)[None, None]
     return interpolate(lines, size=(new, old), mode="bilinear", align_corners=False)[0, 0]
+
+
+def _largest_by_groups(scores: torch.Tensor, neighbours: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find what ``_largest`` finds, faster among many: first the groups that hold the largest, then these.
+
+    With fewer than ``neighbours`` columns all are returned.
+    """
+    neighbours = min(neighbours, scores.shape[1])
+    width = (
+        scores.shape[1] // _GROUP
+    )  # columns j, j + width, j + 2·width, … are a group: one vectorised maximum
+    if width <= 2 * neighbours:
+        return _largest(scores, neighbours)
+    grouped = scores[:, : width * _GROUP].view(len(scores), _GROUP, width)
+    tops, groups = grouped.amax(1).topk(neighbours + 1, dim=1)
+    members = torch.arange(0, width * _GROUP, width, device=scores.device)
+    rest = torch.arange(width * _GROUP, scores.shape[1], device=scores.device)
+    candidates = (groups[:, :-1, None] + members).flatten(1)
+    candidates = torch.cat((candidates, rest.expand(len(scores), -1)), 1).sort(1).values
+    values, order = _largest(scores.gather(1, candidates), neighbours)
+    places = candidates.gather(1, order)
+    # A group left out has no larger score than the last group taken; where they are equal, look at all.
+    tied = (tops[:, -2] == tops[:, -1]).nonzero().flatten()
+    if len(tied):
+        values[tied], places[tied] = _largest(scores[tied], neighbours)
+    return values, places
 
 
 def _largest(scores: torch.Tensor, neighbours: int) -> tuple[torch.Tensor, torch.Tensor]:

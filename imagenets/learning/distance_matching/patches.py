@@ -1,0 +1,206 @@
+"""Dense retrieval: labels of patches by the most similar patches of annotated pictures.
+
+The bank holds patches of train-semi, each with its shares of labels; a patch of another picture takes the
+shares of its nearest neighbours, weighted by a softmax of their cosines. Source: Balazevic et al., Towards
+In-context Scene Understanding, NeurIPS 2023 (Hummingbird); docs/methods.md, Patch retrieval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from imagenets.classes import IGNORE, MAX_LABEL
+from imagenets.common.errors import InputError
+from imagenets.common.whole_files import whole_file
+from imagenets.learning.distance_matching.neighbours import nearest
+from imagenets.learning.engine.full_size import label_map, reduced_size
+from imagenets.learning.engine.inference import ArrayStep, Batch, load_arrays
+from imagenets.learning.engine.label_files import enlarged
+from imagenets.learning.networks.backbones import Backbone
+
+NEIGHBOURS = 30
+TEMPERATURE = 0.02
+PER_PICTURE = 100  # patches of a picture in the bank: 0.92 million in mode 919, 1.4 GB of 384 channels
+_MOSTLY = 0.5  # a patch that is ignored in more than this share of its pixels has no place in the bank
+
+
+@dataclass(frozen=True)
+class PatchBank:
+    """``embeddings`` (M, C) float32, unit vectors; ``labels`` and ``shares`` (M, S) of each patch's pixels.
+
+    Shares are float32, sum up to 1, and are 0 where a patch has fewer than S labels.
+    """
+
+    embeddings: torch.Tensor
+    labels: torch.Tensor
+    shares: torch.Tensor
+
+    def to(self, device: torch.device) -> PatchBank:
+        """Move the bank to a device."""
+        return PatchBank(self.embeddings.to(device), self.labels.to(device), self.shares.to(device))
+
+
+@dataclass(frozen=True)
+class LabelledPatches:
+    """Patches of one picture: their ``places`` on its map (n,), and the labels of each one's pixels.
+
+    ``counts`` (n,) is the number of labels of each; ``labels`` and ``shares`` (Σ counts,) list them in turn.
+    """
+
+    places: np.ndarray
+    counts: np.ndarray
+    labels: np.ndarray
+    shares: np.ndarray
+
+
+def label_patches(
+    mask: np.ndarray, size: tuple[int, int], grid: tuple[int, int], stride: int
+) -> LabelledPatches:
+    """Share out a mask (H, W) among the places of a map (h, w) of a picture of ``size`` (height, width).
+
+    The mask is brought to the picture's size by the nearest neighbour; place (i, j) has the pixels of rows
+    i·stride to (i + 1)·stride, columns alike. Ignored pixels (1000) are left out of the shares, and patches
+    that mostly consist of them are left out altogether.
+    """
+    height, width = (min(cells * stride, length) for cells, length in zip(grid, size, strict=True))
+    small = enlarged(mask, *size)[:height, :width].astype(np.int64)
+    rows, columns = np.arange(height) // stride, np.arange(width) // stride
+    cells = rows[:, None] * grid[1] + columns
+    keys, pixels = np.unique(cells * (MAX_LABEL + 1) + small, return_counts=True)
+    cell, label = np.divmod(keys, MAX_LABEL + 1)
+    area = np.bincount(cells.ravel(), minlength=grid[0] * grid[1])
+    counted = np.bincount(cell, pixels * (label != IGNORE), minlength=len(area))
+    kept = (label != IGNORE) & (counted >= (1 - _MOSTLY) * area)[cell]
+    places, counts = np.unique(cell[kept], return_counts=True)
+    shares = pixels[kept] / counted[cell[kept]]
+    return LabelledPatches(places, counts, label[kept], shares.astype(np.float32))
+
+
+def choose_patches(patches: LabelledPatches, number: int, random: np.random.Generator) -> LabelledPatches:
+    """Keep at most ``number`` patches of a picture, with rare labels and pure patches first.
+
+    The score of a patch is the sum, over its labels, of how many of the picture's patches have that label;
+    those of the smallest score · u are kept, u uniform in 0..1 for each.
+    """
+    owner = np.repeat(np.arange(len(patches.places)), patches.counts)
+    score = np.bincount(owner, np.bincount(patches.labels)[patches.labels], len(patches.places))
+    order = np.argsort(score * random.random(len(score)), kind="stable")
+    kept = np.sort(order[:number])
+    of_kept = np.isin(owner, kept)
+    return LabelledPatches(
+        patches.places[kept], patches.counts[kept], patches.labels[of_kept], patches.shares[of_kept]
+    )
+
+
+def bank_step(backbone: Backbone, per_picture: int = PER_PICTURE, seed: int = 0) -> ArrayStep:
+    """Choose patches of pictures with masks, for ``store_arrays``; ``join_patches`` makes a bank of them.
+
+    For each picture ``embeddings`` (n, C) float32, unit vectors, and ``counts``, ``labels`` and ``shares`` of
+    ``LabelledPatches``.
+    """
+
+    def step(batch: Batch) -> list[dict[str, torch.Tensor]]:
+        maps = backbone(batch.pictures).float()
+        size, grid = (batch.pictures.shape[2], batch.pictures.shape[3]), (maps.shape[2], maps.shape[3])
+        found = []
+        for index, mask, of_one in zip(batch.indices, batch.masks, maps.flatten(2), strict=True):
+            patches = label_patches(mask, size, grid, backbone.stride)
+            chosen = choose_patches(patches, per_picture, np.random.default_rng((seed, index)))
+            vectors = of_one.T[torch.from_numpy(chosen.places).to(maps.device)]
+            found.append(
+                {
+                    "embeddings": normalize(vectors),
+                    "counts": torch.from_numpy(chosen.counts),
+                    "labels": torch.from_numpy(chosen.labels),
+                    "shares": torch.from_numpy(chosen.shares),
+                }
+            )
+        return found
+
+    return step
+
+
+def join_patches(paths: Sequence[Path], bank: Path) -> int:
+    """Write the bank of stored patches, in their order, whole or not at all; returns their number.
+
+    Raises InputError when there is none.
+    """
+    arrays = {name: load_arrays(paths, name) for name in ("embeddings", "counts", "labels", "shares")}
+    if not len(arrays["counts"]):
+        raise InputError(f"no mask has a label but {IGNORE}: there is nothing to match with")
+    with whole_file(bank) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    return len(arrays["counts"])
+
+
+def load_patches(path: Path, channels: int, classes: int | None, neighbours: int = NEIGHBOURS) -> PatchBank:
+    """Read a bank of patches, on the CPU, for a network with this many channels.
+
+    Raises InputError, naming the file, when it is no such bank, another network's, has a label above
+    ``classes``, or fewer patches than ``neighbours``.
+    """
+    try:
+        with np.load(path) as file:
+            embeddings, counts, labels, shares = (
+                file[name] for name in ("embeddings", "counts", "labels", "shares")
+            )
+    except (ValueError, KeyError, EOFError, AttributeError, BadZipFile) as error:
+        raise InputError(f"{path}: not a bank of patches; distance_matching.py writes one") from error
+    if embeddings.shape[1] != channels:
+        raise InputError(
+            f"{path}: patches of {embeddings.shape[1]} channels, but this backbone has {channels}; a bank "
+            "belongs to the network that made it"
+        )
+    if neighbours > len(embeddings):
+        raise InputError(f"{path}: {len(embeddings)} patches, fewer than the {neighbours} neighbours wanted")
+    if classes is not None and labels.max() > classes:
+        raise InputError(f"{path}: label {labels.max()} is not one of {classes} classes")
+    owner = np.repeat(np.arange(len(counts)), counts)
+    column = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    padded_labels = np.zeros((len(counts), counts.max()), np.int64)
+    padded_shares = np.zeros(padded_labels.shape, np.float32)
+    padded_labels[owner, column], padded_shares[owner, column] = labels, shares
+    return PatchBank(*map(torch.from_numpy, (embeddings, padded_labels, padded_shares)))
+
+
+def vote(
+    vectors: torch.Tensor, bank: PatchBank, neighbours: int, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Share the labels of each vector's neighbours: (P, C) → labels (n,) int64, ascending, and shares (P, n).
+
+    The ``neighbours`` largest cosines c count with softmax(c / temperature).
+    Labels without a vote are left out.
+    """
+    cosines, places = nearest(vectors, bank.embeddings, neighbours)
+    weights = (cosines / temperature).softmax(dim=1)[:, :, None] * bank.shares[places]
+    found = bank.labels[places]
+    labels, column = torch.unique(found[weights > 0], return_inverse=True)
+    columns = torch.zeros_like(found)
+    columns[weights > 0] = column
+    shares = weights.new_zeros(len(vectors), len(labels))
+    return labels, shares.scatter_add_(1, columns.flatten(1), weights.flatten(1))
+
+
+def label_step(
+    backbone: Backbone, bank: PatchBank, neighbours: int = NEIGHBOURS, temperature: float = TEMPERATURE
+) -> Callable[[Batch], list[torch.Tensor]]:
+    """Label each picture: shares are enlarged bilinearly to its full size, and the largest wins."""
+
+    def step(batch: Batch) -> list[torch.Tensor]:
+        maps = backbone(batch.pictures).float()
+        grid = maps.shape[2:]
+        found = []
+        for of_one, size in zip(maps.flatten(2), batch.sizes, strict=True):
+            labels, shares = vote(of_one.T, bank, neighbours, temperature)
+            best = label_map(shares.T.reshape(-1, *grid), reduced_size(size, 1000))
+            found.append(labels[best.long()].int())
+        return found
+
+    return step
