@@ -2,7 +2,7 @@
 
 - ``common``: errors (InputError), folders, files written whole, locks, downloads, disk space, progress,
   worker processes, the version
-- ``classes``: what ImageNet-S is: modes 50, 300 and 919, class names, merged classes
+- ``classes``: what ImageNet-S is: modes 50, 300 and 919, class names, merged classes; lists of one's own
 - ``lists``: the official lists: which image belongs where; downloaded, checked, cached
 - ``images``: opening pictures, EXIF orientation, layouts of ``<wnid>/<name>``
 - ``masks``: the PNG format, label = R + 256 G: decode, encode, resize; width of a boundary
@@ -27,6 +27,7 @@
   - ``matching``: which class a cluster stands for: found, read, written; match.json
   - ``matching_record``: of which masks a matching was made
   - ``metrics``: mIoU, boundary IoU, object sizes S MS ML L, FMeasure, Acc
+  - ``plausibility``, ``protocols``: scores that are probably not what was meant; rules of matching
   - ``bootstrap``, ``comparison``: 95% intervals; is A better than B
   - ``localization``: attribution maps against objects
   - ``submission``: the ZIP for the test server, made and checked
