@@ -20,7 +20,7 @@ PATH_OPTIONS = ("--imagenet-dir", "--save-dir", "--archive", "--mirror", "--list
 
 LAYOUTS = f"""\
 --imagenet-dir is searched for: train/<wnid>/, val/<wnid>/, a flat val/, the same in
-{KAGGLE} (Kaggle's copy); train_images_0/ and on, val_images/ (Hugging Face's archives,
+{KAGGLE} (Kaggle's copy, or its ZIP); train_images_0/ and on, val_images/ (Hugging Face's archives,
 unpacked); and the untouched {TRAIN_TAR} and {VAL_TAR},
 or Hugging Face's parquet shards in data/, from which only what is needed is extracted."""
 

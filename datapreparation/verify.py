@@ -125,7 +125,15 @@ def cures(report: SetReport) -> list[str]:
     train = [split for split in faulty if split.name.startswith("train (")]
     if any((split.lacking and not dangling) or split.surplus or split.unreadable for split in train):
         found.append("train: is the ImageNet copy whole?")
-    if any(split.unreadable or split.misfits for split in faulty if split not in train):
+    masks = [split for split in report.splits if split.name.endswith("-segmentation")]
+    misfits = sum(len(split.misfits) for split in masks)
+    resized = 2 * misfits > sum(split.found for split in masks)
+    if resized:
+        found.append(
+            f"this ImageNet is a resized copy: {misfits} masks do not have their image's size; move the "
+            "images away and prepare the set from the original ImageNet"
+        )
+    if any(split.unreadable or (split.misfits and not resized) for split in faulty if split not in train):
         found.append(
             "unreadable, empty or of the wrong size: remove those files, then run data_preparation.sh again "
             "(for masks alone datapreparation_anno.sh)"

@@ -25,6 +25,7 @@ from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError, listed
 from imagenets.common.workers import default_workers
+from imagenets.images import sizes_that_differ
 from imagenets.scoring.counting import LabelLimit
 from imagenets.scoring.matching import Matching
 from imagenets.scoring.protocols import broken_rule, protocol_in
@@ -144,6 +145,22 @@ def find_expected(arguments: argparse.Namespace) -> ExpectedPredictions:
         count = len(expected.others)
         warn(f"{expected.image_dir}: {count} files are no <wnid>/<name>.JPEG:\n{listed(expected.others)}")
     return expected
+
+
+def check_originals(set_folder: Path) -> None:
+    """Refuse a set made from a resized ImageNet; say so where there are no masks to tell by."""
+    compared, different = sizes_that_differ(set_folder)
+    if not compared:
+        warn(
+            f"{set_folder}: no masks of validation or train-semi there, so nothing confirms that the test "
+            "images have their original sizes, which a submission's masks must have"
+        )
+    elif 2 * different > compared:
+        raise InputError(
+            f"{set_folder}: this ImageNet is a resized copy: {different} of {compared} images with masks do "
+            "not have their mask's size, so the sizes of the test images are wrong too; prepare the set from "
+            "the original ImageNet"
+        )
 
 
 def check_count(count: int, found: str, arguments: argparse.Namespace) -> None:

@@ -12,8 +12,8 @@
 - ``batches``: batches of images of different sizes, and outputs taken back to each image's own
 - ``preparation``: from a copy of ImageNet to a prepared set
 
-  - ``layouts``: what a copy looks like: class folders, flat val, Kaggle's root, tars, parquet
-    (in full: ``folder_layouts``, ``tar_layouts``, ``parquet``)
+  - ``layouts``: what a copy looks like: class folders, flat val, Kaggle's root, tars, ZIP, parquet
+    (in full: ``folder_layouts``, ``tar_layouts``, ``zip_layout``, ``parquet``); ``other_data``: what is none
   - ``image_folders``: train, train-semi, validation, test, planned and made
   - ``annotations``: the masks, out of the official archive
   - ``verification``: what is missing, left over or broken in a prepared set

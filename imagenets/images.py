@@ -98,6 +98,27 @@ def _to_rgb(path: Path | str, image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def sizes_that_differ(set_folder: Path, most: int = 200) -> tuple[int, int]:
+    """Compare images with their masks, of validation and train-semi, by their headers.
+
+    Returns how many pairs were compared, ``most`` of each split, spread over it, and how many differ: if
+    most do, the ImageNet copy was resized. Files that are missing or cannot be read are left to ``verify``.
+    """
+    compared = different = 0
+    for split in ("validation", "train-semi"):
+        masks = sorted((set_folder / f"{split}-segmentation").glob("*/*.png"))
+        for mask in masks[:: max(1, len(masks) // most)]:
+            try:
+                image = find_image(set_folder / split, f"{mask.parent.name}/{mask.name}")
+                with _opened(mask) as drawn, _opened(image) as pixels:
+                    fits = drawn.size[::-1] in mask_sizes(pixels)
+            except (InputError, OSError):
+                continue
+            compared += 1
+            different += not fits
+    return compared, different
+
+
 def _turn_or_refuse(path: Path | str, image: Image.Image, mask_size: tuple[int, int] | None) -> bool:
     turn = must_turn(image, mask_size)
     if turn is None and mask_size is not None:

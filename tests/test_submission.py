@@ -516,3 +516,22 @@ def test_all_problems_go_to_a_file(prepared, submit, tmp_path, monkeypatch):
     (prepared / "p/in the way").mkdir()
     with pytest.raises(InputError, match="a folder is in the way"):
         submit("--problems", "p/in the way")
+
+
+def test_a_resized_imagenet_is_refused_and_unconfirmed_sizes_are_said(prepared, submit):
+    """Predictions fit the test images, and both are too small."""
+    root = prepared / "data/ImageNetS50"
+    assert "nothing confirms that the test images have their original sizes" in submit().err
+    for i in range(4):
+        write_image(root / f"train-semi/n00000001/{i}.JPEG", 6, 4)
+        write_mask(
+            root / f"train-semi-segmentation/n00000001/{i}.png", np.zeros((12, 8) if i else (6, 4), int)
+        )
+    with pytest.raises(
+        InputError, match="is a resized copy: 3 of 4 images with masks do not have their mask"
+    ):
+        submit(output="new.zip")
+    assert not (prepared / "new.zip").exists()
+    write_image(root / "train-semi/n00000001/3.JPEG", 12, 8)
+    write_image(root / "train-semi/n00000001/2.JPEG", 12, 8)
+    assert "original sizes" not in submit(output="new.zip").err

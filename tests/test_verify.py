@@ -21,6 +21,7 @@ from helpers.generated_imagenet import (
 from helpers.scripts import environment, run
 from PIL import Image
 
+from imagenets.images import sizes_that_differ
 from imagenets.lists import ARCHIVES
 
 CLASS = "n00001001"
@@ -336,3 +337,18 @@ def test_a_mode_that_the_own_lists_lack_is_named(save, tmp_path, lists, env):
     (tmp_path / "lists/mapping/ImageNetS_im50_mapping_test.txt").unlink()
     said = run("verify.py", "--save-dir", save, "--mode", "50", env=env, status=1).stderr
     assert "im50_mapping_test.txt: No such file" in said and "names a folder with categories/" in said
+
+
+def test_a_resized_imagenet_is_told_in_one_line(save, env):
+    """Removing files and preparing again, the cure for a few, would go on for ever."""
+    root = save / "ImageNetS50"
+    for image in (root / "validation").rglob("*.JPEG"):
+        Image.new("L", (2, 2)).save(image)
+    output = verify(save, env=env, status=1)
+    assert "this ImageNet is a resized copy: 150 masks do not have their image's size" not in output  # half
+    for image in (root / "train-semi").rglob("*.JPEG"):
+        Image.new("L", (2, 2)).save(image)
+    output = verify(save, env=env, status=1)
+    assert "this ImageNet is a resized copy: 300 masks do not have their image's size" in output
+    assert "remove those files" not in output
+    assert sizes_that_differ(root) == (300, 300)

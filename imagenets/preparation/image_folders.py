@@ -28,12 +28,14 @@ from imagenets.common.disk_space import check_room, on_disk
 from imagenets.common.errors import InputError, counted, listed
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, no_bar
+from imagenets.common.zip_files import BROKEN_ZIP, read_member
 from imagenets.lists import MappedImage, SemiImage
 from imagenets.preparation.folder_layouts import TrainFolder
 from imagenets.preparation.layouts import KAGGLE, Train, Val
 from imagenets.preparation.links import is_dangling, link_text, make_link, wrong_link
+from imagenets.preparation.other_data import recognise
 from imagenets.preparation.parquet import largest_row_group, read_rows
-from imagenets.preparation.source_images import MissingError, SourceImage
+from imagenets.preparation.source_images import MissingError, SourceImage, ZipMember
 
 LOCK = ".imagenets.lock"  # in the folder that all sets lie in
 STAGING = ".incomplete-images"  # in a set's folder: files that are being written
@@ -203,6 +205,9 @@ def refuse_missing(plans: Sequence[Plan], imagenet: Path) -> None:
         for thing in plan.missing:
             needed_by.setdefault(thing, []).append(plan.mode)
     if needed_by:
+        known = recognise(imagenet)
+        if known:
+            raise InputError(f"{known}; nothing was written")
         lines = [f"{thing} (needed by {', '.join(modes)})" for thing, modes in needed_by.items()]
         raise InputError(
             f"{imagenet} lacks {len(lines)} needed images or class folders; nothing was written:\n"
@@ -488,10 +493,13 @@ def _interruptible(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
 
 
 def copy_image(image: SourceImage, target: str) -> None:
-    """Copy an image, a file or a piece of a tar, to a new file ``target``.
+    """Copy an image, a file, a piece of a tar or a member of a ZIP, to a new file ``target``.
 
     The kernel does it where it can, and shares blocks between the files where the file system can.
     """
+    if image.member is not None:
+        _unpack_image(image.path, image.member, target)
+        return
     try:
         source = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -510,6 +518,20 @@ def copy_image(image: SourceImage, target: str) -> None:
         raise InputError(
             f"{image.path} ended after {copied} of {image.size} bytes: has it changed meanwhile?"
         )
+
+
+def _unpack_image(path: str, member: ZipMember, target: str) -> None:
+    try:
+        content = read_member(*member)
+    except BROKEN_ZIP as error:
+        raise InputError(f"{path}: {member.info.filename} is damaged ({error}): get it again") from error
+    try:
+        with Path(target).open("xb") as file:
+            file.write(content)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror}; run the same command again to go on"
+        ) from error
 
 
 def _transfer(source: int, target: int, offset: int, size: int) -> int:

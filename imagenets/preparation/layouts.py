@@ -14,14 +14,16 @@ from imagenets.common.errors import InputError
 from imagenets.common.folders import subfolders, visible
 from imagenets.images import is_image
 from imagenets.preparation.folder_layouts import TrainFolder, TrainFolders, ValFolder, repeats_class
+from imagenets.preparation.other_data import recognise, refuse_other_data
 from imagenets.preparation.parquet import TrainParquet, ValParquet, find_shards, stray_parquet
 from imagenets.preparation.source_images import class_of_name
 from imagenets.preparation.tar_layouts import TRAIN_TAR, VAL_TAR, TrainTar, ValTar
+from imagenets.preparation.zip_layout import NAME, ROOT, TrainZip, ValZip, find_zip, holds
 
-KAGGLE = "ILSVRC/Data/CLS-LOC"
+KAGGLE = ROOT
 
-Train = TrainFolder | TrainFolders | TrainTar | TrainParquet
-Val = ValFolder | ValTar | ValParquet
+Train = TrainFolder | TrainFolders | TrainTar | TrainZip | TrainParquet
+Val = ValFolder | ValTar | ValZip | ValParquet
 
 _WNID = re.compile(r"n\d{8}")
 _TRAIN_PART = re.compile(r"train_images_(\d+)")
@@ -29,8 +31,8 @@ _VAL_FOLDERS = ("val", "val_images")
 
 # What copies of ImageNet call the two parts besides train and val.
 _OTHER_NAMES = {
-    "train": ("training", "Train", "TRAIN", "ILSVRC2012_img_train"),
-    "val": ("validation", "valid", "Val", "VAL", "ILSVRC2012_img_val", "ILSVRC2012_val"),
+    "train": ("training", "Train", "TRAIN", "ILSVRC2012_img_train", "train2012"),
+    "val": ("validation", "valid", "Val", "VAL", "ILSVRC2012_img_val", "ILSVRC2012_val", "val2012"),
 }
 _FEW = 50  # folders of a folder that are looked into, where ImageNet is not where it was said to be
 
@@ -40,6 +42,7 @@ _FORMS = {
         f"{KAGGLE}/train/<wnid>/",
         "train_images_0/ and on",
         TRAIN_TAR,
+        NAME,
         "data/train-00000-of-*.parquet",
     ),
     "val": (
@@ -49,6 +52,7 @@ _FORMS = {
         f"{KAGGLE}/val/<wnid>/",
         "val_images/",
         VAL_TAR,
+        NAME,
         "data/validation-00000-of-*.parquet",
     ),
 }
@@ -59,6 +63,7 @@ def find_train(imagenet: Path) -> Train:
 
     Raises InputError, which tells what was looked for, when there are none.
     """
+    refuse_other_data(imagenet)
     train = _find_train(imagenet)
     if train is None:
         raise _nothing_found(imagenet, "train")
@@ -70,6 +75,7 @@ def find_val(imagenet: Path) -> Val:
 
     Raises InputError, which tells what was looked for, when there are none.
     """
+    refuse_other_data(imagenet)
     val = _find_val(imagenet)
     if val is None:
         raise _nothing_found(imagenet, "val")
@@ -80,6 +86,8 @@ def packed_in(images: Train | Val) -> str | None:
     """Say what the images are packed in, so that no link can lead to them; None when they are files."""
     if isinstance(images, TrainTar | ValTar):
         return "a tar"
+    if isinstance(images, TrainZip | ValZip):
+        return "a ZIP"
     return "parquet shards" if isinstance(images, TrainParquet | ValParquet) else None
 
 
@@ -98,6 +106,9 @@ def _find_train(imagenet: Path) -> Train | None:
     for root in _roots(imagenet):
         if (root / TRAIN_TAR).is_file():
             return TrainTar(root / TRAIN_TAR)
+    archive = find_zip(imagenet)
+    if archive and holds(archive, "train"):
+        return TrainZip(archive)
     shards = find_shards(imagenet, "train")
     return TrainParquet(shards) if shards else None
 
@@ -112,6 +123,9 @@ def _find_val(imagenet: Path) -> Val | None:
     for root in _roots(imagenet):
         if (root / VAL_TAR).is_file():
             return ValTar(root / VAL_TAR)
+    archive = find_zip(imagenet)
+    if archive and holds(archive, "val"):
+        return ValZip(archive)
     shards = find_shards(imagenet, "validation")
     return ValParquet(shards) if shards else None
 
@@ -174,6 +188,9 @@ def _refuse_too_deep(folder: Path) -> None:
 
 def _nothing_found(imagenet: Path, part: str) -> InputError:
     """Say that ``part``, train or val, is not there, and where it may be, or what is nearly it."""
+    known = recognise(imagenet)
+    if known:
+        return InputError(known)
     if not imagenet.is_dir():
         return InputError(f"{imagenet}: no such folder; name the folder of your ImageNet copy")
     if any(_WNID.fullmatch(name) for name in subfolders(imagenet)):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,18 +22,26 @@ _TRAIN_NAME = re.compile(r"(n\d{8})_.+")
 _OTHER_SUFFIXES = (".jpeg", ".jpg", ".JPG")
 
 
+class ZipMember(NamedTuple):
+    """An image in a ZIP that is open."""
+
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+
+
 class SourceImage(NamedTuple):
-    """An image of ImageNet: a file, or ``size`` bytes of a tar from ``offset`` on, or a row of a shard."""
+    """An image of ImageNet: a file, a member of a ZIP, a row of a shard, or ``size`` bytes of a tar."""
 
     path: str
     size: int  # of a row: about what it takes, for nothing less than reading it tells
-    offset: int | None = None
+    offset: int | None = None  # in the tar
     row: int | None = None
+    member: ZipMember | None = None
 
     @property
     def is_file(self) -> bool:
         """Is it a file of its own, to which a link can lead?"""
-        return self.offset is None and self.row is None
+        return self.offset is None and self.row is None and self.member is None
 
 
 class MissingError(Exception):

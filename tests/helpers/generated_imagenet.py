@@ -20,7 +20,7 @@ from imagenets.lists import categories_path, mapping_path, train_semi_path
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("IMAGENETS_SHARED", CHECKOUT.parent / "shared"))
 OFFICIAL_LISTS = SHARED / "official-lists"
-LAYOUTS = ("folders", "flat", "kaggle", "tars", "parquet", "snapshot", "unpacked", "repeated")
+LAYOUTS = ("folders", "flat", "kaggle", "tars", "zip", "parquet", "snapshot", "unpacked", "repeated")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ def write_imagenet(root: Path, layout: str, images: Needed) -> Path:
             for place in images.val:
                 _add(tar, place.split("/")[1], jpeg(place))
         return root
+    if layout == "zip":
+        return _write_kaggles_zip(root, images)
     if layout in ("parquet", "snapshot"):
         return _write_parquet_copy(root, layout, images)
     if layout in ("unpacked", "repeated"):
@@ -104,6 +106,16 @@ def write_imagenet(root: Path, layout: str, images: Needed) -> Path:
         write_images(inner / "val", images.val)
     else:
         write_images(inner / "val", [place.split("/")[1] for place in images.val])
+    return root
+
+
+def _write_kaggles_zip(root: Path, images: Needed) -> Path:
+    with zipfile.ZipFile(root / "imagenet-object-localization-challenge.zip", "w") as archive:
+        for part, places in (("train", images.train), ("val", images.val), ("test", ["n1/a.JPEG"])):
+            for i, place in enumerate(places):
+                name = place if part == "train" else place.split("/")[1]
+                packed = zipfile.ZIP_DEFLATED if i % 2 else zipfile.ZIP_STORED
+                archive.writestr(f"ILSVRC/Data/CLS-LOC/{part}/{name}", jpeg(place), packed)
     return root
 
 
