@@ -140,6 +140,7 @@ def check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 def find_expected(arguments: argparse.Namespace) -> ExpectedPredictions:
     """List the predictions that the test images call for; warn of what is unusual there."""
     expected = find_test_predictions(arguments.save_dir, arguments.mode.name)
+    check_originals(arguments.mode.set_folder(arguments.save_dir))
     check_count(len(expected.names), f"{expected.image_dir}: {len(expected.names)} images", arguments)
     if expected.others:
         count = len(expected.others)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 import zipfile
 
@@ -52,6 +53,9 @@ def prepared(tmp_path, monkeypatch):
         height, width = (int(side) for side in rng.integers(5, 40, 2))
         write_image(image_path(tmp_path, name), height, width)
         write_mask(tmp_path / f"pred/{name}.png", blobs(rng, height, width, np.arange(51), ignore=0))
+    root = tmp_path / "data/ImageNetS50"
+    write_image(root / "validation/n00000001/v.JPEG", 6, 4)
+    write_mask(root / "validation-segmentation/n00000001/v.png", np.zeros((6, 4), int))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(MODES, "50", MODES["50"].__class__("50", 50, 0, 0, len(NAMES), 0))
     return tmp_path
@@ -521,6 +525,7 @@ def test_all_problems_go_to_a_file(prepared, submit, tmp_path, monkeypatch):
 def test_a_resized_imagenet_is_refused_and_unconfirmed_sizes_are_said(prepared, submit):
     """Predictions fit the test images, and both are too small."""
     root = prepared / "data/ImageNetS50"
+    shutil.rmtree(root / "validation-segmentation")
     assert "nothing confirms that the test images have their original sizes" in submit().err
     for i in range(4):
         write_image(root / f"train-semi/n00000001/{i}.JPEG", 6, 4)
