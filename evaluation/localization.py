@@ -1,12 +1,20 @@
 #!/usr/bin/env python3
 """Score attribution maps against the ground truth: do they find the object of the image's own class?
 
-Four scores, each taken per image and averaged, in percent; void pixels are left out:
-pointing_game  is the (first) largest value inside the object?
-energy         positive values inside the object, of all positive values
-iou            IoU of the object and the map, scaled to 0..1 and cut at 0.05, 0.10, ... 0.95; and the best of
-               these thresholds
-auc            area under the ROC curve over the pixels
+Each score is taken per image and averaged, in percent; void pixels are left out. A map that knows nothing, a
+Gaussian in the middle of every image, is scored beside them.
+pointing_game             is the largest value inside the object?
+energy                    positive values inside the object, of all positive values
+relevance_mass            the same with the signs kept
+relevance_rank            as many largest values as the object has pixels: how many are inside?
+top_k                     of the K largest values, how many are inside?
+attribution_localization  absolute values inside the object, of all absolute values
+average_precision, auc    areas under the precision-recall curve and under the ROC curve over the pixels
+sparseness, complexity    Gini index, and entropy in nats, of the absolute values, wherever they lie
+iou_best                  IoU of the object and the map, scaled to 0..1 and cut at 0.05, 0.10, ... 0.95: the
+                          best of these thresholds for all images
+miou_mean, miou_otsu      mIoU of object and background, pixels pooled over images; cut at each map's mean,
+                          and at Otsu's threshold
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import add_mode_argument, parse, path_argument
+from command_line.arguments import add_mode_argument, parse, path_argument, whole_number
 from command_line.evaluation import (
     add_bootstrap_arguments,
     add_gt_dir_argument,
@@ -28,24 +36,29 @@ from command_line.evaluation import (
     check_output,
     problems_kept,
     save_results,
+    today,
     worker_count,
 )
 from command_line.progress import bar, warn
 from imagenets.class_ids import class_ids
 from imagenets.classes import Mode
 from imagenets.common.workers import default_workers
+from imagenets.images import check_image_dir
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, text_table
 from imagenets.scoring.bootstrap import Bootstrap
 from imagenets.scoring.counting import refuse_other_mode, warn_of_number
 from imagenets.scoring.localization import (
     IOU_THRESHOLDS,
+    TIES,
     Localization,
+    Settings,
     evaluate_maps,
     localization_csv,
     localization_intervals,
     localization_json,
 )
-from imagenets.scoring.pairs import find_pairs, read_names
+from imagenets.scoring.map_geometry import Geometry, parse_geometry
+from imagenets.scoring.pairs import Pairs, find_pairs, read_names
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -58,8 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         type=path_argument,
         required=True,
         help="maps, <attribution-dir>/<wnid>/<name>.npy: floating point or uint8, (height, width) or "
-        "(1, height, width) of the image; or all of a class in <attribution-dir>/<wnid>.npz (or "
-        ".safetensors), by <name>",
+        "(1, height, width); or all of a class in <attribution-dir>/<wnid>.npz (or .safetensors), by <name>",
     )
     add_gt_dir_argument(parser)
     add_mode_argument(parser, "classes")
@@ -67,9 +79,19 @@ def parse_arguments() -> argparse.Namespace:
         "--names", type=path_argument, metavar="FILE", help="only these: one <wnid>/<name>.png a line"
     )
     parser.add_argument(
-        "--resize", action="store_true", help="bring maps of another size to their image's, bilinearly"
+        "--geometry",
+        type=geometry_argument,
+        metavar="G",
+        help="how square maps lie on their images. squeeze: the whole image was squeezed into a square. "
+        "center-crop:256,224: of Resize(256), CenterCrop(224); the mask goes through the same, and what the "
+        "crop leaves out is not judged. paste:256,224: of the same crop; maps are laid back, and what lies "
+        "outside is predicted background",
     )
-    add_bootstrap_arguments(parser, resamples=None)
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="bring maps of their image's shape, but another size, to it, bilinearly",
+    )
     parser.add_argument(
         "--tolerance",
         type=_pixels,
@@ -77,6 +99,21 @@ def parse_arguments() -> argparse.Namespace:
         metavar="PIXELS",
         help="pointing game: also a hit this close to the object (default: 0; often 15)",
     )
+    parser.add_argument(
+        "--ties",
+        choices=TIES,
+        default="first",
+        help="pointing game, of several largest values: the first in row order (default), any that is a hit "
+        "(as Quantus), or the share of them that are",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=whole_number(1, 100_000_000),
+        default=1000,
+        metavar="K",
+        help="pixels of the score top_k (default: 1000)",
+    )
+    add_bootstrap_arguments(parser, resamples=None)
     parser.add_argument(
         "--workers",
         type=worker_count,
@@ -88,14 +125,41 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--per-image", type=path_argument, metavar="FILE.csv", help="save the scores of every image"
     )
+    parser.add_argument(
+        "--report",
+        type=path_argument,
+        metavar="FILE.html",
+        help="one page to look at: scores, and the best, worst and random images with map and mask",
+    )
+    parser.add_argument(
+        "--image-dir",
+        type=path_argument,
+        metavar="DIR",
+        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: a plain ground)",
+    )
     arguments = parse(parser)
-    if arguments.output and arguments.output.suffix != ".json":
-        parser.error(f"--output {arguments.output}: must end in .json")
-    if arguments.per_image and arguments.per_image.suffix != ".csv":
-        parser.error(f"--per-image {arguments.per_image}: must end in .csv")
-    if arguments.seed is not None and not arguments.bootstrap:
-        parser.error("--seed goes with --bootstrap")
+    for flag, path, suffix in (
+        ("--output", arguments.output, ".json"),
+        ("--per-image", arguments.per_image, ".csv"),
+        ("--report", arguments.report, ".html"),
+    ):
+        if path and path.suffix != suffix:
+            parser.error(f"{flag} {path}: must end in {suffix}")
+    if arguments.seed is not None and not (arguments.bootstrap or arguments.report):
+        parser.error("--seed goes with --bootstrap or --report")
+    if arguments.geometry and arguments.resize:
+        parser.error("--resize is for maps of their image's shape: leave it out beside --geometry")
+    if arguments.image_dir and not arguments.report:
+        parser.error("--image-dir goes with --report")
     return arguments
+
+
+def geometry_argument(text: str) -> Geometry:
+    """Argument type: a geometry."""
+    try:
+        return parse_geometry(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _pixels(text: str) -> float:
@@ -109,26 +173,28 @@ def _pixels(text: str) -> float:
 
 
 def print_scores(result: Localization, bootstrap: Bootstrap | None) -> None:
-    """Print the IoU at every threshold, the summary, and intervals where there are any."""
+    """Print the IoU at every threshold, and the scores beside the baseline's, with intervals if any."""
     rows = [
         (f"{threshold:.2f}", number_text(iou))
         for threshold, iou in zip(IOU_THRESHOLDS, result.iou, strict=True)
     ]
     print(text_table(("threshold", "IoU"), rows))
     print()
-    header = ("pointing_game", "energy", "iou_best", "auc", "images", "target_absent")
-    scores = (result.pointing_game, result.energy, result.iou_best, result.auc)
-    print(text_table(header, [(*map(number_text, scores), str(result.images), str(result.target_absent))]))
+    header = ["score", "maps", "centre", *["95% interval"] * bool(bootstrap)]
+    lines = []
+    for name, score in result.scores.items():
+        line = [name, number_text(score), number_text(result.baseline[name])]
+        if bootstrap:
+            low, high = bootstrap.intervals[name]
+            line.append("-" if math.isnan(low) else f"{low:.2f}–{high:.2f}")
+        lines.append(line)
+    print(text_table(header, lines, left=(0,)))
+    print("(percent, complexity in nats; centre: a Gaussian in the middle, which knows nothing of the image)")
     if bootstrap:
-        intervals = [
-            (name, number_text(score), "-" if math.isnan(low) else f"{low:.2f}–{high:.2f}")
-            for (name, (low, high)), score in zip(bootstrap.intervals.items(), scores, strict=True)
-        ]
-        print(f"\n{text_table(('score', 'value', '95% interval'), intervals, left=(0,))}")
         print(f"({bootstrap_note(bootstrap)})")
 
 
-def score_maps(arguments: argparse.Namespace) -> Localization:
+def score_maps(arguments: argparse.Namespace) -> tuple[Pairs, dict[str, int], Localization]:
     """List the maps and score them."""
     names = None if arguments.names is None else read_names(arguments.names)
     pairs = find_pairs(arguments.gt_dir, arguments.attribution_dir, names)
@@ -137,26 +203,59 @@ def score_maps(arguments: argparse.Namespace) -> Localization:
     if names is None:
         refuse_other_mode(pairs.gt_dir, mode)
     warn_of_number(pairs.gt_dir, len(pairs.names), mode, warn)
-    return evaluate_maps(pairs, ids, arguments.tolerance, arguments.workers, bar, arguments.resize)
+    result = evaluate_maps(
+        pairs,
+        ids,
+        Settings(arguments.tolerance, arguments.ties, arguments.top_k),
+        arguments.workers,
+        bar,
+        arguments.resize,
+        arguments.geometry,
+    )
+    return pairs, ids, result
+
+
+def warn_of_images(result: Localization) -> None:
+    """Tell which images do not count, and where."""
+    lacking, k = result.lacking, result.settings.top_k
+    for number, what in (
+        (result.target_absent, "images do not show the class of their folder; they are not scored"),
+        (result.outside_crop, "images have their object outside the crop; they are not scored"),
+        (lacking["auc"], "images are filled by their object; they do not count in auc"),
+        (
+            lacking["top_k"],
+            f"images have no more than {k} pixels; they do not count in top_k",
+        ),
+        (lacking["relevance_mass"], "maps sum to 0; they do not count in relevance_mass"),
+        (lacking["complexity"], "maps are 0 everywhere; they do not count in complexity"),
+    ):
+        if number:
+            warn(f"{number} {what}")
+    if result.negative:
+        warn(
+            f"{result.negative} maps hold negative values: relevance_mass keeps their sign and may be any "
+            "number; energy and attribution_localization are shares"
+        )
+        if result.geometry is not None and result.geometry.kind == "paste":
+            warn(f"{result.geometry} lays zeros around the maps, and negative values rank below these")
 
 
 def main() -> None:
     """Score the maps, print the scores, save them."""
     arguments = parse_arguments()
-    for path in (arguments.output, arguments.per_image):
+    for path in (arguments.output, arguments.per_image, arguments.report):
         if path:
             check_output(path)
+    if arguments.image_dir:
+        check_image_dir(arguments.image_dir)
     with problems_kept(arguments.problems):
-        result = score_maps(arguments)
-    if result.target_absent:
-        warn(f"{result.target_absent} images do not show the class of their folder; they are not scored")
-    if result.no_outside:
-        warn(f"{result.no_outside} images are filled by their object; they do not count in auc")
+        pairs, ids, result = score_maps(arguments)
+    warn_of_images(result)
     bootstrap = None
     if arguments.bootstrap:
         bootstrap = localization_intervals(result, arguments.bootstrap, arguments.seed or 0)
-    if arguments.resize:
-        print(f"{result.resized} of {result.images} maps brought to their image's size (bilinear)\n")
+    if arguments.resize or arguments.geometry:
+        print(f"{result.resized} of {result.images} maps brought to the size they are judged at (bilinear)\n")
     print_scores(result, bootstrap)
     saved: dict[Path, str | bytes] = {}
     if arguments.output:
@@ -168,6 +267,12 @@ def main() -> None:
         saved[arguments.output] = json.dumps(content, indent=1, allow_nan=False) + "\n"
     if arguments.per_image:
         saved[arguments.per_image] = localization_csv(result)
+    if arguments.report:
+        # The templates' library takes a while, and scores alone do not need it.
+        from imagenets.reporting.localization_page import MapPage, localization_html
+
+        page = MapPage(arguments.mode, pairs, ids, arguments.resize, arguments.image_dir, today())
+        saved[arguments.report] = localization_html(page, result, bootstrap, arguments.seed or 0)
     save_results(saved)
 
 

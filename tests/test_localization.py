@@ -12,10 +12,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from masksets import script, write_mask
-from prepared_set import WNIDS, write_lists
+from PIL import Image
+from prepared_set import WNIDS, write_image, write_lists
 
+from imagenets.masks import decode_mask, resize_mask
+from imagenets.scoring import localization as scores_of_maps
 from imagenets.scoring.bootstrap import drawn_images
-from imagenets.scoring.localization import energy, iou_at_thresholds, pointing_game, roc_auc, score_map
+from imagenets.scoring.localization import (
+    IMAGE_SCORES,
+    SCORES,
+    Settings,
+    average_precision,
+    centre_map,
+    energy,
+    hits_among,
+    iou_at_thresholds,
+    otsu_threshold,
+    pointing_game,
+    pooled_two_class,
+    rank_pixels,
+    relevance_mass,
+    relevance_rank,
+    roc_auc,
+    scale_to_unit,
+    score_map,
+    top_k_intersection,
+    two_class_counts,
+)
+from imagenets.scoring.map_geometry import Geometry, map_in_place, parse_geometry
 
 PIXELS = st.integers(1, 40).flatmap(
     lambda n: st.tuples(
@@ -46,7 +70,7 @@ def test_scores_are_those_of_loops(pixels):
     assert energy(values, inside) == pytest.approx(hit / positive if positive else 0, abs=1e-12)
 
     low, high = min(v for v, _ in pairs), max(v for v, _ in pairs)
-    for k, score in enumerate(iou_at_thresholds(values, inside), start=1):
+    for k, score in enumerate(iou_at_thresholds(scale_to_unit(values), inside), start=1):
         cut = [high > low and (v - low) / (high - low) >= k / 20 for v, _ in pairs]
         union = sum(c or i for c, (_, i) in zip(cut, pairs, strict=True))
         if union:
@@ -56,11 +80,199 @@ def test_scores_are_those_of_loops(pixels):
             assert score == 0
 
     comparisons = [1.0 if v > w else 0.5 if v == w else 0.0 for v, i in pairs if i for w, j in pairs if not j]
-    auc = roc_auc(values, inside)
+    auc = roc_auc(rank_pixels(values, inside))
     if comparisons:
         assert auc == pytest.approx(sum(comparisons) / len(comparisons), abs=1e-14)
     else:
         assert math.isnan(auc)
+
+
+def loop_hits(pairs, count):
+    """Hits among the largest values: ties at the border share what is left of the count."""
+    border = sorted((v for v, _ in pairs), reverse=True)[count - 1]
+    above = [i for v, i in pairs if v > border]
+    tied = [i for v, i in pairs if v == border]
+    return sum(above) + (count - len(above)) * sum(tied) / len(tied)
+
+
+@settings(max_examples=200, deadline=None)
+@given(PIXELS)
+def test_the_other_scores_are_those_of_loops(pixels):
+    values, inside = pixels
+    pairs = [(float(v), bool(i)) for v, i in zip(values, inside, strict=True)]
+    size = sum(i for _, i in pairs)
+    largest = [i for v, i in pairs if v == max(w for w, _ in pairs)]
+    assert pointing_game(values, inside, "any") == any(largest)
+    assert pointing_game(values, inside, "share") == pytest.approx(sum(largest) / len(largest))
+
+    total = math.fsum(v for v, _ in pairs)
+    if abs(total) > 1e-6:
+        mass = math.fsum(v for v, i in pairs if i) / total
+        assert relevance_mass(values, inside) == pytest.approx(mass, rel=1e-6, abs=1e-9)
+    absolute = math.fsum(abs(v) for v, _ in pairs)
+    hit = math.fsum(abs(v) for v, i in pairs if i)
+    found = scores_of_maps.attribution_localization(values, inside)
+    assert found == pytest.approx(hit / absolute if absolute else 0, abs=1e-12)
+
+    ranking = rank_pixels(values, inside)
+    for count in range(1, len(pairs) + 1):
+        assert hits_among(ranking, count) == pytest.approx(loop_hits(pairs, count))
+        top = top_k_intersection(ranking, count)
+        assert (
+            math.isnan(top) if count == len(pairs) else top == pytest.approx(loop_hits(pairs, count) / count)
+        )
+    if size:
+        assert relevance_rank(ranking) == pytest.approx(loop_hits(pairs, size) / size)
+        precision, reached = 0.0, 0
+        for cut in sorted({v for v, _ in pairs}, reverse=True):
+            taken = [i for v, i in pairs if v >= cut]
+            precision += (sum(taken) - reached) / size * sum(taken) / len(taken)
+            reached = sum(taken)
+        assert average_precision(ranking) == pytest.approx(precision, abs=1e-12)
+
+    weights = [abs(v) / max(abs(w) for w, _ in pairs) if absolute else 0.0 for v, _ in pairs]
+    shifted = [w + 1e-7 for w in weights]
+    n = len(shifted)
+    gini = sum(abs(a - b) for a in shifted for b in shifted) / (2 * n * sum(shifted))
+    assert scores_of_maps.sparseness(values) == pytest.approx(gini, abs=1e-9)
+    if absolute:
+        shares = [w / sum(weights) for w in weights]
+        entropy = -sum(s * math.log(s + 1e-12) for s in shares)
+        assert scores_of_maps.complexity(values) == pytest.approx(entropy, abs=1e-9)
+    else:
+        assert math.isnan(scores_of_maps.complexity(values)) and math.isnan(relevance_mass(values, inside))
+
+
+@settings(max_examples=100, deadline=None)
+@given(PIXELS)
+def test_two_classes_and_otsu_are_those_of_loops(pixels):
+    values, inside = pixels
+    scaled = scale_to_unit(values)
+    counts = [0] * 256
+    for v in scaled:
+        counts[min(255, int(v * 256))] += 1
+    centres = [(k + 0.5) / 256 for k in range(256)]
+
+    def between(cut):
+        lower, upper = counts[: cut + 1], counts[cut + 1 :]
+        if not (sum(lower) and sum(upper)):
+            return 0.0
+        means = [
+            sum(c * x for c, x in zip(part, where, strict=True)) / sum(part)
+            for part, where in ((lower, centres[: cut + 1]), (upper, centres[cut + 1 :]))
+        ]
+        return sum(lower) * sum(upper) * (means[0] - means[1]) ** 2
+
+    variances = [between(cut) for cut in range(255)]
+    chosen = centres.index(otsu_threshold(scaled))
+    assert variances[chosen] == pytest.approx(max(variances), rel=1e-9)
+    assert not any(v > variances[chosen] * (1 + 1e-9) for v in variances[:chosen]), "the first of equal ones"
+
+    predicted = scaled > scaled.mean()
+    cells = list(zip(predicted.tolist(), inside.tolist(), strict=True))
+    expected = [
+        sum(p and i for p, i in cells),
+        sum(p or i for p, i in cells),
+        sum(not p and not i for p, i in cells),
+        sum(not p or not i for p, i in cells),
+    ]
+    found = two_class_counts(predicted, inside)
+    assert found.tolist() == expected
+    ious = [a / b for a, b in (expected[:2], expected[2:]) if b]
+    assert pooled_two_class(found) == pytest.approx(sum(ious) / len(ious))
+
+
+def test_scores_are_those_of_quantus():
+    """Values that Quantus 0.6.0 gave for this map on one machine, called with its defaults but k = 100.
+
+    AP and Otsu's threshold are scikit-learn's and scikit-image's. The map: no ties, object 20 x 20.
+    """
+    y, x = np.mgrid[:48, :48]
+    attribution = np.sin(0.37 * y + 0.11 * x * x) * np.exp(-((y - 20) ** 2 + (x - 14) ** 2) / 400)
+    labels = np.zeros((48, 48), int)
+    labels[10:30, 5:25] = 7
+    expected = {
+        "pointing_game": 1.0,
+        "relevance_mass": 0.09514224532841993,
+        "relevance_rank": 0.395,
+        "top_k": 0.81,
+        "attribution_localization": 0.3605449349013261,
+        "auc": 0.5028413865546218,
+        "sparseness": 0.48494822936012266,
+        "complexity": 7.353372441723414,
+        "average_precision": 0.41150990938579607,
+    }
+    scores = score_map(attribution, labels, 7, Settings(ties="any", top_k=100))
+    for name, score in expected.items():
+        assert getattr(scores, name) == pytest.approx(score, abs=1e-9), name
+    assert otsu_threshold(scale_to_unit(attribution)) == 0.470703125
+    positive = score_map(np.abs(attribution), labels, 7, Settings(top_k=100))
+    assert positive.relevance_mass == pytest.approx(0.3605449349019157, abs=1e-9)
+    assert positive.energy == pytest.approx(positive.relevance_mass, abs=1e-12)
+    assert (positive.relevance_rank, positive.top_k) == (0.6, 0.98)
+
+
+def test_the_baseline_knows_nothing_but_the_middle():
+    centre = centre_map(40, 81)
+    assert np.unravel_index(centre.argmax(), centre.shape) in ((19, 40), (20, 40))
+    assert centre[::-1, ::-1] == pytest.approx(centre)
+    assert centre[9:11, 40].mean() == pytest.approx(np.exp(-0.5), rel=0.01), (
+        "a quarter of the height off: one σ"
+    )
+
+
+def test_geometries_are_read():
+    assert parse_geometry("squeeze") == Geometry("squeeze")
+    for text in ("center-crop:256,224", "paste:256,224"):
+        assert str(parse_geometry(text)) == text
+    for text in ("crop", "center-crop", "paste:224,256", "center-crop:256", "squeeze:224", "paste:0,0"):
+        with pytest.raises(ValueError, match=r"neither|larger"):
+            parse_geometry(text)
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (97, 97), (281, 500), (1, 3)])
+def test_the_crop_is_that_of_torchvision(shape):
+    torch = pytest.importorskip("torch")
+    transforms = pytest.importorskip("torchvision.transforms.v2")
+    interpolation = transforms.InterpolationMode.NEAREST_EXACT
+    labels = np.random.default_rng(0).integers(0, 3, shape)
+    expected = torch.from_numpy(labels)[None]
+    for step in (transforms.Resize(64, interpolation), transforms.CenterCrop(57)):
+        expected = step(expected)
+    found = scores_of_maps.labels_in_place(labels, Geometry("center-crop", 64, 57))
+    assert found.shape == (57, 57)
+    assert (found == expected[0].numpy()).mean() > 0.999, "but for the rounding of a pixel's centre"
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (90, 50)])
+def test_a_perfect_map_is_perfect_under_the_crop_and_good_when_laid_back(shape):
+    labels = np.zeros(shape, int)
+    labels[shape[0] // 5 : shape[0] // 2, shape[1] // 4 : shape[1] // 2] = 7
+    crop = Geometry("center-crop", 64, 56)
+    seen = (scores_of_maps.labels_in_place(labels, crop) == 7).astype(np.float32)
+    under = score_map(seen, labels, 7, geometry=crop)
+    assert (under.pointing_game, under.energy, under.iou.min(), under.auc) == (1, 1, 1, 1)
+    laid = score_map(seen, labels, 7, geometry=crop._replace(kind="paste"))
+    stretched = score_map(seen, labels, 7, geometry=Geometry("squeeze"))
+    assert laid.energy > 0.8 > stretched.energy and laid.iou.max() > 0.7 > stretched.iou.max()
+    whole = (resize_mask(labels, 56, 56) == 7).astype(np.float32)
+    assert score_map(whole, labels, 7, geometry=Geometry("squeeze")).iou.max() > 0.9
+
+
+def test_a_map_is_laid_back_between_zeros():
+    laid = map_in_place(np.ones((4, 4)), (8, 16), Geometry("paste", 8, 4))
+    assert laid[2:6, 6:10].min() == 1 and laid.sum() == 16
+    small = map_in_place(np.ones((1, 1)), (8, 16), Geometry("paste", 8, 4))
+    assert (small == laid).all(), "a map of fewer pixels is enlarged to the crop first"
+
+
+def test_an_object_outside_the_crop_is_not_scored():
+    labels = np.zeros((20, 60), int)
+    labels[:, :5] = 7
+    assert score_map(np.ones((8, 8)), labels, 7, geometry=Geometry("center-crop", 20, 16)) is None
+    assert score_map(np.ones((8, 8)), labels, 7, geometry=Geometry("paste", 20, 16)) is not None
+    with pytest.raises(ValueError, match="square"):
+        score_map(np.ones((8, 9)), labels, 7, geometry=Geometry("squeeze"))
 
 
 def test_by_hand():
@@ -97,10 +309,10 @@ def test_tolerance_is_a_distance_in_pixels_and_void_does_not_help():
     labels[0, 0] = 7
     attribution = np.zeros((5, 6))
     attribution[3, 4] = 1
-    hits = [score_map(attribution, labels, 7, t).pointing_game for t in (0, 4.99, 5)]
+    hits = [score_map(attribution, labels, 7, Settings(t)).pointing_game for t in (0, 4.99, 5)]
     assert hits == [0, 0, 1]
     labels[3, 4] = 1000  # the next largest is the first zero, which is the target
-    assert score_map(attribution, labels, 7, 0).pointing_game == 1
+    assert score_map(attribution, labels, 7).pointing_game == 1
 
 
 def test_huge_and_half_precision_values():
@@ -157,28 +369,30 @@ def test_the_script_averages_over_images(folder):
     done = run(folder, "--output", "new/scores.json", "--workers", 2)
     assert done.returncode == 0, done.stderr
     result = json.loads((folder / "new/scores.json").read_text())
-    assert list(result) == ["pointing_game", "energy", "iou", "iou_best", "auc", "images", "target_absent"]
-    scores = []
-    for path in sorted((folder / "gt").glob("*/*.png")):
-        from imagenets.masks import decode_mask
-
-        attribution = np.load(folder / "maps" / path.parent.name / f"{path.stem}.npy")
-        scores.append(score_map(attribution, decode_mask(path), WNIDS.index(path.parent.name) + 1))
-    scores = [s for s in scores if s is not None]
+    assert list(result)[: len(SCORES)] == list(SCORES)
+    scores = [s for s in map_scores(folder) if s is not None]
     assert (result["images"], result["target_absent"], len(scores)) == (6, 1, 5)
     assert result["pointing_game"] == pytest.approx(100 * np.mean([s.pointing_game for s in scores]))
     assert result["energy"] == pytest.approx(100 * np.mean([s.energy for s in scores]))
-    assert result["auc"] == pytest.approx(100 * np.nanmean([s.auc for s in scores]))
+    for name in IMAGE_SCORES[1:]:
+        values = [getattr(s, name) for s in scores if not math.isnan(getattr(s, name))]
+        mean = math.nan if not values else np.mean(values) * (1 if name == "complexity" else 100)
+        assert (result[name] if values else math.nan) == pytest.approx(mean, nan_ok=True), name
+    for cut, name in enumerate(("miou_mean", "miou_otsu")):
+        counts = np.sum([s.two_class[cut] for s in scores], axis=0)
+        assert result[name] == pytest.approx(50 * (counts[0] / counts[1] + counts[2] / counts[3]))
     iou = 100 * np.mean([s.iou for s in scores], axis=0)
     assert list(result["iou"]) == [f"{k * 0.05:.2f}" for k in range(1, 20)]
     assert list(result["iou"].values()) == pytest.approx(iou.tolist())
     assert result["iou_best"] == max(result["iou"].values())
-    for warning in ("1 images do not show", "1 images are filled"):
+    for warning in ("1 images do not show", "1 images are filled", "5 images have no more than 1000 pixels"):
         assert warning in done.stderr
     assert f"{result['pointing_game']:.2f}" in done.stdout
     far = run(folder, "--output", "far.json", "--workers", 0, "--tolerance", 100)
-    assert json.loads((folder / "far.json").read_text()) == {**result, "pointing_game": 100.0}
     assert far.returncode == 0
+    far = json.loads((folder / "far.json").read_text())
+    assert {name for name in SCORES if far[name] != result[name]} == {"pointing_game"}
+    assert (far["pointing_game"], far["settings"]["tolerance"]) == (100.0, 100)
 
 
 def test_bad_files_are_named_together(folder):
@@ -211,6 +425,18 @@ def scores_of(folder, *arguments):
     return json.loads((folder / "s.json").read_text()), done.stdout
 
 
+def map_scores(folder):
+    """The scores of every map, one by one."""
+    return [
+        score_map(
+            np.load(folder / "maps" / path.parent.name / f"{path.stem}.npy"),
+            decode_mask(path),
+            WNIDS.index(path.parent.name) + 1,
+        )
+        for path in sorted((folder / "gt").glob("*/*.png"))
+    ]
+
+
 def map_paths(folder):
     return sorted((folder / "maps").glob("*/*.npy"))
 
@@ -224,6 +450,47 @@ def test_other_shapes_and_types(folder):
         for path in map_paths(folder):
             np.save(path, np.load(path).reshape(1, *np.load(path).shape[-2:]).astype(dtype))
         assert scores_of(folder)[0] == before
+
+
+def test_maps_of_one_square_size_need_a_geometry(folder):
+    for path in map_paths(folder):
+        np.save(path, np.random.default_rng(0).random((6, 6)))
+    for arguments in ((), ("--resize",)):
+        done = run(folder, *arguments, "--workers", 0)
+        assert done.returncode == 1 and not done.stdout
+        for cure in ("all maps are 6 x 6", "squeeze", "center-crop:256,224", "paste:256,224"):
+            assert cure in done.stderr
+    squeezed, stdout = scores_of(folder, "--geometry", "squeeze")
+    assert (squeezed["images"], squeezed["geometry"]) == (6, "squeeze")
+    assert "6 of 6 maps brought to the size they are judged at" in stdout
+    masks = sorted((folder / "gt").glob("*/*.png"))
+    labels = np.zeros((9, 40), int)
+    labels[:, 0] = WNIDS.index(masks[0].parent.name) + 1
+    write_mask(masks[0], labels)
+    done = run(folder, "--geometry", "center-crop:12,12", "--workers", 0, "--output", "s.json")
+    assert "1 images have their object outside the crop; they are not scored" in done.stderr
+    result = json.loads((folder / "s.json").read_text())
+    assert (result["target_absent"], result["outside_crop"]) == (1, 1)
+    np.save(map_paths(folder)[1], -np.ones((6, 6)))
+    done = run(folder, "--geometry", "paste:12,12", "--workers", 0)
+    assert done.returncode == 0 and "1 maps hold negative values" in done.stderr
+    assert "lays zeros around the maps" in done.stderr
+    np.save(map_paths(folder)[2], np.ones((6, 7)))
+    assert "maps of geometry squeeze are square" in run(folder, "--geometry", "squeeze").stderr
+
+
+def test_the_report_shows_maps_on_their_images(folder):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    for mask in (folder / "gt").glob("*/*.png"):
+        picture = folder / "images" / mask.parent.name / f"{mask.stem}.JPEG"
+        with Image.open(mask) as image:
+            write_image(picture, *image.size[::-1])
+    done = run(folder, "--report", "r.html", "--image-dir", "images", "--bootstrap", 20, "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    page = (folder / "r.html").read_text()
+    assert page.count("<figure>") == 3 * 5 and page.count('alt="picture of') == 15
+    assert "1 without their object" in page and "miou_otsu" in page
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "npz inside"])
@@ -264,9 +531,9 @@ def test_resize_is_that_of_pytorch_and_said(folder):
     for path in small:
         np.save(path, np.load(path)[:5, :6])
     done = run(folder)
-    assert done.returncode == 1 and "--resize brings it to that size" in done.stderr
+    assert done.returncode == 1 and "resize it to its image" in done.stderr
     resized, stdout = scores_of(folder, "--resize")
-    assert "3 of 6 maps brought to their image's size (bilinear)" in stdout
+    assert "3 of 6 maps brought to the size they are judged at (bilinear)" in stdout
     assert (resized.pop("resize"), resized.pop("resized")) == ("bilinear", 3)
     for path in small:
         height, width = np.load(path).shape
@@ -276,8 +543,8 @@ def test_resize_is_that_of_pytorch_and_said(folder):
         np.save(path, big[0, 0].numpy())
         assert (height, width) == (5, 6)
     expected, _ = scores_of(folder)
-    for name, score in expected.items():
-        assert resized[name] == pytest.approx(score), name
+    for name in SCORES:
+        assert resized[name] == pytest.approx(expected[name]), name
     np.save(small[0], np.load(small[0]).T)
     assert "is it transposed?" in run(folder, "--resize").stderr
 
@@ -302,6 +569,9 @@ def test_names_and_images_and_intervals(folder):
         assert result["intervals"][name] == pytest.approx(np.nanpercentile(means, [2.5, 97.5]).tolist())
     best = [max(np.nanmean([table[f"iou_{t}"][i] for i in draw]) for t in result["iou"]) for draw in drawn]
     assert result["intervals"]["iou_best"] == pytest.approx(np.percentile(best, [2.5, 97.5]).tolist())
+    counts = np.stack([s.two_class[1] if s else np.zeros(4, int) for s in map_scores(folder)])
+    pooled = [100 * pooled_two_class(counts[draw].sum(axis=0)) for draw in drawn]
+    assert result["intervals"]["miou_otsu"] == pytest.approx(np.nanpercentile(pooled, [2.5, 97.5]).tolist())
     assert "percentile bootstrap, 60 resamples" in stdout
     (folder / "names.txt").write_text("\n".join(row["name"] for row in rows[:2]))
     assert scores_of(folder, "--names", "names.txt")[0]["images"] == 2
@@ -312,6 +582,9 @@ def test_wrong_usage(folder, monkeypatch):
     assert run(folder, "--output", "scores.csv").returncode == 2
     assert run(folder, "--per-image", "scores.json").returncode == 2
     assert run(folder, "--seed", 1).returncode == 2
+    assert run(folder, "--geometry", "crop").returncode == 2
+    assert run(folder, "--geometry", "squeeze", "--resize").returncode == 2
+    assert run(folder, "--report", "page.htm").returncode == 2
     done = run(folder, mode=300)
     assert done.returncode == 1
     assert "not 300" in done.stderr

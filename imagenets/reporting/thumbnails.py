@@ -57,20 +57,29 @@ def shrunk(
 
     Raises InputError when the image cannot be read.
     """
+    size = next(iter(masks.values())).shape
+    return shrunk_picture(
+        masks, None if image_dir is None else read_image(find_image(image_dir, name), (size[0], size[1]))
+    )
+
+
+def shrunk_picture(
+    masks: Mapping[str, np.ndarray], picture: Image.Image | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Shrink masks (H, W), and the picture of their size (None: a plain ground), as ``shrunk`` does."""
     height, width = next(iter(masks.values())).shape
     scale = min(1, _SIDE / max(height, width))
     small = (max(1, round(height * scale)), max(1, round(width * scale)))
-    if image_dir is None:
-        picture = plain_ground(*small)
+    if picture is None:
+        pixels = plain_ground(*small)
     else:
-        original = read_image(find_image(image_dir, name), (height, width))
-        picture = np.asarray(original.resize(small[::-1], Image.Resampling.LANCZOS))
+        pixels = np.asarray(picture.resize(small[::-1], Image.Resampling.LANCZOS))
     # Nearest neighbour, for all masks alike.
     rows, columns = (
         ((np.arange(to) + 0.5) * size / to).astype(int)
         for to, size in zip(small, (height, width), strict=True)
     )
-    return picture, {what: mask[np.ix_(rows, columns)] for what, mask in masks.items()}
+    return pixels, {what: mask[np.ix_(rows, columns)] for what, mask in masks.items()}
 
 
 def panel(title: str, pixels: np.ndarray, drawn: bool) -> Panel:

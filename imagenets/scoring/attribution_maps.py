@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from imagenets.common.errors import InputError
 
@@ -115,23 +114,3 @@ def _load_tensor(file: MapFile) -> np.ndarray:
             return np.asarray(archive.get_tensor(file.key))
     except (SafetensorError, TypeError, AttributeError) as error:  # TypeError: bfloat16, which NumPy lacks
         raise InputError(f"no tensor that NumPy reads ({error}); save it as float32 or float16") from error
-
-
-def fitted_map(attribution: np.ndarray, shape: tuple[int, ...], resize: bool) -> np.ndarray:
-    """Bring a map to its mask's shape (H, W): (1, H, W) loses its first axis, another size is interpolated.
-
-    ``resize``: bilinear, pixel centres at halves (as PyTorch with ``align_corners=False``), edges repeated;
-    float64. Without it, and for what is no map at all, the array stays as it is. A map that is transposed
-    stays too: to stretch it would hide the mistake.
-    """
-    if attribution.ndim == 3 and attribution.shape[0] == 1:
-        attribution = attribution[0]
-    usable = attribution.ndim == 2 and attribution.size and attribution.dtype.kind in "fu"
-    transposed = attribution.shape == shape[::-1]
-    if not resize or not usable or attribution.shape == shape or transposed:
-        return attribution
-    factors = [to / size for to, size in zip(shape, attribution.shape, strict=True)]
-    resized: np.ndarray = ndimage.zoom(
-        attribution.astype(np.float64), factors, order=1, mode="nearest", grid_mode=True
-    )
-    return resized

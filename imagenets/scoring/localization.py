@@ -1,8 +1,11 @@
 """How well attribution maps find the object of an image's own class.
 
-Every score is taken per image and averaged over images. In an image, ``values`` (P,) are the map's values
-at the pixels that count, floating point, finite, in row-major order, and ``inside`` (P,) bool tells which of
-them are the target class's; void pixels (label 1000) are left out before anything else is done.
+In an image, ``values`` (P,) are the map's values at the pixels that count, floating point or uint8, finite,
+in row-major order, and ``inside`` (P,) bool tells which of them are the target class's; void pixels (label
+1000) are left out before anything else is done. Scores are taken per image and averaged over images, except
+for ``iou_best`` (one threshold for all images) and the two-class mIoU (pixels pooled over images).
+
+The formulas, and what Quantus does otherwise: docs/explanations.md, Scores.
 """
 
 from __future__ import annotations
@@ -10,64 +13,111 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from imagenets.common.errors import InputError, refuse
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.workers import process_map
 from imagenets.masks import decode_mask, target_mask
-from imagenets.scoring.attribution_maps import MapFile, find_maps, fitted_map, load_map
+from imagenets.scoring.attribution_maps import MapFile, find_maps, load_map
 from imagenets.scoring.bootstrap import Bootstrap, drawn_images, percentile_intervals
+from imagenets.scoring.map_geometry import Geometry, labels_in_place, map_in_place, resize_map
 from imagenets.scoring.pairs import Pairs
 
 # Exactly the floating-point numbers nearest to 0.05, 0.10, … 0.95.
 IOU_THRESHOLDS = np.arange(1, 20) / 20
+TIES = ("first", "any", "share")
+# Means over images, in the order in which they are printed; all but the last in percent.
+IMAGE_SCORES = (
+    *("pointing_game", "energy", "relevance_mass", "relevance_rank", "top_k", "attribution_localization"),
+    *("average_precision", "auc", "sparseness", "complexity"),
+)
+POOLED_SCORES = ("miou_mean", "miou_otsu")
+SCORES = (*IMAGE_SCORES, "iou_best", *POOLED_SCORES)
+_NATS = ("complexity",)
+_BINS = 256  # of Otsu's histogram
+_SCALE = np.array([1.0 if name in _NATS else 100.0 for name in IMAGE_SCORES])
+
+
+class Settings(NamedTuple):
+    """How maps are scored.
+
+    ``tolerance`` is the distance in pixels, from centre to centre, at which the pointing game still counts a
+    hit: 0 for inside the target only; Zhang et al. take 15. ``ties`` says which of several largest values is
+    the pointing game's: the ``first`` in row order, ``any`` that hits, or the ``share`` that hits. ``top_k``
+    is the number of pixels of the score of that name.
+    """
+
+    tolerance: float = 0
+    ties: str = "first"
+    top_k: int = 1000
 
 
 class Scores(NamedTuple):
-    """Scores of one image, 0..1; ``iou`` (19,) at IOU_THRESHOLDS; ``auc`` nan where there is no outside."""
+    """Scores of one image: fractions, but ``complexity`` in nats; nan where one does not exist.
+
+    ``iou`` (19,) at IOU_THRESHOLDS. ``two_class`` (2, 4) int64: pixels of the intersection and union of the
+    object, then of the background, with the map cut at its mean, then at Otsu's threshold.
+    """
 
     pointing_game: float
     energy: float
-    iou: np.ndarray
+    relevance_mass: float
+    relevance_rank: float
+    top_k: float
+    attribution_localization: float
+    average_precision: float
     auc: float
+    sparseness: float
+    complexity: float
+    iou: np.ndarray
+    two_class: np.ndarray
 
 
 @dataclass(frozen=True)
 class Localization:
-    """Scores of a set of maps, in percent, nan where no image has one.
+    """Scores of a set of maps by the names of SCORES: percent (complexity in nats), nan where none has one.
 
-    All are means over the images whose target is there; ``auc`` over those that have pixels outside it too.
     ``iou`` (19,) is the mean IoU at each of IOU_THRESHOLDS, ``iou_best`` the largest of these: one threshold
-    for all images. ``images`` counts all images, ``target_absent`` those without their target, ``no_outside``
-    those that the target fills. ``by_image`` has the scores of each of ``names``, None without its target;
-    ``resized`` counts the maps that were brought to their image's size.
+    for all images. ``baseline`` has the same scores of a map that knows nothing, ``centre_map``. ``images``
+    counts all images, ``target_absent`` those without their target, ``outside_crop`` those whose target the
+    crop leaves out; neither are scored. ``lacking`` counts the scored images without a score, by its name.
+    ``by_image`` has the scores of each of ``names``, None where it is not scored. ``resized`` counts the maps
+    that were interpolated, ``negative`` those that hold a value below 0.
     """
 
-    pointing_game: float
-    energy: float
+    scores: dict[str, float]
     iou: np.ndarray
-    iou_best: float
-    auc: float
+    baseline: dict[str, float]
     images: int
     target_absent: int
-    no_outside: int
+    outside_crop: int
+    lacking: dict[str, int]
     names: tuple[str, ...]
     by_image: list[Scores | None]
     resized: int = 0
+    negative: int = 0
+    settings: Settings = field(default_factory=Settings)
+    geometry: Geometry | None = None
 
 
-def pointing_game(values: np.ndarray, near: np.ndarray) -> bool:
-    """Is the first largest value where ``near`` (P,) bool is set, in the target or close enough to it?
+def pointing_game(values: np.ndarray, near: np.ndarray, ties: str = "first") -> float:
+    """Does the largest value lie where ``near`` (P,) bool is set, in the target or close enough to it? 0..1.
 
-    Pointing game: Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016.
+    ``ties``: see Settings. Pointing game: Zhang et al., Top-down Neural Attention by Excitation Backprop,
+    ECCV 2016.
     """
-    return bool(near[values.argmax()])
+    if ties == "first":
+        return float(near[values.argmax()])
+    hits = near[values == values.max()]
+    return float(hits.any() if ties == "any" else hits.mean())
 
 
 def energy(values: np.ndarray, inside: np.ndarray) -> float:
@@ -75,26 +125,165 @@ def energy(values: np.ndarray, inside: np.ndarray) -> float:
 
     Energy-based pointing game: Wang et al., Score-CAM, CVPR Workshops 2020.
     """
-    positive = np.maximum(values, 0, dtype=np.float64)
-    largest = positive.max()
+    return _share(np.maximum(values, 0, dtype=np.float64), inside)
+
+
+def attribution_localization(values: np.ndarray, inside: np.ndarray) -> float:
+    """Share of the sum of absolute values that lies inside the target, 0..1; 0 where all are 0.
+
+    Kohlbrenner et al., Towards Best Practice in Explaining Neural Network Decisions with LRP, IJCNN 2020.
+    """
+    return _share(np.abs(values.astype(np.float64)), inside)
+
+
+def _share(weights: np.ndarray, inside: np.ndarray) -> float:
+    largest = weights.max()
     if largest == 0:
         return 0.0
-    positive /= largest  # so that no sum overflows
-    return float(positive[inside].sum() / positive.sum())
+    weights = weights / largest  # so that no sum overflows
+    return float(weights[inside].sum() / weights.sum())
 
 
-def iou_at_thresholds(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """IoU of the target and the map cut at IOU_THRESHOLDS, (19,) float64, 0..1.
+def relevance_mass(values: np.ndarray, inside: np.ndarray) -> float:
+    """Share of the sum of the values, signs kept, that lies inside the target; nan where the sum is 0.
 
-    The map is scaled to 0..1 by its own minimum and maximum; what is at least the threshold is the
-    prediction. A constant map is all 0, and so predicts nothing.
+    In 0..1 where no value is negative, else any number. Relevance mass accuracy: Arras et al., CLEVR-XAI,
+    Information Fusion 2022.
+    """
+    wide = values.astype(np.float64)
+    largest = np.abs(wide).max()
+    if largest == 0:
+        return math.nan
+    wide = wide / largest
+    total = wide.sum()
+    return float(wide[inside].sum() / total) if total else math.nan
+
+
+class Ranking(NamedTuple):
+    """Pixels at or above each distinct value, from the largest value down, (V,) int64.
+
+    ``hits`` are inside the target, ``misses`` outside.
+    """
+
+    hits: np.ndarray
+    misses: np.ndarray
+
+
+def rank_pixels(values: np.ndarray, inside: np.ndarray) -> Ranking:
+    """Order the pixels by their values, once for all scores that need it."""
+    order = values.argsort()[::-1]
+    ordered = values[order]
+    last_of_value = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    hits = inside[order].cumsum(dtype=np.int64)[last_of_value]
+    return Ranking(hits, last_of_value + 1 - hits)
+
+
+def hits_among(ranking: Ranking, count: int) -> float:
+    """Number of pixels inside the target among the ``count`` largest values, ``count`` at least 1.
+
+    Where equal values stand at the border, each counts with the share of them that still fits in: the
+    expectation over all orders of the ties.
+    """
+    reached = ranking.hits + ranking.misses
+    place = int(np.searchsorted(reached, count))  # the value at which the count is full
+    before = reached[place - 1] if place else 0
+    hits_before = ranking.hits[place - 1] if place else 0
+    share = (count - before) / (reached[place] - before)
+    return float(hits_before + share * (ranking.hits[place] - hits_before))
+
+
+def relevance_rank(ranking: Ranking) -> float:
+    """Share of the target's size that lies inside it, among as many largest values; nan without a target.
+
+    Relevance rank accuracy: Arras et al., CLEVR-XAI, Information Fusion 2022.
+    """
+    size = int(ranking.hits[-1])
+    return hits_among(ranking, size) / size if size else math.nan
+
+
+def top_k_intersection(ranking: Ranking, k: int) -> float:
+    """Share of the ``k`` largest values inside the target, 0..1; nan with no more than ``k`` pixels.
+
+    Theiner et al., Interpretable Semantic Photo Geolocation, WACV 2022.
+    """
+    pixels = int(ranking.hits[-1] + ranking.misses[-1])
+    return hits_among(ranking, k) / k if k < pixels else math.nan
+
+
+def average_precision(ranking: Ranking) -> float:
+    """Average precision over the distinct values, 0..1: the sum of ΔR · P; nan without a target.
+
+    Not interpolated, as scikit-learn's ``average_precision_score``.
+    """
+    size = int(ranking.hits[-1])
+    if not size:
+        return math.nan
+    gained = np.diff(ranking.hits, prepend=0)
+    return float((gained * (ranking.hits / (ranking.hits + ranking.misses))).sum() / size)
+
+
+def roc_auc(ranking: Ranking) -> float:
+    """Area under the pixel ROC curve, 0..1; nan where all pixels or none are inside.
+
+    It is the probability that a pixel inside has a larger value than one outside, a tie counting half
+    (Mann and Whitney, 1947), and so exact. Fawcett, An Introduction to ROC Analysis, Pattern Recognition
+    Letters 2006.
+    """
+    positives, negatives = int(ranking.hits[-1]), int(ranking.misses[-1])
+    if not (positives and negatives):
+        return math.nan
+    # A pixel outside is below all hits of larger values, and ties with those of its own value.
+    above = np.concatenate([[0], ranking.hits[:-1]]) + ranking.hits
+    return int((np.diff(ranking.misses, prepend=0) * above).sum()) / (2 * positives * negatives)
+
+
+def sparseness(values: np.ndarray) -> float:
+    """Gini index of the absolute values, scaled by their largest, plus 1e-7; 0 where all are equal, below 1.
+
+    Chalasani et al., Concise Explanations of Neural Networks using Adversarial Training, ICML 2020.
+    """
+    ordered = np.sort(_scaled_by_largest(values)) + 1e-7
+    n = ordered.size
+    ranks = 2 * np.arange(1, n + 1) - n - 1
+    return float((ranks * ordered).sum() / (n * ordered.sum()))
+
+
+def complexity(values: np.ndarray) -> float:
+    """Entropy of the absolute values' shares p, −Σ p ln(p + 1e-12), in nats; nan where all are 0.
+
+    Small where few pixels have all; ln P where all have the same. Bhatt et al., Evaluating and Aggregating
+    Feature-based Model Explanations, IJCAI 2020.
+    """
+    weights = _scaled_by_largest(values)
+    total = weights.sum()
+    if total == 0:
+        return math.nan
+    shares = weights / total
+    return float(-(shares * np.log(shares + 1e-12)).sum())
+
+
+def _scaled_by_largest(values: np.ndarray) -> np.ndarray:
+    weights = np.abs(values.astype(np.float64))
+    largest = weights.max()
+    return weights / largest if largest else weights
+
+
+def scale_to_unit(values: np.ndarray) -> np.ndarray:
+    """Scale values (P,) to 0..1 by their own minimum and maximum, float64; a constant map becomes all 0."""
+    halved = values.astype(np.float64) / 2  # exact, and no difference of huge values overflows
+    low, high = halved.min(), halved.max()
+    scaled: np.ndarray = np.zeros(values.shape) if low == high else (halved - low) / (high - low)
+    return scaled
+
+
+def iou_at_thresholds(scaled: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """IoU of the target and the map, scaled to 0..1, cut at IOU_THRESHOLDS, (19,) float64, 0..1.
+
+    What is at least the threshold is the prediction; a constant map predicts nothing.
 
     Cut at every threshold alike: Choe et al., Evaluating Weakly Supervised Object Localization Methods
     Right, CVPR 2020, here with masks in place of boxes.
     """
-    halved = values.astype(np.float64) / 2  # exact, and no difference of huge values overflows
-    low, high = halved.min(), halved.max()
-    scaled = np.zeros(values.size) if low == high else (halved - low) / (high - low)
     # For each threshold, how many pixels reach it: those that reach it and no more, and all that reach more.
     reached = np.searchsorted(IOU_THRESHOLDS, scaled, side="right")
     size = IOU_THRESHOLDS.size + 1
@@ -105,57 +294,88 @@ def iou_at_thresholds(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return result
 
 
-def roc_auc(values: np.ndarray, inside: np.ndarray) -> float:
-    """Area under the pixel ROC curve, 0..1; nan where all pixels or none are inside.
+def otsu_threshold(scaled: np.ndarray) -> float:
+    """Threshold of the largest variance between the two classes, values (P,) of 0..1 in 256 bins.
 
-    It is the probability that a pixel inside has a larger value than one outside, a tie counting half
-    (Mann and Whitney, 1947), and so exact. Fawcett, An Introduction to ROC Analysis, Pattern Recognition
-    Letters 2006.
+    It is the centre of the last bin of the lower class; what is larger is the upper class. Otsu, A Threshold
+    Selection Method from Gray-Level Histograms, IEEE Transactions SMC 1979.
     """
-    positives, negatives = np.sort(values[inside]), np.sort(values[~inside])
-    if not (positives.size and negatives.size):
-        return math.nan
-    below = np.searchsorted(negatives, positives, side="left").sum()
-    not_above = np.searchsorted(negatives, positives, side="right").sum()
-    return int(below + not_above) / (2 * positives.size * negatives.size)
+    counts, edges = np.histogram(scaled, bins=_BINS, range=(0, 1))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, above = counts.cumsum()[:-1], counts[::-1].cumsum()[::-1][1:]
+    sums = counts * centres
+    mean_below = sums.cumsum()[:-1] / np.maximum(below, 1)
+    mean_above = sums[::-1].cumsum()[::-1][1:] / np.maximum(above, 1)
+    return float(centres[np.argmax(below * above * (mean_below - mean_above) ** 2)])
+
+
+def two_class_counts(predicted: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Intersection and union in pixels of the object, then of the background, (4,) int64."""
+    both, either = np.count_nonzero(predicted & inside), np.count_nonzero(predicted | inside)
+    return np.array([both, either, inside.size - either, inside.size - both], np.int64)
+
+
+def pooled_two_class(counts: np.ndarray) -> float:
+    """Mean IoU of object and background from their summed counts (4,), 0..1; nan without a pixel.
+
+    As ImageNet-Segmentation is judged: Chefer et al., Transformer Interpretability Beyond Attention
+    Visualization, CVPR 2021. A label without any pixel is left out of the mean.
+    """
+    ious = [both / union for both, union in (counts[:2], counts[2:]) if union]
+    return float(sum(ious) / len(ious)) if ious else math.nan
+
+
+def centre_map(height: int, width: int) -> np.ndarray:
+    """Map (height, width) that knows nothing: a Gaussian in the middle, σ a quarter of each side."""
+    y, x = (np.exp(-8 * ((np.arange(size) + 0.5) / size - 0.5) ** 2) for size in (height, width))
+    return np.outer(y, x)
+
+
+_centre_map = lru_cache(maxsize=64)(centre_map)
 
 
 def score_map(
-    attribution: np.ndarray, labels: np.ndarray, class_id: int, tolerance: float = 0
+    attribution: np.ndarray,
+    labels: np.ndarray,
+    class_id: int,
+    settings: Settings | None = None,
+    geometry: Geometry | None = None,
 ) -> Scores | None:
     """Score one attribution map (H, W) against its mask's labels (H, W); None if the target is absent.
 
-    ``tolerance`` is the distance in pixels, from centre to centre, at which the pointing game still counts a
-    hit: 0 for inside the target alone; Zhang et al. take 15.
+    With a ``geometry``, the map is square, (s, s), and brought to its place first; None too where the crop
+    leaves the target out.
 
-    Raises ValueError for a map that is neither floating point nor uint8, not of the mask's shape, or not
-    finite.
+    Raises ValueError for a map that is neither floating point nor uint8, of another shape, or not finite.
     """
-    problem = map_problem(attribution, labels.shape)
+    fitted = fitted_map(attribution, labels.shape, resize=False, geometry=geometry)
+    return _score(fitted, labels_in_place(labels, geometry), class_id, settings or Settings())
+
+
+def fitted_map(
+    attribution: np.ndarray, shape: tuple[int, int], resize: bool, geometry: Geometry | None
+) -> np.ndarray:
+    """Bring a map to where it is judged. Raises ValueError where it is no map for a mask of this shape."""
+    attribution = plane(attribution)
+    problem = map_problem(attribution) or _shape_problem(attribution.shape, shape, resize, geometry)
     if problem:
         raise ValueError(problem)
-    target, void = target_mask(labels, class_id)
-    counted = ~void
-    inside = target[counted]
-    if not inside.any():
-        return None
-    values = attribution[counted]
-    near = _within(target, values, counted, tolerance) if tolerance else inside
-    return Scores(
-        float(pointing_game(values, near)),
-        energy(values, inside),
-        iou_at_thresholds(values, inside),
-        roc_auc(values, inside),
-    )
+    if geometry is not None:
+        return map_in_place(attribution, shape, geometry)
+    return resize_map(attribution, *shape)
 
 
-def map_problem(attribution: np.ndarray, shape: tuple[int, ...]) -> str | None:
-    """Say why an array is no attribution map for a mask of this shape; None if it is one."""
+def plane(attribution: np.ndarray) -> np.ndarray:
+    """Drop the first axis of a map (1, H, W)."""
+    return attribution[0] if attribution.ndim == 3 and attribution.shape[0] == 1 else attribution
+
+
+def map_problem(attribution: np.ndarray) -> str | None:
+    """Say why an array is no attribution map of any image; None if it is one."""
     if attribution.dtype.kind != "f" and attribution.dtype != np.uint8:
         return f"of type {attribution.dtype}; save floating point values, or uint8"
-    if attribution.shape != shape:
-        cure = "is it transposed?" if attribution.shape == shape[::-1] else "--resize brings it to that size"
-        return f"of shape {attribution.shape}, but its mask has {shape}; {cure}"
+    if attribution.ndim != 2 or not attribution.size:
+        return f"of shape {attribution.shape}; save one map, (height, width)"
     finite = np.isfinite(attribution)
     if not finite.all():
         y, x = np.argwhere(~finite)[0]
@@ -163,47 +383,82 @@ def map_problem(attribution: np.ndarray, shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def _within(target: np.ndarray, values: np.ndarray, counted: np.ndarray, tolerance: float) -> np.ndarray:
-    """Mark the pointing game's point, (P,) bool, if the target is at most ``tolerance`` pixels away."""
-    point = values.argmax()
-    y, x = np.argwhere(counted)[point]
-    rows, columns = np.nonzero(target)
-    near = np.zeros(values.size, bool)
-    near[point] = ((rows - y) ** 2 + (columns - x) ** 2).min() <= tolerance**2
-    return near
+def _shape_problem(
+    own: tuple[int, ...], shape: tuple[int, ...], resize: bool, geometry: Geometry | None
+) -> str | None:
+    if geometry is not None:
+        return None if own[0] == own[1] else f"of shape {own}; maps of geometry {geometry} are square"
+    if own == shape:
+        return None
+    if own == shape[::-1]:
+        return f"of shape {own}, but its mask has {shape}; is it transposed?"  # to stretch it would hide that
+    return None if resize else f"of shape {own}, but its mask has {shape}; resize it to its image"
+
+
+def _score(attribution: np.ndarray, labels: np.ndarray, class_id: int, settings: Settings) -> Scores | None:
+    target, void = target_mask(labels, class_id)
+    counted = ~void
+    inside = target[counted]
+    if not inside.any():
+        return None
+    values = attribution[counted]
+    near = inside
+    if settings.tolerance:
+        near = (ndimage.distance_transform_edt(~target) <= settings.tolerance)[counted]
+    ranking = rank_pixels(values, inside)
+    scaled = scale_to_unit(values)
+    cuts = (scaled.mean(), otsu_threshold(scaled))
+    return Scores(
+        pointing_game=pointing_game(values, near, settings.ties),
+        energy=energy(values, inside),
+        relevance_mass=relevance_mass(values, inside),
+        relevance_rank=relevance_rank(ranking),
+        top_k=top_k_intersection(ranking, settings.top_k),
+        attribution_localization=attribution_localization(values, inside),
+        average_precision=average_precision(ranking),
+        auc=roc_auc(ranking),
+        sparseness=sparseness(values),
+        complexity=complexity(values),
+        iou=iou_at_thresholds(scaled, inside),
+        two_class=np.stack([two_class_counts(scaled > cut, inside) for cut in cuts]),
+    )
 
 
 def evaluate_maps(
     pairs: Pairs,
-    class_ids: dict[str, int],
-    tolerance: float,
-    workers: int,
+    class_ids: Mapping[str, int],
+    settings: Settings | None = None,
+    workers: int = 0,
     show: Show = no_bar,
     resize: bool = False,
+    geometry: Geometry | None = None,
 ) -> Localization:
     """Score the map of every mask ``<wnid>/<name>.png``; where it may lie: ``find_maps``.
 
     ``pairs.predict_dir`` holds the maps; ``class_ids`` gives the class id of each wnid folder. ``workers`` is
     a number of processes (0: this one), ``show`` opens a progress bar. Maps of another size than their mask
-    are an error, or interpolated with ``resize``.
+    are an error; with ``resize``, interpolated. Maps that are all of one square size need a ``geometry``:
+    how they lie on their images cannot be seen.
 
     Raises InputError that lists the files that cannot be used, or when a worker process dies.
     """
+    settings = settings or Settings()
     maps, missing = find_maps(pairs.predict_dir, pairs.names)
     refuse(missing, "file")  # before the long work
     jobs = [
         _Job(pairs.gt_dir / name, file, class_ids[name.partition("/")[0]])
         for name, file in zip(pairs.names, maps, strict=True)
     ]
-    task = _ScoreFile(tolerance, max(class_ids.values()), resize)
+    task = _ScoreFile(settings, max(class_ids.values()), resize, geometry)
     results: list[_Scored] = []
     with process_map(workers) as mapped, show("maps", len(jobs), unit="map") as advance:
         for result in mapped(task, jobs):
             results.append(result)
             advance(1)
+    if geometry is None:
+        _refuse_one_square(pairs.predict_dir, results)
     refuse([problem for result in results for problem in result.problems], "file")
-    resized = sum(result.resized for result in results)
-    return _averaged(pairs.names, [result.scores for result in results], resized)
+    return _averaged(pairs.names, results, settings, geometry)
 
 
 class _Job(NamedTuple):
@@ -213,20 +468,25 @@ class _Job(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """One image: its scores (None if the target is absent), whether its map was resized, what is wrong."""
+    """One image: its scores and the baseline's (None: not scored), its map's shape, and what is wrong."""
 
-    scores: Scores | None
-    resized: bool
-    problems: list[str]
+    scores: Scores | None = None
+    baseline: Scores | None = None
+    outside_crop: bool = False
+    shape: tuple[int, ...] = ()
+    other_size: bool = False
+    negative: bool = False
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class _ScoreFile:
     """Scores one image's files."""
 
-    tolerance: float
+    settings: Settings
     classes: int
     resize: bool
+    geometry: Geometry | None
 
     def __call__(self, job: _Job) -> _Scored:
         problems = []
@@ -238,67 +498,135 @@ class _ScoreFile:
         except OSError as error:
             problems.append(f"{job.mask}: {error.strerror}")
         try:
-            attribution = load_map(job.attribution)
+            attribution = plane(load_map(job.attribution))
         except InputError as error:
             problems.append(f"{job.attribution}: {error}")
         except OSError as error:
             problems.append(f"{job.attribution}: {error.strerror}")
         if labels is None or attribution is None:
-            return _Scored(None, False, problems)
-        fitted = fitted_map(attribution, labels.shape, self.resize)
-        problem = map_problem(fitted, labels.shape)
-        if problem:
-            return _Scored(None, False, [f"{job.attribution}: {problem}"])
-        resized = attribution.shape[-2:] != fitted.shape
-        return _Scored(score_map(fitted, labels, job.class_id, self.tolerance), resized, [])
+            return _Scored(problems=problems)
+        return self._scored(job, labels, attribution)
+
+    def _scored(self, job: _Job, labels: np.ndarray, attribution: np.ndarray) -> _Scored:
+        shape = attribution.shape
+        of_image = shape == labels.shape
+        try:
+            fitted = fitted_map(attribution, labels.shape, self.resize, self.geometry)
+        except ValueError as error:
+            return _Scored(shape=shape, other_size=not of_image, problems=[f"{job.attribution}: {error}"])
+        judged = labels_in_place(labels, self.geometry)
+        scores = _score(fitted, judged, job.class_id, self.settings)
+        return _Scored(
+            scores,
+            scores and _score(_centre_map(*judged.shape), judged, job.class_id, self.settings),
+            outside_crop=scores is None and bool((labels == job.class_id).any()),
+            shape=shape,
+            other_size=not of_image,
+            negative=bool((attribution < 0).any()),
+        )
 
 
-def _averaged(names: Sequence[str], by_image: list[Scores | None], resized: int) -> Localization:
-    table = _percentages(by_image)
-    there = ~np.isnan(table[:, 0])
-    pointing, energies, auc, *iou = (_mean(column[~np.isnan(column)]) for column in table.T)
+def _refuse_one_square(folder: Path, results: Sequence[_Scored]) -> None:
+    """Raise InputError where all maps are of one square size that is not their images'."""
+    shapes = {result.shape for result in results}
+    if len(shapes) > 1 or not any(result.other_size for result in results):
+        return
+    (shape,) = shapes
+    if len(shape) == 2 and shape[0] == shape[1]:
+        raise InputError(
+            f"{folder}: all maps are {shape[0]} x {shape[1]}, whatever the size of their image; say how they "
+            "lie on it: geometry squeeze, where the whole image was squeezed into a square, or geometry "
+            "center-crop:256,224 (paste:256,224), after Resize(256) and CenterCrop(224)"
+        )
+
+
+def _averaged(
+    names: Sequence[str], results: Sequence[_Scored], settings: Settings, geometry: Geometry | None
+) -> Localization:
+    by_image = [result.scores for result in results]
+    table = _Table.of(by_image)
+    scored = np.array([scores is not None for scores in by_image])
+    judged_size = (geometry.crop, geometry.crop) if geometry and geometry.kind != "squeeze" else None
+    scores, iou = table.scores()
+    outside_crop = sum(result.outside_crop for result in results)
     return Localization(
-        pointing_game=pointing,
-        energy=energies,
-        iou=np.array(iou),
-        iou_best=max(iou),
-        auc=auc,
-        images=len(by_image),
-        target_absent=int(np.count_nonzero(~there)),
-        no_outside=int(np.count_nonzero(np.isnan(table[there, 2]))),
+        scores=scores,
+        iou=iou,
+        baseline=_Table.of([result.baseline for result in results]).scores()[0],
+        images=len(results),
+        target_absent=int(np.count_nonzero(~scored)) - outside_crop,
+        outside_crop=outside_crop,
+        lacking={
+            name: int(np.count_nonzero(np.isnan(column[scored])))
+            for name, column in zip(IMAGE_SCORES, table.images.T, strict=False)
+        },
         names=tuple(names),
         by_image=by_image,
-        resized=resized,
+        resized=sum(r.other_size if judged_size is None else r.shape != judged_size for r in results),
+        negative=sum(result.negative for result in results),
+        settings=settings,
+        geometry=geometry,
     )
 
 
-def _percentages(by_image: Sequence[Scores | None]) -> np.ndarray:
-    """Lay out the images' scores, (images, 3 + 19) percent: pointing game, energy, auc, IoUs; nan: none."""
-    nothing = [math.nan] * (3 + IOU_THRESHOLDS.size)
-    rows = [nothing if s is None else [s.pointing_game, s.energy, s.auc, *s.iou] for s in by_image]
-    return 100 * np.array(rows, np.float64).reshape(-1, len(nothing))
+@dataclass(frozen=True)
+class _Table:
+    """Scores of images as arrays.
+
+    ``images`` (n, 10 + 19) float64: IMAGE_SCORES in their units, the IoUs in percent, nan where there is
+    none; ``two_class`` (n, 2, 4) int64.
+    """
+
+    images: np.ndarray
+    two_class: np.ndarray
+
+    @classmethod
+    def of(cls, by_image: Sequence[Scores | None]) -> _Table:
+        """Lay out the images' scores; a row of nan for None."""
+        columns = len(IMAGE_SCORES)
+        images = np.full((len(by_image), columns + IOU_THRESHOLDS.size), math.nan)
+        two_class = np.zeros((len(by_image), len(POOLED_SCORES), 4), np.int64)
+        for i, scores in enumerate(by_image):
+            if scores is not None:
+                images[i, :columns] = np.array(scores[:columns]) * _SCALE
+                images[i, columns:] = 100 * scores.iou
+                two_class[i] = scores.two_class
+        return cls(images, two_class)
+
+    def scores(self) -> tuple[dict[str, float], np.ndarray]:
+        """Average over the images: all of SCORES, and the IoU at every threshold."""
+        means = [_mean(column[~np.isnan(column)]) for column in self.images.T]
+        return _named(np.array(means), self.two_class.sum(axis=0))
+
+
+def _named(means: np.ndarray, two_class: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+    """Give means (10 + 19,) and pooled counts (2, 4) the names of SCORES; and the IoU at every threshold."""
+    by_image, iou = means[: len(IMAGE_SCORES)].tolist(), means[len(IMAGE_SCORES) :]
+    pooled = [100 * pooled_two_class(counts) for counts in two_class]
+    return dict(zip(SCORES, [*by_image, float(iou.max()), *pooled], strict=True)), iou
 
 
 def localization_intervals(result: Localization, resamples: int, seed: int) -> Bootstrap:
-    """Find the 95% interval of the four scores by resampling the images, as ``scoring.bootstrap`` does.
+    """Find the 95% interval of every score by resampling the images, as ``scoring.bootstrap`` does.
 
     The best threshold is found anew in every resample.
     """
-    table = _percentages(result.by_image)
-    there = ~np.isnan(table)
-    values = np.where(there, table, 0)
-    scores: dict[str, list[float]] = {name: [] for name in ("pointing_game", "energy", "iou_best", "auc")}
-    for drawn in drawn_images(len(table), resamples, seed):
-        count = there[drawn].sum(axis=0)
-        means = np.where(count > 0, values[drawn].sum(axis=0) / np.maximum(count, 1), math.nan)
-        best = means[3:].max()
-        for name, score in zip(scores, (means[0], means[1], best, means[2]), strict=True):
-            scores[name].append(float(score))
+    table = _Table.of(result.by_image)
+    there = ~np.isnan(table.images)
+    values, counted = np.where(there, table.images, 0), there.astype(np.float64)
+    scores: dict[str, list[float]] = {name: [] for name in SCORES}
+    for drawn in drawn_images(len(values), resamples, seed):
+        times = np.bincount(drawn, minlength=len(values))
+        count = times @ counted
+        means = np.where(count > 0, times @ values / np.maximum(count, 1), math.nan)
+        named, _ = _named(means, np.tensordot(times, table.two_class, axes=1))
+        for name, score in named.items():
+            scores[name].append(score)
     return Bootstrap(resamples, seed, percentile_intervals({k: np.array(v) for k, v in scores.items()}))
 
 
 def localization_csv(result: Localization) -> str:
-    """Format the scores of every image as CSV, in percent; nothing where an image has none.
+    """Format the scores of every image as CSV, in percent (complexity in nats); nothing where it has none.
 
     ``iou_best`` is the IoU at the threshold that is best for all images. Columns average to the scores.
     """
@@ -306,12 +634,12 @@ def localization_csv(result: Localization) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     thresholds = [f"iou_{threshold:.2f}" for threshold in IOU_THRESHOLDS]
-    writer.writerow(("name", "pointing_game", "energy", "iou_best", "auc", *thresholds))
-    for name, (pointing, energies, auc, *iou) in zip(
-        result.names, _percentages(result.by_image).tolist(), strict=True
-    ):
-        row = (pointing, energies, iou[best], auc, *iou)
-        writer.writerow((name, *("" if math.isnan(score) else score for score in row)))
+    writer.writerow(("name", *IMAGE_SCORES, "iou_best", *thresholds))
+    rows = _Table.of(result.by_image).images.tolist()
+    for name, row in zip(result.names, rows, strict=True):
+        scores, iou = row[: len(IMAGE_SCORES)], row[len(IMAGE_SCORES) :]
+        cells = (*scores, iou[best], *iou)
+        writer.writerow((name, *("" if math.isnan(score) else score for score in cells)))
     return out.getvalue()
 
 
@@ -321,17 +649,18 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def localization_json(result: Localization) -> dict[str, object]:
-    """Lay the scores out for JSON: percentages, None where there is none; ``iou`` by threshold."""
+    """Lay the scores out for JSON: None where there is none; ``iou`` by threshold; how maps were scored."""
 
     def number(score: float) -> float | None:
         return None if math.isnan(score) else float(score)
 
     return {
-        "pointing_game": number(result.pointing_game),
-        "energy": number(result.energy),
+        **{name: number(score) for name, score in result.scores.items()},
         "iou": {f"{t:.2f}": number(iou) for t, iou in zip(IOU_THRESHOLDS, result.iou, strict=True)},
-        "iou_best": number(result.iou_best),
-        "auc": number(result.auc),
+        "baseline": {name: number(score) for name, score in result.baseline.items()},
         "images": result.images,
         "target_absent": result.target_absent,
+        "outside_crop": result.outside_crop,
+        "geometry": None if result.geometry is None else str(result.geometry),
+        "settings": result.settings._asdict(),
     }
