@@ -10,6 +10,8 @@
 - ``dataset``: ImageNetS, a prepared set as a PyTorch data set
 - ``mask_forms``: masks as other tools have them: gray PNGs of 8 and 16 bits, arrays
 - ``batches``: batches of images of different sizes, and outputs taken back to each image's own
+- ``regions``: the region of each image's own class, for region-aware models: masks, COCO's run lengths
+- ``composites``: pictures with only the object, only the ground, or another ground
 - ``preparation``: from a copy of ImageNet to a prepared set
 
   - ``layouts``: what a copy looks like: class folders, flat val, Kaggle's root, tars, ZIP, parquet
@@ -29,7 +31,9 @@
   - ``metrics``: mIoU, boundary IoU, object sizes S MS ML L, FMeasure, Acc
   - ``plausibility``, ``protocols``: scores that are probably not what was meant; rules of matching
   - ``bootstrap``, ``comparison``: 95% intervals; is A better than B
-  - ``localization``: attribution maps against objects
+  - ``localization``, ``map_geometry``, ``attribution_maps``: attribution maps against objects, how they lie on
+    their images, and their files
+  - ``classification``, ``classifier_files``: accuracies of a classifier, from its outputs
   - ``submission``: the ZIP for the test server, made and checked
 - ``segmentation_scores``: SegmentationScores, the same scores in a training loop
 - ``reporting``: text, HTML report, charts, overlays, confusions, scores of single images, published results
@@ -59,9 +63,11 @@ if TYPE_CHECKING:  # type checkers cannot follow __getattr__; tests/test_package
     from imagenets.classes import MODES as MODES
     from imagenets.classes import class_table as class_table
     from imagenets.common.errors import InputError as InputError
+    from imagenets.composites import composite as composite
     from imagenets.dataset import ImageNetS as ImageNetS
     from imagenets.masks import decode_mask as decode_mask
     from imagenets.masks import encode_mask as encode_mask
+    from imagenets.regions import target_regions as target_regions
     from imagenets.reporting.published import published as published
     from imagenets.scoring.matching import find_matching as find_matching
     from imagenets.scoring.metrics import evaluate as evaluate
@@ -71,8 +77,10 @@ _PUBLIC = {
     "class_ids": ("convert_labels", "logits_to_mode"),
     "classes": ("MODES", "class_table"),
     "common.errors": ("InputError",),
+    "composites": ("composite",),
     "dataset": ("ImageNetS",),
     "masks": ("decode_mask", "encode_mask"),
+    "regions": ("target_regions",),
     "reporting.published": ("published",),
     "scoring.matching": ("find_matching",),
     "scoring.metrics": ("evaluate",),

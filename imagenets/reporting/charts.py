@@ -227,6 +227,30 @@ def _minus(names: tuple[str, str]) -> str:
     return f"{first} − {second}".replace("$", r"\$")
 
 
+def condition_chart(
+    names: Sequence[str], scores: Sequence[float], intervals: Sequence[tuple[float, float]]
+) -> str:
+    """Draw a classifier's accuracy in percent on each set of pictures, with its interval, as SVG bars."""
+    with _style("conditions"):
+        figure = Figure(figsize=(5, 0.5 * len(names) + 0.9), layout="constrained")
+        axes = figure.subplots()
+        for y, (score, interval) in enumerate(zip(scores, intervals, strict=True)):
+            axes.barh(y, score, height=0.6, color=_REGION)
+            axes.hlines(y, *interval, color=_INK, linewidth=1.5)
+            end = (max(score, interval[1]), y)
+            axes.annotate(
+                f"{score:.1f}", end, xytext=(3, 0), textcoords="offset points", va="center", fontsize=9
+            )
+        axes.set_yticks(range(len(names)), [_shortened(name) for name in names], parse_math=False)
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("accuracy in %")
+        axes.grid(axis="x")
+        return _svg(figure, "conditions", "Accuracy on each set of pictures")
+
+
 def _shortened(name: str, length: int = 22) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 

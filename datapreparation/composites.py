@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Make pictures with only the object, only the ground, or the object on another ground, for any classifier.
+
+object-only   the object; the rest is filled
+ground-only   the ground; the object, or with tiles its box, is filled
+mixed-same    the object on the ground of another image of its class
+mixed-random  the object on the ground of an image of another class
+OUTPUT/<condition>/<wnid>/<name>.png; pairs.csv has the grounds drawn, left_out.csv what cannot be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line.startup import run
+from command_line.arguments import parse, path_argument, whole_number
+from command_line.progress import bar
+from imagenets.classes import MODES
+from imagenets.common.workers import available_cores
+from imagenets.composites import (
+    CONDITIONS,
+    GROUND_FILLS,
+    OBJECT_FILLS,
+    OTHERS,
+    make_composites,
+    read_pairs,
+)
+from imagenets.dataset import SPLITS_WITH_MASKS
+
+
+def main() -> None:
+    """Parse, make, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--save-dir", type=path_argument, required=True, help="folder of the prepared sets")
+    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
+    parser.add_argument(
+        "--split", choices=SPLITS_WITH_MASKS, default="validation", help="of the set (default: validation)"
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="a folder that does not exist yet",
+    )
+    parser.add_argument(
+        "--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS, help="which to make (default: all)"
+    )
+    parser.add_argument(
+        "--object-fill", choices=OBJECT_FILLS, default="black", help="around the object (default: black)"
+    )
+    parser.add_argument(
+        "--ground-fill",
+        choices=GROUND_FILLS,
+        default="tiles",
+        help="in ground-only, in the object's place (default: tiles of the largest strip beside its box)",
+    )
+    parser.add_argument(
+        "--others",
+        choices=OTHERS,
+        default="keep",
+        help="other labelled classes in a ground: keep them (default), fill them and the void too, or drop "
+        "the image as a ground",
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="of the pairs (default: 0)"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=path_argument,
+        metavar="FILE",
+        help="the pairs.csv of an earlier run, in place of --seed",
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole_number(0, 1024),
+        default=available_cores(),
+        help="processes (default: one per core; 0: no extra process)",
+    )
+    arguments = parse(parser)
+    made = make_composites(
+        arguments.save_dir,
+        arguments.mode,
+        arguments.output_dir,
+        arguments.conditions,
+        arguments.object_fill,
+        arguments.ground_fill,
+        arguments.others,
+        arguments.seed,
+        read_pairs(arguments.pairs) if arguments.pairs else None,
+        arguments.split,
+        arguments.workers,
+        bar,
+    )
+    for condition, number in made.images.items():
+        print(f"{arguments.output_dir / condition}: {number} pictures")
+    for reason, number in made.left_out.items():
+        print(f"not made, {reason}: {number}")
+    print(f"{made.others} images show other labelled classes in their ground (--others {arguments.others})")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Export the region of each image's own class, for region-aware models.
+
+png  <wnid>/<name>.png, 8-bit grayscale, 255 inside
+rle  regions.json: the list that Alpha-CLIP's evaluation reads, masks as COCO's run lengths
+npz  <wnid>.npz, an array by <name>: bool, or, with --size, float32 as Alpha-CLIP resizes
+absent.txt lists the images that do not show the class of their folder; their regions are empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line.startup import run
+from command_line.arguments import parse, path_argument, whole_number
+from command_line.progress import bar
+from imagenets.classes import MODES
+from imagenets.dataset import SPLITS_WITH_MASKS
+from imagenets.regions import FORMS, export_regions
+
+
+def main() -> None:
+    """Parse, export, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--save-dir", type=path_argument, required=True, help="folder of the prepared sets")
+    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
+    parser.add_argument(
+        "--split", choices=SPLITS_WITH_MASKS, default="validation", help="of the set (default: validation)"
+    )
+    parser.add_argument("--form", choices=FORMS, required=True, help="form of the regions, see above")
+    parser.add_argument(
+        "--output-dir",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="a folder that does not exist yet",
+    )
+    parser.add_argument(
+        "--square", action="store_true", help="crop to the largest square in the middle, as Alpha-CLIP does"
+    )
+    parser.add_argument(
+        "--size",
+        type=whole_number(1, 10_000),
+        metavar="S",
+        help="with --form npz --square: resize to S x S, bilinear, antialiased; Alpha-CLIP takes 224 or 336",
+    )
+    arguments = parse(parser)
+    if arguments.size and not (arguments.square and arguments.form == "npz"):
+        parser.error("--size goes with --form npz and --square")
+    done = export_regions(
+        arguments.save_dir,
+        arguments.mode,
+        arguments.output_dir,
+        arguments.form,
+        arguments.split,
+        arguments.square,
+        arguments.size,
+        bar,
+    )
+    print(f"{arguments.output_dir}: {done.regions} regions, {arguments.form}")
+    if done.absent:
+        print(
+            f"{len(done.absent)} images do not show the class of their folder, see absent.txt: empty regions"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+"""Score a classifier on ImageNet-S: top-k accuracy as the mean over classes, as region-aware CLIPs report it.
+
+FILE holds the logits of each image, of the mode's N classes or of ImageNet's 1000, or its class indices:
+.npz, .safetensors   an array for each image, by its name; or arrays names (.npz) and logits or predictions
+.npy                 (images, classes), beside --names
+.csv                 name,prediction; name,prediction_1,prediction_2,...; or name and a column for each class
+An image is named <wnid>/<name> as in the prepared set, with its suffix or without, or <name> alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line.startup import run
+from command_line.arguments import parse, path_argument, whole_number
+from command_line.evaluation import (
+    add_bootstrap_arguments,
+    check_output,
+    save_results,
+    today,
+)
+from command_line.progress import warn
+from imagenets.class_ids import mode_table
+from imagenets.classes import MODES
+from imagenets.common.errors import InputError
+from imagenets.images import check_image_dir
+from imagenets.reporting.classification_text import (
+    Condition,
+    background_gap,
+    class_csv,
+    class_text,
+    classification_json,
+    conditions_csv,
+    conditions_json,
+    conditions_text,
+    difference_text,
+    scores_text,
+)
+from imagenets.scoring.classification import (
+    AMONG,
+    INDICES,
+    Classified,
+    class_intervals,
+    classify,
+    difference,
+    score_classes,
+    shared_names,
+    true_classes,
+)
+from imagenets.scoring.classifier_files import read_outputs
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--logits", type=path_argument, metavar="FILE", help="outputs of the classifier")
+    parser.add_argument(
+        "--compare", type=path_argument, metavar="FILE", help="outputs of another one, B, on the same images"
+    )
+    parser.add_argument(
+        "--condition",
+        action="append",
+        default=[],
+        type=name_and_file,
+        metavar="NAME=FILE",
+        help="in place of --logits: outputs on one set of pictures, as datapreparation/composites.py makes "
+        "them; may be given again. mixed-same and mixed-random give the gap of backgrounds",
+    )
+    parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
+    parser.add_argument(
+        "--gt-dir",
+        type=path_argument,
+        metavar="DIR",
+        help="masks, <gt-dir>/<wnid>/<name>.png, that say which images there are and their class (default: "
+        "the images of FILE, by their folders)",
+    )
+    parser.add_argument(
+        "--names", type=path_argument, metavar="FILE", help="names of the rows of a .npy, one a line"
+    )
+    parser.add_argument(
+        "--indices",
+        choices=INDICES,
+        help="class indices are ImageNet's, 0..999, or the mode's class ids, 1..N",
+    )
+    parser.add_argument(
+        "--among",
+        choices=AMONG,
+        default="mode",
+        help="of 1000 logits, those of the mode's classes count (default), or all, and a class beyond the "
+        "mode is wrong",
+    )
+    parser.add_argument(
+        "--topk",
+        type=whole_number(1, 1000),
+        nargs="+",
+        default=[1, 5],
+        metavar="K",
+        help="accuracies: the class is among the first K (default: 1 5)",
+    )
+    add_bootstrap_arguments(parser, resamples=1000)
+    parser.add_argument(
+        "--output", type=path_argument, metavar="FILE", help="x.json: everything; x.csv: the classes"
+    )
+    parser.add_argument(
+        "--report",
+        type=path_argument,
+        metavar="FILE.html",
+        help="one page to look at: scores, classes, and the best, worst and random images",
+    )
+    parser.add_argument(
+        "--image-dir",
+        type=path_argument,
+        metavar="DIR",
+        help="images for the report, <image-dir>/<wnid>/<name>.JPEG; their masks are those of --gt-dir",
+    )
+    arguments = parse(parser)
+    if bool(arguments.logits) == bool(arguments.condition):
+        parser.error("give either --logits or --condition")
+    if arguments.compare and not arguments.logits:
+        parser.error("--compare goes with --logits")
+    if arguments.output and arguments.output.suffix not in (".json", ".csv"):
+        parser.error(f"--output {arguments.output}: must end in .json or .csv")
+    if arguments.report and arguments.report.suffix != ".html":
+        parser.error(f"--report {arguments.report}: must end in .html")
+    if arguments.image_dir and not (arguments.report and arguments.gt_dir):
+        parser.error("--image-dir goes with --report and --gt-dir")
+    arguments.topk = sorted(set(arguments.topk))
+    return arguments
+
+
+def name_and_file(text: str) -> tuple[str, Path]:
+    """Argument type: ``NAME=FILE``."""
+    name, _, file = (part.strip() for part in text.partition("="))
+    if not (name and file):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    return name, Path(file)
+
+
+def read_run(path: Path, arguments: argparse.Namespace, wnids: list[str], partial: bool) -> Classified:
+    """Read a file of outputs and rank the classes of its images."""
+    mode = MODES[arguments.mode]
+    names = None
+    if arguments.names is not None:
+        names = [line.strip() for line in arguments.names.read_text("utf-8").splitlines() if line.strip()]
+    outputs = read_outputs(path, names)
+    images = true_classes(outputs, mode, wnids, arguments.gt_dir, partial)
+    classified = classify(outputs, images, mode, wnids, arguments.indices, arguments.among)
+    tied = int(classified.tied.sum())
+    if tied:
+        warn(
+            f"{path}: the class of {tied} images has the same logit as another: the order of classes decides"
+        )
+    return classified
+
+
+def main() -> None:
+    """Score, print, save."""
+    arguments = parse_arguments()
+    for path in (arguments.output, arguments.report):
+        if path:
+            check_output(path)
+    if arguments.image_dir:
+        check_image_dir(arguments.image_dir)
+    wnids = [str(info.wnid) for info in mode_table(arguments.mode)[1:]]
+    if arguments.condition:
+        compare_conditions(arguments, wnids)
+    else:
+        score_run(arguments, wnids)
+
+
+def score_run(arguments: argparse.Namespace, wnids: list[str]) -> None:
+    """Score one classifier; with --compare, beside another."""
+    mode, table = MODES[arguments.mode], mode_table(arguments.mode)
+    classified = read_run(arguments.logits, arguments, wnids, partial=False)
+    if arguments.gt_dir is None and len(classified.names) != mode.validation:
+        warn(f"{len(classified.names)} images; the validation set of mode {mode.name} has {mode.validation}")
+    scored = score_classes(classified, mode.classes, arguments.topk)
+    drawing = (arguments.bootstrap, arguments.seed or 0)
+    intervals = class_intervals(classified, mode.classes, arguments.topk, *drawing)
+    print(class_text(scored, table))
+    print()
+    print(scores_text(scored, intervals))
+    other = None
+    if arguments.compare:
+        second = read_run(arguments.compare, arguments, wnids, partial=False)
+        if set(second.names) != set(classified.names):
+            raise InputError(
+                f"{arguments.compare}: not the images of {arguments.logits}; score the same images"
+            )
+        other = difference(classified, second, mode.classes, arguments.topk, *drawing)
+        print(f"\nA: {arguments.logits}\nB: {arguments.compare}")
+        print(difference_text(other))
+    saved: dict[Path, str | bytes] = {}
+    if arguments.output:
+        saved[arguments.output] = (
+            class_csv(scored, table)
+            if arguments.output.suffix == ".csv"
+            else classification_json(scored, table, mode.name, classified, intervals, arguments.among, other)
+        )
+    if arguments.report:
+        from imagenets.reporting.classification_page import ClassPage, classification_html
+
+        page = ClassPage(
+            mode.name, str(arguments.logits), table, arguments.gt_dir, arguments.image_dir, today()
+        )
+        saved[arguments.report] = classification_html(
+            page, classified, scored, intervals, arguments.seed or 0
+        )
+    save_results(saved)
+
+
+def compare_conditions(arguments: argparse.Namespace, wnids: list[str]) -> None:
+    """Score one classifier on several sets of pictures, on the images that all of them have."""
+    mode = MODES[arguments.mode]
+    runs = {name: read_run(file, arguments, wnids, partial=True) for name, file in arguments.condition}
+    if len(runs) != len(arguments.condition):
+        raise InputError("two conditions have the same name; name each once")
+    names = shared_names(list(runs.values()))
+    left_out = {
+        name: len(run.names) - len(names) for name, run in runs.items() if len(run.names) > len(names)
+    }
+    for name, number in left_out.items():
+        warn(f"{name}: {number} images are not in all conditions, and are left out")
+    drawing = (arguments.bootstrap, arguments.seed or 0)
+    runs = {name: run.chosen(names) for name, run in runs.items()}
+    conditions = [
+        Condition(
+            name,
+            score_classes(run, mode.classes, arguments.topk).scores,
+            class_intervals(run, mode.classes, arguments.topk, *drawing),
+        )
+        for name, run in runs.items()
+    ]
+    gap = background_gap(runs, mode.classes, arguments.topk, *drawing)
+    print(conditions_text(conditions, gap, len(names)))
+    saved: dict[Path, str | bytes] = {}
+    if arguments.output:
+        saved[arguments.output] = (
+            conditions_csv(conditions)
+            if arguments.output.suffix == ".csv"
+            else conditions_json(conditions, gap, mode.name, len(names), arguments.among)
+        )
+    if arguments.report:
+        from imagenets.reporting.classification_page import conditions_html
+
+        saved[arguments.report] = conditions_html(conditions, gap, mode.name, len(names), today())
+    save_results(saved)
+
+
+if __name__ == "__main__":
+    run(main)

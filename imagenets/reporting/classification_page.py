@@ -1,0 +1,128 @@
+"""Accuracies of a classifier as one HTML page: with its classes and the best, the worst and random images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagenets.classes import BACKGROUND, IGNORE, ClassInfo, label_name
+from imagenets.masks import decode_mask
+from imagenets.reporting.charts import condition_chart
+from imagenets.reporting.classification_text import Condition
+from imagenets.reporting.image_scores import choose_images
+from imagenets.reporting.overlays import draw_labels
+from imagenets.reporting.pages import label_colour, render_page
+from imagenets.reporting.text import bootstrap_note
+from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk
+from imagenets.scoring.bootstrap import Bootstrap
+from imagenets.scoring.classification import Classified, ClassScores, Difference
+
+IMAGES_PER_GROUP = 8
+
+
+@dataclass(frozen=True)
+class ClassPage:
+    """What a page is about. Images are shown where ``gt_dir`` has their masks; photographs are optional."""
+
+    mode: str
+    outputs: str
+    classes: Sequence[ClassInfo]
+    gt_dir: Path | None = None
+    image_dir: Path | None = None
+    date: str | None = None
+
+
+def classification_html(
+    page: ClassPage, classified: Classified, scored: ClassScores, bootstrap: Bootstrap, seed: int = 0
+) -> str:
+    """Format a classifier's scores as a page; ``seed`` draws the random images.
+
+    Raises InputError, listing them, when images that are shown cannot be read.
+    """
+    rows = [
+        {
+            "label": info,
+            "name": label_name(info),
+            "colour": label_colour(info.id),
+            "accuracies": [float(values[info.id - 1]) for values in scored.by_class.values()],
+            "images": int(scored.images[info.id - 1]),
+        }
+        for info in page.classes[1:]
+        if scored.images[info.id - 1]
+    ]
+    return render_page(
+        "classification.html",
+        date=page.date,
+        page=page,
+        scored=scored,
+        images=len(classified.names),
+        intervals=bootstrap.intervals,
+        bootstrap_note=bootstrap_note(bootstrap),
+        classes=rows,
+        groups=None if page.gt_dir is None else _groups(page, page.gt_dir, classified, seed),
+    )
+
+
+def _groups(
+    page: ClassPage, gt_dir: Path, classified: Classified, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Groups of images: by the logit's margin, or, of class indices, by the rank of the truth."""
+    by_rank = np.isnan(classified.margin).all()
+    samples = choose_images(
+        -np.minimum(classified.rank, classified.depth).astype(float) if by_rank else classified.margin,
+        IMAGES_PER_GROUP,
+        seed,
+    )
+
+    def draw(image: int) -> dict[str, Any]:
+        name = classified.names[image]
+        truth, predicted = int(classified.class_id[image]), int(classified.predicted[image])
+        return {
+            "name": name,
+            "truth": label_name(page.classes[truth]),
+            "predicted": label_name(page.classes[predicted]) if predicted else "a class beyond the mode",
+            "right": classified.rank[image] == 0,
+            "margin": None if by_rank else float(classified.margin[image]),
+            "panels": _panels(page, gt_dir, f"{name}.png", truth),
+        }
+
+    shown = each_drawn({*samples.best, *samples.worst, *samples.random}, draw)
+    chosen = {"Worst": samples.worst, "Best": samples.best, "Random": samples.random}
+    return {title: [shown[image] for image in images] for title, images in chosen.items()}
+
+
+def _panels(page: ClassPage, gt_dir: Path, name: str, class_id: int) -> list[Panel]:
+    labels = decode_mask(gt_dir / name)
+    target = np.where((labels == class_id) | (labels == IGNORE), labels, BACKGROUND)
+    picture, masks = shrunk({"object": target}, page.image_dir, name)
+    drawn = page.image_dir is None
+    mask = draw_labels(picture, masks["object"], masks["object"] == IGNORE)
+    panels = [panel("object", mask, drawn)]
+    return panels if drawn else [panel("picture", picture, False), *panels]
+
+
+def conditions_html(
+    conditions: Sequence[Condition], gap: Difference | None, mode: str, images: int, date: str | None = None
+) -> str:
+    """Format a classifier's scores by condition as a page with a chart."""
+    return render_page(
+        "conditions.html",
+        date=date,
+        mode=mode,
+        images=images,
+        conditions=conditions,
+        gap=gap,
+        bootstrap_note=bootstrap_note(conditions[0].bootstrap),
+        chart_svg=condition_chart(
+            [c.name for c in conditions],
+            [c.scores["top1" if "top1" in c.scores else next(iter(c.scores))] for c in conditions],
+            [
+                c.bootstrap.intervals["top1" if "top1" in c.scores else next(iter(c.scores))]
+                for c in conditions
+            ],
+        ),
+    )

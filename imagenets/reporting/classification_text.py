@@ -1,0 +1,205 @@
+"""Accuracies of a classifier as people and programs read them: text, JSON, CSV."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import imagenets
+from imagenets.classes import ClassInfo, label_name
+from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, scores_json, text_table
+from imagenets.scoring.bootstrap import Bootstrap, Interval
+from imagenets.scoring.classification import Classified, ClassScores, Difference, difference
+
+MIXED = ("mixed-same", "mixed-random")
+# Of the accuracies' meaning: what is of another definition stands in no table beside it.
+CLASS_SCORE_DEFINITION = 1
+
+
+class Condition(NamedTuple):
+    """A classifier's scores on one set of pictures, with their intervals."""
+
+    name: str
+    scores: dict[str, float]
+    bootstrap: Bootstrap
+
+
+def class_text(scored: ClassScores, classes: Sequence[ClassInfo]) -> str:
+    """Table of the classes that occur: id, wnid, name, accuracies in percent, images."""
+    header = ("id", "wnid", "name", *scored.by_class, "images")
+    rows = [
+        (
+            str(info.id),
+            info.wnid or "-",
+            label_name(info),
+            *(number_text(float(of_class[info.id - 1])) for of_class in scored.by_class.values()),
+            str(scored.images[info.id - 1]),
+        )
+        for info in classes[1:]
+        if scored.images[info.id - 1]
+    ]
+    return text_table(header, rows, left=(1, 2))
+
+
+def scores_text(scored: ClassScores, bootstrap: Bootstrap) -> str:
+    """Table of the scores with their intervals, and a line that says what they are."""
+    rows = [
+        (name, number_text(score), _interval_text(bootstrap.intervals[name]))
+        for name, score in scored.scores.items()
+    ]
+    occur = int((scored.images > 0).sum())
+    return (
+        f"{text_table(('score', 'value', '95% interval'), rows, left=(0,))}\n"
+        f"(percent, the mean over {occur} classes; _images: over {int(scored.images.sum())} images; "
+        f"{bootstrap_note(bootstrap)})"
+    )
+
+
+def _interval_text(interval: Interval) -> str:
+    return "–".join(map(number_text, interval))
+
+
+def difference_text(found: Difference) -> str:
+    """Table of the scores of A and B and of their differences."""
+    rows = [
+        (
+            name,
+            number_text(found.a[name]),
+            number_text(found.b[name]),
+            f"{value:+.2f}",
+            "{:+.2f} to {:+.2f}".format(*found.intervals[name]),
+            "*" if found.intervals[name][0] > 0 or found.intervals[name][1] < 0 else "",
+        )
+        for name, value in found.differences.items()
+    ]
+    table = text_table(("score", "A", "B", "A - B", "95% interval", ""), rows, left=(0,))
+    return f"{table}\n(the same images are drawn for A and B; *: the interval leaves out 0)"
+
+
+def background_gap(
+    runs: Mapping[str, Classified], classes: int, topk: Sequence[int], resamples: int, seed: int
+) -> Difference | None:
+    """Compare ``mixed-same`` with ``mixed-random``, images paired; None where either is missing."""
+    if not all(name in runs for name in MIXED):
+        return None
+    same, other = (runs[name] for name in MIXED)
+    return difference(same, other, classes, topk, resamples, seed)
+
+
+def conditions_text(conditions: Sequence[Condition], gap: Difference | None, images: int) -> str:
+    """Table of the scores by condition, and the gap between backgrounds."""
+    names = list(conditions[0].scores)
+    rows = [
+        (
+            condition.name,
+            *(
+                f"{number_text(condition.scores[name])} ({_interval_text(condition.bootstrap.intervals[name])})"
+                for name in names
+            ),
+        )
+        for condition in conditions
+    ]
+    parts = [
+        text_table(("condition", *names), rows, left=(0,)),
+        f"({images} images; percent, with 95% intervals; {bootstrap_note(conditions[0].bootstrap)})",
+    ]
+    if gap is not None:
+        rows = [
+            (name, f"{value:+.2f}", "{:+.2f} to {:+.2f}".format(*gap.intervals[name]))
+            for name, value in gap.differences.items()
+        ]
+        header = ("gap mixed-same - mixed-random", "points", "95% interval, paired")
+        parts.append("\n" + text_table(header, rows, left=(0,)))
+    return "\n".join(parts)
+
+
+def classification_json(
+    scored: ClassScores,
+    classes: Sequence[ClassInfo],
+    mode: str,
+    classified: Classified,
+    bootstrap: Bootstrap,
+    among: str,
+    other: Difference | None = None,
+) -> str:
+    """Format everything as JSON, which table.py reads; percentages, null where a class has no image."""
+    names = "\n".join(classified.names).encode(errors="surrogateescape")
+    rows = [
+        {
+            "id": info.id,
+            "wnid": info.wnid,
+            "name": info.name or None,
+            **scores_json({k: float(values[info.id - 1]) for k, values in scored.by_class.items()}),
+            "images": int(scored.images[info.id - 1]),
+        }
+        for info in classes[1:]
+    ]
+    content = {
+        "task": "classification",
+        "definition": CLASS_SCORE_DEFINITION,
+        "mode": mode,
+        "images": len(classified.names),
+        "images_sha256": hashlib.sha256(names).hexdigest(),
+        "among": among,
+        "tied": int(classified.tied.sum()),
+        "toolbox": imagenets.__version__,
+        "scores": scores_json(scored.scores),
+        **bootstrap_json(bootstrap),
+        **({} if other is None else {"comparison": _difference_json(other)}),
+        "classes": rows,
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _difference_json(found: Difference) -> dict[str, object]:
+    return {
+        "a": found.a,
+        "b": found.b,
+        "differences": found.differences,
+        "intervals": {name: list(interval) for name, interval in found.intervals.items()},
+    }
+
+
+def conditions_json(
+    conditions: Sequence[Condition], gap: Difference | None, mode: str, images: int, among: str
+) -> str:
+    """Format the scores by condition as JSON."""
+    content = {
+        "mode": mode,
+        "images": images,
+        "among": among,
+        "toolbox": imagenets.__version__,
+        "conditions": {
+            condition.name: {"scores": condition.scores, **bootstrap_json(condition.bootstrap)}
+            for condition in conditions
+        },
+        **({} if gap is None else {"gap": _difference_json(gap)}),
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def class_csv(scored: ClassScores, classes: Sequence[ClassInfo]) -> str:
+    """Format the table of classes as CSV, nothing where a class has no image."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("id", "wnid", "name", *scored.by_class, "images"))
+    for info in classes[1:]:
+        numbers = [float(of_class[info.id - 1]) for of_class in scored.by_class.values()]
+        cells = ("" if math.isnan(number) else number for number in numbers)
+        writer.writerow((info.id, info.wnid or "", info.name, *cells, scored.images[info.id - 1]))
+    return out.getvalue()
+
+
+def conditions_csv(conditions: Sequence[Condition]) -> str:
+    """Format the scores by condition as CSV, every digit."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("condition", *conditions[0].scores))
+    for condition in conditions:
+        writer.writerow((condition.name, *condition.scores.values()))
+    return out.getvalue()
