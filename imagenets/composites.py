@@ -265,8 +265,8 @@ def make_composites(
     Mixed pictures show the object on the ground-only picture, with tiles, of another image, which is scaled
     to the object's image (bicubic). ``others`` says what becomes of other labelled classes in a ground:
     ``keep``, ``fill`` them and the void like the object, or ``drop`` the image. ``pairs`` are those of an
-    earlier run; without them they are drawn by ``seed``. They are saved as ``pairs.csv``; ``left_out.csv`` says which
-    image was not made, and why.
+    earlier run; without them they are drawn by ``seed``. They are saved as ``pairs.csv``;
+    ``left_out.csv`` says which image was not made, and why.
 
     Raises InputError where ``output`` is there already, or images or masks cannot be read.
     """

@@ -98,8 +98,8 @@ def conditions_text(conditions: Sequence[Condition], gap: Difference | None, ima
         (
             condition.name,
             *(
-                f"{number_text(condition.scores[name])} ({_interval_text(condition.bootstrap.intervals[name])})"
-                for name in names
+                f"{number_text(score)} ({_interval_text(condition.bootstrap.intervals[name])})"
+                for name, score in condition.scores.items()
             ),
         )
         for condition in conditions
