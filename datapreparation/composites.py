@@ -17,9 +17,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import parse, path_argument, whole_number
+from command_line.arguments import (
+    add_mode_argument,
+    add_save_dir_argument,
+    check_save_dir,
+    parse,
+    path_argument,
+    whole_number,
+)
 from command_line.progress import bar
-from imagenets.classes import MODES
 from imagenets.common.workers import available_cores
 from imagenets.composites import (
     CONDITIONS,
@@ -37,8 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save-dir", type=path_argument, required=True, help="folder of the prepared sets")
-    parser.add_argument("--mode", choices=MODES, required=True, help="which set")
+    add_save_dir_argument(parser)
+    add_mode_argument(parser, "the set")
     parser.add_argument(
         "--split", choices=SPLITS_WITH_MASKS, default="validation", help="of the set (default: validation)"
     )
@@ -84,6 +90,7 @@ def main() -> None:
         help="processes (default: one per core; 0: no extra process)",
     )
     arguments = parse(parser)
+    check_save_dir(parser, arguments)
     made = make_composites(
         arguments.save_dir,
         arguments.mode,

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import parse, path_argument, whole_number
+from command_line.arguments import add_mode_argument, parse, path_argument, whole_number
 from command_line.evaluation import (
     add_bootstrap_arguments,
     check_output,
@@ -26,7 +26,7 @@ from command_line.evaluation import (
 )
 from command_line.progress import warn
 from imagenets.class_ids import mode_table
-from imagenets.classes import MODES
+from imagenets.classes import Mode, benchmark_title
 from imagenets.common.errors import InputError
 from imagenets.images import check_image_dir
 from imagenets.reporting.classification_text import (
@@ -73,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
         help="in place of --logits: outputs on one set of pictures, as datapreparation/composites.py makes "
         "them; may be given again. mixed-same and mixed-random give the gap of backgrounds",
     )
-    parser.add_argument("--mode", choices=MODES, required=True, help="number of classes")
+    add_mode_argument(parser, "classes")
     parser.add_argument(
         "--gt-dir",
         type=path_argument,
@@ -143,15 +143,15 @@ def name_and_file(text: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
-def read_run(path: Path, arguments: argparse.Namespace, wnids: list[str], partial: bool) -> Classified:
+def read_run(path: Path, arguments: argparse.Namespace, partial: bool) -> Classified:
     """Read a file of outputs and rank the classes of its images."""
-    mode = MODES[arguments.mode]
+    mode: Mode = arguments.mode
     names = None
     if arguments.names is not None:
         names = [line.strip() for line in arguments.names.read_text("utf-8").splitlines() if line.strip()]
     outputs = read_outputs(path, names)
-    images = true_classes(outputs, mode, wnids, arguments.gt_dir, partial)
-    classified = classify(outputs, images, mode, wnids, arguments.indices, arguments.among)
+    images = true_classes(outputs, mode, arguments.gt_dir, partial)
+    classified = classify(outputs, images, mode, arguments.indices, arguments.among)
     tied = int(classified.tied.sum())
     if tied:
         warn(
@@ -168,18 +168,18 @@ def main() -> None:
             check_output(path)
     if arguments.image_dir:
         check_image_dir(arguments.image_dir)
-    wnids = [str(info.wnid) for info in mode_table(arguments.mode)[1:]]
     if arguments.condition:
-        compare_conditions(arguments, wnids)
+        compare_conditions(arguments)
     else:
-        score_run(arguments, wnids)
+        score_run(arguments)
 
 
-def score_run(arguments: argparse.Namespace, wnids: list[str]) -> None:
+def score_run(arguments: argparse.Namespace) -> None:
     """Score one classifier; with --compare, beside another."""
-    mode, table = MODES[arguments.mode], mode_table(arguments.mode)
-    classified = read_run(arguments.logits, arguments, wnids, partial=False)
-    if arguments.gt_dir is None and len(classified.names) != mode.validation:
+    mode: Mode = arguments.mode
+    table = mode_table(mode)
+    classified = read_run(arguments.logits, arguments, partial=False)
+    if arguments.gt_dir is None and mode.validation not in (0, len(classified.names)):
         warn(f"{len(classified.names)} images; the validation set of mode {mode.name} has {mode.validation}")
     scored = score_classes(classified, mode.classes, arguments.topk)
     drawing = (arguments.bootstrap, arguments.seed or 0)
@@ -189,7 +189,7 @@ def score_run(arguments: argparse.Namespace, wnids: list[str]) -> None:
     print(scores_text(scored, intervals))
     other = None
     if arguments.compare:
-        second = read_run(arguments.compare, arguments, wnids, partial=False)
+        second = read_run(arguments.compare, arguments, partial=False)
         if set(second.names) != set(classified.names):
             raise InputError(
                 f"{arguments.compare}: not the images of {arguments.logits}; score the same images"
@@ -208,7 +208,12 @@ def score_run(arguments: argparse.Namespace, wnids: list[str]) -> None:
         from imagenets.reporting.classification_page import ClassPage, classification_html
 
         page = ClassPage(
-            mode.name, str(arguments.logits), table, arguments.gt_dir, arguments.image_dir, today()
+            benchmark_title(mode.name),
+            str(arguments.logits),
+            table,
+            arguments.gt_dir,
+            arguments.image_dir,
+            today(),
         )
         saved[arguments.report] = classification_html(
             page, classified, scored, intervals, arguments.seed or 0
@@ -216,10 +221,10 @@ def score_run(arguments: argparse.Namespace, wnids: list[str]) -> None:
     save_results(saved)
 
 
-def compare_conditions(arguments: argparse.Namespace, wnids: list[str]) -> None:
+def compare_conditions(arguments: argparse.Namespace) -> None:
     """Score one classifier on several sets of pictures, on the images that all of them have."""
-    mode = MODES[arguments.mode]
-    runs = {name: read_run(file, arguments, wnids, partial=True) for name, file in arguments.condition}
+    mode: Mode = arguments.mode
+    runs = {name: read_run(file, arguments, partial=True) for name, file in arguments.condition}
     if len(runs) != len(arguments.condition):
         raise InputError("two conditions have the same name; name each once")
     names = shared_names(list(runs.values()))
@@ -250,7 +255,9 @@ def compare_conditions(arguments: argparse.Namespace, wnids: list[str]) -> None:
     if arguments.report:
         from imagenets.reporting.classification_page import conditions_html
 
-        saved[arguments.report] = conditions_html(conditions, gap, mode.name, len(names), today())
+        saved[arguments.report] = conditions_html(
+            conditions, gap, benchmark_title(mode.name), len(names), today()
+        )
     save_results(saved)
 
 

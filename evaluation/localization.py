@@ -41,7 +41,7 @@ from command_line.evaluation import (
 )
 from command_line.progress import bar, warn
 from imagenets.class_ids import class_ids
-from imagenets.classes import Mode
+from imagenets.classes import Mode, benchmark_title
 from imagenets.common.workers import default_workers
 from imagenets.images import check_image_dir
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, text_table
@@ -271,7 +271,9 @@ def main() -> None:
         # The templates' library takes a while, and scores alone do not need it.
         from imagenets.reporting.localization_page import MapPage, localization_html
 
-        page = MapPage(arguments.mode, pairs, ids, arguments.resize, arguments.image_dir, today())
+        page = MapPage(
+            benchmark_title(arguments.mode.name), pairs, ids, arguments.resize, arguments.image_dir, today()
+        )
         saved[arguments.report] = localization_html(page, result, bootstrap, arguments.seed or 0)
     save_results(saved)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from imagenets.classes import BACKGROUND, IGNORE, find_mode
+from imagenets.classes import BACKGROUND, IGNORE, Mode, find_mode
 from imagenets.common.errors import InputError, refuse
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_folder
@@ -247,8 +247,8 @@ def _make(of_set: _Set, fills: _Fills, output: Path, job: tuple[str, tuple[str, 
 
 
 def make_composites(
-    root: Path | str,
-    mode: str | int,
+    root: Path | str | None,
+    mode: str | int | Path | Mode,
     output: Path,
     conditions: Sequence[str] = CONDITIONS,
     object_fill: str = "black",
@@ -273,7 +273,7 @@ def make_composites(
     found = find_mode(mode)
     if split not in SPLITS_WITH_MASKS:
         raise ValueError(f"{split!r} has no masks; there are {', '.join(SPLITS_WITH_MASKS)}")
-    folder = Path(root) / found.folder / split
+    folder = found.set_folder(None if root is None else Path(root)) / split
     images = image_files(folder)
     of_set = _Set(
         folder, folder.with_name(f"{split}-segmentation"), folder_ids(found, folder, images), found.classes

@@ -65,8 +65,9 @@ class ImageNetS(Dataset[dict[str, Any]]):
 
         ``joint_transform(image, mask)`` returns both; it is given torchvision's ``tv_tensors.Image`` and
         ``tv_tensors.Mask`` where torchvision is installed, so that torchvision.transforms.v2 treats each as
-        it must, and the PIL image and the NumPy array where not. ``transform(image)`` comes after it, and
-        is given the PIL image where there is no ``joint_transform``.
+        it must, and the PIL image and the NumPy array where not. One that pads must fill masks with 1000:
+        0 is background. ``transform(image)`` comes after it, and is given the PIL image where there is no
+        ``joint_transform``. An item raises TypeError where a ``joint_transform`` returns anything else.
 
         The sizes of all pairs are held against each other by their headers. Raises InputError when an image
         or mask lacks its partner or differs from it in size, or the classes cannot be told; ValueError for
@@ -128,8 +129,16 @@ class ImageNetS(Dataset[dict[str, Any]]):
         try:
             from torchvision import tv_tensors
         except ModuleNotFoundError:
-            return self.joint_transform(image, mask)
-        return self.joint_transform(tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(mask)))
+            both: Any = self.joint_transform(image, mask)
+        else:
+            both = self.joint_transform(tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(mask)))
+        if not isinstance(both, (tuple, list)) or len(both) != 2:
+            what = getattr(self.joint_transform, "__name__", repr(self.joint_transform))
+            raise TypeError(
+                f"joint_transform {what} returned {type(both).__name__}, not (image, mask); of one that "
+                'gives a dict, as albumentations do, return both["image"], both["mask"]'
+            )
+        return both[0], both[1]
 
 
 def image_files(folder: Path) -> list[str]:

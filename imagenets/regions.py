@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagenets.classes import find_mode
+from imagenets.classes import Mode, find_mode
 from imagenets.common.errors import InputError
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_folder
@@ -49,7 +49,7 @@ class Region(NamedTuple):
 
 
 def target_regions(
-    root: Path | str, mode: str | int, split: str = "validation", square: bool = False
+    root: Path | str | None, mode: str | int | Path | Mode, split: str = "validation", square: bool = False
 ) -> Iterator[Region]:
     """Go through the regions of a prepared set's split, in the order of the images' names.
 
@@ -63,7 +63,7 @@ def target_regions(
     found = find_mode(mode)
     if split not in SPLITS_WITH_MASKS:
         raise ValueError(f"{split!r} has no masks; there are {', '.join(SPLITS_WITH_MASKS)}")
-    folder = Path(root) / found.folder / split
+    folder = found.set_folder(None if root is None else Path(root)) / split
     images = image_files(folder)
     ids = folder_ids(found, folder, images)
     for image in images:
@@ -148,8 +148,8 @@ class Exported(NamedTuple):
 
 
 def export_regions(
-    root: Path | str,
-    mode: str | int,
+    root: Path | str | None,
+    mode: str | int | Path | Mode,
     output: Path,
     form: str,
     split: str = "validation",
@@ -171,11 +171,12 @@ def export_regions(
         raise ValueError(f"no such form: {form!r}; there are {', '.join(FORMS)}")
     if size is not None and (form != "npz" or not square):
         raise ValueError("a size is for npz, and for squares: between 0 and 1 the others hold no value")
-    images = len(image_files(Path(root) / find_mode(mode).folder / split))
+    found = find_mode(mode)
+    images = len(image_files(found.set_folder(None if root is None else Path(root)) / split))
     absent: list[str] = []
     entries: list[dict[str, Any]] = []
     with whole_folder(output) as folder, show("regions", images, unit="region") as advance:
-        regions = target_regions(root, mode, split, square)
+        regions = target_regions(root, found, split, square)
         for wnid, of_class in groupby(regions, key=lambda region: region.image.partition("/")[0]):
             held = list(of_class)
             absent += [region.image for region in held if region.absent]

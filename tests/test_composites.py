@@ -10,6 +10,7 @@ import pytest
 from masksets import write_mask
 from PIL import Image
 from prepared_set import WNIDS, write_image, write_lists
+from scipy import ndimage
 
 from datapreparation import composites as script
 from imagenets import InputError, composite
@@ -44,9 +45,17 @@ def test_colours_and_pictures_are_laid_pixel_by_pixel():
             (Image.fromarray(other), other),
         ):
             assert (composite(PICTURE, MASK, keep, fill) == pasted(kept, np.array(colour))).all()
-    blurred = composite(Image.fromarray(PICTURE), MASK, "ground", "blur")
-    assert (blurred[~MASK] == PICTURE[~MASK]).all()
-    assert np.abs(blurred[MASK].astype(float) - PICTURE.mean(axis=(0, 1))).max() < 20
+
+
+def test_the_blur_is_a_gaussian_of_100_pixels():
+    wide = np.zeros((300, 400, 3), np.uint8)
+    wide[:, 150:] = (250, 120, 30)
+    where = np.zeros((300, 400), bool)
+    where[50:200, 60:300] = True
+    blurred = composite(Image.fromarray(wide), where, "ground", "blur")
+    assert (blurred[~where] == wide[~where]).all()
+    expected = ndimage.gaussian_filter(wide.astype(float), (100, 100, 0), mode="nearest")
+    assert np.abs(blurred[where] - expected[where]).max() < 5, "Pillow's is made of boxes"
 
 
 def test_tiles_are_of_the_largest_strip_and_fill_the_box():
@@ -70,7 +79,7 @@ def test_tiles_are_of_the_largest_strip_and_fill_the_box():
         ((PICTURE, MASK, "both"), "no such part"),
         ((PICTURE, MASK, "object", "pink"), "no such fill"),
         ((PICTURE, MASK, "object", "tiles"), "keep='ground'"),
-        ((PICTURE, MASK, "object", PICTURE[:5]), "same size"),
+        ((PICTURE, MASK, "object", PICTURE[:5]), "but the image is"),
         ((PICTURE, np.ones_like(MASK), "ground", "tiles"), "box fills the image"),
         ((PICTURE, np.zeros_like(MASK), "ground", "tiles"), "there is no object"),
     ],

@@ -41,3 +41,23 @@ def test_resizing_invents_no_label(save):
         assert item["image"].shape == (3, 64, 77)
         assert item["image"].dtype == torch.float32
         assert set(item["mask"].unique().tolist()) == {0, item["class_id"], 1000}
+
+
+def test_masks_are_padded_as_the_docs_say(save):
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: 1000}
+    pad = v2.RandomCrop(48, pad_if_needed=True, fill=fill)
+    for item in ImageNetS(save, "50", "validation", joint_transform=pad):
+        assert item["mask"].shape == (48, 48) and item["mask"][0, 0] == 1000
+
+
+def as_albumentations(image, mask):
+    return {"image": image, "mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("transform", "name"),
+    [(as_albumentations, "as_albumentations returned dict"), (lambda image, mask: image, "returned Image")],
+)
+def test_a_transform_that_does_not_return_both_is_named(save, transform, name):
+    with pytest.raises(TypeError, match=name):
+        ImageNetS(save, "50", "validation", joint_transform=transform)[0]

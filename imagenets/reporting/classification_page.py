@@ -28,7 +28,7 @@ IMAGES_PER_GROUP = 8
 class ClassPage:
     """What a page is about. Images are shown where ``gt_dir`` has their masks; photographs are optional."""
 
-    mode: str
+    title: str
     outputs: str
     classes: Sequence[ClassInfo]
     gt_dir: Path | None = None
@@ -106,13 +106,13 @@ def _panels(page: ClassPage, gt_dir: Path, name: str, class_id: int) -> list[Pan
 
 
 def conditions_html(
-    conditions: Sequence[Condition], gap: Difference | None, mode: str, images: int, date: str | None = None
+    conditions: Sequence[Condition], gap: Difference | None, title: str, images: int, date: str | None = None
 ) -> str:
     """Format a classifier's scores by condition as a page with a chart."""
     return render_page(
         "conditions.html",
         date=date,
-        mode=mode,
+        title=title,
         images=images,
         conditions=conditions,
         gap=gap,

@@ -50,7 +50,7 @@ _NOTES = {
 class MapPage:
     """What a page is about: where maps, masks and images lie, and the class id of each wnid folder."""
 
-    mode: str
+    title: str
     pairs: Pairs
     class_ids: Mapping[str, int]
     resize: bool = False

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagenets.class_ids import imagenet_to_class, logit_indices, logits_to_mode
+from imagenets.class_ids import imagenet_to_class, logit_indices, logits_to_mode, mode_wnids
 from imagenets.classes import IMAGENET_CLASSES, Mode
 from imagenets.common.errors import InputError, listed
 from imagenets.common.folders import files_by_class
@@ -73,7 +73,7 @@ class ClassScores:
 
 
 def true_classes(
-    outputs: Outputs, mode: Mode, wnids: Sequence[str], gt_dir: Path | None = None, partial: bool = False
+    outputs: Outputs, mode: Mode, gt_dir: Path | None = None, partial: bool = False
 ) -> dict[str, tuple[int, int]]:
     """Find the row and the class id of each image, by its place ``<wnid>/<stem>``.
 
@@ -83,14 +83,15 @@ def true_classes(
     ``gt_dir`` without outputs, unless ``partial``, and for images in folders that are no class, or in another
     folder than the set has them in.
     """
-    ids = {wnid: class_id for class_id, wnid in enumerate(sorted(wnids), start=1)}
+    ids = {wnid: class_id for class_id, wnid in enumerate(mode_wnids(mode), start=1)}
     rows = {place_of(name): row for row, name in enumerate(outputs.names)}
     if gt_dir is not None:
         known = [place.removesuffix(".png") for place in files_by_class(gt_dir, lambda n: n.endswith(".png"))]
         if not known:
             raise InputError(f"{gt_dir}: no masks there; ground truth lies in <gt-dir>/<wnid>/<name>.png")
     else:
-        known = [place_of(image.target) for image in mapping_at_hand(mode.name, "validation", wnids) or []]
+        rows_of_list = None if mode.own else mapping_at_hand(mode.name, "validation", ids)
+        known = [place_of(image.target) for image in rows_of_list or []]
     of_stem = {place.partition("/")[2]: place for place in known}
     found: dict[str, int] = {}
     misplaced = []
@@ -131,7 +132,6 @@ def classify(
     outputs: Outputs,
     images: Mapping[str, tuple[int, int]],
     mode: Mode,
-    wnids: Sequence[str],
     indices: str | None = None,
     among: str = "mode",
 ) -> Classified:
@@ -148,9 +148,9 @@ def classify(
     values = outputs.values[rows]
     names = tuple(images)
     if not outputs.are_logits:
-        given = _class_indices(outputs.path, values, mode, wnids, indices)
+        given = _class_indices(outputs.path, values, mode, indices)
         return _of_indices(names, given, truth)
-    logits = _mode_logits(outputs.path, values, mode, wnids, among)
+    logits = _mode_logits(outputs.path, values, mode, among)
     own = logits[np.arange(len(truth)), truth - 1][:, None]
     ties = logits == own
     earlier = np.arange(logits.shape[1]) < (truth - 1)[:, None]
@@ -169,7 +169,7 @@ def classify(
     )
 
 
-def _mode_logits(path: Path, values: np.ndarray, mode: Mode, wnids: Sequence[str], among: str) -> np.ndarray:
+def _mode_logits(path: Path, values: np.ndarray, mode: Mode, among: str) -> np.ndarray:
     """Logits (n, N), or (n, N + others) where all of ImageNet's classes count."""
     if values.shape[1] == mode.classes:
         return values
@@ -178,16 +178,14 @@ def _mode_logits(path: Path, values: np.ndarray, mode: Mode, wnids: Sequence[str
             f"{path}: {values.shape[1]} logits for each image; give {mode.classes}, of classes 1 to "
             f"{mode.classes} without background, or {IMAGENET_CLASSES}, of an ImageNet classifier"
         )
-    chosen = logits_to_mode(values, mode.name, wnids)
+    chosen = logits_to_mode(values, mode)
     if among == "mode":
         return chosen
-    own, _, merged = logit_indices(mode.name, wnids)
+    own, _, merged = logit_indices(mode)
     return np.concatenate([chosen, np.delete(values, np.concatenate([own, merged]), axis=1)], axis=1)
 
 
-def _class_indices(
-    path: Path, values: np.ndarray, mode: Mode, wnids: Sequence[str], indices: str | None
-) -> np.ndarray:
+def _class_indices(path: Path, values: np.ndarray, mode: Mode, indices: str | None) -> np.ndarray:
     if indices is None:
         raise InputError(
             f"{path}: whole numbers, but of which list? Say indices imagenet, for ImageNet's 0..999, or "
@@ -196,7 +194,7 @@ def _class_indices(
     low, high = (0, IMAGENET_CLASSES - 1) if indices == "imagenet" else (1, mode.classes)
     if values.min() < low or values.max() > high:
         raise InputError(f"{path}: indices {values.min()}..{values.max()} are not within {low}..{high}")
-    return imagenet_to_class(mode.name, wnids)[values] if indices == "imagenet" else values
+    return imagenet_to_class(mode)[values] if indices == "imagenet" else values
 
 
 def _of_indices(names: tuple[str, ...], given: np.ndarray, truth: np.ndarray) -> Classified:
