@@ -68,7 +68,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--scores",
         type=score_names,
-        default=SCORES,
         metavar="NAME,NAME",
         help=f"columns, of {', '.join(SCORES)} (default: all)",
     )
@@ -148,11 +147,15 @@ def main() -> None:
             f"{len(silent)} files of an older toolbox do not say of which images they are, or by which "
             f"definition of the scores:\n{listed([str(path) for path in silent])}"
         )
+    if files[0].task != "segmentation" and (arguments.scores or arguments.published or arguments.results):
+        raise InputError(
+            f"{files[0].path}: accuracies of a classifier; --scores, --published and --results are of segmentation"
+        )
     rows = [method_row(name, group) for name, group in runs.items()]
     if arguments.published or arguments.results:
         standings = read_standings(files[0].mode, arguments.protocol, arguments.results)
         rows += [published_row(s) for s in standings if s.val == s.val and (s.own or arguments.published)]
-    table = ResultTable(files[0].mode, files[0].images, rows, arguments.scores)
+    table = ResultTable(files[0].mode, files[0].images, rows, arguments.scores or tuple(files[0].scores))
     print(table_text(table))
     if arguments.output:
         save_results({arguments.output: FORMATS[arguments.output.suffix](table)})

@@ -13,6 +13,7 @@ from masksets import write_mask
 from prepared_set import VALIDATION, WNIDS, write_image, write_lists
 
 from evaluation import classify as script
+from evaluation import table as table_script
 from imagenets import InputError
 from imagenets.class_ids import imagenet_to_class
 from imagenets.classes import MODES, find_mode
@@ -270,6 +271,13 @@ def test_the_script(folder, monkeypatch, capsys):
     assert "has the same logit as another" in done.err
     page = (folder / "r.html").read_text()
     assert page.count("<figure>") == 24 and "taken for" in page and 'alt="picture of' in page
+    monkeypatch.setattr(sys, "argv", ["table.py", "s.json"])
+    table_script.main()
+    printed = capsys.readouterr().out
+    assert f"{expected['top5']:.2f}*" in printed and "top1_images" in printed and "mIoU" not in printed
+    monkeypatch.setattr(sys, "argv", ["table.py", "s.json", "--published"])
+    with pytest.raises(InputError, match="are of segmentation"):
+        table_script.main()
     run(monkeypatch, capsys, "--logits", "a.npz", *options, "--output", "s.csv")
     with (folder / "s.csv").open() as file:
         assert [row["images"] for row in csv.DictReader(file)][:3] == ["5", "5", "4"]

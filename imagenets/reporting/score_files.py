@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imagenets.common.errors import InputError, counted
 from imagenets.scoring.metrics import SCORES
@@ -15,8 +16,9 @@ from imagenets.scoring.protocols import PROTOCOLS
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """Scores of one run: percentages by the names of SCORES, nan where one does not exist.
+    """Scores of one run: percentages by name, nan where one does not exist.
 
+    The names are those of SCORES; of accuracies (``task`` classification), the file's own.
     ``images`` is the number of images, ``images_sha256`` tells which they are, ``definition`` by which
     definition of the scores they were computed (see SCORE_DEFINITION); None in files that do not say.
     ``protocol`` is the run's, ``class_list`` the digest of a class list of one's own, None without.
@@ -30,6 +32,7 @@ class ScoreFile:
     scores: dict[str, float]
     protocol: str | None = None
     class_list: str | None = None
+    task: str = "segmentation"
 
 
 def read_scores(path: Path) -> ScoreFile:
@@ -51,19 +54,29 @@ def read_scores(path: Path) -> ScoreFile:
         content["images"],
         images_sha256 if isinstance(images_sha256, str) else None,
         definition if type(definition) is int else None,
-        {name: _score(content["scores"][name]) for name in SCORES},
+        {name: _score(content["scores"][name]) for name in _names(content)},
         protocol if (protocol := content.get("protocol")) in PROTOCOLS else None,
         content.get("class_list_sha256"),
+        "classification" if _is_classification(content) else "segmentation",
     )
 
 
-def _is_score_file(content: dict[str, object]) -> bool:
+def _is_classification(content: dict[str, Any]) -> bool:
+    """Did classify.py write it, and not evaluator.py?"""
+    return bool(content.get("task") == "classification")
+
+
+def _names(content: dict[str, Any]) -> Sequence[str]:
+    return tuple(content["scores"]) if _is_classification(content) else SCORES
+
+
+def _is_score_file(content: dict[str, Any]) -> bool:
     scores = content.get("scores")
     return (
         isinstance(content.get("mode"), str)
         and type(content.get("images")) is int
         and isinstance(scores, dict)
-        and all(name in scores and _is_score(scores[name]) for name in SCORES)
+        and all(name in scores and _is_score(scores[name]) for name in _names(content))
     )
 
 
@@ -79,6 +92,8 @@ def refuse_unlike(files: Sequence[ScoreFile]) -> None:
     """Raise InputError, telling all differences, when scores are of other modes, images or definitions."""
     differences: list[str] = []
     for what, values in (
+        ("task", [file.task for file in files]),
+        ("scores", [", ".join(file.scores) for file in files]),
         ("mode", [file.mode for file in files]),
         ("class list", [file.class_list for file in files]),
         ("number of images", [file.images for file in files]),

@@ -36,7 +36,7 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: percentages by the names of SCORES, nan where there is none.
+    """A line of the table: percentages by the names of the scores, nan where there is none.
 
     ``deviations`` are those of the sample (n − 1), nan with fewer than two runs. ``runs`` is None in a row
     that is no run of one's own scored by this toolbox but a published result, of which mIoU alone is known.
@@ -93,7 +93,7 @@ def method_row(name: str, files: Sequence[ScoreFile]) -> Row:
             f"{name}: runs of one method, but of different protocols:\n"
             + listed([f"{file.path}: {file.protocol or 'none'}" for file in files])
         )
-    columns = {score: [file.scores[score] for file in files] for score in SCORES}
+    columns = {score: [file.scores[score] for file in files] for score in files[0].scores}
     return Row(
         name.encode(errors="replace").decode(),
         len(files),
@@ -195,7 +195,7 @@ def table_text(table: ResultTable) -> str:
     def cell(score: _Cell) -> str:
         return _with_deviation(score.mean, score) + ("*" if score.is_best else " ")
 
-    header = [name + " " * (name in SCORES) for name in _header(table)]
+    header = [name + " " * (name in table.scores) for name in _header(table)]
     left = range(1 + table.has_protocols)
     return f"{text_table(header, _lines(table, cell, _one_line), left)}\n\n{table_note(table)} *: the best"
 
