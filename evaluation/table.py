@@ -149,7 +149,7 @@ def main() -> None:
         )
     if files[0].task != "segmentation" and (arguments.scores or arguments.published or arguments.results):
         raise InputError(
-            f"{files[0].path}: accuracies of a classifier; --scores, --published and --results are of segmentation"
+            f"{files[0].path}: accuracies; --scores, --published and --results are of segmentation"
         )
     rows = [method_row(name, group) for name, group in runs.items()]
     if arguments.published or arguments.results:
