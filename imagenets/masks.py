@@ -1,4 +1,8 @@
-"""The mask format, an 8-bit RGB PNG with label = R + 256 G (docs/benchmark.md, Masks), and boundary width."""
+"""The mask format, an 8-bit RGB PNG with label = R + 256 G (docs/benchmark.md, Masks), and boundary width.
+
+Boundary IoU is in three files: how wide a boundary is, here (``boundary_distance``); which pixels lie on one,
+``imagenets/scoring/run_length.py``; the sums and scores, ``imagenets/scoring/metrics.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The scores of the benchmark (docs/benchmark.md, IoU to Acc), from a contingency table and a matching."""
+"""The scores of the benchmark (docs/benchmark.md, IoU to Acc), from a contingency table and a matching.
+
+Boundary IoU is in three files: how wide a boundary is, ``imagenets/masks.py``; which pixels lie on one,
+``imagenets/scoring/run_length.py``; the sums and scores, here.
+"""
 
 from __future__ import annotations
 
