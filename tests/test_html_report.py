@@ -297,7 +297,7 @@ def test_paths_that_are_no_utf8(subject, tmp_path):
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "c.json").read_text())["a"]["predict_dir"] == str(folder / "pred")
+    assert json.loads((folder / "c.json").read_text())["a"]["runs"][0]["predict_dir"] == str(folder / "pred")
 
 
 def test_missing_and_bad_pictures_are_listed(subject, tmp_path):
