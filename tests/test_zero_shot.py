@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from prepared_set import VALIDATION, WNIDS, write_lists, write_set
 from torch.nn.functional import interpolate
 
 open_clip = pytest.importorskip("open_clip")
+
 from open_clip.transformer import VisionTransformer
 
 from imagenets.classes import ClassInfo, class_table
@@ -19,11 +23,12 @@ from imagenets.learning.engine.full_size import label_map, label_map_and_confide
 from imagenets.learning.engine.inference import Batch
 from imagenets.learning.zero_shot import labels, text_embeddings, vision_language
 from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS, clip_embeddings
-from imagenets.learning.zero_shot.vision_language import (
-    SIGLIP_DENSE,
-    VisionLanguage,
-    load_vision_language,
-)
+from imagenets.learning.zero_shot.vision_language import SIGLIP_DENSE, VisionLanguage, load_vision_language
+from imagenets.masks import decode_mask
+from imagenets.scoring.contingency import count_pairs
+from imagenets.scoring.metrics import evaluate
+from imagenets.scoring.pairs import find_pairs
+from methods import zero_shot
 
 
 @pytest.fixture(scope="module")
@@ -427,3 +432,75 @@ def test_a_folder_says_model_and_preprocessing(tiny, tmp_path):
     assert torch.equal(loaded.model.visual.proj, model.visual.proj)
     with pytest.raises(InputError, match=r"has no open_clip_config\.json"):
         load_vision_language(None, tmp_path.parent)
+
+
+@pytest.fixture(scope="module")
+def run_on_a_set(tiny, tmp_path_factory):
+    """A function that runs zero_shot.py in this process on a prepared set of four validation images."""
+    folder, _ = tiny
+    root = tmp_path_factory.mktemp("zero_shot")
+    write_set(root / "save")
+    write_lists(root / "lists")
+
+    def run(output, *more):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("IMAGENETS_LISTS", str(root / "lists"))
+            patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+            arguments = ["--save-dir", root / "save", "--mode", 50, "--splits", "validation", "--workers", 0]
+            arguments += ["--model", "tiny-clip", "--checkpoint", folder / "weights.pt", "--size", 45]
+            arguments += ["--output-dir", output, "--templates", 1, "--device", "cpu", *more]
+            patch.setattr(sys, "argv", ["zero_shot.py", *map(str, arguments)])
+            zero_shot.main()
+
+    return root, run
+
+
+def test_label_maps_are_those_of_the_definition_and_score_what_the_sweep_says(
+    run_on_a_set, tiny, tmp_path, capsys
+):
+    root, run = run_on_a_set
+    _, model = tiny
+    run(tmp_path / "out")
+    assert "whose masks were used to choose it" in capsys.readouterr().out
+    chosen = json.loads((tmp_path / "out/threshold.json").read_text())
+    truth = root / "save/ImageNetS50/validation-segmentation"
+    found = find_pairs(truth, tmp_path / "out/validation")
+    table, _ = count_pairs(found, workers=0)
+    assert max(chosen["mIoU"]) == pytest.approx(evaluate(table, classes=50).scores["mIoU"], abs=1e-9)
+    names = text_embeddings.class_names("openai", class_table(50, WNIDS))
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    with torch.no_grad():
+        text = torch.stack([model.encode_text(tokenizer([f"a photo of a {name}."]))[0] for name in names])
+        text /= text.norm(dim=1, keepdim=True)
+        for _, wnid, stem in VALIDATION:
+            image = Image.open(root / f"save/ImageNetS50/validation/{wnid}/{stem}.JPEG").convert("RGB")
+            width, height = image.size
+            # 45 pixels high and in proportion wide, each to the nearest multiple of 16.
+            small = image.resize((16 * round(int(45 * width / height) / 16), 48), Image.Resampling.BILINEAR)
+            values = torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255
+            mean, std = (
+                torch.tensor(of)[:, None, None]
+                for of in (vision_language.CLIP_MEAN, vision_language.CLIP_STD)
+            )
+            patches = slow_embeddings(model.visual, (values - mean) / std, "naclip")
+            logits = 40 * torch.einsum("hwe,ne->nhw", patches, text)[None]
+            probability, best = interpolate(logits, (height, width), mode="bilinear")[0].softmax(0).max(0)
+            wanted = torch.where(probability < chosen["best"], 0, best + 1)
+            found = decode_mask(tmp_path / f"out/validation/{wnid}/{stem}.png")
+            assert (found == wanted.numpy()).mean() > 0.99  # but for ties by rounding
+
+
+def test_a_second_run_makes_nothing_new_and_other_settings_are_refused(
+    run_on_a_set, tmp_path, capsys, monkeypatch
+):
+    _, run = run_on_a_set
+    run(tmp_path / "out", "--threshold", 0.1)
+    capsys.readouterr()
+    run(tmp_path / "out", "--threshold", 0.1)
+    assert "4 predictions, 0 made now" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"holds another run \(dense: naclip then, clearclip now\)"):
+        run(tmp_path / "out", "--threshold", 0.1, "--dense", "clearclip")
+    with pytest.raises(InputError, match="for which --dense siglip is not defined"):
+        run(tmp_path / "other", "--dense", "siglip")
+    monkeypatch.setattr(zero_shot, "embed_names", None)  # kept from before: not computed again
+    run(tmp_path / "third", "--threshold", 0.2, "--dense", "sclip")

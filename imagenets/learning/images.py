@@ -51,14 +51,16 @@ class Reading:
     """How an image becomes a picture.
 
     The shorter side becomes ``side`` pixels, the longer one in proportion, rounded down, by Pillow's bilinear
-    filter (which averages where it shrinks); then, if ``crop`` is given, the middle crop x crop pixels
-    remain. ``fixed_size``, (height, width), takes the place of both. ``mean`` and ``std`` normalise values
-    in 0..1. ``beside``, where given, finds an array for each picture (h, w, 3) uint8, in the workers.
+    filter (which averages where it shrinks); both are then rounded to the nearest ``multiple`` (a network's
+    patch, so that no pixel is left out). If ``crop`` is given, the middle crop x crop pixels remain.
+    ``fixed_size``, (height, width), takes the place of all these. ``mean`` and ``std`` normalise values in
+    0..1. ``beside``, where given, finds an array for each picture (h, w, 3) uint8, in the workers.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     side: int = 256
+    multiple: int = 1
     crop: int | None = None
     fixed_size: tuple[int, int] | None = None
     beside: Callable[[np.ndarray], np.ndarray] | None = None
@@ -110,12 +112,19 @@ def _resized(image: Image.Image, reading: Reading) -> Image.Image:
     if reading.fixed_size:
         return image.resize(reading.fixed_size[::-1], Image.Resampling.BILINEAR)
     size = picture_size(*image.size, reading.side)
+    if reading.multiple > 1:
+        size = _rounded(size[0], reading.multiple), _rounded(size[1], reading.multiple)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     if reading.crop is None:
         return image
     left, top = (round((length - reading.crop) / 2) for length in image.size)
     return image.crop((left, top, left + reading.crop, top + reading.crop))
+
+
+def _rounded(length: int, multiple: int) -> int:
+    """Nearest multiple, at least one; a half is rounded up."""
+    return max(1, (2 * length + multiple) // (2 * multiple)) * multiple
 
 
 def _mask_size(path: Path | None) -> tuple[int, int] | None:

@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""Name segments by text with CLIP or SigLIP, without training (protocol: free): docs/zero_shot.md.
+
+Writes OUTPUT/<split>/<wnid>/<name>.png, predictions in class ids for evaluator.py; no matching is needed.
+A run that was stopped continues. Under torchrun every process takes a share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line.startup import run
+from command_line.arguments import number_in, path_argument, whole_number
+from command_line.networks import SPLITS, add_running, add_source, check_source, listed_images, running_of
+from command_line.progress import bar, warn
+from imagenets.class_ids import mode_table
+from imagenets.common.errors import InputError
+from imagenets.learning.engine.inference import Running, load_arrays, store_arrays, write_label_maps
+from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
+from imagenets.learning.engine.threshold_sweep import save_sweep
+from imagenets.learning.images import Images, Reading, split_images, target_paths
+from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.processes import Processes, started
+from imagenets.learning.run_folder import names_digest
+from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS
+from imagenets.learning.zero_shot.labels import Namer, label_step, sweep, sweep_step
+from imagenets.learning.zero_shot.text_embeddings import (
+    NAME_SOURCES,
+    TEMPLATE_COUNTS,
+    class_names,
+    embed_names,
+    embeddings_file,
+    load_embeddings,
+    save_embeddings,
+    tied_names,
+)
+from imagenets.learning.zero_shot.vision_language import SIGLIP_DENSE, VisionLanguage, load_vision_language
+from imagenets.lists import cache_folder
+
+RECORD, THRESHOLD, CHART, PARTS = "zero_shot.json", "threshold.json", "threshold.png", "threshold-parts"
+SIZE = 336  # pixels, as SCLIP and NACLIP evaluate
+
+
+def threshold_argument(text: str) -> float | None:
+    """Argument type: a probability, or ``auto`` (None)."""
+    return None if text == "auto" else number_in(0, 1)(text)
+
+
+def names_argument(text: str) -> str | Path:
+    """Argument type: the name of a list, or the path of one."""
+    return text if text in NAME_SOURCES else path_argument(text)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_source(parser)
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a model of open_clip; not needed where --checkpoint is a folder"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=path_argument,
+        required=True,
+        metavar="FILE",
+        help="its weights: open_clip's or OpenAI's file, or a folder with open_clip_config.json",
+    )
+    parser.add_argument(
+        "--dense",
+        choices=[*LAST_BLOCKS, SIGLIP_DENSE],
+        help=f"what the last block does to the patches (default: naclip; of SigLIP's towers {SIGLIP_DENSE})",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=threshold_argument,
+        metavar="T",
+        default=None,
+        help="a pixel whose most probable class is below it is background, 0..1 (default: auto, the best on "
+        "validation, chosen with its masks)",
+    )
+    parser.add_argument(
+        "--names",
+        type=names_argument,
+        metavar="LIST",
+        help="class names: openai, toolbox, or a text file, one a line in the order of ids (default: openai; "
+        "with a class list of your own, the names in it)",
+    )
+    parser.add_argument(
+        "--templates",
+        type=int,
+        choices=TEMPLATE_COUNTS,
+        default=80,
+        help="sentences a name is put into: 1, OpenAI's 80, or these and 5 of scenes (default: 80)",
+    )
+    parser.add_argument(
+        "--size",
+        type=whole_number(32, 4096),
+        default=SIZE,
+        metavar="N",
+        help=f"pixels of the shorter side; both sides are rounded to whole patches (default: {SIZE})",
+    )
+    add_running(parser, batch_size=8)
+    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
+    arguments = parser.parse_args()
+    check_source(parser, arguments)
+    if arguments.mode is None:
+        parser.error("--mode says which classes are looked for: 50, 300, 919 or the path of a class list")
+    if arguments.images is not None and arguments.threshold is None:
+        parser.error("--images needs --threshold: only validation has masks to choose one with")
+    return arguments
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the command line names, read and checked."""
+
+    arguments: argparse.Namespace
+    model: VisionLanguage
+    dense: str
+    names: list[str]
+    images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
+    targets: dict[str, list[Path]]
+    record: dict[str, dict[str, object]]
+
+    @property
+    def reading(self) -> Reading:
+        """How images become pictures."""
+        return Reading(self.model.mean, self.model.std, side=self.arguments.size, multiple=self.model.patch)
+
+
+def prepare(arguments: argparse.Namespace) -> Job:
+    """Read and check all that the command line names."""
+    images = listed_images(arguments)
+    source = arguments.names or ("openai" if arguments.mode.own is None else "toolbox")
+    names = class_names(source, mode_table(arguments.mode))
+    model = load_vision_language(arguments.model, arguments.checkpoint)
+    dense = arguments.dense or (SIGLIP_DENSE if model.is_siglip else "naclip")
+    if (dense == SIGLIP_DENSE) != model.is_siglip:
+        kind = "a SigLIP tower" if model.is_siglip else "CLIP's ViT"
+        raise InputError(f"{model.name} is {kind}, for which --dense {dense} is not defined")
+    settings = {
+        "model": model.name,
+        "checkpoint": model.digest,
+        "dense": dense,
+        "threshold": "auto" if arguments.threshold is None else arguments.threshold,
+        "names": names_digest(names),
+        "templates": arguments.templates,
+        "size": arguments.size,
+        "mode": arguments.mode.identity,
+        "amp": arguments.amp,
+        "code": code_digest(),
+    }
+    targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
+    return Job(arguments, model, dense, names, images, targets, run_record(settings, images))
+
+
+def text_embeddings(job: Job, processes: Processes) -> Path:
+    """Make the class names' embeddings where they are not kept yet; called in the first process."""
+    path = embeddings_file(cache_folder(), job.names, job.arguments.templates, job.model.digest)
+    if not path.exists():
+        embedded = embed_names(
+            job.model.model, job.model.tokenizer, job.names, job.arguments.templates, processes.device, bar
+        )
+        save_embeddings(path, embedded)
+    for group in tied_names(job.names, job.model.tokenizer):
+        warn(f"{', '.join(group)}: one text to the model, so the first of them always wins; see --names")
+    return path
+
+
+def chosen_threshold(job: Job, namer: Namer, running: Running) -> float:
+    """Return the threshold of the command line, or the best on validation; called on all processes."""
+    arguments, processes = job.arguments, running.processes
+    if arguments.threshold is not None:
+        return float(arguments.threshold)
+    path = arguments.output_dir / THRESHOLD
+    if not processes.from_first(path.exists):
+        images = processes.together(partial(validation_images, arguments))
+        identity = " ".join(map(str, job.record["settings"].values()))
+        parts = arguments.output_dir / PARTS
+        store = partial(
+            store_arrays, images, parts, identity, sweep_step(namer), job.reading, running, with_masks=True
+        )
+        files = processes.together(store)
+        processes.from_first(partial(sweep_thresholds, arguments, files))
+    best = float(processes.from_first(lambda: json.loads(path.read_text(encoding="utf-8"))["best"]))
+    if processes.first:
+        print(f"threshold {best:g}: the best on validation, whose masks were used to choose it; {path}")
+    return best
+
+
+def validation_images(arguments: argparse.Namespace) -> Images:
+    """List validation, whose masks the choice of the threshold needs."""
+    images = split_images(arguments.save_dir, arguments.mode, "validation")
+    if images.masks is None:
+        raise InputError(
+            f"{images.folder}: has no masks beside it to choose a threshold with; give --threshold"
+        )
+    return images
+
+
+def sweep_thresholds(arguments: argparse.Namespace, files: list[Path]) -> None:
+    """Score all thresholds, save and draw them."""
+    output = arguments.output_dir
+    found = sweep(load_arrays(files, "truth"), load_arrays(files, "predicted"), arguments.mode.classes)
+    save_sweep(found, output / THRESHOLD, output / CHART, "the largest class probability")
+    shutil.rmtree(output / PARTS)
+
+
+def segment(job: Job, processes: Processes) -> None:
+    """Embed the names, choose the threshold, write the label maps, print; called on all processes."""
+    arguments, running = job.arguments, running_of(job.arguments, processes)
+    job.model.model.to(processes.device)
+    path = processes.from_first(partial(text_embeddings, job, processes))
+    text = processes.together(partial(load_embeddings, path)).to(processes.device)
+    namer = Namer(job.model, text, job.dense)
+    step = label_step(namer, chosen_threshold(job, namer, running))
+    for name, of_split in job.images.items():
+        write = partial(write_label_maps, of_split, job.targets[name], step, job.reading, running)
+        made = sum(processes.gathered(processes.together(write)))
+        if processes.first:
+            print(f"{arguments.output_dir / name}: {len(of_split.names)} predictions, {made} made now")
+    if arguments.overlays:
+        processes.from_first(partial(draw_overlays, job))
+
+
+def draw_overlays(job: Job) -> None:
+    """Draw the labels over the pictures."""
+    arguments = job.arguments
+    names = ["background", *job.names]
+    for name, of_split in job.images.items():
+        overlays = overlay_paths(job.targets[name], arguments.output_dir)
+        write_label_overlays(of_split, job.targets[name], overlays, names, "class", arguments.workers, bar)
+
+
+def main() -> None:
+    """Parse, and work on all processes of torchrun."""
+    arguments = parse_arguments()
+    with started(arguments.device) as processes:
+        job = processes.together(partial(prepare, arguments))
+        if processes.first:
+            print("\n".join(job.model.lines))
+        owned = (*job.images, *SPLITS, THRESHOLD, CHART, PARTS)
+        with opened(arguments.output_dir, RECORD, job.record, owned, processes):
+            segment(job, processes)
+
+
+if __name__ == "__main__":
+    run(main, goes_on=True, on_all_ranks=True)
