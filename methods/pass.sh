@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # PASS, the benchmark paper's own method, all steps: bash methods/pass.sh SAVE MODE OUT [small]
 # SAVE is data_preparation.sh's, MODE 50, 300 or 919. Run it again to go on after a stop. small: minutes on two
-# cores, for the demo's set. All GPUs of this machine are used. PYTHON chooses an interpreter that has
-# requirements.txt and requirements-methods.txt; without it, the checkout's .venv (bash setup.sh methods).
-# SEED replaces the seeds of all steps.
+# cores, for the demo's set. It runs on as many GPUs of this machine as divide a batch of 256. PYTHON is an
+# interpreter that has what the methods need; without it, the checkout's .venv (bash setup.sh methods). SEED
+# replaces the seeds of all steps.
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-usage() { echo "usage: bash methods/pass.sh SAVE MODE OUT [small], with MODE 50, 300 or 919" >&2 && exit 2; }
-case $#:${4:-small} in 3:* | 4:small) ;; *) usage ;; esac
+usage() { echo "usage: bash methods/pass.sh SAVE MODE OUT [small], with MODE 50, 300 or 919"; }
+wrong() { usage >&2 && exit 2; }
+case ${1:-} in -h | --help) usage && exit 0 ;; esac
+case $#:${4:-small} in 3:* | 4:small) ;; *) wrong ;; esac
 save=$1 mode=$2 out=$3 size=${4:-}
 case $mode in
 50) backbone=resnet18 ;;
 300 | 919) backbone=resnet50 ;;
-*) usage ;;
+*) wrong ;;
 esac
-case $save:$out in :* | *: | -* | *:-*) usage ;; esac
+case $save:$out in :* | *: | -* | *:-*) wrong ;; esac
 PYTHON=${PYTHON:-$root/.venv/bin/python}
 if ! command -v "$PYTHON" >/dev/null; then
     echo "error: $PYTHON: no such interpreter; make it: bash setup.sh methods" >&2 && exit 1
@@ -31,7 +33,8 @@ if ! gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev
 fi
 launch=("$PYTHON")
 if [ "$gpus" -gt 1 ]; then
-    launch=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$gpus")
+    while ((256 % gpus)); do gpus=$((gpus - 1)); done # a batch is split evenly
+    launch=("$PYTHON" "$root/command_line/torchrun.py" --standalone --nproc-per-node "$gpus")
 fi
 set=$save/ImageNetS$mode
 common=(--save-dir "$save" --mode "$mode")

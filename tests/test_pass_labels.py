@@ -285,6 +285,24 @@ def test_pass_sh_says_how_it_is_used(arguments):
     assert result.stderr.startswith("usage: bash methods/pass.sh SAVE MODE OUT [small]")
 
 
+def test_pass_sh_says_how_it_is_used_on_demand():
+    done = subprocess.run(["bash", CHECKOUT / "methods/pass.sh", "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: bash methods/pass.sh")
+
+
+@pytest.mark.parametrize(("gpus", "used"), [(2, 2), (3, 2), (5, 4), (7, 4), (8, 8), (12, 8)])
+def test_pass_sh_takes_as_many_gpus_as_divide_a_batch(tmp_path, gpus, used):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo {gpus} && exit\necho "$@" >&2\nexit 1\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", CHECKOUT / "methods/pass.sh", tmp_path, "50", tmp_path / "out"],
+        env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert f"--nproc-per-node {used} " in done.stderr
+
+
 def test_pass_sh_says_what_an_interpreter_lacks(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 1\n")

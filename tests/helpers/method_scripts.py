@@ -12,19 +12,30 @@ import timm  # noqa: F401 - loaded once, for all forks
 import torch
 
 from command_line.startup import run
-from methods import finetune, predict, pretrain
+from helpers import faults
+from methods import distance_matching, finetune, predict, pretrain
 
 torch.optim.AdamW([torch.zeros(1)])  # the first optimiser makes PyTorch load half of itself
 
-MAINS = {"finetune": finetune.main, "predict": predict.main, "pretrain": pretrain.main}
+MAINS = {
+    "distance_matching": distance_matching.main,
+    "finetune": finetune.main,
+    "predict": predict.main,
+    "pretrain": pretrain.main,
+}
 
 
-def child(script, arguments, environment, said):
-    """Run a script as a process of its own; what it prints goes to the file ``said``."""
+def child(script, arguments, environment, said, fault=None):
+    """Run a script as a process of its own; what it prints goes to the file ``said``.
+
+    ``fault`` is what happens to it, and when: the arguments of ``faults.arm``.
+    """
     os.environ.update(environment)
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
     sys.argv = [f"{script}.py", *arguments]
+    if fault is not None:
+        faults.arm(*fault)
     run(MAINS[script], goes_on=True, on_all_ranks=True)
