@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load
 SPLITS = ("validation", "test")
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add where images come from: a prepared set with its mode and splits, or any folder."""
+def add_source(parser: argparse.ArgumentParser, splits: Sequence[str] = SPLITS) -> None:
+    """Add where images come from: a prepared set with its mode and ``splits``, or any folder."""
     source = parser.add_mutually_exclusive_group()
     add_save_dir_argument(source)
     source.add_argument(
@@ -38,8 +38,8 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--splits",
         nargs="+",
-        choices=SPLITS,
-        help="splits of the set to segment (default: those that are there)",
+        choices=splits,
+        help="splits of the set to segment (default: those of validation and test that are there)",
     )
 
 

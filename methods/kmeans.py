@@ -1,58 +1,56 @@
 #!/usr/bin/env python3
-"""Segment images without a label: foregrounds, features, k-means over the training images.
+"""Segment images without labels: foregrounds, their features, k-means over the training images.
 
 Writes OUTPUT/<split>/<wnid>/<name>.png: the foreground of each image with the id 1..K of its cluster, for
-match.py and evaluator.py. Class folders are no information here: of a training image nothing but its
-content counts. A run that was stopped goes on; the same command gives the same bytes. With --images any
-pictures are clustered. With --backbone every process of torchrun takes a share.
+match.py and evaluator.py. Class folders are not used: only the content of the training images counts. A run
+that was stopped resumes; the same command writes the same bytes. With --images any pictures are clustered.
+Under torchrun every process takes a share.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import path_argument, whole_number
+from command_line.arguments import number_in, path_argument, whole_number
 
 # isort: split
 import numpy as np
 
-from command_line.networks import (
-    SPLITS,
-    add_running,
-    add_source,
-    check_source,
-    chosen_splits,
-    running_of,
-)
+from command_line.networks import add_running, add_source, check_source, chosen_splits, running_of
 from command_line.progress import bar, warn
-from imagenets.classes import MAX_LABEL
-from imagenets.common.torchrun import Place, place
+from imagenets.classes import MAX_LABEL, Mode
 from imagenets.common.whole_files import whole_file
-from imagenets.common.workers import Mapper
+from imagenets.learning.engine.inference import Running
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
-from imagenets.learning.images import Images, images_below, list_images, refuse, shuffled, target_paths
-from imagenets.learning.kmeans.centres import cluster_ids, fit_centres
-from imagenets.learning.kmeans.extraction import (
-    Prediction,
-    code_version,
-    describe,
-    feature_chunks,
-    library_versions,
-    processes,
-    write_prediction,
+from imagenets.learning.images import Images, images_below, shuffled, split_images, target_paths
+from imagenets.learning.kmeans.clusters import (
+    FOREGROUNDS,
+    RESTARTS,
+    Descriptor,
+    fit_centres,
+    handmade,
+    matched_scores,
+    network,
+    radii,
+    store_features,
+    write_clusters,
 )
-from imagenets.learning.kmeans.features import handmade
-from imagenets.learning.output_folder import held_by_run, run_record
+from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
+from imagenets.learning.networks.checkpoints import file_digest, load_backbone
+from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.processes import started
 
 CENTRES = "centres.npy"
+SPLITS = ("train", "validation", "test")
 RECORD = "baseline.json"  # in the output folder: which run it holds
 OWNED = (*SPLITS, "images", CENTRES)
 
@@ -62,8 +60,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_source(parser)
-    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
+    add_source(parser, SPLITS)
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     parser.add_argument(
         "--backbone", help="features of this torchvision or timm model (default: colour and texture, by hand)"
     )
@@ -72,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--foreground",
-        choices=("handmade", "features"),
+        choices=FOREGROUNDS,
         default="handmade",
         help="found by colours and edges (default), or in the backbone's features",
     )
@@ -88,7 +86,29 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="cluster N of the training images, chosen at random (default: all)",
     )
-    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of k-means (default: 0)")
+    parser.add_argument(
+        "--restarts",
+        type=whole_number(1, 10_000),
+        default=RESTARTS,
+        help=f"the best of so many runs of k-means counts (default: {RESTARTS})",
+    )
+    parser.add_argument("--seed", type=whole_number(0, 2**31), default=0, help="of k-means (default: 0)")
+    parser.add_argument(
+        "--seeds",
+        type=whole_number(1, 1000),
+        default=1,
+        metavar="N",
+        help="N runs with the seeds from --seed on, in OUTPUT/seed<S>; prints mean and deviation of their "
+        "matched scores on validation",
+    )
+    parser.add_argument(
+        "--leave-out",
+        type=number_in(0, 0.99),
+        default=0.0,
+        metavar="SHARE",
+        help="in label maps of --splits train: label this share of each cluster, farthest from its centre, "
+        "1000 (ignore), as self_training.sh does (default: 0)",
+    )
     add_running(parser)
     parser.add_argument(
         "--features-dir",
@@ -109,147 +129,157 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+@dataclass(frozen=True)
+class Job:
+    """All that the command line names, read and checked."""
+
+    arguments: argparse.Namespace
+    train: Images
+    splits: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
+    descriptor: Descriptor
+    to_device: Callable[[Running], object]
+    loaded: str
+    code: str
+
+    def record(self, seed: int) -> dict[str, dict[str, object]]:
+        """All that decides what the run of a seed writes."""
+        arguments = self.arguments
+        return run_record(
+            {
+                "mode": arguments.mode and arguments.mode.identity,
+                "clusters": arguments.clusters,
+                "restarts": arguments.restarts,
+                "seed": seed,
+                "features": self.descriptor.identity,
+                "training images": len(self.train.names),
+                "left out": arguments.leave_out,
+                "code": self.code,
+            },
+            {"training": self.train, **self.splits},
+        )
+
+
+def prepare(arguments: argparse.Namespace) -> Job:
+    """Read and check all that the command line names."""
+    train, splits = listed_images(arguments)
+    code = code_digest()
+    if arguments.backbone is None:
+        return Job(arguments, train, splits, handmade(), lambda running: None, "", code)
+    backbone = make_backbone(arguments.backbone)
+    loaded = load_backbone(backbone, arguments.checkpoint)
+    fold_batch_norms(backbone)
+    amp = ", amp" if arguments.amp else ""
+    identity = f"{arguments.backbone} {file_digest(arguments.checkpoint)}{amp}"
+    descriptor = network(backbone, identity, arguments.foreground)
+    return Job(
+        arguments,
+        train,
+        splits,
+        descriptor,
+        lambda running: backbone.to(running.processes.device),
+        loaded,
+        code,
+    )
+
+
 def listed_images(arguments: argparse.Namespace) -> tuple[Images, dict[str, Images]]:
     """Images to cluster, and those to segment by their folder of OUTPUT; in an order without classes."""
     if arguments.images is not None:
         found = images_below(arguments.images, arguments.output_dir, warn)
         images = replace(found, names=shuffled(found.names))
         return replace(images, names=images.names[: arguments.train_images]), {"images": images}
-    root = arguments.mode.set_folder(arguments.save_dir)
-    splits = chosen_splits(root, arguments.splits)
-    train = shuffled(list_images(root / "train"))[: arguments.train_images]
-    return Images(root / "train", train), {
-        split: Images(root / split, shuffled(list_images(root / split))) for split in splits
-    }
+    chosen = chosen_splits(arguments.mode.set_folder(arguments.save_dir), arguments.splits)
+    splits = {split: shuffled_split(arguments.save_dir, arguments.mode, split) for split in chosen}
+    train = shuffled_split(arguments.save_dir, arguments.mode, "train")
+    return replace(train, masks=None, names=train.names[: arguments.train_images]), splits
 
 
-def make_record(
-    arguments: argparse.Namespace, features: str, train: Images, splits: Mapping[str, Images]
-) -> dict[str, dict[str, object]]:
-    """All that decides what this run writes; ``features`` tells how they are made."""
-    return run_record(
-        {
-            "mode": arguments.mode and arguments.mode.identity,
-            "clusters": arguments.clusters,
-            "seed": arguments.seed,
-            "features": features,
-            "training images": len(train.names),
-            "code": code_version(),
-        },
-        {"train": train, **splits},
+def shuffled_split(save_dir: Path | None, mode: Mode, split: str) -> Images:
+    """List the images of a split in an order without classes."""
+    found = split_images(save_dir, mode, split)
+    return replace(found, names=shuffled(found.names))
+
+
+def segment(job: Job, seed: int, output: Path, running: Running) -> None:
+    """Cluster with one seed, and write the label maps; called on all processes."""
+    processes, arguments = running.processes, job.arguments
+    targets = processes.together(
+        lambda: {name: target_paths(of, output / name) for name, of in job.splits.items()}
+    )
+    with opened(output, RECORD, job.record(seed), OWNED, processes):
+        path = output / CENTRES
+        chunks: list[Path] = []
+        if arguments.leave_out or not processes.from_first(path.exists):
+            chunks = processes.together(partial(features, job, running))
+            processes.from_first(partial(save_centres, job, chunks, seed, path))
+        centres = np.load(path)
+        radius = radii(chunks, centres, arguments.leave_out) if arguments.leave_out else None
+        for name, images in job.splits.items():
+            limits = radius if name == "train" else None
+            write = partial(write_clusters, job.descriptor, images, targets[name], centres, running, limits)
+            made = sum(processes.gathered(processes.together(write)))
+            if processes.first:
+                print(f"{output / name}: {len(images.names)} predictions, {made} made now")
+        if arguments.overlays:
+            processes.from_first(partial(draw_overlays, job, targets, output))
+
+
+def features(job: Job, running: Running) -> list[Path]:
+    """Features of the training images, made where they are not there."""
+    store = job.arguments.features_dir or job.arguments.output_dir / "features"
+    chunks = store_features(job.descriptor, job.train, store, job.code, running)
+    if running.processes.first:
+        print(f"features of {len(job.train.names)} training images: {store}")
+    return chunks
+
+
+def save_centres(job: Job, chunks: list[Path], seed: int, path: Path) -> None:
+    """Cluster stored features, where the centres are not there."""
+    if path.exists():
+        return
+    centres = fit_centres(chunks, job.arguments.clusters, job.arguments.restarts, seed)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, centres)
+
+
+def draw_overlays(job: Job, targets: dict[str, list[Path]], output: Path) -> None:
+    """Draw all label maps over their pictures."""
+    for name, images in job.splits.items():
+        overlays = overlay_paths(targets[name], output)
+        write_label_overlays(images, targets[name], overlays, None, "cluster", job.arguments.workers, bar)
+
+
+def print_scores(job: Job, folders: list[Path]) -> None:
+    """Print mean and deviation over the seeds, where validation has masks."""
+    images = job.splits.get("validation")
+    if images is None or images.masks is None:
+        return
+    arguments = job.arguments
+    predictions = [folder / "validation" for folder in folders]
+    scores = matched_scores(images.masks, predictions, arguments.mode, arguments.clusters)
+    line = ", ".join(f"{name} {mean:.2f} ± {spread:.2f}" for name, (mean, spread) in scores.items())
+    print(
+        f"{len(folders)} seeds, matched on validation, whose masks were used only for these figures: {line}"
     )
 
 
-def save_centres(arguments: argparse.Namespace, chunks: list[Path]) -> np.ndarray:
-    """Cluster stored features; the centres are kept in the output folder."""
-    centres = fit_centres(chunks, arguments.clusters, arguments.seed)
-    with whole_file(arguments.output_dir / CENTRES) as temporary, temporary.open("wb") as file:
-        np.save(file, centres)
-    return centres
-
-
-def by_hand(arguments: argparse.Namespace, train: Images, splits: Mapping[str, Images]) -> None:
-    """Cluster and segment without a network."""
-    output = arguments.output_dir
-    targets = {name: target_paths(images, output / name) for name, images in splits.items()}
-    record = make_record(arguments, handmade().identity, train, splits)
-    with held_by_run(output, RECORD, record, OWNED), processes(arguments.workers) as mapper:
-        centres = centres_by_hand(arguments, train, mapper)
-        for name, images in splits.items():
-            made = predict(images, targets[name], centres, mapper)
-            print(f"{output / name}: {len(images.names)} predictions, {made} made now")
-
-
-def centres_by_hand(arguments: argparse.Namespace, train: Images, mapper: Mapper) -> np.ndarray:
-    """Centres of the clusters, from the output folder or by k-means."""
-    path = arguments.output_dir / CENTRES
-    if path.exists():
-        before: np.ndarray = np.load(path)
-        return before
-    store = arguments.features_dir or arguments.output_dir / "features"
-    with bar("train", len(train.names), unit="images") as advance:
-        chunks = feature_chunks(train.folder, train.names, handmade(), store, mapper, advance)
-    print(f"features of {len(train.names)} training images: {store}")
-    return save_centres(arguments, chunks)
-
-
-def predict(images: Images, targets: list[Path], centres: np.ndarray, mapper: Mapper) -> int:
-    """Write the predictions of a split that are not there yet; gives how many were made."""
-    absent = {name: path for name, path in zip(images.names, targets, strict=True) if not path.exists()}
-    problems: list[str] = []
-    with bar(images.folder.name, len(absent), unit="images") as advance:
-        for described in describe(images.folder, list(absent), handmade(), mapper, problems):
-            predictions = [
-                Prediction(foreground, size, int(label), absent[image])
-                for image, foreground, size, label in zip(
-                    described.images,
-                    described.foregrounds,
-                    described.sizes,
-                    cluster_ids(described.features, centres),
-                    strict=True,
-                )
-            ]
-            for _ in mapper(write_prediction, predictions):
-                advance(1)
-    refuse(problems)
-    return len(absent)
-
-
-def by_network(arguments: argparse.Namespace, train: Images, splits: Mapping[str, Images]) -> None:
-    """Cluster and segment by a network's features, on all processes of torchrun."""
-    # PyTorch takes seconds to load
-    from imagenets.learning.kmeans.clusters import store_features, write_clusters
-    from imagenets.learning.networks.backbones import make_backbone
-    from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
-    from imagenets.learning.networks.checkpoints import file_digest, load_backbone
-    from imagenets.learning.output_folder import code_digest, opened
-    from imagenets.learning.processes import started
-
-    output = arguments.output_dir
-    with started(arguments.device) as job:
-        backbone = job.together(partial(make_backbone, arguments.backbone))
-        line = job.together(partial(load_backbone, backbone, arguments.checkpoint))
-        fold_batch_norms(backbone)
-        backbone.to(job.device)
-        libraries = library_versions("torch", "torchvision", "timm")
-        amp = ", amp" if arguments.amp else ""
-        identity = (
-            f"{arguments.backbone} {file_digest(arguments.checkpoint)}{amp}, {code_digest()}, {libraries}"
-        )
-        targets = job.together(lambda: {name: target_paths(of, output / name) for name, of in splits.items()})
-        record = make_record(arguments, f"{arguments.foreground} {identity}", train, splits)
-        running = running_of(arguments, job)
-        with opened(output, RECORD, record, OWNED, job):
-            path = output / CENTRES
-            if not job.from_first(path.exists):
-                store = arguments.features_dir or output / "features"
-                chunks = job.together(
-                    partial(store_features, backbone, train, store, identity, arguments.foreground, running)
-                )
-                job.from_first(partial(save_centres, arguments, chunks))
-            if job.first:
-                print(line)
-            centres = np.load(path)
-            for name, images in splits.items():
-                write = partial(
-                    write_clusters, backbone, images, targets[name], centres, arguments.foreground, running
-                )
-                made = sum(job.gathered(job.together(write)))
-                if job.first:
-                    print(f"{output / name}: {len(images.names)} predictions, {made} made now")
-
-
 def main() -> None:
-    """Cluster the training images, predict the splits."""
+    """Cluster the training images, segment the splits."""
     arguments = parse_arguments()
-    train, splits = listed_images(arguments)
-    (by_hand if arguments.backbone is None else by_network)(arguments, train, splits)
-    if arguments.overlays and (place() or Place()).rank == 0:
-        for name, images in splits.items():
-            targets = target_paths(images, arguments.output_dir / name)
-            overlays = overlay_paths(targets, arguments.output_dir)
-            write_label_overlays(images, targets, overlays, None, "cluster", arguments.workers, bar)
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    output = arguments.output_dir
+    folders = [output / f"seed{seed}" if len(seeds) > 1 else output for seed in seeds]
+    with started(arguments.device) as processes:
+        job = processes.together(partial(prepare, arguments))
+        running = running_of(arguments, processes)
+        job.to_device(running)
+        if processes.first and job.loaded:
+            print(job.loaded)
+        for seed, folder in zip(seeds, folders, strict=True):
+            segment(job, seed, folder, running)
+        if len(seeds) > 1:
+            processes.from_first(partial(print_scores, job, folders))
 
 
 if __name__ == "__main__":
-    run(main, goes_on=True, on_all_ranks=True)
+    run(main, goes_on=True)

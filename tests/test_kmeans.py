@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from helpers.processes import children, wait_for, wait_until_gone
 from PIL import Image
 
@@ -22,11 +23,12 @@ from command_line import progress
 from demo.pictures import CLASSES, draw
 from imagenets.classes import IGNORE
 from imagenets.common.errors import InputError
-from imagenets.learning.images import list_images, load, shuffled
-from imagenets.learning.kmeans import centres as clustering
-from imagenets.learning.kmeans import extraction
-from imagenets.learning.kmeans.features import colour_and_texture, handmade
-from imagenets.learning.kmeans.foregrounds import enlarge, foreground
+from imagenets.learning.engine.inference import Running
+from imagenets.learning.images import Images, list_images, shuffled
+from imagenets.learning.kmeans import clusters as clustering
+from imagenets.learning.kmeans.features import colour_and_texture
+from imagenets.learning.kmeans.foregrounds import by_hand, resized_mask
+from imagenets.learning.processes import Processes
 from imagenets.masks import decode_mask
 from methods import kmeans, trivial
 
@@ -49,7 +51,7 @@ def pictures():
 
 
 def test_foreground_is_where_the_objects_are(pictures):
-    overlaps = [overlap(foreground(picture.image), picture.labels) for picture in pictures]
+    overlaps = [overlap(by_hand(picture.image), picture.labels) for picture in pictures]
     middle = []
     for _, labels in pictures:
         height, width = labels.shape
@@ -61,26 +63,27 @@ def test_foreground_is_where_the_objects_are(pictures):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 2), (40, 40)])
 def test_foreground_of_a_picture_of_one_colour_is_some_of_it(shape):
-    found = foreground(np.full((*shape, 3), 200, np.uint8))
+    found = by_hand(np.full((*shape, 3), 200, np.uint8))
     assert found.shape == shape and found.any()
 
 
 def test_foreground_does_not_depend_on_what_was_asked_before(pictures):
-    first = foreground(pictures[0].image)
-    foreground(pictures[1].image)
+    first = by_hand(pictures[0].image)
+    by_hand(pictures[1].image)
     cv2.setRNGSeed(7)
-    assert (foreground(pictures[0].image) == first).all()
+    assert (by_hand(pictures[0].image) == first).all()
 
 
 def test_enlarging_keeps_a_speck():
     speck = np.zeros((50, 50), bool)
     speck[20, 30] = True
-    assert enlarge(speck, 51, 73).any() and enlarge(speck, 500, 400).any()
-    assert not enlarge(np.zeros((5, 5), bool), 9, 9).any()
+    for size in ((73, 51), (400, 500)):
+        assert resized_mask(speck, size, cv2.INTER_LINEAR).any()
+    assert not resized_mask(np.zeros((5, 5), bool), (9, 9), cv2.INTER_LINEAR).any()
 
 
 def test_features_of_a_turned_picture_are_nearer_than_those_of_other_classes(pictures):
-    masks = [foreground(picture.image) for picture in pictures]
+    masks = [by_hand(picture.image) for picture in pictures]
     vectors = [colour_and_texture(p.image, mask) for p, mask in zip(pictures, masks, strict=True)]
     assert vectors[0].shape == (198,) and vectors[0].dtype == np.float32
     for picture, mask, vector in zip(pictures, masks, vectors, strict=True):
@@ -264,43 +267,32 @@ def test_a_run_that_came_to_nothing_is_no_obstacle(prepared, finished, tmp_path,
 
 
 def test_features_of_other_runs_are_used_again(prepared, finished, tmp_path, monkeypatch):
-    def fail(*arguments):
-        raise AssertionError("features are made again")
-
-    monkeypatch.setattr(extraction, "describe", fail)
+    before = sorted((finished / "features").iterdir())
     arguments = options(prepared[0], tmp_path / "out", "--seed", "1", "--features-dir", finished / "features")
-    with pytest.raises(AssertionError, match="made again"):  # those of the training images are there
-        call(monkeypatch, kmeans, *options(prepared[0], tmp_path / "other", "--seed", "1"))
-    monkeypatch.setattr(kmeans, "predict", lambda *arguments: 0)
+    monkeypatch.setattr(clustering, "write_clusters", lambda *arguments: 0)
+    monkeypatch.setattr(kmeans, "write_clusters", lambda *arguments: 0)
     call(monkeypatch, kmeans, *arguments)
-    centres = np.load(tmp_path / "out" / "centres.npy")
-    assert centres.shape == (CLASS_COUNT, 198)
+    assert sorted((finished / "features").iterdir()) == before and not (tmp_path / "out/features").exists()
+    assert np.load(tmp_path / "out" / "centres.npy").shape == (CLASS_COUNT, 198)
 
 
 def test_a_changed_image_is_looked_at_again(tmp_path):
     save(draw(np.random.default_rng(0), 0), tmp_path / "a" / "x.JPEG")
+    images, running = Images(tmp_path, ["a/x.JPEG"]), Running(Processes(0, 1, torch.device("cpu")))
     made = []
     for _ in range(3):
-        before = set((tmp_path / "store").glob("*.npy"))
-        extraction.feature_chunks(tmp_path, ["a/x.JPEG"], handmade(), tmp_path / "store", map, lambda n: None)
-        made.append(len(set((tmp_path / "store").glob("*.npy")) - before))
+        before = set((tmp_path / "store").glob("*.npz"))
+        clustering.store_features(clustering.handmade(), images, tmp_path / "store", "", running)
+        made.append(len(set((tmp_path / "store").glob("*.npz")) - before))
         if len(made) == 2:
             save(draw(np.random.default_rng(1), 1), tmp_path / "a" / "x.JPEG")
     assert made == [1, 0, 1]
 
 
-def test_stored_features_outlive_no_change_of_code_or_library(tmp_path, monkeypatch):
-    room = tmp_path / "learning"
-    shutil.copytree(Path(extraction.__file__).parent, room)
-    monkeypatch.setattr(extraction, "__file__", str(room / "extraction.py"))
-    versions = {extraction.code_version()}
-    for name in ("extraction", "clustering", "saliency", "handmade_features", "image_list", "backbones"):
-        with (room / f"{name}.py").open("a") as file:
-            file.write("# changed\n")
-        versions.add(extraction.code_version())
-    assert len(versions) == 7
-    monkeypatch.setattr(extraction, "version", lambda name: "99.0")
-    assert extraction.code_version() not in versions
+def test_stored_features_outlive_no_change_of_a_library(monkeypatch):
+    before = clustering.handmade().identity
+    monkeypatch.setattr(clustering, "version", lambda name: "99.0")
+    assert clustering.handmade().identity != before
 
 
 def test_bad_images_are_named_together(prepared, tmp_path, monkeypatch):
@@ -314,23 +306,7 @@ def test_bad_images_are_named_together(prepared, tmp_path, monkeypatch):
         call(monkeypatch, kmeans, *options(save_dir, tmp_path / "out"))
     assert "3 images are bad" in str(caught.value)
     assert all(str(path) in str(caught.value) for path in bad)
-    assert not predictions(tmp_path / "out") and not list((tmp_path / "out/features").iterdir())
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_grey_and_cmyk_images_are_read(tmp_path, mode):
-    Image.new(mode, (30, 20)).save(tmp_path / "x.JPEG", "JPEG")
-    loaded = load(tmp_path / "x.JPEG")
-    assert loaded.image.shape == (20, 30, 3) and (loaded.height, loaded.width) == (20, 30)
-
-
-def test_large_images_are_looked_at_small(tmp_path):
-    picture = draw(np.random.default_rng(0), 3)
-    save(picture, tmp_path / "x.JPEG", (1200, 800))
-    loaded = load(tmp_path / "x.JPEG")
-    assert loaded.image.shape == (171, 256, 3) and (loaded.height, loaded.width) == (800, 1200)
-    small = cv2.resize(picture.image, (256, 171)).astype(float)
-    assert np.abs(small - loaded.image).mean() < 8
+    assert not predictions(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -375,23 +351,43 @@ def blobs(rows, seed=0):
     return centres[of] + rng.normal(0, 0.5, (rows, 5)), of, centres
 
 
+def saved(points, folder):
+    """Features as store_features keeps them, 100 a file."""
+    chunks = []
+    for i, start in enumerate(range(0, len(points), 100)):
+        chunks.append(folder / f"{i}.npz")
+        np.savez(chunks[-1], features=points[start : start + 100].astype(np.float16))
+    return chunks
+
+
 @pytest.mark.parametrize("lloyd_images", [10_000, 60])
 def test_centres_of_all_images_with_and_without_mini_batches(tmp_path, monkeypatch, lloyd_images):
     """The centres are the means of all points near them, not those of the first LLOYD_IMAGES alone."""
     monkeypatch.setattr(clustering, "LLOYD_IMAGES", lloyd_images)
     points, of, _ = blobs(2000)
     points[100:] += 1  # what comes later lies elsewhere
-    chunks = []
-    for i, start in enumerate(range(0, 2000, 100)):
-        chunks.append(tmp_path / f"{i}.npy")
-        np.save(chunks[-1], points[start : start + 100].astype(np.float16))
-    centres = clustering.fit_centres(chunks, 4, seed=0)
-    assert centres.tobytes() == clustering.fit_centres(chunks, 4, seed=0).tobytes()
+    chunks = saved(points, tmp_path)
+    centres = clustering.fit_centres(chunks, 4, 4, seed=0)
+    assert centres.tobytes() == clustering.fit_centres(chunks, 4, 4, seed=0).tobytes()
     means = np.stack([points[of == k].mean(axis=0) for k in range(4)])
     nearest = np.linalg.norm(centres[:, None] - means, axis=2)
     assert sorted(nearest.argmin(axis=1)) == [0, 1, 2, 3] and nearest.min(axis=1).max() < 0.2
-    expected = np.linalg.norm(points[:, None] - centres, axis=2).argmin(axis=1) + 1
-    assert (clustering.cluster_ids(points, centres) == expected).all()
+    distances = np.linalg.norm(points[:, None] - centres, axis=2)
+    found = clustering.nearest_centres(torch.from_numpy(points).float(), torch.from_numpy(centres))
+    np.testing.assert_allclose(found[0], distances.min(axis=1), rtol=1e-5)
+    assert (found[1].numpy() == distances.argmin(axis=1)).all()
+
+
+def test_a_radius_leaves_out_the_farthest_of_each_cluster(tmp_path):
+    points, of, centres = blobs(400)
+    points[of == 2] *= 2  # another spread
+    points = points.astype(np.float16).astype(float)
+    found = clustering.radii(saved(points, tmp_path), centres, 0.2)
+    distances = np.linalg.norm(points[:, None] - centres, axis=2)
+    nearest = distances.argmin(axis=1)
+    for cluster in range(4):
+        inside = distances[nearest == cluster, cluster] <= found[cluster]
+        assert np.mean(inside) == pytest.approx(0.8, abs=0.02)
 
 
 def test_trivial_predictions(finished, tmp_path, monkeypatch):
@@ -453,7 +449,10 @@ def given_again(finished, tmp_path):
 
 def test_record_tells_what_made_the_predictions(finished):
     record = json.loads((finished / "baseline.json").read_text())
-    assert record["settings"]["clusters"] == CLASS_COUNT and set(record["images"]) == {"train", "validation"}
+    assert record["settings"]["clusters"] == CLASS_COUNT and set(record["images"]) == {
+        "training",
+        "validation",
+    }
 
 
 def test_a_backbone_without_any_library_of_them(prepared, tmp_path, monkeypatch):

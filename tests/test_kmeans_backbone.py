@@ -17,7 +17,8 @@ from PIL import Image
 from test_kmeans import CLASS_COUNT, FOLDERS, clusters_by_name, make_set, options
 
 from imagenets.learning.engine.inference import Batch
-from imagenets.learning.kmeans.clusters import described, principal_salience, threshold
+from imagenets.learning.kmeans.clusters import network
+from imagenets.learning.kmeans.foregrounds import otsu
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.masks import decode_mask
 from methods import kmeans
@@ -37,26 +38,14 @@ def test_features_are_the_mean_of_the_last_map_over_the_foreground():
     inside = np.zeros((2, 224, 256), bool)
     inside[:, 40:150, 60:224] = True
     with torch.inference_mode():
-        found, foreground = described(backbone, Batch([0, 1], pictures, [], list(inside)), "handmade")
+        batch = Batch([0, 1], pictures, [], list(inside))
+        found, foreground = network(backbone, "", "handmade").describe(batch)
         maps = backbone(pictures).numpy()
     share = inside.reshape(2, 7, 32, 8, 32).mean(axis=(2, 4))
     expected = (maps * share[:, None]).sum(axis=(2, 3))
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert (foreground.numpy() == inside).all()
-
-
-def test_the_first_principal_component_finds_an_object_off_the_border():
-    maps = torch.randn(3, 16, 9, 12, generator=torch.Generator().manual_seed(0)) * 0.1
-    truth = torch.zeros(9, 12, dtype=torch.bool)
-    truth[3:7, 4:9] = True
-    maps[:, :, truth] += torch.linspace(-1, 1, 16)[:, None]
-    maps[1] *= -3  # whatever sign and scale features have
-    found = principal_salience(maps)
-    assert ((found > threshold(found)) == truth).float().mean() > 0.99
-    centred = maps[0].flatten(1).T - maps[0].flatten(1).mean(1)
-    axis = torch.linalg.svd(centred, full_matrices=False).Vh[0]
-    assert abs(torch.corrcoef(torch.stack([centred @ axis, found[0].flatten()]))[0, 1]) > 0.999
 
 
 def test_the_threshold_leaves_most_variance_between_its_sides():
@@ -66,18 +55,19 @@ def test_the_threshold_leaves_most_variance_between_its_sides():
         low, high = of_one[of_one <= cut], of_one[of_one > cut]
         return len(low) * len(high) * (low.mean() - high.mean()) ** 2
 
-    for of_one, found in zip(values, threshold(values).flatten(), strict=True):
+    for of_one, found in zip(values, otsu(values).flatten(), strict=True):
         ordered = of_one.flatten().sort().values
         best = max(ordered[:-1].tolist(), key=lambda cut: between(of_one, cut))
         after = ordered[ordered > best][0].item()
         assert found.item() == pytest.approx((best + after) / 2)
-    assert threshold(torch.full((1, 2, 3), 7.0)).flatten().tolist() == [7]
+    assert otsu(torch.full((1, 2, 3), 7.0)).flatten().tolist() == [7]
 
 
 def test_a_picture_without_contrast_is_all_foreground():
     backbone = make_backbone("resnet18")
     with torch.inference_mode():
-        vectors, inside = described(backbone, Batch([0], torch.zeros(1, 3, 64, 64), [], []), "features")
+        batch = Batch([0], torch.zeros(1, 3, 64, 64), [], [])
+        vectors, inside = network(backbone, "", "features").describe(batch)
     assert torch.isfinite(vectors).all() and inside.any()
 
 

@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -24,8 +23,6 @@ from imagenets.masks import decode_mask, png_size
 
 _MAX_ASPECT = 32  # longer to shorter side, above which a picture would fill memory
 _PNG_HEADER = 33  # bytes
-SIDE = 256  # longest side, in pixels, at which images are looked at
-_BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 # Of folders that are no ImageNet: what Pillow reads and people have.
 _PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".nef")
@@ -54,7 +51,7 @@ class Reading:
     filter (which averages where it shrinks); both are then rounded to the nearest ``multiple`` (a network's
     patch, so that no pixel is left out). If ``crop`` is given, the middle crop x crop pixels remain.
     ``fixed_size``, (height, width), takes the place of all these. ``mean`` and ``std`` normalise values in
-    0..1. ``beside``, where given, finds an array for each picture (h, w, 3) uint8, in the workers.
+    0..1. ``beside``, where given, finds something for each picture (h, w, 3) uint8, in the workers.
     """
 
     mean: tuple[float, ...]
@@ -63,7 +60,7 @@ class Reading:
     multiple: int = 1
     crop: int | None = None
     fixed_size: tuple[int, int] | None = None
-    beside: Callable[[np.ndarray], np.ndarray] | None = None
+    beside: Callable[[np.ndarray], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Picture:
 
     pixels: np.ndarray
     size: tuple[int, int]
-    beside: np.ndarray | None = None
+    beside: Any = None
 
 
 def read_picture(images: Images, name: str, reading: Reading, with_mask: bool = False) -> Picture:
@@ -139,14 +136,6 @@ def _mask_size(path: Path | None) -> tuple[int, int] | None:
         raise InputError(f"{path}: {error}") from error
 
 
-class Loaded(NamedTuple):
-    """An image, (h, w, 3) uint8 RGB with no side above SIDE, and its full size in pixels."""
-
-    image: np.ndarray
-    height: int
-    width: int
-
-
 def list_images(folder: Path) -> list[str]:
     """List the images ``<class folder>/<name>`` of a split, sorted. Raises InputError when there is none."""
     if not folder.is_dir():
@@ -182,25 +171,6 @@ def fingerprint(folder: Path, images: Sequence[str], *more: str) -> str:
         name = os.fsencode(image.rpartition("/")[2])
         digest.update(name + f"\0{status.st_size} {status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
-
-
-def load(path: str | Path) -> Loaded:
-    """Decode an image, as stored (no EXIF rotation), not larger than it is needed.
-
-    Raises InputError, naming the file, when it cannot be decoded.
-    """
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            scale = min(1, SIDE / max(width, height))
-            size = max(1, round(width * scale)), max(1, round(height * scale))
-            file.draft("RGB", size)  # a JPEG is decoded at ½, ¼ or ⅛ of its size where that is enough
-            image = np.asarray(file.convert("RGB"))
-    except _BROKEN as error:
-        raise InputError(f"{path}: cannot be decoded ({error}); get it again") from error
-    if image.shape[1::-1] != size:
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return Loaded(image, height, width)
 
 
 def split_images(save_dir: Path | None, mode: Mode, split: str) -> Images:
@@ -284,9 +254,3 @@ def target_paths(images: Images, output: Path) -> list[Path]:
     if double:
         raise InputError(f"{len(double)} images would share a label map:\n{listed(double)}")
     return [output / mask for mask in first]
-
-
-def refuse(problems: Sequence[str]) -> None:
-    """Raise InputError when there are ``problems``."""
-    if problems:
-        raise InputError(f"{len(problems)} images are bad:\n{listed(problems)}")

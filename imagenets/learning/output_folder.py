@@ -105,7 +105,7 @@ def code_digest() -> str:
     """Digest of the code from images to label maps, so that what is stored outlives no change of it."""
     digest = hashlib.blake2b(digest_size=8)
     here = Path(__file__).parent
-    for room in (here / "engine", here / "networks", here / "distance_matching"):
+    for room in (here / "engine", here / "networks", here / "distance_matching", here / "kmeans"):
         for path in sorted(room.glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

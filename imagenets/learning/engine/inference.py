@@ -72,7 +72,7 @@ class Batch:
     indices: list[int]
     pictures: torch.Tensor
     sizes: list[tuple[int, int]]
-    beside: list[np.ndarray]
+    beside: list[Any]
 
     @property
     def masks(self) -> list[np.ndarray]:
@@ -228,7 +228,7 @@ class _Group(NamedTuple):
     indices: list[int]
     pixels: torch.Tensor
     sizes: list[tuple[int, int]]
-    beside: list[np.ndarray | None]
+    beside: list[Any]
 
 
 class _Block(NamedTuple):
@@ -291,7 +291,7 @@ class _Waiting:
     index: int
     pixels: np.ndarray
     size: tuple[int, int]
-    beside: np.ndarray | None
+    beside: Any
 
 
 def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:

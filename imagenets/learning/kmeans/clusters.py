@@ -1,114 +1,283 @@
-"""Foregrounds, features and clusters of images by a network: k-means without a label, on the engine."""
+"""k-means over foregrounds: pictures described by hand or by a network, clustered, written as label maps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from threadpoolctl import threadpool_limits
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
-from imagenets.learning.engine.inference import Batch, Running, store_arrays, write_label_maps
+from imagenets.classes import IGNORE, Mode
+from imagenets.common.errors import InputError
+from imagenets.common.workers import available_cores
+from imagenets.learning.engine.inference import Batch, Running, load_arrays, store_arrays, write_label_maps
 from imagenets.learning.images import Images, Reading
-from imagenets.learning.kmeans.foregrounds import foreground as handmade_foreground
+from imagenets.learning.kmeans.features import colour_and_texture
+from imagenets.learning.kmeans.foregrounds import (
+    border_distance,
+    by_hand,
+    centre_weight,
+    grab_cut,
+    otsu,
+    smoothed,
+)
 from imagenets.learning.networks.backbones import Backbone
+from imagenets.scoring.counting import CountRequest, count_masks
+from imagenets.scoring.matching import find_matching
+from imagenets.scoring.metrics import evaluate
 
 FOREGROUNDS = ("handmade", "features")
-_BORDER = 0.1  # width of what counts as border, as a part of the map's sides
+# Up to here Lloyd's algorithm has all images at once: 100,000 features of 2,048 numbers are 0.8 GB. Mode 50
+# (64,431 images) is below; of 300 and 919, this many random images give the first centres.
+LLOYD_IMAGES = 100_000
+RESTARTS = 10  # of Lloyd's algorithm; the smallest objective counts
+EPOCHS = 5  # of mini-batches over all images, where they are more
+_FINEST_STRIDE_OF_CNNS = 16
+_LIBRARIES = (
+    "numpy",
+    "opencv-python",
+    "opencv-python-headless",
+    "pillow",
+    "scipy",
+    "torch",
+    "torchvision",
+    "timm",
+)
+_PRINTED = ("Acc", "mIoU", "mBIoU", "FMeasure")
+
+Described = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """How pictures become vectors.
+
+    ``describe`` takes a batch and returns feature vectors (B, D) float32 and foregrounds (B, H, W) bool at
+    the pictures' size, never empty. ``identity`` names all that both depend on, apart from this code.
+    """
+
+    reading: Reading
+    describe: Callable[[Batch], Described]
+    identity: str
+
+
+class _ByHand(NamedTuple):
+    foreground: np.ndarray
+    vector: np.ndarray
+
+
+def handmade() -> Descriptor:
+    """Describe pictures without a network: ``by_hand`` and ``colour_and_texture``, in the workers."""
+    reading = Reading(mean=(0, 0, 0), std=(1, 1, 1), beside=_describe_by_hand)
+    return Descriptor(reading, _collect_by_hand, f"handmade, {library_versions()}")
+
+
+def _describe_by_hand(image: np.ndarray) -> _ByHand:
+    found = by_hand(image)
+    return _ByHand(found, colour_and_texture(image, found))
+
+
+def _collect_by_hand(batch: Batch) -> Described:
+    vectors = torch.from_numpy(np.stack([of_one.vector for of_one in batch.beside]))
+    inside = torch.from_numpy(np.stack([of_one.foreground for of_one in batch.beside]))
+    return vectors.to(batch.pictures.device), inside.to(batch.pictures.device)
+
+
+def network(backbone: Backbone, identity: str, foreground: str) -> Descriptor:
+    """Describe pictures by the mean of a network's last map over the foreground, at length 1.
+
+    ``foreground``, one of FOREGROUNDS, says how the foreground is found; ``identity`` names the weights.
+    """
+    beside = by_hand if foreground == "handmade" else None
+    reading = Reading(backbone.mean, backbone.std, fixed_size=backbone.fixed_size, beside=beside)
+    describe = partial(_describe_by_network, backbone)
+    return Descriptor(reading, describe, f"{foreground}, {identity}, {library_versions()}")
+
+
+def _describe_by_network(backbone: Backbone, batch: Batch) -> Described:
+    maps = backbone(batch.pictures).float()
+    if batch.beside:
+        inside = torch.from_numpy(np.stack(batch.beside)).to(maps.device)
+    else:
+        inside = network_foregrounds(backbone, maps, batch.pictures)
+    shares = adaptive_avg_pool2d(inside[:, None].float(), maps.shape[2:])
+    return normalize((maps * shares).sum((2, 3))), inside
+
+
+def network_foregrounds(backbone: Backbone, maps: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    """Find the objects of pictures (B, 3, H, W), normalised, in their last maps (B, C, h, w): (B, H, W) bool.
+
+    The guess is what is above Otsu's threshold: in coarse maps, those of convolutional networks, of the
+    vectors' lengths, weighted to the middle, which GrabCut then takes to the edges; in fine ones, those of
+    ViTs, of the distances from the border, and the bilateral solver. Source: docs/methods.md, Foregrounds.
+    """
+    coarse = is_coarse(backbone)
+    if coarse:
+        salience = maps.norm(dim=1) * torch.from_numpy(centre_weight(*maps.shape[2:])).to(maps.device)
+    else:
+        salience = border_distance(maps)
+    guesses = above_threshold(salience, pictures.shape[2:]).cpu().numpy()
+    images = rgb_pictures(pictures, backbone.mean, backbone.std)
+    refine = grab_cut if coarse else smoothed
+    # OpenCV and SciPy's products release the interpreter, so that threads do.
+    with ThreadPoolExecutor(available_cores()) as pool:
+        found = list(pool.map(refine, images, guesses))
+    return torch.from_numpy(np.stack(found)).to(maps.device)
+
+
+def is_coarse(backbone: Backbone) -> bool:
+    """Say whether a network's map needs GrabCut: stride 16 or more, and no ViT of patches of 16 or less."""
+    patches = getattr(backbone.network, "patch_embed", None) or getattr(backbone.network, "conv_proj", None)
+    return backbone.stride >= _FINEST_STRIDE_OF_CNNS and not (patches is not None and backbone.stride <= 16)
+
+
+def above_threshold(salience: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Enlarge (B, h, w), less Otsu's threshold, bilinearly to ``size`` (H, W), and take what is above 0.
+
+    (B, H, W) bool; where all is equal, a picture without contrast, everything is foreground.
+    """
+    above = (salience - otsu(salience))[:, None]
+    inside = interpolate(above, size=tuple(size), mode="bilinear", align_corners=False)[:, 0] > 0
+    return inside | ~inside.flatten(1).any(dim=1)[:, None, None]
+
+
+def rgb_pictures(pictures: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Take normalised pictures (B, 3, H, W) back to (B, H, W, 3) uint8 RGB."""
+    shift, scale = (torch.tensor(of, device=pictures.device).view(3, 1, 1) for of in (mean, std))
+    levels = ((pictures * scale + shift) * 255).round().clamp(0, 255).byte()
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def store_features(
-    backbone: Backbone, images: Images, store: Path, identity: str, foreground: str, running: Running
+    descriptor: Descriptor, images: Images, store: Path, code: str, running: Running
 ) -> list[Path]:
-    """Keep ``features`` (n, C) float16 of images, unit vectors, in files of ``store``; see ``store_arrays``.
-
-    A feature is the mean of the network's last map over the foreground, which is found as ``foreground``, one
-    of FOREGROUNDS, says.
-    """
+    """Keep ``features`` (n, D) float16 of images in files of ``store``; see ``store_arrays``."""
 
     def step(batch: Batch) -> list[dict[str, torch.Tensor]]:
-        vectors, _ = described(backbone, batch, foreground)
+        vectors, _ = descriptor.describe(batch)
         return [{"features": vector[None].half()} for vector in vectors]
 
-    reading = _reading(backbone, foreground)
-    return store_arrays(images, store, f"{foreground} {identity}", step, reading, running)
+    return store_arrays(images, store, f"{descriptor.identity}, {code}", step, descriptor.reading, running)
+
+
+def fit_centres(chunks: Sequence[Path], clusters: int, restarts: int, seed: int) -> np.ndarray:
+    """Cluster the features in ``chunks``, files of ``store_features`` in random order: (K, D) float32.
+
+    Lloyd's algorithm on the first LLOYD_IMAGES, ``restarts`` times; where there are more, mini-batch k-means
+    over all of them goes on from there, a file a step. The same input gives the same centres: one thread does
+    the sums, so that their order is fixed.
+
+    Raises InputError when there are fewer images than clusters.
+    """
+    first, rows = [], 0
+    for chunk in chunks:
+        if rows < LLOYD_IMAGES:
+            first.append(load_arrays([chunk], "features")[: LLOYD_IMAGES - rows])
+            rows += len(first[-1])
+    if rows < clusters:
+        raise InputError(f"{rows} training images cannot make {clusters} clusters; use more images")
+    with threadpool_limits(1):
+        lloyd = KMeans(clusters, n_init=restarts, random_state=seed)
+        lloyd.fit(np.concatenate(first).astype(np.float32))
+        result: np.ndarray = lloyd.cluster_centers_
+        if sum(len(load_arrays([chunk], "features")) for chunk in chunks) == rows:
+            return result
+        first.clear()
+        batches = MiniBatchKMeans(clusters, init=result, n_init=1, random_state=seed)
+        for chunk in list(chunks) * EPOCHS:
+            batches.partial_fit(load_arrays([chunk], "features").astype(np.float32))
+        result = batches.cluster_centers_
+        return result
+
+
+def nearest_centres(vectors: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distance of each of (B, D) vectors to the nearest of (K, D) centres, and which it is, 0..K - 1."""
+    found = torch.cdist(vectors, centres, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
+    return found.values, found.indices
+
+
+def radii(chunks: Sequence[Path], centres: np.ndarray, share: float) -> np.ndarray:
+    """Distance from each of the ``centres`` (K, D) within which all but a ``share`` of its images lie: (K,).
+
+    The images are those of ``chunks``, files of ``store_features``; 0 for a cluster without images.
+    """
+    of_centres = torch.from_numpy(centres.astype(np.float32))
+    parts = [
+        nearest_centres(torch.from_numpy(load_arrays([chunk], "features").astype(np.float32)), of_centres)
+        for chunk in chunks
+    ]
+    distances = np.concatenate([distance.numpy() for distance, _ in parts])
+    clusters = np.concatenate([cluster.numpy() for _, cluster in parts])
+    found = np.zeros(len(centres), np.float32)
+    for cluster in np.unique(clusters):
+        found[cluster] = np.quantile(distances[clusters == cluster], 1 - share)
+    return found
 
 
 def write_clusters(
-    backbone: Backbone,
+    descriptor: Descriptor,
     images: Images,
     targets: Sequence[Path],
     centres: np.ndarray,
-    foreground: str,
     running: Running,
+    radius: np.ndarray | None = None,
 ) -> int:
-    """Write label maps: the id 1..K of the nearest of the ``centres`` (K, C) on the foreground, else 0.
+    """Write label maps: the id 1..K of the nearest of the ``centres`` (K, D) on the foreground, else 0.
 
-    Gives how many were made; see ``write_label_maps``.
+    With ``radius`` (K,), foregrounds that are farther from their centre get 1000 (ignore) in place of the id.
+    Returns how many were written; see ``write_label_maps``.
     """
-    nearest_of = torch.from_numpy(centres.astype(np.float32)).to(running.processes.device)
+    device = running.processes.device
+    of_centres = torch.from_numpy(centres.astype(np.float32)).to(device)
+    limits = None if radius is None else torch.from_numpy(radius).to(device)
 
     def step(batch: Batch) -> torch.Tensor:
-        vectors, inside = described(backbone, batch, foreground)
-        ids = torch.cdist(vectors, nearest_of).argmin(dim=1) + 1
-        return inside * ids[:, None, None]
+        vectors, inside = descriptor.describe(batch)
+        distances, nearest = nearest_centres(vectors, of_centres)
+        labels = nearest + 1
+        if limits is not None:
+            labels = torch.where(distances > limits[nearest], IGNORE, labels)
+        return inside * labels[:, None, None]
 
-    return write_label_maps(images, targets, step, _reading(backbone, foreground), running)
-
-
-def described(backbone: Backbone, batch: Batch, foreground: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (B, C), unit vectors, and foregrounds (B, H, W) bool at the pictures' size."""
-    maps = backbone(batch.pictures).float()
-    if foreground == "handmade":
-        inside = torch.from_numpy(np.stack(batch.beside)).to(maps.device)
-    else:
-        salience = principal_salience(maps)
-        above = salience - threshold(salience)
-        size = batch.pictures.shape[2:]
-        inside = interpolate(above[:, None], size=size, mode="bilinear", align_corners=False)[:, 0] > 0
-        inside |= ~inside.flatten(1).any(dim=1)[:, None, None]  # a picture without contrast is all foreground
-    shares = adaptive_avg_pool2d(inside[:, None].float(), maps.shape[2:])
-    means = (maps * shares).sum((2, 3)) / shares.sum((2, 3))
-    return normalize(means), inside
+    return write_label_maps(images, targets, step, descriptor.reading, running)
 
 
-def principal_salience(maps: torch.Tensor) -> torch.Tensor:
-    """Project the vectors of maps (B, C, h, w) on their first principal component, image by image: (B, h, w).
+def matched_scores(
+    truth: Path, predictions: Sequence[Path], mode: Mode, clusters: int
+) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation (n - 1) of the scores of several runs, each with a matching of its own.
 
-    The component separates object from ground, as DINOv2's authors show (Oquab et al., 2023); its sign is
-    chosen so that the border, which is mostly ground, is negative in the mean.
+    ``predictions`` are the folders of label maps of cluster ids; scores are percentages by their names, and
+    ``mIoU of occurring classes``, the mean over the labels that the ground truth ``truth`` holds, background
+    too.
     """
-    vectors = maps.flatten(2).transpose(1, 2)  # (B, P, C)
-    vectors = vectors - vectors.mean(dim=1, keepdim=True)
-    # Of the P x P products, which are fewer than C x C where maps are small.
-    _, directions = torch.linalg.eigh(vectors @ vectors.transpose(1, 2))
-    salience = directions[:, :, -1].reshape(len(maps), *maps.shape[2:])
-    border = torch.ones(maps.shape[2:], dtype=torch.bool, device=maps.device)
-    rows, columns = (max(1, round(_BORDER * length)) for length in border.shape)
-    border[rows:-rows, columns:-columns] = False
-    sign = torch.where(salience[:, border].mean(dim=1) > 0, -1.0, 1.0)
-    signed: torch.Tensor = salience * sign[:, None, None]
-    return signed
+    rows: list[dict[str, float]] = []
+    for folder in predictions:
+        table = count_masks(CountRequest(truth, folder, mode, clusters))
+        matching = find_matching(table, "image", mode.classes, clusters)
+        scored = evaluate(table, mode.classes, matching.for_table(table))
+        occurring = float(scored.iou[scored.pixels > 0].mean())
+        rows.append(
+            {**{name: scored.scores[name] for name in _PRINTED}, "mIoU of occurring classes": occurring}
+        )
+    values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return {name: (float(of.mean()), float(of.std(ddof=1))) for name, of in values.items()}
 
 
-def threshold(values: torch.Tensor) -> torch.Tensor:
-    """Otsu's threshold of each of maps (B, h, w), of more than one place: (B, 1, 1).
-
-    It is in the middle of the gap in the sorted values that leaves most variance between the two sides. With
-    equal values only it is their value. Source: Otsu, A Threshold Selection Method from Gray-Level
-    Histograms, 1979, here without a histogram.
-    """
-    ordered = values.flatten(1).double().sort(dim=1).values
-    number = ordered.shape[1]
-    below = torch.arange(1, number, device=values.device)
-    sums = ordered.cumsum(dim=1)
-    low, high = sums[:, :-1] / below, (sums[:, -1:] - sums[:, :-1]) / (number - below)
-    best = (below * (number - below) * (high - low).square()).argmax(dim=1, keepdim=True)
-    found = (ordered.gather(1, best) + ordered.gather(1, best + 1)) / 2
-    return found.to(values.dtype)[:, :, None]
-
-
-def _reading(backbone: Backbone, foreground: str) -> Reading:
-    beside = handmade_foreground if foreground == "handmade" else None
-    return Reading(backbone.mean, backbone.std, fixed_size=backbone.fixed_size, beside=beside)
+def library_versions() -> str:
+    """Versions of the libraries that foregrounds and features depend on, ``numpy 2.1.0, scipy 1.15.0``."""
+    found = []
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)

@@ -1,18 +1,12 @@
-"""Feature vectors of a picture's foreground: made by hand, of colour and texture; or left to a backbone.
-
-Worker processes import this module, and so never torch.
-"""
+"""A feature vector of a picture's foreground without a network: histograms of its colour and texture."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from scipy import ndimage
 
-from imagenets.learning.kmeans.foregrounds import resize_foreground
+from imagenets.learning.kmeans.foregrounds import resized_mask
 
 _CHROMA_BINS, _CHROMA_RANGE = 12, 160  # of a and b each, around grey
 _LIGHTNESS_BINS = 8
@@ -22,25 +16,6 @@ _GRADIENT_BINS = 8
 # Textures differ less from each other than colours do, which would otherwise decide alone.
 _LIGHTNESS_WEIGHT, _TEXTURE_WEIGHT = 0.5, 1.5
 _NEIGHBOURS = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))  # around (1, 1), in turn
-
-
-@dataclass(frozen=True)
-class Features:
-    """How feature vectors are made, in two steps.
-
-    ``prepare`` takes a picture (H, W, 3) uint8 RGB and its foreground (H, W) bool, in a worker process;
-    ``finish`` takes a list of what it gave, and gives the vectors (n, D) float32, in the main process.
-    ``identity`` tells features apart that are not the same.
-    """
-
-    identity: str
-    prepare: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    finish: Callable[[list[np.ndarray]], np.ndarray]
-
-
-def handmade() -> Features:
-    """Features by ``colour_and_texture``."""
-    return Features("handmade", colour_and_texture, np.stack)
 
 
 def colour_and_texture(image: np.ndarray, foreground: np.ndarray) -> np.ndarray:
@@ -60,13 +35,6 @@ def colour_and_texture(image: np.ndarray, foreground: np.ndarray) -> np.ndarray:
             *(_TEXTURE_WEIGHT / np.sqrt(len(texture)) * _unit(histogram) for histogram in texture),
         ]
     ).astype(np.float32)
-
-
-def picture_and_mask(image: np.ndarray, foreground: np.ndarray, side: int) -> np.ndarray:
-    """Resize image (H, W, 3) uint8 and foreground (H, W) bool to one array, (side, side, 4) uint8."""
-    stacked = np.dstack([image, foreground.astype(np.uint8) * 255])
-    shrinks = side < min(image.shape[:2])
-    return cv2.resize(stacked, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _unit(histogram: np.ndarray) -> np.ndarray:
@@ -101,7 +69,7 @@ def _patterns(grey: np.ndarray, foreground: np.ndarray, scale: int) -> np.ndarra
     """
     size = (max(1, grey.shape[1] // scale), max(1, grey.shape[0] // scale))
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    inside = resize_foreground(foreground, size, cv2.INTER_AREA)
+    inside = resized_mask(foreground, size, cv2.INTER_AREA)
     height, width = grey.shape
     padded = np.pad(grey, 1, mode="edge")
     ring = np.stack([padded[y : y + height, x : x + width] >= grey for y, x in _NEIGHBOURS])
@@ -117,7 +85,7 @@ def _gradients(grey: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np
     size = (_CROP, _CROP)
     values = np.where(foreground, grey, grey[foreground].mean()).astype(np.float32)
     crop = cv2.resize(values[box], size, interpolation=cv2.INTER_AREA)
-    inside = resize_foreground(foreground[box], size, cv2.INTER_AREA)
+    inside = resized_mask(foreground[box], size, cv2.INTER_AREA)
     rim_removed = ndimage.binary_erosion(inside, np.ones((5, 5)))
     inside = rim_removed if rim_removed.any() else inside
     along_x, along_y = (cv2.Sobel(crop, cv2.CV_32F, *order)[inside] for order in ((1, 0), (0, 1)))
