@@ -83,8 +83,8 @@ def grab_cut(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
     """Take a guess (H, W) bool to the edges of ``image`` (H, W, 3) uint8 RGB, by GrabCut: (H, W) bool.
 
     GrabCut sees the picture at SIDE pixels; holes are filled and specks dropped. Where it runs away from the
-    guess, takes everything or has an IoU below AGREEMENT with it, ``smoothed`` takes its place. The same
-    input gives the same mask.
+    guess, takes everything or has an IoU below AGREEMENT with it, ``smoothed`` takes its place, or the guess
+    where that runs away too. The same input gives the same mask.
     """
     height, width = guess.shape
     size = _grab_cut_size(height, width)
@@ -97,9 +97,14 @@ def grab_cut(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
     picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     cv2.grabCut(picture, labels, (0, 0, 0, 0), ground, objects, ITERATIONS, cv2.GC_INIT_WITH_MASK)
     found = _tidy(labels == cv2.GC_PR_FGD)
-    if found.all() or (found & small).sum() < AGREEMENT * (found | small).sum():
-        return smoothed(image, guess)
-    return resized_mask(found, (width, height), cv2.INTER_LINEAR)
+    if not found.all() and _agree(found, small):
+        return resized_mask(found, (width, height), cv2.INTER_LINEAR)
+    other = smoothed(image, guess)
+    return other if _agree(other, guess) else guess
+
+
+def _agree(found: np.ndarray, guess: np.ndarray) -> bool:
+    return bool((found & guess).sum() >= AGREEMENT * (found | guess).sum())
 
 
 def smoothed(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
