@@ -282,4 +282,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, goes_on=True)
+    run(main, goes_on=True, on_all_ranks=True)

@@ -96,7 +96,7 @@ def test_a_blob_is_found_and_mirrored_in_a_mirrored_picture(find):
     assert (found & mirrored).sum() / (found | mirrored).sum() > 0.97
 
 
-def test_where_grab_cut_and_the_solver_run_away_the_guess_stays():
+def test_where_grab_cut_runs_away_the_guess_stays():
     """A speck of the ground's colour: GrabCut would take what looks like it, all over the picture."""
     image, _ = scene()
     guess = np.zeros((96, 96), bool)

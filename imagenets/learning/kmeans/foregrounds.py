@@ -82,9 +82,9 @@ def centre_weight(height: int, width: int) -> np.ndarray:
 def grab_cut(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
     """Take a guess (H, W) bool to the edges of ``image`` (H, W, 3) uint8 RGB, by GrabCut: (H, W) bool.
 
-    GrabCut sees the picture at SIDE pixels; holes are filled and specks dropped. Where it runs away from the
-    guess, takes everything or has an IoU below AGREEMENT with it, ``smoothed`` takes its place, or the guess
-    where that runs away too. The same input gives the same mask.
+    GrabCut sees the picture at SIDE pixels; holes are filled and specks dropped. The guess stays where
+    GrabCut runs away from it: where it takes everything, or their IoU is below AGREEMENT. The same input
+    gives the same mask.
     """
     height, width = guess.shape
     size = _grab_cut_size(height, width)
@@ -97,14 +97,9 @@ def grab_cut(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
     picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     cv2.grabCut(picture, labels, (0, 0, 0, 0), ground, objects, ITERATIONS, cv2.GC_INIT_WITH_MASK)
     found = _tidy(labels == cv2.GC_PR_FGD)
-    if not found.all() and _agree(found, small):
-        return resized_mask(found, (width, height), cv2.INTER_LINEAR)
-    other = smoothed(image, guess)
-    return other if _agree(other, guess) else guess
-
-
-def _agree(found: np.ndarray, guess: np.ndarray) -> bool:
-    return bool((found & guess).sum() >= AGREEMENT * (found | guess).sum())
+    if found.all() or (found & small).sum() < AGREEMENT * (found | small).sum():
+        return guess
+    return resized_mask(found, (width, height), cv2.INTER_LINEAR)
 
 
 def smoothed(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
