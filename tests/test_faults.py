@@ -56,6 +56,7 @@ def save(tmp_path_factory):
         "output_stride": None,
     }
     torch.save({"model": network.weights(), **about}, folder / "model.pth")
+    torch.save(make_backbone("test_vit").network.state_dict(), folder / "backbone.pth")
     return folder
 
 
@@ -68,6 +69,10 @@ def arguments_of(script, save, output):
         ],
         "pretrain": ["--recipe", "small", "--batch-size", 2, "--epochs", 4],
         "predict": ["--model", save / "model.pth", "--batch-size", 1],
+        "distance_matching": [
+            "--backbone", "test_vit", "--checkpoint", save / "backbone.pth",
+            "--batch-size", 1, "--neighbours", 3,
+        ],
     }  # fmt: skip
     return list(map(str, common + more[script]))
 
@@ -123,7 +128,7 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("script", ["finetune", "pretrain", "predict"])
+@pytest.mark.parametrize("script", ["finetune", "pretrain", "predict", "distance_matching"])
 def test_one_rank_fails(script, context, save, tmp_path):
     whole = ranks(context, script, save, tmp_path / "whole", tmp_path / "said")
     assert whole == [0, 0], messages(tmp_path / "said")[1]
