@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from command_line.arguments import add_mode_argument, add_save_dir_argument, path_argument
+from command_line.networks import add_weights
 from imagenets.learning.networks.backbones import Backbone
-from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.pass_method.attention import PixelAttention
 from imagenets.learning.pass_method.published_files import attended_backbone
 from imagenets.learning.pass_method.recipes import pretraining_recipe
@@ -26,6 +27,7 @@ def add_attention(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="last.pth of pixel_attention.py, or the published pass*_pixelatt.pth.tar",
     )
+    add_weights(parser)
     parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
 
 
@@ -42,8 +44,8 @@ class AttendedNetwork:
     def of(cls, arguments: argparse.Namespace) -> AttendedNetwork:
         """Read what the command line names. Raises InputError."""
         name = arguments.backbone or pretraining_recipe("pass", arguments.mode.name).backbone
-        backbone, attention, loaded = attended_backbone(name, arguments.checkpoint)
-        digest = file_digest(arguments.checkpoint)
+        backbone, attention, loaded = attended_backbone(name, arguments.checkpoint, arguments.weights)
+        digest = weights_digest(arguments.checkpoint, arguments.weights)
         settings = {"mode": arguments.mode.identity, "backbone": name, "checkpoint": digest}
         return cls(backbone, attention, loaded, settings)
 

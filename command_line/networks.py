@@ -43,6 +43,16 @@ def add_source(parser: argparse.ArgumentParser, splits: Sequence[str] = SPLITS) 
     )
 
 
+def add_weights(parser: argparse._ActionsContainer) -> None:
+    """Add which weights of a checkpoint are meant, where it has several copies of the network."""
+    parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="the copy to take where a checkpoint has several, by a part of its tensors' names (default: "
+        "EMA, teacher, target_encoder of I-JEPA and MSN …; what was taken is printed)",
+    )
+
+
 def check_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with wrong usage where source, mode and splits do not go together."""
     if arguments.images is not None:

@@ -41,7 +41,8 @@
 
   - ``processes``, ``run_folder``, ``output_folder``, ``images``: this process among torchrun's, the folder of
     a run, which pictures it reads and how
-  - ``networks``: backbones by name, checkpoints, position embeddings, a backbone with a head
+  - ``networks``: backbones by name and their families, checkpoints (files, wrappers, layouts),
+    position embeddings, a backbone with a head
   - ``engine``: batched inference: decode in workers, run the network, write label maps or arrays
   - ``training``: the loop, order of the images, augmentation, optimisers and schedules
   - ``distance_matching``: the bank of embeddings, nearest neighbours

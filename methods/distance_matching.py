@@ -23,11 +23,12 @@ from command_line.networks import (
     SPLITS,
     add_running,
     add_source,
+    add_weights,
     check_source,
     listed_images,
     running_of,
 )
-from command_line.progress import bar
+from command_line.progress import bar, warn
 from imagenets.common.errors import InputError
 from imagenets.learning.distance_matching.bank import (
     join_bank,
@@ -35,6 +36,7 @@ from imagenets.learning.distance_matching.bank import (
     load_bank,
     reading_of,
     store_embeddings,
+    unusable_vectors,
 )
 from imagenets.learning.distance_matching.neighbours import Bank
 from imagenets.learning.engine.inference import Running, write_label_maps
@@ -46,7 +48,8 @@ from imagenets.learning.images import (
 )
 from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
-from imagenets.learning.networks.checkpoints import file_digest, load_backbone
+from imagenets.learning.networks.checkpoint_files import file_digest, weights_digest
+from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.output_folder import code_digest, opened, run_record
 from imagenets.learning.processes import Processes, started
 
@@ -68,6 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="the backbone's weights; none: random ones",
     )
+    add_weights(parser)
     parser.add_argument(
         "--bank",
         type=path_argument,
@@ -132,6 +136,9 @@ def bank_of(job: Job, running: Running) -> Bank:
     bank = processes.together(
         partial(load_bank, path, job.backbone.channels, arguments.neighbours, arguments.mode)
     )
+    unusable = unusable_vectors(bank)
+    if unusable and processes.first:
+        warn(f"{path}: {unusable}; labels found by them mean nothing, is it the right checkpoint?")
     return bank.to(processes.device)
 
 
@@ -146,7 +153,7 @@ def make_record(arguments: argparse.Namespace, images: dict[str, Images]) -> dic
     """All that decides what this run writes."""
     settings = {
         "backbone": arguments.backbone,
-        "checkpoint": file_digest(arguments.checkpoint),
+        "checkpoint": weights_digest(arguments.checkpoint, arguments.weights),
         "bank": file_digest(arguments.bank) if arguments.bank else "train-semi",
         "mode": arguments.mode and arguments.mode.identity,
         "neighbours": arguments.neighbours,
@@ -160,7 +167,7 @@ def make_record(arguments: argparse.Namespace, images: dict[str, Images]) -> dic
 def prepare(arguments: argparse.Namespace) -> Job:
     """Read and check all that the command line names."""
     backbone = make_backbone(arguments.backbone)
-    line = load_backbone(backbone, arguments.checkpoint)
+    line = load_backbone(backbone, arguments.checkpoint, arguments.weights)
     images = listed_images(arguments)
     targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
     return Job(arguments, backbone, line, images, targets, make_record(arguments, images))

@@ -28,6 +28,7 @@ from command_line.arguments import (
 # isort: split
 from tqdm import tqdm
 
+from command_line.networks import add_weights
 from command_line.progress import bar
 from command_line.training import add_machine
 from imagenets.learning.finetuning.run import Request, fine_tune
@@ -76,6 +77,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="the backbone's weights; none: start from random ones",
     )
+    add_weights(parser)
     parser.add_argument(
         "--masks",
         type=path_argument,
@@ -154,6 +156,7 @@ def main() -> None:
         recipe=arguments.recipe,
         backbone=arguments.backbone,
         checkpoint=arguments.checkpoint,
+        weights=arguments.weights,
         output=arguments.output_dir,
         given={name: getattr(arguments, option) for option, name in _VALUES.items()},
         masks=arguments.masks,

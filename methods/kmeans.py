@@ -24,7 +24,14 @@ from command_line.arguments import number_in, path_argument, whole_number
 # isort: split
 import numpy as np
 
-from command_line.networks import add_running, add_source, check_source, chosen_splits, running_of
+from command_line.networks import (
+    add_running,
+    add_source,
+    add_weights,
+    check_source,
+    chosen_splits,
+    running_of,
+)
 from command_line.progress import bar, warn
 from imagenets.classes import MAX_LABEL, Mode
 from imagenets.common.whole_files import whole_file
@@ -45,7 +52,8 @@ from imagenets.learning.kmeans.clusters import (
 )
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
-from imagenets.learning.networks.checkpoints import file_digest, load_backbone
+from imagenets.learning.networks.checkpoint_files import weights_digest
+from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.output_folder import code_digest, opened, run_record
 from imagenets.learning.processes import started
 
@@ -68,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=path_argument, metavar="FILE", help="the backbone's weights; none: random ones"
     )
+    add_weights(parser)
     parser.add_argument(
         "--foreground",
         choices=FOREGROUNDS,
@@ -166,10 +175,10 @@ def prepare(arguments: argparse.Namespace) -> Job:
     if arguments.backbone is None:
         return Job(arguments, train, splits, handmade(), lambda running: None, "", code)
     backbone = make_backbone(arguments.backbone)
-    loaded = load_backbone(backbone, arguments.checkpoint)
+    loaded = load_backbone(backbone, arguments.checkpoint, arguments.weights)
     fold_batch_norms(backbone)
     amp = ", amp" if arguments.amp else ""
-    identity = f"{arguments.backbone} {file_digest(arguments.checkpoint)}{amp}"
+    identity = f"{arguments.backbone} {weights_digest(arguments.checkpoint, arguments.weights)}{amp}"
     descriptor = network(backbone, identity, arguments.foreground)
     return Job(
         arguments,

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run, stop_asked
 from command_line.arguments import check_save_dir, path_argument
+from command_line.networks import add_weights
 from command_line.pretraining import new_parser, overridden, request_of, talk
 from imagenets.learning.pass_method.recipes import attention_recipe, pretraining_recipe
 from imagenets.learning.pass_method.runs import train_attention
@@ -25,6 +26,7 @@ def main() -> None:
         required=True,
         help="last.pth of pretrain.py, or the published pass*_pretrained.pth.tar",
     )
+    add_weights(parser)
     parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
     arguments = parser.parse_args()
     check_save_dir(parser, arguments)
@@ -32,7 +34,7 @@ def main() -> None:
     backbone = arguments.backbone or pretraining_recipe(arguments.recipe, arguments.mode.name).backbone
     with started(arguments.device, stop_asked) as processes:
         request = request_of(arguments, processes)
-        train_attention(request, recipe, backbone, arguments.checkpoint, processes, talk())
+        train_attention(request, recipe, backbone, arguments.checkpoint, processes, talk(), arguments.weights)
         if processes.first:
             print(f"saved: {arguments.output_dir / 'last.pth'}")
 

@@ -31,7 +31,7 @@ from imagenets.learning.engine.inference import write_label_maps
 from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
 from imagenets.learning.finetuning.prediction import LONGEST, predicted, reading_of
 from imagenets.learning.images import Images, target_paths
-from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.networks.checkpoint_files import file_digest
 from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork, read_saved
 from imagenets.learning.output_folder import code_digest, opened, run_record
 from imagenets.learning.processes import Processes, started

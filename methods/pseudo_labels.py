@@ -32,7 +32,7 @@ from imagenets.dataset import SPLITS
 from imagenets.learning.engine.inference import Running, load_arrays, store_arrays, write_label_maps
 from imagenets.learning.engine.threshold_sweep import save_sweep
 from imagenets.learning.images import Images, split_images, target_paths, where_masks_come_from
-from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.networks.checkpoint_files import file_digest
 from imagenets.learning.output_folder import code_digest, opened, run_record
 from imagenets.learning.pass_method.attended_labels import (
     LABEL_READING,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import zipfile
 from collections import OrderedDict
@@ -15,11 +16,13 @@ torchvision = pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")
 
 import torch
+from masksets import SHARED
 from safetensors.torch import save_file
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.networks.checkpoints import file_digest, load_backbone, read_checkpoint
+from imagenets.learning.networks.checkpoint_files import file_digest, read_checkpoint
+from imagenets.learning.networks.checkpoints import load_backbone, load_checkpoint
 
 OTHER = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}, "epoch": 7}
 
@@ -217,6 +220,10 @@ def test_position_embeddings_of_another_resolution(vit, tmp_path):
     torch.save(weights, tmp_path / "x.pth")
     backbone = make_backbone("vit_tiny_patch16_224")
     load_backbone(backbone, tmp_path / "x.pth")
+    assert torch.equal(backbone.network.pos_embed, weights["pos_embed"])  # interpolated for each picture
+
+    backbone = make_backbone("vit_tiny_patch16_224")
+    load_checkpoint(backbone, read_checkpoint(tmp_path / "x.pth"), own_grid=True)  # as fine-tuning does
     assert torch.equal(backbone.network.pos_embed[:, :1], weights["pos_embed"][:, :1])
     square = weights["pos_embed"][:, 1:].mT.reshape(1, 192, 24, 24)
     expected = torch.nn.functional.interpolate(square, size=(14, 14), mode="bicubic")
@@ -253,7 +260,7 @@ def test_damaged_foreign_and_incomplete_files_are_refused(resnet, vit, tmp_path,
         "empty": "cannot be read as weights",
         "cut": "cannot be read as weights",
         "list": "holds no weights but a list",
-        "evil": r"a Python object \((builtins\.)?print\)",
+        "evil": r"100 of 100 tensors are missing.*left out: 1 Python object \(builtins\.print 1\)",
         "short": r"10 of 100 tensors are missing \(layer4.1.conv1.weight",
         "other names": "95 of 100 tensors are missing .*nearest names in it: net/layer",
         "vit": "100 of 100 tensors are missing",
@@ -277,10 +284,9 @@ def test_a_folder_in_place_of_its_file_is_told(tmp_path):
         read_checkpoint(tmp_path)
 
 
-def test_numpy_numbers_of_both_numpys_are_read(tmp_path):
+def test_numpy_numbers_of_both_numpys_are_left_out(tmp_path):
     """The learning rate in the optimiser of a published file is a NumPy number, as NumPy 1 pickled it."""
-    torch.save({"lr": np.float64(0.5)}, tmp_path / "x.pth")
-    assert read_checkpoint(tmp_path / "x.pth")["lr"] == 0.5
+    torch.save({"lr": np.float64(0.5), "w": torch.ones(1)}, tmp_path / "x.pth")
     with zipfile.ZipFile(tmp_path / "x.pth") as given, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
         for item in given.infolist():
             content = given.read(item)
@@ -288,7 +294,9 @@ def test_numpy_numbers_of_both_numpys_are_read(tmp_path):
                 assert b"numpy._core.multiarray" in content
                 content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             old.writestr(item, content)
-    assert read_checkpoint(tmp_path / "old.pth")["lr"] == 0.5
+    for name in ("x.pth", "old.pth"):
+        read = read_checkpoint(tmp_path / name)
+        assert list(read.tensors) == ["w"] and read.left_out["numpy.dtype"] == 1
 
 
 def test_none_in_a_checkpoints_place_gives_the_same_random_weights_every_time():
@@ -296,7 +304,178 @@ def test_none_in_a_checkpoints_place_gives_the_same_random_weights_every_time():
     backbones = [make_backbone("resnet18") for _ in range(2)]
     before = torch.random.get_rng_state()
     lines = [load_backbone(backbone, Path("none")) for backbone in backbones]
-    assert lines == ["resnet18: random weights (seed 0)"] * 2 and file_digest(Path("none")) == "none"
+    assert lines[0] == lines[1] and lines[0].startswith("resnet18: random weights (seed 0); mean")
+    assert file_digest(Path("none")) == "none"
     assert torch.equal(torch.random.get_rng_state(), before)
     first, second = (backbone.network.state_dict() for backbone in backbones)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def loads(content, tmp_path, name="resnet18", branch=None, **options):
+    torch.save(content, tmp_path / "x.pth")
+    backbone = make_backbone(name, options=options)
+    return backbone, load_backbone(backbone, tmp_path / "x.pth", branch)
+
+
+def test_the_moving_average_is_taken_and_said_unless_another_is_named(resnet, tmp_path):
+    weights, other = resnet.state_dict(), wrong(resnet.state_dict())
+    files = {
+        "state_dict_ema": ({"state_dict": other, "state_dict_ema": weights}, "EMA, not state_dict"),
+        "model_ema": ({"model": other, "model_ema": weights}, "EMA, not model"),
+        "ema_model": (
+            prefixed(other, "online_model.") | prefixed(weights, "ema_model.module."),
+            "EMA, not online",
+        ),
+        "averaged": (prefixed(weights, "module.") | {"n_averaged": torch.tensor(3)}, "under module;"),
+    }
+    for content, said in files.values():
+        backbone, line = loads(content, tmp_path)
+        assert same_weights(backbone, resnet) and said in line
+    backbone, line = loads({"model": weights, "model_ema": other}, tmp_path, branch="model")
+    assert same_weights(backbone, resnet) and "under model;" in line
+    with pytest.raises(InputError, match=r"has no weights teacher; there are model, model_ema"):
+        loads({"model": weights, "model_ema": other}, tmp_path, branch="teacher")
+
+
+def test_wrappers_are_taken_off_at_any_place(resnet, tmp_path):
+    theirs = {
+        f"_orig_mod.module.{name.replace('.', '._fsdp_wrapped_module._checkpoint_wrapped_module.', 1)}": value
+        for name, value in resnet.state_dict().items()
+    }
+    assert same_weights(loads({"model": theirs}, tmp_path)[0], resnet)
+
+
+def test_weights_that_no_network_has_are_refused_and_named(resnet, tmp_path):
+    def with_first(change):
+        weights = {name: value.clone() for name, value in resnet.state_dict().items()}
+        return weights | {"layer1.0.conv1.weight": change(weights["layer1.0.conv1.weight"])}
+
+    def one_nan(value):
+        value[3, 2, 1, 0] = float("nan")
+        return value
+
+    faults = {
+        "are not finite": one_nan,
+        "are zero throughout": torch.zeros_like,
+        "are int8, without their scale": lambda value: (value * 100).to(torch.int8),
+        "are float8_e4m3fn, without their scale": lambda value: value.to(torch.float8_e4m3fn),
+        r"have no values \(device meta\)": lambda value: value.to("meta"),
+    }
+    for message, change in faults.items():
+        with pytest.raises(InputError, match=rf"x.pth: 1 of 100 tensors {message}.*layer1.0.conv1.weight"):
+            loads(with_first(change), tmp_path)
+    loads({name: value.half() for name, value in resnet.state_dict().items()}, tmp_path)
+
+
+def test_parts_of_tensors_and_other_forms_are_refused_with_the_command_that_converts(resnet, tmp_path):
+    for content, message in (
+        ({"model": {"_flat_param": torch.ones(9)}}, "as FSDP holds them.*FULL_STATE_DICT"),
+        ({"module": {f"w{n}": torch.empty(0) for n in range(3)}}, "ZeRO-3.*zero_to_fp32.py"),
+    ):
+        with pytest.raises(InputError, match=message):
+            loads(content, tmp_path)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "scripted.pt")
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / ".metadata").write_bytes(b"")
+    (tmp_path / "dcp" / "__0_0.distcp").write_bytes(b"")
+    (tmp_path / "siglip.npz").write_bytes(b"")
+    for name, message in (
+        ("scripted.pt", r"a TorchScript archive.*torch\.jit\.load\('.*scripted.pt'.*\)\.float\(\)"),
+        ("dcp", r"dcp_to_torch .*dcp weights\.pth"),
+        ("dcp/__0_0.distcp", r"dcp_to_torch .*dcp weights\.pth"),
+        ("siglip.npz", "weights of JAX.*load_pretrained"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_checkpoint(tmp_path / name)
+
+
+def test_shards_are_joined_by_their_index_and_count_in_its_digest(resnet, tmp_path):
+    weights = resnet.state_dict()
+    names = list(weights)
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    halves = (names[:50], names[50:])
+    for shard, half in zip(shards, halves, strict=True):
+        save_file({name: weights[name].clone() for name in half}, tmp_path / shard)
+    index = tmp_path / "model.safetensors.index.json"
+    places = {name: shard for shard, half in zip(shards, halves, strict=True) for name in half}
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    backbone = make_backbone("resnet18")
+    load_backbone(backbone, index)
+    assert same_weights(backbone, resnet)
+    digest = file_digest(index)
+    with pytest.raises(
+        InputError, match=r"one of 2 shards; give their index, .*model.safetensors.index.json"
+    ):
+        load_backbone(backbone, tmp_path / shards[0])
+    with pytest.raises(InputError, match=r"a folder; give .*model.safetensors.index.json"):
+        load_backbone(backbone, tmp_path)
+    save_file({name: weights[name] + 1 for name in halves[1]}, tmp_path / shards[1])
+    assert file_digest(index) != digest
+    save_file({name: weights[name].clone() for name in halves[1][1:]}, tmp_path / shards[1])
+    with pytest.raises(InputError, match=rf"its shards lack 1 tensors \({names[50]}\)"):
+        load_backbone(backbone, index)
+    (tmp_path / shards[1]).unlink()
+    with pytest.raises(InputError, match=r"1 of its 2 shards are missing \(model-00002"):
+        load_backbone(backbone, index)
+    index.write_text(json.dumps({"weight_map": {"w": "../x.safetensors"}}))
+    with pytest.raises(InputError, match="names files elsewhere"):
+        load_backbone(backbone, index)
+
+
+SMALL = {"depth": 2, "embed_dim": 96, "num_heads": 3}
+
+
+def small_vit(name="vit_small_patch16_224", **options):
+    network = timm.create_model(name, num_classes=0, **{**SMALL, **options})
+    return {key: value.clone() for key, value in spread(network).state_dict().items()}
+
+
+def test_files_that_fit_by_shape_but_give_other_features_are_refused(tmp_path):
+    weights = small_vit()
+    moco = {"state_dict": prefixed(weights, "module.base_encoder.")}
+    with pytest.raises(InputError, match=r"12 heads.*vit_small_patch16_mocov3"):
+        loads(moco, tmp_path, "vit_small_patch16_224", **SMALL)
+    registers = {"register_tokens": torch.ones(1, 4, 96)}
+    with pytest.raises(InputError, match=r"1 too many \(register_tokens\).*vit_small_patch14_reg4_dinov2"):
+        loads(weights | registers, tmp_path, "vit_small_patch16_224", **SMALL)
+    with pytest.raises(
+        InputError, match=r"patch_embed.proj.weight is \(96, 3, 16, 16\), not \(96, 3, 14, 14\)"
+    ):
+        loads(weights, tmp_path, "vit_small_patch14_dinov2", **SMALL)
+    with pytest.raises(InputError, match=r"OpenAI's CLIP.*vit_base_patch16_clip_quickgelu_224"):
+        clip = small_vit("vit_base_patch16_clip_224")
+        loads(
+            prefixed(clip, "visual.trunk.") | {"input_resolution": torch.tensor(224)},
+            tmp_path, "vit_base_patch16_clip_224", **SMALL,
+        )  # fmt: skip
+    gated = {name.replace("fc1", "w12").replace("fc2", "w3"): value for name, value in weights.items()}
+    gated["blocks.0.mlp.w12.weight"] = torch.ones(512, 96)
+    with pytest.raises(InputError, match="it looks like Franca"):
+        loads(gated, tmp_path, "vit_small_patch16_224", **SMALL)
+
+
+def test_the_rule_of_positions_is_that_of_the_files_family(tmp_path):
+    weights = small_vit()
+    fixed = weights | {"pos_embed": weights["pos_embed"].clone()}
+    fixed["pos_embed"][:, 0] = 0
+    for content, rule in (
+        (weights, "dino"),
+        ({"model": weights}, "dino"),
+        ({"model": weights, "positions": "antialias"}, "antialias"),  # of a run here
+        ({"model": weights | {"decoder_embed.weight": torch.ones(64, 96)}}, "bicubic"),
+        (fixed, "bicubic"),
+        ({"state_dict": prefixed(weights, "backbone.")}, "dino"),
+    ):
+        assert loads(content, tmp_path, "vit_small_patch16_224", **SMALL)[0].positions == rule
+
+
+LITE = SHARED / "photos" / "tf_efficientnet_lite0.pth"
+
+
+@pytest.mark.skipif(not LITE.exists(), reason="needs the shared photographs")
+def test_a_real_file_loads_whole():
+    backbone = make_backbone("tf_efficientnet_lite0")
+    line = load_backbone(backbone, LITE)
+    given = torch.load(LITE, weights_only=True)
+    assert all(torch.equal(value, given[name]) for name, value in backbone.network.state_dict().items())
+    assert "left over" in line and "mean 0.485" in line

@@ -26,6 +26,7 @@ from torch.nn.functional import interpolate
 from demo.pictures import draw
 from imagenets.common.errors import InputError
 from imagenets.learning.distance_matching import neighbours
+from imagenets.learning.distance_matching.bank import unusable_vectors
 from imagenets.learning.distance_matching.neighbours import Bank, label_maps, nearest
 from imagenets.learning.engine.inference import chunks_of
 from imagenets.learning.engine.label_files import enlarged
@@ -368,3 +369,12 @@ def test_chunks_are_all_images_in_order(count):
     chunks = chunks_of(count, 16)
     assert [index for chunk in chunks for index in chunk] == list(range(count))
     assert max(map(len, chunks)) <= 1024
+
+
+def test_vectors_of_a_bank_that_are_zero_or_not_finite_are_counted():
+    vectors = torch.eye(5)
+    vectors[1] = 0
+    vectors[3, 2], vectors[4] = float("nan"), float("inf")
+    bank = Bank(vectors, torch.arange(5))
+    assert unusable_vectors(bank) == "of 5 embeddings 1 zero and 2 not finite"
+    assert unusable_vectors(Bank(torch.eye(5), torch.arange(5))) is None

@@ -341,3 +341,16 @@ def test_published_values():
     assert (values.published, values.lr, values.final_lr, values.epochs, values.seed) == (
         True, 0.6, 0.0006, 20, 31,
     )  # fmt: skip
+
+
+def test_a_fine_tuned_file_keeps_the_rule_of_its_positions(files, tmp_path):
+    content = torch.load(files[0] / "vit-own.pth", weights_only=True)
+    torch.save(content | {"positions": "bicubic"}, tmp_path / "x.pth")
+    assert read_saved(tmp_path / "x.pth").network().backbone.positions == "bicubic"
+    assert read_saved(files[0] / "vit-own.pth").network().backbone.positions == "dino"
+
+
+def test_the_head_of_a_convnext_takes_the_place_of_dinov3s_norm():
+    backbone = make_backbone("convnext_tiny.dinov3_lvd1689m", options={"depths": (1,) * 4, "dims": (8,) * 4})
+    assert "norm.weight" in backbone.network.state_dict()
+    assert "norm.weight" not in SegmentationNetwork(backbone, 7, "semi-supervised").weights()

@@ -100,6 +100,14 @@ def load_bank(path: Path, channels: int, neighbours: int, mode: Mode | None = No
     return Bank(torch.from_numpy(embeddings.astype(np.float32)), torch.from_numpy(labels.astype(np.int64)))
 
 
+def unusable_vectors(bank: Bank) -> str | None:
+    """Say how many vectors of a bank are zero or not finite; None where all are what they should be."""
+    broken = int((~torch.isfinite(bank.embeddings).all(dim=1)).sum())
+    zero = int((~bank.embeddings.any(dim=1)).sum())
+    counts = [f"{number} {what}" for number, what in ((zero, "zero"), (broken, "not finite")) if number]
+    return f"of {len(bank.labels)} embeddings {' and '.join(counts)}" if counts else None
+
+
 def label_step(
     backbone: Backbone, bank: Bank, neighbours: int, temperature: float
 ) -> Callable[[Batch], torch.Tensor]:

@@ -18,12 +18,8 @@ from imagenets.learning.finetuning.prediction import Validation
 from imagenets.learning.finetuning.recipes import Values, values_of
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.batch_norm import synchronised
-from imagenets.learning.networks.checkpoints import (
-    file_digest,
-    load_tensors,
-    named_tensors,
-    read_checkpoint,
-)
+from imagenets.learning.networks.checkpoint_files import read_checkpoint, weights_digest
+from imagenets.learning.networks.checkpoints import load_checkpoint
 from imagenets.learning.networks.segmentation_network import (
     PASS,
     SEMI,
@@ -45,8 +41,9 @@ Tell = Callable[[str], None]
 class Request:
     """What the user asks for; ``given`` are values of the recipe that are replaced, by their names.
 
-    ``checkpoint`` None starts at random. ``masks`` are the label maps of the recipe ``pass``. ``amp`` None
-    means on CUDA alone. ``evaluate_every`` counts epochs; 0 never.
+    ``checkpoint`` None starts at random; ``weights`` is the copy in it, where it has several. ``masks`` are
+    the label maps of the recipe ``pass``. ``amp`` None means on CUDA alone. ``evaluate_every`` counts epochs;
+    0 never.
     """
 
     save_dir: Path | None
@@ -56,6 +53,7 @@ class Request:
     checkpoint: Path | None
     output: Path
     given: Mapping[str, float]
+    weights: str | None = None
     masks: Path | None = None
     output_stride: int | None = None
     accumulate: int = 1
@@ -145,11 +143,11 @@ def build_network(request: Request, values: Values, tell: Tell) -> SegmentationN
     if request.checkpoint is None:
         tell(f"{request.backbone}: starts from random weights, no checkpoint was given")
         return SegmentationNetwork(backbone, request.mode.classes, request.recipe)
-    tensors = named_tensors(read_checkpoint(request.checkpoint))
-    tell(load_tensors(backbone, tensors, request.checkpoint))
+    checkpoint = read_checkpoint(request.checkpoint, request.weights)
+    tell(load_checkpoint(backbone, checkpoint, own_grid=True))
     network = SegmentationNetwork(backbone, request.mode.classes, request.recipe)
     if network.kind == "vit":
-        fresh = fresh_norm(network, tensors)
+        fresh = fresh_norm(network, checkpoint.tensors)
         tell(f"the norm before the head {'starts anew' if fresh else 'is the fc_norm of the file'}")
     return network
 
@@ -161,7 +159,7 @@ def _settings(request: Request, values: Values, pairs: Pairs, amp: bool) -> Sett
         "mode": request.mode.identity,
         "backbone": request.backbone,
         "output_stride": request.output_stride,
-        "checkpoint": file_digest(request.checkpoint) if request.checkpoint else None,
+        "checkpoint": weights_digest(request.checkpoint, request.weights) if request.checkpoint else None,
         **{name: value for name, value in asdict(values).items() if name != "published"},
         "accumulate": request.accumulate,
         "amp": amp,
@@ -212,6 +210,7 @@ def _job(
             "mode": request.mode.name,
             "classes": request.mode.classes,
             "recipe": request.recipe,
+            "positions": network.backbone.positions,
         },
         amp=amp,
         scores=partial(validation.scores, network, values.epochs, processes, request.workers),

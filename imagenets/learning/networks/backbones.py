@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from imagenets.common.errors import InputError
-from imagenets.learning.networks.position_embeddings import for_picture
+from imagenets.learning.networks.families import OWN_MODELS, PLAIN, Family, family_of
+from imagenets.learning.networks.position_embeddings import DINO, RULE_OF, RULES, for_picture
 
 # Modules behind the feature map, at the top of a network.
 HEADS = ("fc", "classifier", "head", "heads", "head_dist", "avgpool", "attn_pool", "attnpool")
@@ -23,18 +24,25 @@ _SIDE = 224  # pixels, of the picture on which a network's map is measured
 # Both libraries have these names, for different layouts of weights; ConvNeXt's own files are timm's.
 _TIMM_FIRST = ("convnext_",)
 
+_TORCHVISIONS = {"drop_path_rate": "stochastic_depth_prob"}  # timm's names of options
+
 Maps = tuple[torch.Tensor, torch.Tensor]
 
 
-class _Family(NamedTuple):
+Read = Callable[[Any, torch.Tensor, str], torch.Tensor]
+
+
+class _Built(NamedTuple):
     """How a network is used: ``read`` gives its last map (B, C, h, w) of pictures (B, 3, H, W)."""
 
     network: nn.Module
-    read: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    read: Read
     fixed_size: tuple[int, int] | None = None  # height, width of the only pictures that it takes
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
     padding_unknown: bool = False
+    native_size: tuple[int, int] = (_SIDE, _SIDE)
+    family: Family = PLAIN
 
 
 class Backbone(nn.Module):
@@ -47,14 +55,16 @@ class Backbone(nn.Module):
     0..1.
     """
 
-    def __init__(self, name: str, family: _Family) -> None:
+    def __init__(self, name: str, built: _Built) -> None:
         """Measure a network's map; left in evaluation mode."""
         super().__init__()
         self.name = name
-        self.network = family.network
-        self.fixed_size = family.fixed_size
-        self.mean, self.std = family.mean, family.std
-        self._read = family.read
+        self.network = built.network
+        self.fixed_size, self.native_size = built.fixed_size, built.native_size
+        self.mean, self.std = built.mean, built.std
+        self.family = built.family
+        self.positions = RULE_OF.get(built.family.name, DINO)
+        self._read = built.read
         self.network.register_load_state_dict_post_hook(_forget_caches)  # type: ignore[no-untyped-call]
         self.eval()
         height, width = self.fixed_size or (_SIDE, _SIDE)
@@ -63,7 +73,7 @@ class Backbone(nn.Module):
         self.channels: int = last.shape[1]
         stride = height / last.shape[2]
         # Borders without padding make a map a little smaller; such networks halve the size a few times.
-        halved = family.padding_unknown
+        halved = built.padding_unknown
         self.stride: int = max(1, 2 ** round(math.log2(stride)) if halved else round(stride))
 
     @property
@@ -76,7 +86,30 @@ class Backbone(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Give the last map (B, C, h, w) of pictures (B, 3, H, W), normalised."""
-        return self._read(self.network, pictures)
+        return self._read(self.network, pictures, self.positions)
+
+    @property
+    def covered_tokens(self) -> int | None:
+        """Number of class and register tokens that have position embeddings before the patches' own.
+
+        None where the network has no position embeddings, or its library interpolates them.
+        """
+        if self._read is _read_torchvision_vit:
+            return 1
+        if self._read not in (_read_timm_vit, _read_timm_eva) or self.network.pos_embed is None:
+            return None
+        return _covered_tokens(self.network)
+
+    @property
+    def about(self) -> str:
+        """Say how pictures are normalised, positions interpolated, and which tokens are left out."""
+        values = f"mean {_numbers(self.mean)}, std {_numbers(self.std)}"
+        if self.covered_tokens is not None:
+            values += f"; positions: {RULES[self.positions]}"
+        elif getattr(self.network, "rope", None) is not None or hasattr(self.network, "embeds"):
+            values += "; positions: the network's own, for any size"
+        tokens = 1 if self._read is _read_torchvision_vit else getattr(self.network, "num_prefix_tokens", 0)
+        return values + (f"; tokens left out: {tokens}" if tokens else "")
 
     def maps(self, pictures: torch.Tensor) -> Maps:
         """Give the outputs of ``layer3`` and ``layer4`` of a ResNet: (B, C3, h3, w3), (B, C, h, w).
@@ -98,17 +131,29 @@ def _forget_caches(network: nn.Module, _keys: object = None) -> None:
     network.train().train(training)
 
 
-def make_backbone(name: str, *, output_stride: int | None = None, drop_path: float = 0.0) -> Backbone:
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
+
+
+def make_backbone(
+    name: str,
+    *,
+    output_stride: int | None = None,
+    drop_path: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+) -> Backbone:
     """Make a network of random weights: torchvision's where it has one of this name, else timm's.
 
     ``timm/NAME`` and ``torchvision/NAME`` choose; ``convnext_…`` without either is timm's, whose names of
     tensors are those of the published files. ``output_stride`` 16 leaves out the last halving of a ResNet
     (``layer4`` with stride 1; its first block dilation 1, the others 2). ``drop_path`` is the rate of
-    stochastic depth of the last block, for networks that have it.
+    stochastic depth of the last block, for networks that have it. ``options`` go to timm's constructor
+    (``depth``, ``num_heads`` …). Names that neither library has: ``families.OWN_MODELS``.
 
     Raises InputError when there is no such network, or it cannot do what is asked.
     """
     library, _, bare = name.rpartition("/")
+    options = {**({"drop_path_rate": drop_path} if drop_path else {}), **(options or {})}
     wanted = [library] if library else ["torchvision", "timm"]
     if not library and bare.startswith(_TIMM_FIRST):
         wanted.reverse()
@@ -116,11 +161,11 @@ def make_backbone(name: str, *, output_stride: int | None = None, drop_path: flo
     for candidate in wanted:
         if candidate not in _LIBRARIES:
             raise InputError(f"--backbone {name}: before the / stands torchvision or timm")
-        family = _LIBRARIES[candidate](bare, drop_path, known)
-        if family is not None:
+        built = _LIBRARIES[candidate](bare, options, known)
+        if built is not None:
             if output_stride is not None:
-                _set_output_stride(name, family, output_stride)
-            return Backbone(name, family)
+                _set_output_stride(name, built, output_stride)
+            return Backbone(name, built)
     if not known:
         raise InputError(
             "--backbone needs torchvision or timm, and neither is installed: bash setup.sh methods"
@@ -130,7 +175,7 @@ def make_backbone(name: str, *, output_stride: int | None = None, drop_path: flo
     raise InputError(f"--backbone {name}: neither torchvision nor timm as installed has this model{hint}")
 
 
-def _from_torchvision(name: str, drop_path: float, known: list[str]) -> _Family | None:
+def _from_torchvision(name: str, options: Mapping[str, Any], known: list[str]) -> _Built | None:
     try:
         from torchvision import models
     except ImportError:
@@ -139,56 +184,88 @@ def _from_torchvision(name: str, drop_path: float, known: list[str]) -> _Family 
     known += names
     if name not in names:
         return None
-    options: dict[str, Any] = {"stochastic_depth_prob": drop_path} if drop_path else {}
+    own = {_TORCHVISIONS.get(key, key): value for key, value in options.items()}
     if name in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": False}
+        own |= {"aux_logits": False, "init_weights": False}
     try:
-        network = models.get_model(name, weights=None, **options)
+        network = models.get_model(name, weights=None, **own)
     except TypeError as error:
         raise InputError(f"--backbone {name}: torchvision's has no drop path") from error
     _remove_heads(network)
     if isinstance(network, models.ResNet):
-        return _Family(network, _read_resnet)
+        return _Built(network, _read_resnet)
     if isinstance(network, models.VisionTransformer):
-        return _Family(network, _read_torchvision_vit)
+        return _Built(network, _read_torchvision_vit)
     layer = _last_map_layer(network.eval())
     fixed = (_SIDE, _SIDE) if isinstance(network, models.MaxVit) else None
-    return _Family(network, _reader_of_layer(layer), fixed, padding_unknown=True)
+    return _Built(network, _reader_of_layer(layer), fixed, padding_unknown=True)
 
 
-def _from_timm(name: str, drop_path: float, known: list[str]) -> _Family | None:
+def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Built | None:
     try:
         import timm
         import timm.data
+        from timm.models.convnext import ConvNeXt
+        from timm.models.eva import Eva
+        from timm.models.naflexvit import NaFlexVit
         from timm.models.resnet import ResNet
         from timm.models.vision_transformer import VisionTransformer
     except ImportError:
         return None
-    if not timm.is_model(name):
-        known += timm.list_models()
+    built_as, own = OWN_MODELS.get(name, (name, {}))
+    if not timm.is_model(built_as):
+        known += [*timm.list_models(), *OWN_MODELS]
         return None
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    family = family_of(name.partition(".")[0])
+    asked = {**family.options, **_with_layers(own), **options}
     try:
-        network: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        network: Any = timm.create_model(built_as, pretrained=False, num_classes=0, **asked)
         config = timm.data.resolve_model_data_config(network)  # type: ignore[attr-defined, no-untyped-call]
     except (TypeError, RuntimeError) as error:  # RuntimeError: an unknown tag behind the dot
         raise InputError(f"--backbone {name}: {error}") from error
     # A name alone stands for an architecture, which people pre-trained with ImageNet's mean; a name with a
-    # tag (vit_base_patch16_224.augreg_in21k) for certain weights, which may have another.
-    values = (config["mean"], config["std"]) if "." in name else (_IMAGENET_MEAN, _IMAGENET_STD)
+    # tag (vit_base_patch16_224.augreg_in21k) for certain weights, and that of some families for the family's.
+    own_values = "." in name or family.own_values
+    mean, std = (config["mean"], config["std"]) if own_values else (_IMAGENET_MEAN, _IMAGENET_STD)
+    native = config["input_size"][1:]
     norm, fc_norm = getattr(network, "norm", None), getattr(network, "fc_norm", None)
     if isinstance(norm, nn.Identity) and isinstance(fc_norm, nn.Module):
         network.norm = fc_norm  # a norm behind the average of all tokens: of each token here
     if fc_norm is not None:
         network.fc_norm = nn.Identity()
+    if isinstance(network, ConvNeXt):
+        network.norm = network.head.norm if "dinov3" in name else nn.Identity()
     _remove_heads(network)
-    if isinstance(network, ResNet):
-        return _Family(network, _read_resnet, None, *values)
-    if isinstance(network, VisionTransformer):
-        return _Family(network, _read_timm_vit, None, *values)
+    if family.name == "PE" and network.rope is not None:
+        network.rope.ref_feat_shape = None  # the authors do not rescale the grid's coordinates
+    readers: tuple[tuple[Any, Read], ...] = (
+        (ResNet, _read_resnet),
+        (VisionTransformer, _read_timm_vit),
+        (NaFlexVit, _read_naflex_vit),
+        (ConvNeXt, _read_convnext),
+        (Eva, _read_timm_eva),
+    )
+    for kind, read in readers:
+        if isinstance(network, kind) and (kind is not Eva or _positions_by_rule(network)):
+            return _Built(network, read, None, mean, std, False, native, family)
     fixed = network.pretrained_cfg.get("fixed_input_size") and not getattr(network, "dynamic_img_size", False)
     size = tuple(config["input_size"][1:]) if fixed else None
-    return _Family(network, _read_timm, size, *values)
+    return _Built(network, _read_timm, size, mean, std, False, native, family)
+
+
+def _with_layers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for timm's constructor, the classes of layers put in for their names."""
+    import timm.layers
+
+    found = dict(options)
+    if "mlp_layer" in found:
+        found["mlp_layer"] = getattr(timm.layers, found["mlp_layer"])
+    return found
+
+
+def _positions_by_rule(network: Any) -> bool:  # noqa: ANN401
+    """Whether an EVA-like network has position embeddings, and takes pictures of any size."""
+    return network.pos_embed is not None and network.dynamic_img_size and not network.rope_mixed
 
 
 _LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}
@@ -201,22 +278,22 @@ def _remove_heads(network: nn.Module) -> None:
             setattr(network, name, nn.Identity())
 
 
-def _set_output_stride(name: str, family: _Family, output_stride: int) -> None:
+def _set_output_stride(name: str, built: _Built, output_stride: int) -> None:
     """Give a ResNet output stride 32 (as it is) or 16: docs/methods.md, Backbones."""
-    if family.read is not _read_resnet or output_stride not in (16, 32):
+    if built.read is not _read_resnet or output_stride not in (16, 32):
         raise InputError(f"--backbone {name}: only ResNets have an output stride to choose, 16 or 32")
     if output_stride == 32:
         return
-    if any(isinstance(module, nn.AvgPool2d) for module in family.network.layer4.modules()):  # type: ignore[union-attr]
+    if any(isinstance(module, nn.AvgPool2d) for module in built.network.layer4.modules()):  # type: ignore[union-attr]
         raise InputError(f"--backbone {name}: its shortcuts pool, so that its output stride stays 32")
-    for number, block in enumerate(family.network.layer4):  # type: ignore[arg-type]
+    for number, block in enumerate(built.network.layer4):  # type: ignore[arg-type]
         for convolution in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
             convolution.stride = (1, 1)
             if number > 0 and convolution.kernel_size == (3, 3):
                 convolution.dilation = convolution.padding = (2, 2)
 
 
-def _read_resnet(network: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+def _read_resnet(network: nn.Module, pictures: torch.Tensor, rule: str = "") -> torch.Tensor:
     return _resnet_maps(network, pictures)[1]
 
 
@@ -239,35 +316,65 @@ def _as_grid(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return patches.transpose(1, 2).reshape(len(tokens), -1, *grid)
 
 
-def _read_torchvision_vit(network: Any, pictures: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+def _read_torchvision_vit(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
     cropped, grid = _cropped(pictures, network.conv_proj.kernel_size)
     tokens = network.conv_proj(cropped).flatten(2).transpose(1, 2)
     tokens = torch.cat([network.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
     encoder = network.encoder
-    tokens = tokens + for_picture(encoder.pos_embedding, 1, grid, pictures.shape[2:])  # type: ignore[arg-type]
+    tokens = tokens + for_picture(encoder.pos_embedding, 1, grid, pictures.shape[2:], rule)  # type: ignore[arg-type]
     return _as_grid(encoder.ln(encoder.layers(encoder.dropout(tokens))), grid)
 
 
-def _read_timm_vit(network: Any, pictures: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+def _read_timm_vit(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
     """Last map of a plain ViT, of any size: the patch tokens behind the last norm."""
+    tokens, grid = _embedded(network, pictures, rule)
+    return _as_grid(network.norm(network.blocks(tokens)), grid)
+
+
+def _read_timm_eva(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
+    """The same of a ViT that turns queries and keys by their places as well (EVA02-CLIP, PE)."""
+    tokens, grid = _embedded(network, pictures, rule)
+    turned = None if network.rope is None else network.rope.get_embed(shape=grid)
+    for block in network.blocks:
+        tokens = block(tokens, rope=turned)
+    return _as_grid(network.norm(tokens), grid)
+
+
+def _covered_tokens(network: Any) -> int:  # noqa: ANN401
+    covered: int = 0 if network.no_embed_class else network.num_prefix_tokens
+    return covered
+
+
+def _embedded(network: Any, pictures: torch.Tensor, rule: str) -> tuple[torch.Tensor, tuple[int, int]]:  # noqa: ANN401
+    """Tokens (B, T, C) that go into the blocks of one of timm's ViTs, and the grid (h, w) of the patches."""
     cropped, grid = _cropped(pictures, network.patch_embed.proj.kernel_size)
     embed = network.patch_embed
     tokens = embed.norm(embed.proj(cropped).flatten(2).transpose(1, 2))
     first = [getattr(network, name, None) for name in ("cls_token", "dist_token", "reg_token")]
     prefix = [token.expand(len(tokens), -1, -1) for token in first if token is not None]
     positions = network.pos_embed
-    covered = 0 if network.no_embed_class else network.num_prefix_tokens
+    covered = _covered_tokens(network)
     if positions is not None:
-        positions = for_picture(positions, covered, grid, pictures.shape[2:])  # type: ignore[arg-type]
+        positions = for_picture(positions, covered, grid, pictures.shape[2:], rule)  # type: ignore[arg-type]
         tokens = tokens if covered else tokens + positions
     tokens = torch.cat([*prefix, tokens], dim=1)
     if positions is not None and covered:
         tokens = tokens + positions
-    tokens = network.norm_pre(network.patch_drop(network.pos_drop(tokens)))
-    return _as_grid(network.norm(network.blocks(tokens)), grid)
+    return network.norm_pre(network.pos_drop(tokens)), grid
 
 
-def _read_timm(network: Any, pictures: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+def _read_convnext(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
+    """Last map of timm's ConvNeXt; ``norm`` does nothing but in DINOv3's, which has it at every place."""
+    features: torch.Tensor = network.norm(network.forward_features(pictures))
+    return features
+
+
+def _read_naflex_vit(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
+    cropped, grid = _cropped(pictures, network.embeds.patch_size)
+    return _as_grid(network.forward_features(cropped), grid)
+
+
+def _read_timm(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
     """Last map of any other model of timm: (B, C, h, w), channels last, or tokens."""
     embed = getattr(network, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
@@ -293,10 +400,10 @@ def _token_grid(tokens: torch.Tensor, network: Any, pictures: torch.Tensor) -> t
     return rows, patches // rows
 
 
-def _reader_of_layer(layer: str) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+def _reader_of_layer(layer: str) -> Read:
     """Give a reader of the output of the submodule ``layer``, (B, C, h, w)."""
 
-    def read(network: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+    def read(network: nn.Module, pictures: torch.Tensor, rule: str) -> torch.Tensor:
         found: list[torch.Tensor] = []
         hook = network.get_submodule(layer).register_forward_hook(
             lambda module, inputs, output: found.append(output)

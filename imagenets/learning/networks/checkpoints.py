@@ -1,140 +1,67 @@
-"""Checkpoints in the forms that people have them: read without running code in them, and fitted to a network.
+"""Weights of other people's files, fitted to a network so that every tensor of it comes from the file.
 
-A file is one tree of named tensors; where the network's own lie in it (``model``, ``state_dict``,
-``teacher.backbone``, ``module.encoder_q`` …) is found by what fits. docs/methods.md, Checkpoints, has the
-forms that are known to load.
+A file is one tree of named tensors. Wrappers are taken off the names; where the network's own lie (``model``,
+``state_dict``, ``teacher.backbone``, ``module.encoder_q`` …) is found by what fits; names of other libraries
+are changed to timm's (``layouts``). docs/checkpoints.md has the forms that are known to load.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import hashlib
-import pickle
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import Backbone, make_backbone
-from imagenets.learning.networks.position_embeddings import resized
+from imagenets.learning.networks.checkpoint_files import RANDOM, Checkpoint, Tensors, read_checkpoint, some
+from imagenets.learning.networks.families import PLAIN
+from imagenets.learning.networks.layouts import Candidate, candidates, settled_biases
+from imagenets.learning.networks.position_embeddings import RULE_OF, RULES, on_a_square, resized
+from imagenets.learning.networks.wrappers import first_choice, is_ema
 
-Tensors = dict[str, torch.Tensor]
-
-RANDOM = Path("none")  # in a checkpoint's place: random weights
-
-# Besides tensors and plain containers: what training scripts store beside the weights.
-_ALLOWED: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # as NumPy 1 wrote it
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-]
-# Of two copies that fit alike, the one without such a word: the teacher, not the student; the query's
-# encoder, not the key's; the online network, not its target.
-_SECOND_CHOICE = re.compile(r"student|momentum|encoder_k|target|ema(?![a-z])|_k\.")
 _POSITIONS = ("pos_embed", "encoder.pos_embedding")
 # Made from a network's settings, and stored by some versions of a library only.
 _DERIVED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
+# A network that loses such tokens gives other features.
+_TOKENS = ("register_tokens", "storage_tokens", "reg_token", "dist_token")
 _SHOWN = 3
+# Whose files have tensors of such names, and which backbones take them.
+_SIGNS = (
+    (r"\bmlp\.w12\.", "Franca or DINOv2's giant: vit_base_patch14_franca …, vit_giant_patch14_dinov2"),
+    (r"\bstorage_tokens$", "DINOv3: vit_small_patch16_dinov3 …"),
+    (r"\bnorms\.3\.|\bdownsample_layers\.0\.", "a ConvNeXt: convnext_tiny …, convnextv2_tiny …"),
+    (r"\bregister_tokens$", "DINOv2 or DINOv3 with registers: vit_small_patch14_reg4_dinov2 …"),
+    (r"\bpatch_generator\.", "C-RADIO: vit_base_patch16_radio_v3 …"),
+    (r"\bpatchifier\.", "AIMv2: aimv2_large_patch14_224 …"),
+    (r"\binner_attn_ln\.|\bffn_ln\.", "EVA02-CLIP: eva02_base_patch16_clip_224 …"),
+    (r"\battn_pool\.(probe|attn)\b", "PE: vit_pe_core_base_patch16_224 …"),
+    (r"\btransformer\.resblocks\.", "CLIP or PE: vit_base_patch16_clip_224, vit_pe_core_base_patch16_224 …"),
+    (r"\bvision_model\.", "CLIP or SigLIP: vit_base_patch16_clip_224 …, vit_base_patch16_siglip_224 …"),
+    (r"\brelative_position_bias", "BEiT or data2vec: beit_base_patch16_224, beitv2_base_patch16_224 …"),
+    (r"\.kernel$", "the sparse training of ConvNeXt V2 (FCMAE), which is not read: take a dense file"),
+)  # fmt: skip
 
 
-def read_checkpoint(path: Path | str) -> dict[Any, Any]:
-    """Read a checkpoint, on the CPU: what ``torch.save`` saved, or a ``.safetensors`` file's tensors.
-
-    Only tensors, plain values, ``argparse.Namespace`` and NumPy numbers are read (``weights_only=True``).
-    Raises InputError, naming the file, for anything else, OSError when there is no such file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: a folder; give a file of weights, of a run here {path / 'last.pth'}")
-    with path.open("rb") as file:  # a missing file is told as everywhere
-        file.read(1)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-        if refused is None:
-            raise _unreadable(path) from error
-        raise InputError(
-            f"{path}: holds a Python object ({refused[1]}) that could run code, and is not read; "
-            "save the weights alone: torch.save(model.state_dict(), FILE)"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
-        raise _unreadable(path) from error
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path}: holds no weights but a {type(content).__name__}; save a state_dict")
-    return dict(content)
-
-
-def _unreadable(path: Path) -> InputError:
-    return InputError(
-        f"{path}: cannot be read as weights; is it whole? Checkpoints are what "
-        "torch.save(model.state_dict(), FILE) saves, or .safetensors"
-    )
-
-
-def _read_safetensors(path: Path) -> dict[Any, Any]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise InputError(f"{path}: needs safetensors: bash setup.sh methods") from error
-    try:
-        return dict(load_file(path))
-    except SafetensorError as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({error}); is it whole?") from error
-
-
-def file_digest(path: Path | str) -> str:
-    """Digest of a file's bytes, 32 hexadecimal digits; of RANDOM its name. OSError when it cannot be read."""
-    if Path(path) == RANDOM:
-        return str(RANDOM)
-    digest = hashlib.blake2b(digest_size=16)
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def named_tensors(checkpoint: Mapping[Any, Any]) -> Tensors:
-    """All tensors of a checkpoint by their full names: nested names are joined by dots."""
-    found: Tensors = {}
-
-    def walk(part: Mapping[Any, Any], prefix: str) -> None:
-        for key, value in part.items():
-            if isinstance(value, torch.Tensor):
-                found[f"{prefix}{key}"] = value
-            elif isinstance(value, Mapping) and key != "optimizer":
-                walk(value, f"{prefix}{key}.")
-
-    walk(checkpoint, "")
-    return found
-
-
-def load_backbone(backbone: Backbone, path: Path | str) -> str:
+def load_backbone(backbone: Backbone, path: Path | str, branch: str | None = None) -> str:
     """Load a checkpoint into a backbone; gives one line to print: what was loaded, and what was left over.
 
-    All tensors of the backbone must be there, in their shapes; position embeddings of another resolution
-    are brought to the network's (bicubic). Where the last norm is missing, that of the averaged tokens
-    (``fc_norm``) takes its place. Raises InputError, naming the file, when anything is missing or the file is
-    another network's, OSError when it cannot be read. RANDOM in place of a file gives random weights.
+    All tensors of the backbone must be there, in their shapes; position embeddings keep the resolution of
+    the file, and are interpolated for each picture (their rule may become that of the file's family). Where
+    the last norm is missing, that of the averaged tokens (``fc_norm``) takes its place. ``branch`` chooses
+    among several copies (``student``, ``model``); without it ``wrappers.first_choice`` does.
+
+    Raises InputError, naming the file, when anything is missing, the file is another network's, or its
+    numbers are none of a network (not finite, all zero, integers), OSError when it cannot be read. RANDOM in
+    place of a file gives random weights.
     """
     if Path(path) == RANDOM:
         return _randomize(backbone)
-    return load_tensors(backbone, named_tensors(read_checkpoint(path)), path)
+    return load_checkpoint(backbone, read_checkpoint(path, branch))
 
 
 def _randomize(backbone: Backbone) -> str:
@@ -142,39 +69,51 @@ def _randomize(backbone: Backbone) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone.network.load_state_dict(make_backbone(backbone.name).network.state_dict())
-    return f"{backbone.name}: random weights (seed 0)"
+    return f"{backbone.name}: random weights (seed 0); {backbone.about}"
 
 
-def load_tensors(backbone: Backbone, tensors: Tensors, path: Path | str) -> str:
-    """Do what ``load_backbone`` does, with tensors that ``named_tensors`` gave; ``path`` is for messages."""
-    wanted = {
-        name: tensor for name, tensor in backbone.network.state_dict().items() if not name.endswith(_DERIVED)
-    }
-    fits = [_best_fit(wanted, spelling) for spelling in _spellings(backbone, tensors)]
-    best = max(fits, key=lambda fit: len(fit.found))  # the first of equals
+def load_checkpoint(backbone: Backbone, checkpoint: Checkpoint, *, own_grid: bool = False) -> str:
+    """Do what ``load_backbone`` does, with a file that was read.
+
+    With ``own_grid`` position embeddings of another resolution are brought to the network's (bicubic), as
+    fine-tuning does it.
+    """
+    path, tensors = checkpoint.path, checkpoint.tensors
+    _prepare(backbone, tensors)
+    network = backbone.network
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_DERIVED)}
+    best = _best_fit(
+        [_fit(backbone, wanted, candidate) for candidate in candidates(tensors, backbone, wanted)]
+    )
+    _refuse_lookalikes(backbone, best, path)
     problem = best.problem(wanted)
     if problem:
         raise InputError(
-            f"{path}: not the weights of a {backbone.name}: {problem}; give the --backbone that it was "
-            "trained as"
+            f"{path}: not the weights of a {backbone.name}: {problem}; {_hint(tensors)}"
+            f"{checkpoint.left_out_line}"
         )
+    _refuse_unusable(path, best.found, wanted)
     derived = {
         name: best.beside.pop(name)
-        for name, like in backbone.network.state_dict().items()
+        for name, like in network.state_dict().items()
         if name not in wanted and name in best.beside and best.beside[name].shape == like.shape
     }
-    backbone.network.load_state_dict(best.found | derived, strict=False)
-    return f"{backbone.name}: {best.line(Path(path).name, len(tensors) - len(derived))}"
+    _set_positions(backbone, best.found, own_grid)
+    network.load_state_dict(best.found | derived, strict=False)
+    backbone.positions = _position_rule(backbone, best, checkpoint, tensors)
+    return f"{backbone.name}: {best.line(path.name)}; {backbone.about}{checkpoint.left_out_line}"
 
 
 @dataclass(frozen=True)
 class _Fit:
     """What a network finds in a file: tensors ``found`` behind ``prefix``, others ``beside`` them there."""
 
+    layout: str
     prefix: str
     found: Tensors
     beside: Tensors
-    others: tuple[str, ...]  # names elsewhere in the file
+    elsewhere: tuple[str, ...]  # names
+    rivals: tuple[str, ...] = ()  # other prefixes, behind which as much was found
 
     def problem(self, wanted: Tensors) -> str | None:
         """Say why this is not the network, if it is not."""
@@ -189,66 +128,67 @@ class _Fit:
         surplus = [
             name
             for name in self.beside
-            if name.partition(".")[0] in parts and name not in wanted and not name.endswith(_DERIVED)
+            if (name.partition(".")[0] in parts or name in _TOKENS)
+            and name not in wanted
+            and not name.endswith(_DERIVED)
         ]
         if not (missing or surplus):
             return None
         said = []
         if absent:
-            near = difflib.get_close_matches(absent[0], [*self.beside, *self.others], _SHOWN, cutoff=0.4)
-            said.append(f"{len(absent)} of {len(wanted)} tensors are missing ({_some(absent)})")
+            near = difflib.get_close_matches(absent[0], [*self.beside, *self.elsewhere], _SHOWN, cutoff=0.4)
+            said.append(f"{len(absent)} of {len(wanted)} tensors are missing ({some(absent)})")
             said.append(f"nearest names in it: {', '.join(near)}" if near else "no name in it is near")
         if shapes:
-            said.append(f"{len(shapes)} of another shape ({_some(shapes)})")
+            said.append(f"{len(shapes)} of another shape ({some(shapes)})")
         if surplus:
-            said.append(f"{len(surplus)} too many ({_some(surplus)})")
+            said.append(f"{len(surplus)} too many ({some(surplus)})")
         return "; ".join(said)
 
-    def line(self, file: str, tensors: int) -> str:
+    def line(self, file: str) -> str:
         """Say what was loaded and what was not."""
         place = f" under {self.prefix.removesuffix('.')}" if self.prefix else ""
-        left = f"{len(self.beside)} there ({_some(list(self.beside))})" if self.beside else "none there"
-        elsewhere = tensors - len(self.found) - len(self.beside)
-        more = f", {elsewhere} elsewhere in the file" if elsewhere else ""
+        if is_ema(self.prefix):
+            plain = [rival.removesuffix(".") for rival in self.rivals if not is_ema(rival)]
+            place += f" (EMA, not {plain[0]})" if plain else " (EMA)"
+        left = f"{len(self.beside)} there ({some(list(self.beside))})" if self.beside else "none there"
+        more = f", {len(self.elsewhere)} elsewhere in the file" if self.elsewhere else ""
         return f"{len(self.found)} tensors loaded from {file}{place}; left over: {left}{more}"
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-
-
-def _best_fit(wanted: Tensors, tensors: Tensors) -> _Fit:
-    """Find the prefix behind which most of the wanted names and shapes are."""
-    counts: Counter[str] = Counter()
-    for name in tensors:
-        for prefix, rest in _splits(name):
-            if rest in wanted:
-                counts[prefix] += 1
-    prefixes = [prefix for prefix, number in counts.items() if number == max(counts.values())] or [""]
-    prefix = min(prefixes, key=lambda prefix: bool(_SECOND_CHOICE.search(prefix)))  # the first of equals
-    there = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _fit(backbone: Backbone, wanted: Tensors, candidate: Candidate) -> _Fit:
+    """Take the tensors that fit."""
+    there = settled_biases(candidate.tensors, wanted)
     found = {
         name: value
         for name, like in wanted.items()
-        if (value := _in_shape(name, there.get(name), like)) is not None
+        if (value := _in_shape(backbone, name, there.get(name), like)) is not None
     }
     beside = {name: value for name, value in there.items() if name not in found}
-    return _Fit(prefix, found, beside, tuple(name for name in tensors if not name.startswith(prefix)))
+    return _Fit(candidate.layout, candidate.prefix, found, beside, candidate.elsewhere)
 
 
-def _splits(name: str) -> Iterable[tuple[str, str]]:
-    """All ways to split a name into a prefix, with its dot, and the rest."""
-    yield "", name
-    for dot in re.finditer(r"\.", name):
-        yield name[: dot.end()], name[dot.end() :]
+def _best_fit(fits: list[_Fit]) -> _Fit:
+    """The fit that finds most; of several prefixes the first choice, of several layouts the first."""
+    most = max(len(fit.found) for fit in fits)
+    equals = [fit for fit in fits if len(fit.found) == most]
+    prefixes = list(dict.fromkeys(fit.prefix for fit in equals))
+    chosen = first_choice(prefixes)
+    best = next(fit for fit in equals if fit.prefix == chosen)
+    return replace(best, rivals=tuple(prefix for prefix in prefixes if prefix != chosen))
 
 
-def _in_shape(name: str, value: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
-    """Give ``value`` if it has the shape of ``like`` or, for position embeddings, can be brought to it."""
+def _in_shape(
+    backbone: Backbone, name: str, value: torch.Tensor | None, like: torch.Tensor
+) -> torch.Tensor | None:
+    """Give ``value`` if it has the shape of ``like`` or, for position embeddings, that of another grid."""
     if value is None or value.shape == like.shape:
         return value
     if name not in _POSITIONS or value.ndim != 3 or value.shape[2] != like.shape[2]:
         return None
+    covered = backbone.covered_tokens
+    if covered is not None:
+        return value if on_a_square(value, covered) else None
     for prefix in range(8):  # class and register tokens: the number with which both are squares
         try:
             moved = resized(value, prefix, like.shape[1] - prefix)
@@ -259,66 +199,109 @@ def _in_shape(name: str, value: torch.Tensor | None, like: torch.Tensor) -> torc
     return None
 
 
-def _spellings(backbone: Backbone, tensors: Tensors) -> Iterable[Tensors]:
-    """Give the tensors under the names that this network may have for them: first as they are."""
-    network = backbone.network
-    norms = {"norm.weight", "norm.bias"} & network.state_dict().keys()
-    yield tensors if not norms else _renamed(tensors, _norm_of_tokens)
-    if backbone.is_resnet:
-        yield _renamed(tensors, _numbered_resnet)
-    if hasattr(network, "stages") and hasattr(network, "stem"):
-        yield _renamed(tensors, _convnext)
-    if hasattr(network, "blocks"):
-        yield _dinov2(_renamed(tensors, _chunked_blocks), getattr(network, "reg_token", None) is not None)
+def _prepare(backbone: Backbone, tensors: Tensors) -> None:
+    """Give a ConvNeXt the norm at every place that DINOv3's has."""
+    theirs = any(re.search(r"\bnorms\.3\.|\bstages\.0\.downsample_layers\.", name) for name in tensors)
+    if theirs and type(backbone.network).__name__ == "ConvNeXt":
+        import timm.layers
+
+        norm: Any = timm.layers.LayerNorm2d  # type: ignore[attr-defined]
+        backbone.network.norm = norm(backbone.channels, eps=1e-6)
 
 
-def _renamed(tensors: Tensors, rename: Callable[[str], str]) -> Tensors:
-    """Rename tensors, but never onto a name that is there."""
-    return {new if (new := rename(name)) not in tensors else name: tensors[name] for name in tensors}
+def _set_positions(backbone: Backbone, found: Tensors, own_grid: bool) -> None:
+    """Give the network position embeddings of the file's resolution, or bring those to the network's."""
+    covered, network = backbone.covered_tokens, backbone.network
+    name = next((name for name in _POSITIONS if name in found), None)
+    if covered is None or name is None:
+        return
+    own = network.get_parameter(name)
+    if own.shape == found[name].shape:
+        return
+    if own_grid:
+        found[name] = resized(found[name].float(), covered, own.shape[1] - covered)
+    else:
+        module, _, last = name.rpartition(".")
+        setattr(network.get_submodule(module), last, nn.Parameter(found[name].to(own.dtype)))
 
 
-def _norm_of_tokens(name: str) -> str:
-    """Name of a norm behind the average of the tokens, which MAE's fine-tuning and ImageNet-S models have."""
-    return re.sub(r"(^|\.)fc_norm\.(weight|bias)$", r"\1norm.\2", name)
-
-
-_RESNET_CHILDREN = {
-    "0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"
-}  # fmt: skip
-
-
-def _numbered_resnet(name: str) -> str:
-    """Name of a tensor of ``nn.Sequential(*resnet.children())``, as lightly's models hold it."""
-    return re.sub(
-        r"(^|\.)([014567])\.((?:\d+\.\w+\.(?:\d+\.)?)?(?:weight|bias|running_mean|running_var|num_batches_tracked))$",
-        lambda match: f"{match[1]}{_RESNET_CHILDREN[match[2]]}.{match[3]}",
-        name,
+def _position_rule(backbone: Backbone, best: _Fit, checkpoint: Checkpoint, tensors: Tensors) -> str:
+    """Rule for position embeddings: of the file's family where the backbone's name does not tell it."""
+    recorded = checkpoint.content.get("positions")  # in what finetune.py wrote
+    if recorded in RULES:
+        return str(recorded)
+    if backbone.family is not PLAIN:
+        return backbone.positions
+    signs = (
+        ("MSN, I-JEPA", "target_encoder" in best.prefix),
+        ("MoCo v3", re.search(r"base_encoder|momentum_encoder", best.prefix)),
+        ("transformers", best.layout == "transformers"),
+        ("MAE, DeiT", any(re.search(r"(^|\.)decoder_embed\.", name) for name in tensors)),
+        ("MAE, DeiT", best.prefix == "model." and any(re.search(r"\bfc_norm\.", name) for name in tensors)),
+        ("MAE, DeiT", _class_row_is_zero(best.found)),  # fixed, of sine and cosine
     )
+    return next((RULE_OF[family] for family, sign in signs if sign), backbone.positions)
 
 
-def _convnext(name: str) -> str:
-    """timm's name of a tensor of Facebook's ConvNeXt."""
-    name = re.sub(r"(^|\.)downsample_layers\.0\.", r"\1stem.", name)
-    name = re.sub(r"(^|\.)downsample_layers\.(\d+)\.", r"\1stages.\2.downsample.", name)
-    name = re.sub(r"(^|\.)stages\.(\d+)\.(\d+)\.", r"\1stages.\2.blocks.\3.", name)
-    return name.replace(".dwconv.", ".conv_dw.").replace(".pwconv", ".mlp.fc")
+def _class_row_is_zero(found: Tensors) -> bool:
+    positions = found.get("pos_embed")
+    return positions is not None and "cls_token" in found and not positions[:, 0].any()
 
 
-def _chunked_blocks(name: str) -> str:
-    """Name of a tensor of DINOv2's training, which holds the blocks in chunks (``blocks.CHUNK.BLOCK.``)."""
-    name = re.sub(r"(^|\.)blocks\.\d+\.(\d+)\.", r"\1blocks.\2.", name)
-    name = re.sub(r"(^|\.)mlp\.w12\.", r"\1mlp.fc1.", name)
-    return re.sub(r"(^|\.)mlp\.w3\.", r"\1mlp.fc2.", name)
+def _refuse_lookalikes(backbone: Backbone, best: _Fit, path: Path) -> None:
+    """Refuse files that fit by names and shapes, but belong to another network."""
+    moco = re.search(r"base_encoder|momentum_encoder", best.prefix)
+    if moco and "vit_small" in backbone.name and backbone.family.name != "MoCo v3":
+        raise InputError(
+            f"{path}: MoCo v3's ViT-S has 12 heads, those of {backbone.name} are fewer; the backbone that "
+            "fits is vit_small_patch16_mocov3"
+        )
+    if "sat493m" in path.name and "dinov3" in backbone.name and "sat493m" not in backbone.name:
+        raise InputError(
+            f"{path}: DINOv3 of satellite images, which has a mean and std of its own; the backbone that "
+            f"fits is {backbone.name}.sat493m"
+        )
+    openai = any(re.search(r"\b(input_resolution|context_length)$", name) for name in best.elsewhere)
+    if openai and backbone.family.name == "CLIP" and "quickgelu" not in backbone.name:
+        raise InputError(
+            f"{path}: OpenAI's CLIP, which has QuickGELU; the backbone that fits is "
+            f"{re.sub('_clip_', '_clip_quickgelu_', backbone.name)}"
+        )
+    biases = [name for name in best.beside if re.search(r"^blocks\.\d+\.attn\.qkv\.bias$", name)]
+    if biases and backbone.name.partition(".")[0].endswith("dinov3"):
+        raise InputError(
+            f"{path}: has biases of queries and values that are not zero ({some(biases)}), and "
+            f"{backbone.name} has none; the backbone that fits is {backbone.name.partition('.')[0]}_qkvb"
+        )
 
 
-def _dinov2(tensors: Tensors, registers: bool) -> Tensors:
-    """DINOv2 with registers: timm adds the class token's position embedding to the class token itself."""
-    changed = dict(tensors)
-    for name in tensors if registers else ():
-        prefix = name.removesuffix("register_tokens")
-        token, positions = f"{prefix}cls_token", f"{prefix}pos_embed"
-        if prefix != name and token in tensors and positions in tensors:
-            changed[f"{prefix}reg_token"] = changed.pop(name)
-            changed[token] = tensors[token] + tensors[positions][:, :1]
-            changed[positions] = tensors[positions][:, 1:]
-    return changed
+def _hint(tensors: Tensors) -> str:
+    """Say whose weights these look like."""
+    for pattern, whose in _SIGNS:
+        if any(re.search(pattern, name) for name in tensors):
+            return f"it looks like {whose}"
+    return "give the --backbone that it was trained as"
+
+
+def _refuse_unusable(path: Path, found: Tensors, wanted: Tensors) -> None:
+    """Refuse weights that no network has. Raises InputError, naming them."""
+    floats = {name: value for name, value in found.items() if wanted[name].is_floating_point()}
+    faults: dict[str, list[str]] = {}
+    for name, value in floats.items():
+        if fault := _fault(name, value):
+            faults.setdefault(fault, []).append(name)
+    for fault, names in faults.items():
+        raise InputError(f"{path}: {len(names)} of {len(floats)} tensors {fault} ({some(names)})")
+
+
+def _fault(name: str, value: torch.Tensor) -> str | None:
+    if value.is_meta:
+        return "have no values (device meta): save the weights after they were loaded"
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"are {kind}, without their scale: take a file that is not quantised"
+    if not torch.isfinite(value).all():
+        return "are not finite: the training failed, or the file is damaged"
+    if name.endswith("weight") and value.ndim > 1 and not value.any():
+        return "are zero throughout: the weights were not saved"
+    return None

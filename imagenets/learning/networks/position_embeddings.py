@@ -1,4 +1,8 @@
-"""Position embeddings of vision transformers at another number of patches."""
+"""Position embeddings of vision transformers at another number of patches, by the rule of the family.
+
+Each family's authors interpolate in a way of their own, and features differ by it (docs/checkpoints.md,
+Position embeddings).
+"""
 
 from __future__ import annotations
 
@@ -7,27 +11,54 @@ import math
 import torch
 from torch.nn.functional import interpolate
 
+# Rules, and what a user reads about them.
+DINO, ANTIALIAS, BICUBIC, BILINEAR, RADIO = "dino", "antialias", "bicubic", "bilinear", "radio"
+RULES = {
+    DINO: "bicubic by the factors (h + 0.1)/side and (w + 0.1)/side",
+    ANTIALIAS: "bicubic to h x w, antialiased",
+    BICUBIC: "bicubic to h x w",
+    BILINEAR: "bilinear to h x w",
+    RADIO: "bilinear to a square of the longer side, cut to h x w",
+}
+# Which rule the authors of a family have for dense features. MSN's own code takes square pictures only, and
+# gives the same there; I-JEPA's, CLIP's, EVA02-CLIP's and AIMv2's take one size only: transformers' rule.
+RULE_OF = {
+    "DINO": DINO,
+    "iBOT": DINO,
+    "DINOv2": DINO,
+    "Franca": DINO,
+    "DINOv2 with registers": ANTIALIAS,
+    "MAE, DeiT": BICUBIC,
+    "MoCo v3": BICUBIC,
+    "MSN, I-JEPA": BICUBIC,
+    "transformers": BICUBIC,
+    "CLIP": BICUBIC,
+    "SigLIP": BICUBIC,
+    "EVA02-CLIP": BICUBIC,
+    "AIMv2": BICUBIC,
+    "PE": BILINEAR,
+    "C-RADIO": RADIO,
+}
 # Added to the wanted number of patches before the ratio is formed, as DINO does (Caron et al., ICCV 2021):
 # a guard against rounding that also moves the sampling points a little.
 _DINO_OFFSET = 0.1
 
 
 def for_picture(
-    embeddings: torch.Tensor, prefix: int, grid: tuple[int, int], size: tuple[int, int]
+    embeddings: torch.Tensor, prefix: int, grid: tuple[int, int], size: tuple[int, int], rule: str = DINO
 ) -> torch.Tensor:
     """Position embeddings for one picture: (1, prefix + T, D) → (1, prefix + h·w, D).
 
     ``grid`` is (h, w) in patches, ``size`` the picture's (height, width) in pixels; the T embeddings lie on
-    a square. They stay as they are where their number is h·w and the picture is square; else they are
-    interpolated (bicubic), a square grid in a picture that is not square included. The ``prefix`` embeddings
-    of class and register tokens are kept. Source: docs/methods.md, Backbones.
+    a square. They stay as they are where they fit (T = h·w, and the picture is square); else they are
+    interpolated by the ``rule``. The ``prefix`` embeddings of class and register tokens are kept.
+    Raises ValueError when T is no square number. Source: docs/checkpoints.md, Position embeddings.
     """
-    patches = embeddings.shape[1] - prefix
-    if patches == grid[0] * grid[1] and size[0] == size[1]:
+    side = _side(embeddings.shape[1] - prefix)
+    fits = grid == (side, side) if rule in (BILINEAR, RADIO) else side**2 == grid[0] * grid[1]
+    if fits and (rule in (BILINEAR, RADIO) or size[0] == size[1]):
         return embeddings
-    side = _side(patches)
-    scale = tuple((wanted + _DINO_OFFSET) / side for wanted in grid)
-    return _interpolated(embeddings, prefix, scale_factor=scale)
+    return _moved(embeddings, prefix, grid, rule)
 
 
 def resized(embeddings: torch.Tensor, prefix: int, patches: int) -> torch.Tensor:
@@ -35,19 +66,33 @@ def resized(embeddings: torch.Tensor, prefix: int, patches: int) -> torch.Tensor
 
     Raises ValueError when T or ``patches`` is no square number.
     """
+    side = _side(patches)
     if embeddings.shape[1] - prefix == patches:
         return embeddings
-    side = _side(patches)
-    return _interpolated(embeddings, prefix, size=(side, side))
+    return _moved(embeddings, prefix, (side, side), BICUBIC)
 
 
-def _interpolated(embeddings: torch.Tensor, prefix: int, **size: tuple[float, ...]) -> torch.Tensor:
-    kept, spatial = embeddings[:, :prefix], embeddings[:, prefix:]
-    side = _side(spatial.shape[1])
-    square = spatial.transpose(1, 2).reshape(1, -1, side, side)
+def on_a_square(embeddings: torch.Tensor, prefix: int) -> bool:
+    """Tell whether embeddings (1, prefix + T, D) are those of a square grid."""
+    patches = embeddings.shape[1] - prefix
+    return embeddings.ndim == 3 and patches > 0 and math.isqrt(patches) ** 2 == patches
+
+
+def _moved(embeddings: torch.Tensor, prefix: int, grid: tuple[int, int], rule: str) -> torch.Tensor:
+    kept, patches = embeddings[:, :prefix], embeddings[:, prefix:]
+    side = _side(patches.shape[1])
     # In float32: half precision has no bicubic interpolation on every device.
-    moved = interpolate(square.float(), mode="bicubic", **size).to(embeddings.dtype)  # type: ignore[arg-type]
-    return torch.cat([kept, moved.flatten(2).transpose(1, 2)], dim=1)
+    square = patches.transpose(1, 2).reshape(1, -1, side, side).float()
+    if rule == DINO:
+        scale = ((grid[0] + _DINO_OFFSET) / side, (grid[1] + _DINO_OFFSET) / side)
+        moved = interpolate(square, scale_factor=scale, mode="bicubic")
+    elif rule == RADIO:
+        longer = max(grid)
+        moved = interpolate(square, size=(longer, longer), mode="bilinear")[:, :, : grid[0], : grid[1]]
+    else:
+        mode = "bilinear" if rule == BILINEAR else "bicubic"
+        moved = interpolate(square, size=grid, mode=mode, antialias=rule == ANTIALIAS)
+    return torch.cat([kept, moved.flatten(2).transpose(1, 2).to(embeddings.dtype)], dim=1)
 
 
 def _side(patches: int) -> int:

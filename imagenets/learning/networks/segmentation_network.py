@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import Backbone, make_backbone
-from imagenets.learning.networks.checkpoints import named_tensors, read_checkpoint
+from imagenets.learning.networks.checkpoint_files import named_tensors, read_checkpoint
 
 SEMI, PASS = "semi-supervised", "pass"
 RECIPES = (SEMI, PASS)
@@ -48,6 +48,7 @@ class SegmentationNetwork(nn.Module):
             backbone.network.norm = nn.Identity()
             self.fc_norm = nn.LayerNorm(channels, _NORM_EPS)
         if self.kind == "convnext":
+            backbone.network.norm = nn.Identity()  # DINOv3's has one
             self.seg_norm = nn.LayerNorm(channels, _NORM_EPS)
         places = PATCH**2 if self.kind == "convnext" else 1
         self.head = nn.Conv2d(channels, self.labels * places, 1)
@@ -227,6 +228,7 @@ class Saved:
         if self.backbone is not None and output_stride not in (None, own_stride):
             raise InputError(f"{self.path}: has output stride {own_stride}, not {output_stride}")
         made = make_backbone(name, output_stride=output_stride or self.output_stride)
+        made.positions = self.about.get("positions", made.positions)
         network = SegmentationNetwork(made, self._classes(kind_of(made), classes), self.recipe)
         network.load_weights(self.weights, self.path)
         return network.eval()
@@ -252,7 +254,7 @@ def read_saved(path: Path) -> Saved:
     semi-supervised fine-tuning (``model``; ``head``, or ``seg_head.fc`` of a ConvNeXt). Raises InputError,
     naming the file, for anything else, OSError when it cannot be read.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(path).content
     part = next(
         (content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), content
     )

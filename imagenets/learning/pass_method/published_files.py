@@ -9,22 +9,27 @@ from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import Backbone, make_backbone
-from imagenets.learning.networks.checkpoints import load_tensors, named_tensors, read_checkpoint
+from imagenets.learning.networks.checkpoint_files import read_checkpoint
+from imagenets.learning.networks.checkpoints import load_checkpoint
 from imagenets.learning.pass_method.attention import AttentionNetwork, PixelAttention
 from imagenets.learning.pass_method.heads import HeadSizes
 
 Tensors = dict[str, torch.Tensor]
 
 
-def attention_network(backbone_name: str, checkpoint: Path) -> tuple[AttentionNetwork, list[str]]:
+def attention_network(
+    backbone_name: str, checkpoint: Path, branch: str | None = None
+) -> tuple[AttentionNetwork, list[str]]:
     """Put a new attention on a pre-trained network, and give the lines that say what was loaded.
 
-    Widths of head and prototypes are the file's. Raises InputError, naming the file, when it is no file of
-    PASS's pre-training (``pass*_pretrained``, or ``last.pth`` of pretrain.py), OSError when there is none.
+    Widths of head and prototypes are the file's; ``branch`` is the copy to take where it has several.
+    Raises InputError, naming the file, when it is no file of PASS's pre-training (``pass*_pretrained``, or
+    ``last.pth`` of pretrain.py), OSError when there is none.
     """
-    tensors = named_tensors(read_checkpoint(checkpoint))
+    file = read_checkpoint(checkpoint, branch)
+    tensors = file.tensors
     backbone = make_backbone(backbone_name)
-    line = load_tensors(backbone, tensors, checkpoint)
+    line = load_checkpoint(backbone, file)
     head = part_of(tensors, "projection_head.")
     prototypes = part_of(tensors, "prototypes.")
     if "0.weight" not in head or "weight" not in prototypes:
@@ -40,15 +45,18 @@ def attention_network(backbone_name: str, checkpoint: Path) -> tuple[AttentionNe
     return network, [line, f"{heads} loaded from {checkpoint.name}"]
 
 
-def attended_backbone(backbone_name: str, checkpoint: Path) -> tuple[Backbone, PixelAttention, list[str]]:
+def attended_backbone(
+    backbone_name: str, checkpoint: Path, branch: str | None = None
+) -> tuple[Backbone, PixelAttention, list[str]]:
     """Load backbone and attention, in evaluation mode, and give the lines that say what was loaded.
 
     Raises InputError, naming the file, when it has no attention (``pass*_pixelatt``, or ``last.pth`` of
     pixel_attention.py, has one), OSError when it cannot be read.
     """
-    tensors = named_tensors(read_checkpoint(checkpoint))
+    file = read_checkpoint(checkpoint, branch)
+    tensors = file.tensors
     backbone = make_backbone(backbone_name)
-    line = load_tensors(backbone, tensors, checkpoint)
+    line = load_checkpoint(backbone, file)
     part = part_of(tensors, "fbg.")
     if not part:
         raise InputError(

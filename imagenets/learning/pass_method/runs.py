@@ -12,7 +12,7 @@ import torch
 from imagenets.common.progress import Show
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.batch_norm import synchronised
-from imagenets.learning.networks.checkpoints import file_digest
+from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.pass_method.crops import CropReader
 from imagenets.learning.pass_method.heads import (
     DIMENSIONS,
@@ -81,11 +81,20 @@ def pretrain(request: Request, recipe: Pretraining, processes: Processes, talk: 
 
 
 def train_attention(
-    request: Request, recipe: Attention, backbone: str, checkpoint: Path, processes: Processes, talk: Talk
+    request: Request,
+    recipe: Attention,
+    backbone: str,
+    checkpoint: Path,
+    processes: Processes,
+    talk: Talk,
+    weights: str | None = None,
 ) -> None:
-    """Do step 2's training on a pre-trained ``checkpoint``; files and errors as those of ``pretrain``."""
+    """Do step 2's training on a pre-trained ``checkpoint``; files and errors as those of ``pretrain``.
+
+    ``weights`` is the copy to take where the checkpoint has several.
+    """
     torch.manual_seed(recipe.seed)
-    network, lines = processes.together(lambda: attention_network(backbone, checkpoint))
+    network, lines = processes.together(lambda: attention_network(backbone, checkpoint, weights))
     if processes.first:
         for line in lines:
             talk.tell(line)
@@ -99,7 +108,7 @@ def train_attention(
     settings = {
         "step": "attention",
         "backbone": backbone,
-        "checkpoint": file_digest(checkpoint),
+        "checkpoint": weights_digest(checkpoint, weights),
         **_settings(request, recipe),
     }
     _run(request, job, reader, plan, settings, processes, talk)

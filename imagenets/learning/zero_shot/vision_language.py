@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from imagenets.common.errors import InputError
-from imagenets.learning.networks.checkpoints import file_digest, named_tensors, read_checkpoint
+from imagenets.learning.networks.checkpoint_files import file_digest, read_checkpoint
 from imagenets.learning.networks.position_embeddings import for_picture
 from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS, clip_embeddings, siglip_embeddings
 
@@ -101,7 +101,7 @@ def load_vision_language(name: str | None, path: Path) -> VisionLanguage:
     if _is_torchscript(path):
         tensors, openai = _torchscript_tensors(path), True
     else:
-        tensors = named_tensors(read_checkpoint(path))
+        tensors = read_checkpoint(path).tensors
         openai = any(key.rpartition(".")[2] in _OPENAI_BUFFERS for key in tensors)
     _refuse_wrong_activation(name, path, quick, openai)
     model = _model(name)
@@ -127,7 +127,7 @@ def _from_folder(folder: Path) -> VisionLanguage:
         raise InputError(f"{folder}: none of {', '.join(_WEIGHT_FILES)} is there")
     name = f"local-dir:{folder}"
     model = _model(name)
-    line = _load(model, named_tensors(read_checkpoint(files[0])), files[0])
+    line = _load(model, read_checkpoint(files[0]).tensors, files[0])
     said = f"preprocessing of {_CONFIG}: mean {mean}, std {std}"
     return _checked(folder.name, model, _tokenizer(name), mean, std, files[0], (line, said))
 

@@ -1,0 +1,240 @@
+"""Layouts of other people's files: the names of their tensors, and the way to timm's.
+
+A layout is known by its anchor, a name that stands in no other, and what stands before it is the prefix.
+docs/checkpoints.md has them as a table.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from imagenets.learning.networks.backbones import Backbone
+from imagenets.learning.networks.transformers_names import ANCHORS, convnext_to_timm, vit_to_timm
+
+Tensors = dict[str, torch.Tensor]
+Convert = Callable[[Tensors, Any], Tensors]
+POSITIONS, PATCHES = "pos_embed", "patch_embed.proj.weight"
+
+
+class Candidate(NamedTuple):
+    """Tensors of a file under the names that a network may have for them."""
+
+    layout: str
+    prefix: str  # what stood before the names, with its dot
+    tensors: Tensors
+    elsewhere: tuple[str, ...]  # names that have another prefix
+
+
+class _Layout(NamedTuple):
+    name: str
+    anchor: str  # pattern of a name
+    convert: Convert
+
+
+def _from_transformers(tensors: Tensors, network: Any) -> Tensors:  # noqa: ANN401 - of timm
+    named = vit_to_timm(tensors, network.state_dict().keys())
+    return _by_timm(named, network) if hasattr(network, "embeds") else named
+
+
+def _by_timm(
+    tensors: Tensors, network: Any, prefix: str = "", kept: Mapping[str, str] | None = None  # noqa: ANN401
+) -> Tensors:  # fmt: skip
+    """Let timm rename the tensors of one network, by the filter of the network's own module.
+
+    ``prefix`` is what the filter expects before the names. Tensors in ``kept`` (timm's name: the file's) are
+    taken as they are in the file, for the filter resizes positions and patches without a word. Biases of
+    queries, keys and values are left to ``settled_biases``, for it drops them.
+    """
+    rename = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if rename is None:
+        return {}
+    biases = {name: tensor for name, tensor in tensors.items() if name.endswith("attn.qkv.bias")}
+    given = {f"{prefix}{name}": tensor for name, tensor in tensors.items() if name not in biases}
+    try:
+        renamed: Tensors = rename(given, network)
+    except (KeyError, ValueError, RuntimeError, AttributeError):  # the layout is not this network's
+        return {}
+    for name, theirs in (kept or {}).items():
+        if theirs in tensors and name in renamed and tensors[theirs].shape != renamed[name].shape:
+            whole = tensors[theirs]
+            renamed[name] = whole[None] if name == POSITIONS and whole.ndim == 2 else whole
+    return renamed | biases
+
+
+_PLAIN = {POSITIONS: POSITIONS, PATCHES: PATCHES}
+_CLIP = {POSITIONS: "positional_embedding", PATCHES: "conv1.weight"}
+_LAYOUTS = (
+    *(_Layout(name, ANCHORS[name], _from_transformers) for name in list(ANCHORS)[:-1]),
+    _Layout("DINOv3 ConvNeXt", ANCHORS["DINOv3 ConvNeXt"], lambda tensors, _: convnext_to_timm(tensors)),
+    _Layout(
+        "CLIP, PE",
+        r"transformer\.resblocks\.0\.ln_1\.weight",
+        partial(_by_timm, prefix="visual.", kept=_CLIP),
+    ),
+    _Layout("EVA02-CLIP", r"blocks\.0\.attn\.(q_proj\.weight|q_bias)", partial(_by_timm, kept=_PLAIN)),
+    _Layout("DINOv3", r"storage_tokens", partial(_by_timm, kept=_PLAIN)),
+    _Layout(
+        "AIMv2",
+        r"preprocessor\.patchifier\.proj\.weight",
+        partial(_by_timm, kept={POSITIONS: "preprocessor.pos_embed"}),
+    ),
+    _Layout(
+        "C-RADIO",
+        r"patch_generator\.embedder\.weight",
+        partial(_by_timm, prefix="radio_model.model.", kept={POSITIONS: "patch_generator.pos_embed"}),
+    ),
+)
+
+
+def candidates(tensors: Tensors, backbone: Backbone, wanted: Collection[str]) -> Iterator[Candidate]:
+    """Give the tensors of a file under each set of names that this network may have for them.
+
+    First as they are, behind each prefix that most of the ``wanted`` names have.
+    """
+    network = backbone.network
+    registers = getattr(network, "reg_token", None) is not None
+    for layout, spelled in _spellings(tensors, backbone, registers):
+        for prefix in _prefixes(spelled, wanted):
+            yield Candidate(layout, prefix, *_behind(spelled, prefix))
+    for known in _LAYOUTS:
+        for prefix in _anchored(tensors, known.anchor):
+            there, elsewhere = _behind(tensors, prefix)
+            yield Candidate(known.name, prefix, _dinov2(known.convert(there, network), registers), elsewhere)
+
+
+def _spellings(tensors: Tensors, backbone: Backbone, registers: bool) -> Iterator[tuple[str, Tensors]]:
+    """Rename single tensors, whatever their prefix."""
+    network = backbone.network
+    norms = {"norm.weight", "norm.bias"} & network.state_dict().keys()
+    yield "", tensors if not norms else _renamed(tensors, _norm_of_tokens)
+    if backbone.is_resnet:
+        yield "lightly", _renamed(tensors, _numbered_resnet)
+    if hasattr(network, "stages") and hasattr(network, "stem"):
+        yield "Facebook's ConvNeXt", _grn(_renamed(tensors, _convnext))
+    if hasattr(network, "blocks"):
+        yield "DINOv2, DeiT III", _dinov2(_renamed(tensors, _dinov2_block), registers)
+
+
+def _prefixes(tensors: Tensors, wanted: Collection[str]) -> list[str]:
+    """Prefixes behind which most of the wanted names are."""
+    counts = Counter(prefix for name in tensors for prefix, rest in _splits(name) if rest in wanted)
+    most = max(counts.values(), default=0)
+    return [prefix for prefix, number in counts.items() if number == most] or [""]
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """All ways to split a name into a prefix, with its dot, and the rest."""
+    yield "", name
+    for dot in re.finditer(r"\.", name):
+        yield name[: dot.end()], name[dot.end() :]
+
+
+def _anchored(tensors: Tensors, anchor: str) -> list[str]:
+    """Prefixes behind which the anchor of a layout is."""
+    pattern = re.compile(rf"(?P<prefix>(?:.*?\.)??)(?:{anchor})")
+    found = (pattern.fullmatch(name) for name in tensors)
+    return list(dict.fromkeys(match["prefix"] for match in found if match))
+
+
+def _behind(tensors: Tensors, prefix: str) -> tuple[Tensors, tuple[str, ...]]:
+    """Tensors behind a prefix, without it, and the names of the others."""
+    there = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return there, tuple(name for name in tensors if not name.startswith(prefix))
+
+
+def settled_biases(tensors: Tensors, wanted: Tensors) -> Tensors:
+    """Bring biases of queries, keys and values (DINOv3) to the form that a network has, or drop zeros.
+
+    timm's ``_qkvb`` models have one of q and one of v; that of k stands behind a mask of zeros. Its others
+    have none: biases that are all zero are dropped, others stay, and are then reported.
+    """
+    settled = dict(tensors)
+    for name in tensors:
+        found = re.match(r"(blocks\.\d+\.attn\.)qkv\.bias$", name)
+        if found is None or name in wanted or tensors[name].is_meta:
+            continue
+        q, _, v = tensors[name].chunk(3)
+        if f"{found[1]}q_bias" in wanted:
+            settled[f"{found[1]}q_bias"], settled[f"{found[1]}v_bias"] = q, v
+            del settled[name]
+        elif not q.any() and not v.any():
+            del settled[name]
+    return settled
+
+
+def _renamed(tensors: Tensors, rename: Callable[[str], str]) -> Tensors:
+    """Rename tensors, but never onto a name that is there."""
+    return {new if (new := rename(name)) not in tensors else name: tensors[name] for name in tensors}
+
+
+def _norm_of_tokens(name: str) -> str:
+    """Name of a norm behind the average of the tokens, which MAE's fine-tuning and ImageNet-S models have."""
+    return re.sub(r"(^|\.)fc_norm\.(weight|bias)$", r"\1norm.\2", name)
+
+
+_RESNET_CHILDREN = {
+    "0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"
+}  # fmt: skip
+
+
+def _numbered_resnet(name: str) -> str:
+    """Name of a tensor of ``nn.Sequential(*resnet.children())``, as lightly's models hold it."""
+    return re.sub(
+        r"(^|\.)([014567])\.((?:\d+\.\w+\.(?:\d+\.)?)?(?:weight|bias|running_mean|running_var|num_batches_tracked))$",
+        lambda match: f"{match[1]}{_RESNET_CHILDREN[match[2]]}.{match[3]}",
+        name,
+    )
+
+
+def _convnext(name: str) -> str:
+    """timm's name of a tensor of Facebook's ConvNeXt (V2's grn too); the last norm is that of the map."""
+    name = re.sub(r"(^|\.)downsample_layers\.0\.", r"\1stem.", name)
+    name = re.sub(r"(^|\.)downsample_layers\.(\d+)\.", r"\1stages.\2.downsample.", name)
+    name = re.sub(r"(^|\.)stages\.(\d+)\.(\d+)\.", r"\1stages.\2.blocks.\3.", name)
+    name = re.sub(r"\.grn\.(gamma|beta)$", lambda found: f".mlp.grn.{_GRN[found[1]]}", name)
+    name = re.sub(r"(^|\.)head\.norm\.", r"\1norm.", name)
+    return name.replace(".dwconv.", ".conv_dw.").replace(".pwconv", ".mlp.fc")
+
+
+_GRN = {"gamma": "weight", "beta": "bias"}
+
+
+def _grn(tensors: Tensors) -> Tensors:
+    """ConvNeXt V2: (1, 1, 1, C) or (1, C) in the files, (C) in timm."""
+    return {name: tensor.flatten() if ".mlp.grn." in name else tensor for name, tensor in tensors.items()}
+
+
+def _dinov2_block(name: str) -> str:
+    """Name of a tensor in a block.
+
+    DINOv2's training holds the blocks in chunks (``blocks.CHUNK.BLOCK.``), its giant and Franca have SwiGLU,
+    DeiT III names the layer scale otherwise.
+    """
+    name = re.sub(r"(^|\.)blocks\.\d+\.(\d+)\.", r"\1blocks.\2.", name)
+    name = re.sub(r"(^|\.)mlp\.w12\.", r"\1mlp.fc1.", name)
+    name = re.sub(r"(^|\.)(blocks\.\d+)\.gamma_([12])$", r"\1\2.ls\3.gamma", name)
+    return re.sub(r"(^|\.)mlp\.w3\.", r"\1mlp.fc2.", name)
+
+
+def _dinov2(tensors: Tensors, registers: bool) -> Tensors:
+    """DINOv2 with registers: timm adds the class token's position embedding to the class token itself."""
+    changed = dict(tensors)
+    for name in tensors if registers else ():
+        prefix = re.sub(r"(register_tokens|reg_token)$", "", name)
+        token, positions = f"{prefix}cls_token", f"{prefix}pos_embed"
+        if prefix == name or token not in tensors or positions not in tensors:
+            continue
+        theirs = tensors[positions]
+        if int((theirs.shape[1] - 1) ** 0.5) ** 2 != theirs.shape[1] - 1:  # it has no row for the class token
+            continue
+        changed[f"{prefix}reg_token"] = changed.pop(name)
+        changed[token] = tensors[token] + theirs[:, :1]
+        changed[positions] = theirs[:, 1:]
+    return changed
