@@ -145,7 +145,9 @@ def bench_step(folder: Path, names: list[str], workers: int, batch: int) -> None
     network.to(device).train()
     queue = FeatureQueue(recipe.queue, batch, DIMENSIONS, device)
     queue.features.normal_()
-    step = PretrainingStep(network, network, recipe, queue, CollapseWatch(recipe.prototypes, ALONE, print))
+    queue.rows = [recipe.queue] * 2
+    watch = CollapseWatch(recipe.prototypes, ALONE, print)
+    step = PretrainingStep(network, network, recipe, queue, watch, "float32")
     optimiser = Lars(network.parameters(), lr=0.1)
     reader = CropReader(folder, names, 0, recipe.large, recipe.small)
     plan = Plan(len(names), batch, 3, 0, False)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load
     from imagenets.learning.images import Images
     from imagenets.learning.processes import Processes
 
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 SPLITS = ("validation", "test")
 
 
@@ -74,6 +75,22 @@ def add_device(parser: argparse._ActionsContainer, does: str) -> None:
     )
 
 
+def add_precision(parser: argparse._ActionsContainer, auto: str) -> None:
+    """Add the precision that the network computes in."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help=f"of the network; all else is float32 (default: auto, {auto})",
+    )
+
+
+def precision_of(arguments: argparse.Namespace) -> str:
+    """Precision of a network that is run, not trained: auto is float32."""
+    precision: str = arguments.precision
+    return "float32" if precision == "auto" else precision
+
+
 def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
     """Add how a network is run; results do not depend on it but for rounding."""
     add_device(parser, "runs")
@@ -92,9 +109,7 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
         default=batch_size,
         help=f"pictures at a time (default: {batch_size}); lower it where memory does not suffice",
     )
-    parser.add_argument(
-        "--amp", action="store_true", help="half precision where it is safe: faster on GPUs, not exact"
-    )
+    add_precision(parser, "float32, which is exact")
 
 
 def chosen_splits(root: Path, splits: Sequence[str] | None) -> list[str]:
@@ -124,6 +139,6 @@ def running_of(arguments: argparse.Namespace, processes: Processes) -> Running:
         processes,
         workers=arguments.workers,
         batch_size=arguments.batch_size,
-        amp=arguments.amp,
+        precision=precision_of(arguments),
         show=bar if processes.first else no_bar,
     )

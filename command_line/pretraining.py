@@ -20,6 +20,7 @@ from command_line.arguments import (
 from command_line.progress import bar
 from command_line.training import add_machine
 from imagenets.learning.images import list_images
+from imagenets.learning.networks.precision import training_precision
 from imagenets.learning.pass_method.recipes import RECIPES, Attention, Pretraining
 from imagenets.learning.pass_method.runs import Request, Talk
 from imagenets.learning.processes import Processes
@@ -83,7 +84,6 @@ def overridden(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
 def request_of(arguments: argparse.Namespace, processes: Processes) -> Request:
     """List the images, and say what is asked for. Raises InputError when there are none."""
     folder = arguments.mode.set_folder(arguments.save_dir) / arguments.split
-    on_cuda = processes.device.type == "cuda"
     return Request(
         mode=arguments.mode.identity,
         recipe_name=arguments.recipe,
@@ -91,7 +91,7 @@ def request_of(arguments: argparse.Namespace, processes: Processes) -> Request:
         images=processes.together(lambda: list_images(folder)),
         output=arguments.output_dir,
         workers=arguments.workers,
-        amp=on_cuda and arguments.amp is not False,
+        precision=training_precision(arguments.precision, processes.device),
     )
 
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 
 from command_line.arguments import whole_number
-from command_line.networks import add_device
+from command_line.networks import add_device, add_precision
 from imagenets.common.workers import default_workers
 
 
 def add_machine(parser: argparse._ActionsContainer) -> None:
     """Add device, precision and workers."""
     add_device(parser, "learns")
-    parser.add_argument(
-        "--amp",
-        action=argparse.BooleanOptionalAction,
-        help="mixed precision (default: on CUDA, and only there)",
-    )
+    add_precision(parser, "on CUDA bfloat16 where the card has it, else float16; float32 on CPUs")
     parser.add_argument(
         "--workers",
         type=whole_number(0, 1024),

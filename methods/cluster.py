@@ -26,12 +26,12 @@ from command_line.arguments import check_save_dir, path_argument, positive_numbe
 import numpy as np
 
 from command_line.attention import AttendedNetwork, add_attention
-from command_line.networks import add_running, running_of
+from command_line.networks import add_running, precision_of, running_of
 from imagenets.common.whole_files import whole_file, write_whole
 from imagenets.learning.engine.inference import Running, store_arrays
 from imagenets.learning.images import Images, split_images
-from imagenets.learning.output_folder import code_digest, opened, run_record
-from imagenets.learning.pass_method.attended_labels import CLUSTER_READING, feature_step
+from imagenets.learning.output_folder import made_by, opened, run_record
+from imagenets.learning.pass_method.attended_labels import CLUSTER_READING, CODE, feature_step
 from imagenets.learning.pass_method.centroids import RESTARTS, agreement, fit_centroids, nearest_rows
 from imagenets.learning.pass_method.feature_files import join_features
 from imagenets.learning.processes import started
@@ -95,8 +95,8 @@ def prepare(arguments: argparse.Namespace) -> Job:
         "clusters": arguments.clusters or mode.classes,
         "restarts": arguments.restarts,
         "seed": arguments.seed,
-        "amp": arguments.amp,
-        "code": code_digest(),
+        "precision": precision_of(arguments),
+        "code": made_by(CODE),
     }
     record = run_record(settings, images)
     return Job(arguments, network, images, record)
@@ -110,7 +110,7 @@ def make_features(job: Job, split: str, running: Running) -> Path:
         return path
     parts_folder = folder / f"{split}-parts"
     settings = job.record["settings"]
-    identity = " ".join(str(settings[key]) for key in ("backbone", "checkpoint", "amp", "code"))
+    identity = " ".join(str(settings[key]) for key in ("backbone", "checkpoint", "precision", "code"))
     step = feature_step(job.network.backbone, job.network.attention)
     images = job.images[split]
     store = partial(store_arrays, images, parts_folder, identity, step, CLUSTER_READING, running)

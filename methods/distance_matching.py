@@ -26,11 +26,13 @@ from command_line.networks import (
     add_weights,
     check_source,
     listed_images,
+    precision_of,
     running_of,
 )
 from command_line.progress import bar, warn
 from imagenets.common.errors import InputError
 from imagenets.learning.distance_matching.bank import (
+    CODE,
     join_bank,
     label_step,
     load_bank,
@@ -50,7 +52,7 @@ from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoint_files import file_digest, weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
-from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.processes import Processes, started
 
 RECORD, BANK = "distance_matching.json", "bank.npz"
@@ -116,7 +118,7 @@ class Job:
     def identity(self) -> str:
         """What decides the embeddings of an image."""
         return " ".join(
-            str(self.record["settings"][key]) for key in ("backbone", "checkpoint", "amp", "code")
+            str(self.record["settings"][key]) for key in ("backbone", "checkpoint", "precision", "code")
         )
 
 
@@ -158,8 +160,8 @@ def make_record(arguments: argparse.Namespace, images: dict[str, Images]) -> dic
         "mode": arguments.mode and arguments.mode.identity,
         "neighbours": arguments.neighbours,
         "temperature": arguments.temperature,
-        "amp": arguments.amp,
-        "code": code_digest(),
+        "precision": precision_of(arguments),
+        "code": made_by(CODE),
     }
     return run_record(settings, images)
 

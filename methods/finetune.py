@@ -163,7 +163,7 @@ def main() -> None:
         output_stride=arguments.output_stride,
         accumulate=arguments.accumulate,
         workers=arguments.workers,
-        amp=arguments.amp,
+        precision=arguments.precision,
         evaluate_every=arguments.evaluate_every,
     )
     with started(arguments.device, stop_asked) as processes:

@@ -30,6 +30,7 @@ from command_line.networks import (
     add_weights,
     check_source,
     chosen_splits,
+    precision_of,
     running_of,
 )
 from command_line.progress import bar, warn
@@ -39,6 +40,7 @@ from imagenets.learning.engine.inference import Running
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
 from imagenets.learning.images import Images, images_below, shuffled, split_images, target_paths
 from imagenets.learning.kmeans.clusters import (
+    CODE,
     FOREGROUNDS,
     RESTARTS,
     Descriptor,
@@ -54,7 +56,7 @@ from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
-from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.processes import started
 
 CENTRES = "centres.npy"
@@ -171,14 +173,14 @@ class Job:
 def prepare(arguments: argparse.Namespace) -> Job:
     """Read and check all that the command line names."""
     train, splits = listed_images(arguments)
-    code = code_digest()
+    code = made_by(CODE)
     if arguments.backbone is None:
         return Job(arguments, train, splits, handmade(), lambda running: None, "", code)
     backbone = make_backbone(arguments.backbone)
     loaded = load_backbone(backbone, arguments.checkpoint, arguments.weights)
     fold_batch_norms(backbone)
-    amp = ", amp" if arguments.amp else ""
-    identity = f"{arguments.backbone} {weights_digest(arguments.checkpoint, arguments.weights)}{amp}"
+    digest = weights_digest(arguments.checkpoint, arguments.weights)
+    identity = f"{arguments.backbone} {digest}, {precision_of(arguments)}"
     descriptor = network(backbone, identity, arguments.foreground)
     return Job(
         arguments,

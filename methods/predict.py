@@ -24,16 +24,17 @@ from command_line.networks import (
     add_source,
     check_source,
     listed_images,
+    precision_of,
     running_of,
 )
 from command_line.progress import bar
 from imagenets.learning.engine.inference import write_label_maps
 from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
-from imagenets.learning.finetuning.prediction import LONGEST, predicted, reading_of
+from imagenets.learning.finetuning.prediction import CODE, LONGEST, predicted, reading_of
 from imagenets.learning.images import Images, target_paths
 from imagenets.learning.networks.checkpoint_files import file_digest
 from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork, read_saved
-from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.processes import Processes, started
 
 RECORD = "prediction.json"
@@ -98,8 +99,8 @@ def prepare(arguments: argparse.Namespace) -> Job:
             "backbone": network.backbone.name,
             "output_stride": arguments.output_stride or saved.output_stride,
             "longest": arguments.longest,
-            "amp": arguments.amp,
-            "code": code_digest(),
+            "precision": precision_of(arguments),
+            "code": made_by(CODE),
         },
         images,
     )

@@ -26,15 +26,16 @@ from command_line.arguments import check_save_dir, number_in, path_argument
 import torch
 
 from command_line.attention import AttendedNetwork, add_attention
-from command_line.networks import add_running, running_of
+from command_line.networks import add_running, precision_of, running_of
 from imagenets.common.errors import InputError
 from imagenets.dataset import SPLITS
 from imagenets.learning.engine.inference import Running, load_arrays, store_arrays, write_label_maps
 from imagenets.learning.engine.threshold_sweep import save_sweep
 from imagenets.learning.images import Images, split_images, target_paths, where_masks_come_from
 from imagenets.learning.networks.checkpoint_files import file_digest
-from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.pass_method.attended_labels import (
+    CODE,
     LABEL_READING,
     label_step,
     load_centroids,
@@ -105,8 +106,8 @@ def prepare(arguments: argparse.Namespace) -> Job:
         **network.settings,
         "centroids": file_digest(arguments.centroids),
         "threshold": "auto" if arguments.threshold is None else arguments.threshold,
-        "amp": arguments.amp,
-        "code": code_digest(),
+        "precision": precision_of(arguments),
+        "code": made_by(CODE),
     }
     record = run_record(settings, images)
     return Job(arguments, network, torch.from_numpy(centroids), images, targets, record)

@@ -19,7 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
 from command_line.arguments import number_in, path_argument, whole_number
-from command_line.networks import SPLITS, add_running, add_source, check_source, listed_images, running_of
+from command_line.networks import (
+    SPLITS,
+    add_running,
+    add_source,
+    check_source,
+    listed_images,
+    precision_of,
+    running_of,
+)
 from command_line.progress import bar, warn
 from imagenets.class_ids import mode_table
 from imagenets.common.errors import InputError
@@ -27,11 +35,11 @@ from imagenets.learning.engine.inference import Running, load_arrays, store_arra
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
 from imagenets.learning.engine.threshold_sweep import save_sweep
 from imagenets.learning.images import Images, Reading, split_images, target_paths
-from imagenets.learning.output_folder import code_digest, opened, run_record
+from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.processes import Processes, started
 from imagenets.learning.run_folder import names_digest
 from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS
-from imagenets.learning.zero_shot.labels import Namer, label_step, sweep, sweep_step
+from imagenets.learning.zero_shot.labels import CODE, Namer, label_step, sweep, sweep_step
 from imagenets.learning.zero_shot.text_embeddings import (
     NAME_SOURCES,
     TEMPLATE_COUNTS,
@@ -158,8 +166,8 @@ def prepare(arguments: argparse.Namespace) -> Job:
         "templates": arguments.templates,
         "size": arguments.size,
         "mode": arguments.mode.identity,
-        "amp": arguments.amp,
-        "code": code_digest(),
+        "precision": precision_of(arguments),
+        "code": made_by(CODE),
     }
     targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
     return Job(arguments, model, dense, names, images, targets, run_record(settings, images))

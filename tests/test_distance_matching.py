@@ -25,6 +25,7 @@ from torch.nn.functional import interpolate
 
 from demo.pictures import draw
 from imagenets.common.errors import InputError
+from imagenets.learning import output_folder
 from imagenets.learning.distance_matching import neighbours
 from imagenets.learning.distance_matching.bank import unusable_vectors
 from imagenets.learning.distance_matching.neighbours import Bank, label_maps, nearest
@@ -378,3 +379,12 @@ def test_vectors_of_a_bank_that_are_zero_or_not_finite_are_counted():
     bank = Bank(vectors, torch.arange(5))
     assert unusable_vectors(bank) == "of 5 embeddings 1 zero and 2 not finite"
     assert unusable_vectors(Bank(torch.eye(5), torch.arange(5))) is None
+
+
+def test_results_are_known_by_a_number_and_the_libraries(monkeypatch):
+    """The number is raised by hand when results change: a comment in the code changes nothing."""
+    ours = output_folder.made_by("engine 1, distance matching 1")
+    assert ours.startswith("engine 1, distance matching 1, torch ") and "numpy" in ours
+    assert output_folder.made_by("engine 1, distance matching 2") != ours
+    monkeypatch.setattr(output_folder, "version", lambda name: "99.0")
+    assert "torch 99.0" in output_folder.made_by("engine 1, distance matching 1")

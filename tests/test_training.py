@@ -18,8 +18,7 @@ from helpers.processes import torchrun_variables
 from torch import nn
 
 from imagenets.common.errors import InputError
-from imagenets.learning.networks.batch_norm import SynchronisedBatchNorm, synchronised
-from imagenets.learning.processes import Processes
+from imagenets.learning.processes import Processes, join, synchronised
 from imagenets.learning.run_folder import RunFolder, opened
 from imagenets.learning.training.loop import Job, train
 from imagenets.learning.training.optimisers import (
@@ -144,14 +143,12 @@ def test_killed_before_any_update_it_ends_the_same(context, tmp_path, processes)
 def test_two_processes_train_as_one_does(context, tmp_path):
     for processes, accumulate in ((1, 1), (2, 1)):
         folder = tmp_path / str(processes)
-        done = finish(start(context, folder, "--accumulate", accumulate, processes=processes))
+        done = finish(start(context, folder, "--accumulate", accumulate, "--group-norm", processes=processes))
         assert done == [0] * processes
     one, two = log(tmp_path / "1"), log(tmp_path / "2")
     for first, second in zip(one, two, strict=True):
         assert math.isclose(first["loss"], second["loss"], abs_tol=1e-4)
     for name, weight in weights(tmp_path / "1").items():
-        if name == "0.bias":  # before a batch norm: its gradient is rounding alone, which LARS scales up
-            continue
         torch.testing.assert_close(weight, weights(tmp_path / "2")[name], atol=1e-4, rtol=1e-3)
 
 
@@ -191,13 +188,25 @@ def test_another_setting_in_the_same_folder_is_refused_and_named(tmp_path):
     assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_batch_norm_alone_is_pytorchs():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Sequential(nn.BatchNorm1d(5)))
-    names = list(network.state_dict())
-    norms = list(synchronised(network, torch.device("cpu")).modules())
-    assert sum(isinstance(norm, SynchronisedBatchNorm) for norm in norms) == 2
-    assert list(network.state_dict()) == names
+def test_synchronised_batch_norms_keep_their_activation():
+    """As CUDA's processes have them; in evaluation mode they compute on a CPU too."""
+    timm = pytest.importorskip("timm")
+    for name in ("test_efficientnet", "test_resnet"):
+        network = timm.create_model(name, num_classes=0).eval()
+        pictures, names = torch.randn(2, 3, 64, 64), list(network.state_dict())
+        expected = network(pictures)
+        network = synchronised(network)
+        norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+        torch.testing.assert_close(network(pictures), expected)
+        assert list(network.state_dict()) == names
+
+
+def test_one_process_trains_the_network_as_it_is():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    parts = list(network.modules())
+    assert join(network, ALONE) is network
+    assert all(one is other for one, other in zip(network.modules(), parts, strict=True))
 
 
 def test_lars_follows_its_formula():

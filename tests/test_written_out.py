@@ -272,7 +272,7 @@ def photos(tmp_path_factory):
 
 
 def of_pass(photos, output):
-    return runs.Request("50", "pass", *photos, output, workers=0, amp=False)
+    return runs.Request("50", "pass", *photos, output, workers=0, precision="float32")
 
 
 def image_head(channels):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,11 +101,16 @@ def keep_record(path: Path, record: Mapping[str, Mapping[str, Any]], owned: Sequ
     write_whole(path, json.dumps(merged, indent=2) + "\n")
 
 
-def code_digest() -> str:
-    """Digest of the code from images to label maps, so that what is stored outlives no change of it."""
-    digest = hashlib.blake2b(digest_size=8)
-    here = Path(__file__).parent
-    for room in (here / "engine", here / "networks", here / "distance_matching", here / "kmeans"):
-        for path in sorted(room.glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+_LIBRARIES = (
+    "torch", "torchvision", "timm", "open_clip_torch", "numpy", "opencv-python", "opencv-python-headless",
+    "pillow", "scipy", "scikit-learn",
+)  # fmt: skip
+
+
+def made_by(code: str) -> str:
+    """Say what results are made by: the ``code`` of a step, a number raised by hand, and the libraries."""
+    found = [code]
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)

@@ -115,6 +115,14 @@ class Processes:
         return result
 
 
+def described(processes: Processes) -> str:
+    """Say how many processes there are, on which devices, and over what batch norms take their means."""
+    if processes.number == 1:
+        return f"1 process on {processes.device.type}"
+    over = "all images" if processes.device.type == "cuda" else "each process's own images"
+    return f"{processes.number} processes on {processes.device.type}, batch norms over {over}"
+
+
 @contextmanager
 def started(device: str = "auto", stop_asked: Callable[[], bool] = _never) -> Iterator[Processes]:
     """Join the processes of torchrun: by NCCL on CUDA, by gloo on CPUs.
@@ -189,21 +197,43 @@ def _device(name: str, local: int) -> torch.device:
     return torch.device("cuda", local)
 
 
+def synchronised(network: nn.Module) -> nn.Module:
+    """Make all batch norms of a network PyTorch's SyncBatchNorm, in place of their tensors; give the network.
+
+    The conversion is timm's, which keeps the activation that some of its batch norms hold.
+    """
+    from timm.layers.norm_act import convert_sync_batchnorm  # takes a second to load
+
+    converted: nn.Module = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return converted
+
+
+def same_buffers(network: nn.Module, processes: Processes) -> None:
+    """Give all processes the first one's running statistics."""
+    if processes.number > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def join(network: nn.Module, processes: Processes, *, unused: bool = False) -> nn.Module:
     """Wrap a network so that its gradients are the mean over all processes; as it is where there is one.
 
-    Batch norm must be ``synchronised`` before, which keeps its buffers equal without sending them around.
+    On CUDA batch norms become synchronised ones, over the batch of all processes. On CPUs, where nobody
+    trains in earnest, each process normalises its own share, and running statistics are the first process's:
+    all take them before each step, and by ``same_buffers`` before an evaluation.
     Tensors that take no part in the loss must not require gradients, or ``unused`` be said (it costs time).
     """
     if processes.number == 1:
         return network
     cuda = processes.device.type == "cuda"
+    if cuda:
+        network = synchronised(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a new name, not yet everywhere
         joined = DistributedDataParallel(
             network,
             device_ids=[processes.device] if cuda else None,
-            broadcast_buffers=False,
+            broadcast_buffers=not cuda,
             find_unused_parameters=unused,
         )
     if not cuda:

@@ -9,9 +9,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch import nn
 
 from command_line.startup import run
 from imagenets.common.progress import no_bar
+from imagenets.learning.pass_method import runs
 from imagenets.learning.pass_method.crops import CropSettings
 from imagenets.learning.pass_method.recipes import SMALL_ATTENTION, SMALL_PRETRAINING
 from imagenets.learning.pass_method.runs import Request, Talk, pretrain, train_attention
@@ -39,7 +41,26 @@ ATTENTION = replace(SMALL_ATTENTION, epochs=2, batch=8, large=PRETRAINING.large,
 
 def request(images, output):
     names = sorted(f"{path.parent.name}/{path.name}" for path in images.glob("*/*.JPEG"))
-    return Request("50", "small", images, names, output, workers=0, amp=False)
+    return Request("50", "small", images, names, output, workers=0, precision="float32")
+
+
+def without_batch_norms(patch):
+    """Have both trainings' networks use group norms: several processes on CPUs normalise their own images."""
+    made, loaded = runs.PassNetwork, runs.attention_network
+
+    def replaced(network):
+        for parent in list(network.modules()):
+            for name, part in list(parent.named_children()):
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    setattr(parent, name, nn.GroupNorm(1, part.num_features))
+        return network
+
+    def attention_network(*arguments):
+        network, lines = loaded(*arguments)
+        return replaced(network), lines
+
+    patch(runs, "PassNetwork", lambda *arguments: replaced(made(*arguments)))
+    patch(runs, "attention_network", attention_network)
 
 
 def both(folder, images, processes, show=no_bar, tell=print, checkpoint=None):
@@ -51,6 +72,7 @@ def both(folder, images, processes, show=no_bar, tell=print, checkpoint=None):
 
 def main():
     torch.set_num_threads(1)
+    without_batch_norms(setattr)
     with started("cpu") as processes:
         folder, images, checkpoint = map(Path, sys.argv[1:])
         both(folder, images, processes, checkpoint=checkpoint)

@@ -19,7 +19,6 @@ from command_line.startup import run as run_script
 from command_line.startup import stop_asked
 from imagenets.learning import processes as distributed
 from imagenets.learning import run_folder
-from imagenets.learning.networks import batch_norm
 from imagenets.learning.training import loop, order
 from imagenets.learning.training.optimisers import Lars, cosine
 
@@ -48,6 +47,7 @@ def parse(argv):
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--group-norm", action="store_true")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--nan-at", type=int)  # an image whose loss is not finite
     parser.add_argument("--kill-at", type=int)  # an update before which the process kills itself
@@ -64,11 +64,11 @@ def main(argv=None):
             processes.number,
         )  # fmt: skip
         torch.manual_seed(options.seed)
+        norm = nn.GroupNorm(2, 4) if options.group_norm else nn.BatchNorm2d(4)
         network = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(options.dropout), nn.Flatten(),
+            nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Dropout(options.dropout), nn.Flatten(),
             nn.Linear(144, 3),
         )  # fmt: skip
-        network = batch_norm.synchronised(network, processes.device)
         joined = distributed.join(network, processes)
         optimiser = Lars(network.parameters(), lr=1.0, weight_decay=1e-4, trust=0.1)
 

@@ -19,10 +19,13 @@ from imagenets.classes import IGNORE, Mode
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
 from imagenets.learning.distance_matching.neighbours import Bank, enlarged_maps, label_maps, unit_vectors
-from imagenets.learning.engine.inference import Batch, Running, load_arrays, store_arrays
+from imagenets.learning.engine.inference import ENGINE, Batch, Running, load_arrays, store_arrays
 from imagenets.learning.engine.label_files import enlarged
 from imagenets.learning.images import Images, Reading
 from imagenets.learning.networks.backbones import Backbone
+
+# Raised by hand whenever banks or labels change.
+CODE = f"{ENGINE}, distance matching 1"
 
 
 def embeddings_of(maps: torch.Tensor, stride: int, masks: list[np.ndarray]) -> list[dict[str, torch.Tensor]]:
@@ -33,7 +36,7 @@ def embeddings_of(maps: torch.Tensor, stride: int, masks: list[np.ndarray]) -> l
     places, whatever their label; 1000 gives none, 0 (background) does. For each image ``embeddings``
     (n, C) float32 and ``labels`` (n,) int64, ascending.
     """
-    features = enlarged_maps(maps.float(), stride)
+    features = enlarged_maps(maps, stride)
     grid = tuple(features.shape[2:])
     found = []
     for of_image, mask in zip(features.flatten(2), masks, strict=True):  # (C, P)
@@ -54,7 +57,7 @@ def store_embeddings(
     """
 
     def step(batch: Batch) -> list[dict[str, torch.Tensor]]:
-        return embeddings_of(backbone(batch.pictures), backbone.stride, batch.masks)
+        return embeddings_of(batch.through(backbone), backbone.stride, batch.masks)
 
     return store_arrays(
         images, store, f"bank {identity}", step, reading_of(backbone), running, with_masks=True
@@ -115,7 +118,7 @@ def label_step(
     find = partial(
         label_maps, stride=backbone.stride, bank=bank, neighbours=neighbours, temperature=temperature
     )
-    return lambda batch: find(backbone(batch.pictures))
+    return lambda batch: find(batch.through(backbone))
 
 
 def reading_of(backbone: Backbone) -> Reading:

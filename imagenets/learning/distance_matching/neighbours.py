@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -24,6 +24,11 @@ class Bank:
 
     embeddings: torch.Tensor
     labels: torch.Tensor
+
+    @cached_property
+    def highest(self) -> int:
+        """The highest label; read once, for reading it waits for the device."""
+        return int(self.labels.max())
 
     def to(self, device: torch.device) -> Bank:
         """Give the bank on a device."""
@@ -62,11 +67,10 @@ def label_maps(
     lowest of equals. Source: docs/methods.md, Distance matching.
     """
     grid = grid_size(maps, stride)
-    with torch.autocast(maps.device.type, enabled=False):  # half precision is for the network
-        labels = [
-            _vote(*_largest(cosines, neighbours), bank.labels, temperature)
-            for cosines in _cosines(maps.float(), grid, bank.embeddings)
-        ]
+    labels = [
+        _vote(*_largest(cosines, neighbours), bank, temperature)
+        for cosines in _cosines(maps, grid, bank.embeddings)
+    ]
     return torch.cat(labels).reshape(-1, *grid)
 
 
@@ -105,13 +109,16 @@ def _cosines(maps: torch.Tensor, grid: tuple[int, int], bank: torch.Tensor) -> I
             yield _direct(lines.flatten(0, 1), bank)
         return
     rows = _enlarging(maps.shape[2], grid[0])
-    columns = _enlarging(maps.shape[3], grid[1]).to(maps.device)
+    columns = torch.from_numpy(_enlarging(maps.shape[3], grid[1])).to(maps.device)
     for few in torch.split(features, max(1, room // grid[0])):
         # The rows of the small map between two blocks are needed by both: few are multiplied twice.
-        for many in torch.split(rows, max(room, _ROWS_AT_ONCE)):
-            used = many.any(0).nonzero()
+        at_once = max(room, _ROWS_AT_ONCE)
+        for start in range(0, len(rows), at_once):
+            many = rows[start : start + at_once]
+            used = np.flatnonzero(many.any(0))
             first, last = int(used[0]), int(used[-1]) + 1
-            vectors, weights = few[:, first:last], many[:, first:last].to(maps.device)
+            vectors = few[:, first:last]
+            weights = torch.from_numpy(many[:, first:last].copy()).to(maps.device)
             products = vectors.reshape(-1, vectors.shape[3]) @ bank.T
             products = products.reshape(*vectors.shape[:2], -1)  # (n, r, w·M)
             for some in torch.split(weights, room):
@@ -150,10 +157,13 @@ def _lengths(lines: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=256)
-def _enlarging(old: int, new: int) -> torch.Tensor:
-    """Give the matrix (new, old), on the CPU, by which ``interpolate`` enlarges a line bilinearly."""
+def _enlarging(old: int, new: int) -> np.ndarray:
+    """Give the matrix (new, old) float32 by which ``interpolate`` enlarges a line bilinearly."""
     lines = torch.eye(old)[None, None]
-    return interpolate(lines, size=(new, old), mode="bilinear", align_corners=False)[0, 0]
+    matrix: np.ndarray = interpolate(lines, size=(new, old), mode="bilinear", align_corners=False)[
+        0, 0
+    ].numpy()
+    return matrix
 
 
 def _largest_by_groups(scores: torch.Tensor, neighbours: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,11 +205,9 @@ def _largest(scores: torch.Tensor, neighbours: int) -> tuple[torch.Tensor, torch
     return values[:, :-1], places[:, :-1]
 
 
-def _vote(
-    scores: torch.Tensor, places: torch.Tensor, labels: torch.Tensor, temperature: float
-) -> torch.Tensor:
+def _vote(scores: torch.Tensor, places: torch.Tensor, bank: Bank, temperature: float) -> torch.Tensor:
     """Label with most votes: cosines (P, k) and places in the bank (P, k) → (P,) int64."""
     # Relative to the nearest, so that no temperature overflows; the winner is the same.
     weights = ((scores - scores.amax(dim=1, keepdim=True)) / temperature).exp()
-    votes = weights.new_zeros(len(scores), int(labels.max()) + 1)
-    return votes.scatter_add_(1, labels[places], weights).argmax(dim=1)
+    votes = weights.new_zeros(len(scores), bank.highest + 1)
+    return votes.scatter_add_(1, bank.labels[places], weights).argmax(dim=1)

@@ -107,7 +107,7 @@ def bank_step(backbone: Backbone, per_picture: int = PER_PICTURE, seed: int = 0)
     """
 
     def step(batch: Batch) -> list[dict[str, torch.Tensor]]:
-        maps = backbone(batch.pictures).float()
+        maps = batch.through(backbone)
         size, grid = (batch.pictures.shape[2], batch.pictures.shape[3]), (maps.shape[2], maps.shape[3])
         found = []
         for index, mask, of_one in zip(batch.indices, batch.masks, maps.flatten(2), strict=True):
@@ -194,7 +194,7 @@ def label_step(
     """Label each picture: shares are enlarged bilinearly to its full size, and the largest wins."""
 
     def step(batch: Batch) -> list[torch.Tensor]:
-        maps = backbone(batch.pictures).float()
+        maps = batch.through(backbone)
         grid = maps.shape[2:]
         found = []
         for of_one, size in zip(maps.flatten(2), batch.sizes, strict=True):

@@ -19,7 +19,7 @@ Under torchrun call both functions on all processes, in ``processes.together``, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from imagenets.common.errors import InputError, listed
@@ -36,8 +37,11 @@ from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import load_tensors
 from imagenets.learning.engine.label_files import LabelFile, writing
 from imagenets.learning.images import Images, Reading, fingerprint, read_picture
+from imagenets.learning.networks.precision import Normalisation, cuda_switches, run_network
 from imagenets.learning.processes import Processes
 
+# Part of what stored results are known by; raised by hand whenever pictures, networks' maps or files change.
+ENGINE = "engine 1"
 _LARGEST_CHUNK = 1024  # images; their pictures may all wait for others of their size: 300 MB
 _CHUNKS = 16  # at least, so that several processes have a share each, but for tiny sets
 _BLOCK = 8  # images that a worker decodes at a time
@@ -49,14 +53,14 @@ class Running:
     """How a run uses the machine.
 
     ``workers`` processes decode, and as many encode (0: this one does both); ``batch_size`` pictures are in
-    a batch at most; ``amp`` computes in half precision where that is safe (autocast), and without it float32
-    is exact on GPUs too (no TF32). ``show`` opens a progress bar.
+    a batch at most; ``precision`` is the network's: float32 (exact on GPUs too, no TF32), bfloat16 or
+    float16. ``show`` opens a progress bar.
     """
 
     processes: Processes
     workers: int = 0
     batch_size: int = 16
-    amp: bool = False
+    precision: str = "float32"
     show: Show = no_bar
 
 
@@ -73,6 +77,12 @@ class Batch:
     pictures: torch.Tensor
     sizes: list[tuple[int, int]]
     beside: list[Any]
+    precision: str = "float32"
+
+    def through(self, network: nn.Module) -> torch.Tensor:
+        """Run the network on the pictures, in the run's precision; gives float32."""
+        found: torch.Tensor = run_network(network, self.pictures, precision=self.precision)
+        return found
 
     @property
     def masks(self) -> list[np.ndarray]:
@@ -321,63 +331,79 @@ def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
 def _results(work: _Work, step: Callable[[Batch], Any]) -> Iterator[tuple[Batch, list[Any]]]:
     """Run ``step`` on all batches in which something is needed; its results come on the CPU.
 
-    While they are fetched, the device is at work on the next batch.
+    On CUDA they are copied there behind their own step, and waited for when the next one has been queued.
     """
     if not work.chunks:
         return
     total = sum(map(len, work.chunks))
     device = work.running.processes.device
-    before: tuple[Batch, Any] | None = None
+    normalised = Normalisation(work.reading.mean, work.reading.std, device)
+    one_size = bool(work.reading.fixed_size or work.reading.crop)
+    before: tuple[Batch, Callable[[], list[Any]]] | None = None
     number = work.running.processes.number
     share = f" (one of {number} shares)" if number > 1 else ""
     title = f"{work.images.folder.name}{share}"
-    with work.running.show(title, total, unit="images") as advance, _memory_told(device):
+    with (
+        work.running.show(title, total, unit="images") as advance,
+        _memory_told(device),
+        cuda_switches(device, one_size=one_size),
+    ):
         for waiting in _waiting_batches(work, advance):
             if any(work.needed(one.index) for one in waiting):
-                batch = _to_device(waiting, work.reading, device)
-                with torch.inference_mode(), _precision(device, work.running.amp):
-                    begun = batch, step(batch)
+                with torch.inference_mode():
+                    batch = _to_device(waiting, normalised, device, work.running.precision)
+                    begun = batch, _fetching(step(batch), device)
                 if before is not None:
-                    yield before[0], _on_cpu(before[1])
+                    yield before[0], before[1]()
                 before = begun
             advance(len(waiting))
         if before is not None:
-            yield before[0], _on_cpu(before[1])
+            yield before[0], before[1]()
 
 
-def _to_device(waiting: Sequence[_Waiting], reading: Reading, device: torch.device) -> Batch:
+def _to_device(
+    waiting: Sequence[_Waiting], normalised: Normalisation, device: torch.device, precision: str
+) -> Batch:
     pixels = torch.from_numpy(np.stack([one.pixels for one in waiting]))
     if device.type == "cuda":
         pixels = pixels.pin_memory()
-    # On CPUs the channels stay last in memory: convolutions are faster so.
-    values = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
-    if device.type != "cpu":
-        values = values.contiguous()
-    mean, std = (torch.tensor(of, device=device).view(3, 1, 1) for of in (reading.mean, reading.std))
     return Batch(
         [one.index for one in waiting],
-        values.sub_(mean).div_(std),
+        # The channels stay last in memory: convolutions are faster so.
+        normalised(pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)),
         [one.size for one in waiting],
         [one.beside for one in waiting if one.beside is not None],
+        precision,
     )
 
 
+def _fetching(results: Any, device: torch.device) -> Callable[[], list[Any]]:  # noqa: ANN401 - as _on_cpu
+    """Begin to copy results to the CPU; gives a function that waits for them."""
+    copied = _on_cpu(results)
+    if device.type == "cuda":
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+    else:
+        event = None
+
+    def fetch() -> list[Any]:
+        if event is not None:
+            event.synchronize()
+        return copied
+
+    return fetch
+
+
 def _on_cpu(results: Any) -> list[Any]:  # noqa: ANN401 - a tensor, or a list of tensors or of dictionaries
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to("cpu", non_blocking=True)  # from CUDA into pinned memory
+
     if isinstance(results, torch.Tensor):
-        return list(results.cpu())
+        return list(copy(results))
     return [
-        one.cpu() if isinstance(one, torch.Tensor) else {name: value.cpu() for name, value in one.items()}
+        copy(one) if isinstance(one, torch.Tensor) else {name: copy(value) for name, value in one.items()}
         for one in results
     ]
-
-
-def _precision(device: torch.device, amp: bool) -> AbstractContextManager[object]:
-    """Half precision where it is safe; or float32 as it is, not rounded to TF32 in convolutions."""
-    if amp:
-        return torch.autocast(device.type, torch.float16 if device.type == "cuda" else torch.bfloat16)
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
-    return nullcontext()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ def annotated_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Process
     processes is the mean over the pixels. 0 where every pixel is ignored.
     Source: docs/methods.md, Semi-supervised fine-tuning.
     """
-    enlarged = interpolate(logits.float(), scale_factor=2, mode="bilinear")
+    enlarged = interpolate(logits, scale_factor=2, mode="bilinear")
     targets = _reduced(masks, enlarged.shape[2:])
     total = cross_entropy(enlarged, targets, ignore_index=IGNORE, reduction="sum")
     pixels = processes.sum((targets != IGNORE).sum())
@@ -32,7 +32,7 @@ def label_map_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     pixels. Source: docs/methods.md, PASS.
     """
     targets = _reduced(masks, (masks.shape[1] // 2, masks.shape[2] // 2))
-    return cross_entropy(interpolate(logits.float(), targets.shape[1:], mode="bilinear"), targets)
+    return cross_entropy(interpolate(logits, targets.shape[1:], mode="bilinear"), targets)
 
 
 def _reduced(masks: torch.Tensor, size: torch.Size | tuple[int, int]) -> torch.Tensor:

@@ -12,13 +12,15 @@ import torch
 from imagenets.classes import Mode
 from imagenets.common.errors import InputError
 from imagenets.learning.engine.full_size import label_map, reduced_size
-from imagenets.learning.engine.inference import Batch, Running, visit
+from imagenets.learning.engine.inference import ENGINE, Batch, Running, visit
 from imagenets.learning.engine.label_files import enlarged
 from imagenets.learning.images import Images, Reading, split_images, where_masks_come_from
 from imagenets.learning.networks.segmentation_network import SegmentationNetwork
-from imagenets.learning.processes import Processes
+from imagenets.learning.processes import Processes, same_buffers
 from imagenets.segmentation_scores import SegmentationScores
 
+# Raised by hand whenever label maps change.
+CODE = f"{ENGINE}, prediction 1"
 LONGEST = 1000  # pixels; above its square labels are found at a smaller size
 
 
@@ -33,7 +35,7 @@ def predicted(network: SegmentationNetwork, batch: Batch, longest: int = LONGEST
 
     Source: docs/methods.md, Prediction.
     """
-    logits = network(batch.pictures)
+    logits = batch.through(network)
     return [
         label_map(of_one, reduced_size(size, longest))
         for of_one, size in zip(logits, batch.sizes, strict=True)
@@ -65,11 +67,18 @@ class Validation:
         return Validation(images, mode.classes, every)
 
     def scores(
-        self, network: SegmentationNetwork, epochs: int, processes: Processes, workers: int, epoch: int
+        self,
+        network: SegmentationNetwork,
+        epochs: int,
+        processes: Processes,
+        workers: int,
+        precision: str,
+        epoch: int,
     ) -> dict[str, float]:
         """Give mIoU, FMeasure and Acc, percentages; {} after epochs that are not to be scored.
 
-        Each image is seen once, by one of the processes. Called in all of them.
+        Each image is seen once, by one of the processes, in the training's precision and in batches of the
+        size that predict.py has. Called in all of them.
         """
         if self.images is None or (epoch % self.every and epoch != epochs):
             return {}
@@ -77,13 +86,14 @@ class Validation:
         counted = SegmentationScores(self.classes, boundary=False)
 
         def count() -> None:
-            running = Running(processes, workers=workers)
+            running = Running(processes, workers=workers, precision=precision)
             step = partial(predicted, network)
             for batch, labels in visit(images, step, reading_of(network), running, with_masks=True):
                 for of_one, mask in zip(labels, batch.masks, strict=True):
                     whole = enlarged(of_one.numpy(), *mask.shape)
                     counted.update(torch.from_numpy(whole), torch.from_numpy(mask.astype("int32")))
 
+        same_buffers(network, processes)
         network.eval()
         processes.together(count)
         network.train()

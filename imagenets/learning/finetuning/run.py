@@ -17,9 +17,9 @@ from imagenets.learning.finetuning.pairs import Augmented, Pairs, list_pairs, pl
 from imagenets.learning.finetuning.prediction import Validation
 from imagenets.learning.finetuning.recipes import Values, values_of
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.networks.batch_norm import synchronised
 from imagenets.learning.networks.checkpoint_files import read_checkpoint, weights_digest
 from imagenets.learning.networks.checkpoints import load_checkpoint
+from imagenets.learning.networks.precision import Normalisation, on_device, run_network, training_precision
 from imagenets.learning.networks.segmentation_network import (
     PASS,
     SEMI,
@@ -27,9 +27,8 @@ from imagenets.learning.networks.segmentation_network import (
     fresh_norm,
     kind_of,
 )
-from imagenets.learning.processes import Processes, join
+from imagenets.learning.processes import Processes, described, join
 from imagenets.learning.run_folder import Settings, names_digest, opened, settings_text
-from imagenets.learning.training.augmentation import normalised
 from imagenets.learning.training.loop import Job, train
 from imagenets.learning.training.optimisers import Lars, layer_decay_groups, warm_up_and_cosine
 from imagenets.learning.training.order import Batch, Moment, Plan
@@ -42,8 +41,8 @@ class Request:
     """What the user asks for; ``given`` are values of the recipe that are replaced, by their names.
 
     ``checkpoint`` None starts at random; ``weights`` is the copy in it, where it has several. ``masks`` are
-    the label maps of the recipe ``pass``. ``amp`` None means on CUDA alone. ``evaluate_every`` counts epochs;
-    0 never.
+    the label maps of the recipe ``pass``. ``precision`` is a name of PyTorch's, or ``auto``.
+    ``evaluate_every`` counts epochs; 0 never.
     """
 
     save_dir: Path | None
@@ -58,7 +57,7 @@ class Request:
     output_stride: int | None = None
     accumulate: int = 1
     workers: int = 0
-    amp: bool | None = None
+    precision: str = "auto"
     evaluate_every: int = 0
 
 
@@ -80,7 +79,7 @@ def fine_tune(request: Request, processes: Processes, show: Show, tell: Tell) ->
     validation = processes.together(
         partial(Validation.of, request.save_dir, request.mode, request.evaluate_every)
     )
-    amp = processes.device.type == "cuda" and request.amp is not False
+    precision = training_precision(request.precision, processes.device)
     plan = processes.together(
         lambda: Plan(
             len(pairs),
@@ -93,16 +92,15 @@ def fine_tune(request: Request, processes: Processes, show: Show, tell: Tell) ->
             processes=processes.number,
         )
     )
-    settings = _settings(request, values, pairs, amp)
+    settings = _settings(request, values, pairs, precision)
     tell_here(f"settings ({'published' if values.published else 'ours'}, but for what was given):")
     tell_here(settings_text(settings))
     tell_here(
-        f"{len(pairs)} images, {plan.steps} steps an epoch; {processes.number} "
-        f"{'process' if processes.number == 1 else 'processes'} on {processes.device.type}, "
+        f"{len(pairs)} images, {plan.steps} steps an epoch; {described(processes)}, "
         f"{values.batch // plan.shares_of_batch} images at a time in each"
     )
     with opened(request.output, settings, processes) as run:
-        job = _job(request, values, network, processes, amp, validation, plan)
+        job = _job(request, values, network, processes, precision, validation, plan)
         reader = Augmented(pairs, values.crop, values.smallest_crop, values.seed)
         train(job, reader, plan, run, workers=request.workers, show=show, tell=tell)
 
@@ -152,7 +150,7 @@ def build_network(request: Request, values: Values, tell: Tell) -> SegmentationN
     return network
 
 
-def _settings(request: Request, values: Values, pairs: Pairs, amp: bool) -> Settings:
+def _settings(request: Request, values: Values, pairs: Pairs, precision: str) -> Settings:
     """All that decides the weights, but for the number of processes and the machine."""
     return {
         "recipe": request.recipe,
@@ -162,7 +160,7 @@ def _settings(request: Request, values: Values, pairs: Pairs, amp: bool) -> Sett
         "checkpoint": weights_digest(request.checkpoint, request.weights) if request.checkpoint else None,
         **{name: value for name, value in asdict(values).items() if name != "published"},
         "accumulate": request.accumulate,
-        "amp": amp,
+        "precision": precision,
         "images": len(pairs),
         "names": names_digest(places(pairs)),
     }
@@ -173,12 +171,11 @@ def _job(
     values: Values,
     network: SegmentationNetwork,
     processes: Processes,
-    amp: bool,
+    precision: str,
     validation: Validation,
     plan: Plan,
 ) -> Job:
-    synchronised(network, processes.device)
-    network.to(processes.device).train()
+    on_device(network, processes.device).train()
     joined = join(network, processes, unused=network.kind == "other")
     if request.recipe == PASS:
         optimiser: torch.optim.Optimizer = Lars(
@@ -190,9 +187,11 @@ def _job(
         )
         optimiser = torch.optim.AdamW(groups, lr=values.lr)
 
+    normalised = Normalisation(network.backbone.mean, network.backbone.std, processes.device)
+
     def loss_of(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
         pictures, masks = batch.tensors
-        logits = joined(normalised(pictures, network.backbone.mean, network.backbone.std))
+        logits = run_network(joined, normalised(pictures), precision=precision)
         if request.recipe == PASS:
             return {"loss": label_map_loss(logits, masks)}
         return {"loss": annotated_loss(logits, masks, processes)}
@@ -212,8 +211,8 @@ def _job(
             "recipe": request.recipe,
             "positions": network.backbone.positions,
         },
-        amp=amp,
-        scores=partial(validation.scores, network, values.epochs, processes, request.workers),
+        precision=precision,
+        scores=partial(validation.scores, network, values.epochs, processes, request.workers, precision),
     )
 
 

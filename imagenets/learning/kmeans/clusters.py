@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +18,14 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 from imagenets.classes import IGNORE, Mode
 from imagenets.common.errors import InputError
 from imagenets.common.workers import available_cores
-from imagenets.learning.engine.inference import Batch, Running, load_arrays, store_arrays, write_label_maps
+from imagenets.learning.engine.inference import (
+    ENGINE,
+    Batch,
+    Running,
+    load_arrays,
+    store_arrays,
+    write_label_maps,
+)
 from imagenets.learning.images import Images, Reading
 from imagenets.learning.kmeans.features import colour_and_texture
 from imagenets.learning.kmeans.foregrounds import (
@@ -36,6 +41,8 @@ from imagenets.scoring.counting import CountRequest, count_masks
 from imagenets.scoring.matching import find_matching
 from imagenets.scoring.metrics import evaluate
 
+# Raised by hand whenever foregrounds, features or clusters change.
+CODE = f"{ENGINE}, k-means 1"
 FOREGROUNDS = ("handmade", "features")
 # Up to here Lloyd's algorithm has all images at once: 100,000 features of 2,048 numbers are 0.8 GB. Mode 50
 # (64,431 images) is below; of 300 and 919, this many random images give the first centres.
@@ -43,16 +50,6 @@ LLOYD_IMAGES = 100_000
 RESTARTS = 10  # of Lloyd's algorithm; the smallest objective counts
 EPOCHS = 5  # of mini-batches over all images, where they are more
 _FINEST_STRIDE_OF_CNNS = 16
-_LIBRARIES = (
-    "numpy",
-    "opencv-python",
-    "opencv-python-headless",
-    "pillow",
-    "scipy",
-    "torch",
-    "torchvision",
-    "timm",
-)
 _PRINTED = ("Acc", "mIoU", "mBIoU", "FMeasure")
 
 Described = tuple[torch.Tensor, torch.Tensor]
@@ -79,7 +76,7 @@ class _ByHand(NamedTuple):
 def handmade() -> Descriptor:
     """Describe pictures without a network: ``by_hand`` and ``colour_and_texture``, in the workers."""
     reading = Reading(mean=(0, 0, 0), std=(1, 1, 1), beside=_describe_by_hand)
-    return Descriptor(reading, _collect_by_hand, f"handmade, {library_versions()}")
+    return Descriptor(reading, _collect_by_hand, "handmade")
 
 
 def _describe_by_hand(image: np.ndarray) -> _ByHand:
@@ -101,16 +98,16 @@ def network(backbone: Backbone, identity: str, foreground: str) -> Descriptor:
     beside = by_hand if foreground == "handmade" else None
     reading = Reading(backbone.mean, backbone.std, fixed_size=backbone.fixed_size, beside=beside)
     describe = partial(_describe_by_network, backbone)
-    return Descriptor(reading, describe, f"{foreground}, {identity}, {library_versions()}")
+    return Descriptor(reading, describe, f"{foreground}, {identity}")
 
 
 def _describe_by_network(backbone: Backbone, batch: Batch) -> Described:
-    maps = backbone(batch.pictures).float()
+    maps = batch.through(backbone)
     if batch.beside:
         inside = torch.from_numpy(np.stack(batch.beside)).to(maps.device)
     else:
         inside = network_foregrounds(backbone, maps, batch.pictures)
-    shares = adaptive_avg_pool2d(inside[:, None].float(), maps.shape[2:])
+    shares = adaptive_avg_pool2d(inside[:, None].float(), (maps.shape[2], maps.shape[3]))
     return normalize((maps * shares).sum((2, 3))), inside
 
 
@@ -272,12 +269,3 @@ def matched_scores(
         )
     values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     return {name: (float(of.mean()), float(of.std(ddof=1))) for name, of in values.items()}
-
-
-def library_versions() -> str:
-    """Versions of the libraries that foregrounds and features depend on, ``numpy 2.1.0, scipy 1.15.0``."""
-    found = []
-    for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
-    return ", ".join(found)

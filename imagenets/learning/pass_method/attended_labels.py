@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from imagenets.common.errors import InputError
-from imagenets.learning.engine.inference import ArrayStep, Batch, LabelStep
+from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, LabelStep
 from imagenets.learning.images import Reading
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.pass_method.attention import (
@@ -22,6 +22,8 @@ from imagenets.learning.pass_method.attention import (
 )
 from imagenets.learning.pass_method.thresholds import count_steps
 
+# Raised by hand whenever features or labels change.
+CODE = f"{ENGINE}, attended features 1"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LABEL_READING = Reading(MEAN, STD)
 CLUSTER_READING = Reading(MEAN, STD, crop=224)
@@ -45,8 +47,8 @@ def feature_step(backbone: Backbone, attention: PixelAttention) -> ArrayStep:
     """Pool the attended features of each picture, for clustering: ``features`` (1, C)."""
 
     def step(batch: Batch) -> Sequence[Mapping[str, torch.Tensor]]:
-        pooled = attended_features(backbone(batch.pictures), attention)
-        return [{"features": row[None].float()} for row in pooled]
+        pooled = attended_features(batch.through(backbone), attention)
+        return [{"features": row[None]} for row in pooled]
 
     return step
 
@@ -84,12 +86,12 @@ def _full_size(
     batch: Batch, backbone: Backbone, attention: PixelAttention, centroids: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Give each picture's clusters (H, W) int32 and mean attention (H, W) float32, in its image's size."""
-    attended, vectors = attention_and_vectors(backbone(batch.pictures), attention)
-    clusters = nearest_centroids(vectors.float(), centroids)
+    attended, vectors = attention_and_vectors(batch.through(backbone), attention)
+    clusters = nearest_centroids(vectors, centroids)
     return [
         (
             interpolate(labels[None, None].float(), size, mode="nearest")[0, 0].int(),
-            attention_at(of_one.float(), size),
+            attention_at(of_one, size),
         )
         for labels, of_one, size in zip(clusters, attended, batch.sizes, strict=True)
     ]

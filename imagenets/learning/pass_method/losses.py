@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import cosine_similarity, log_softmax
 
-from imagenets.learning.pass_method.sinkhorn import at_least_float32
+from imagenets.learning.networks.precision import at_least_float32
 
 TEMPERATURE = 0.1
 

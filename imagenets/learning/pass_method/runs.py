@@ -11,8 +11,8 @@ import torch
 
 from imagenets.common.progress import Show
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.networks.batch_norm import synchronised
 from imagenets.learning.networks.checkpoint_files import weights_digest
+from imagenets.learning.networks.precision import on_device
 from imagenets.learning.pass_method.crops import CropReader
 from imagenets.learning.pass_method.heads import (
     DIMENSIONS,
@@ -25,7 +25,7 @@ from imagenets.learning.pass_method.published_files import attention_network
 from imagenets.learning.pass_method.recipes import Attention, Pretraining, as_settings
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue
 from imagenets.learning.pass_method.steps import AttentionStep, CollapseWatch, PretrainingStep, QueueState
-from imagenets.learning.processes import Processes, join
+from imagenets.learning.processes import Processes, described, join
 from imagenets.learning.run_folder import Settings, names_digest, opened
 from imagenets.learning.training.loop import Job, train
 from imagenets.learning.training.optimisers import Lars, cosine
@@ -36,7 +36,7 @@ from imagenets.learning.training.order import Moment, Plan
 class Request:
     """Which images are trained on, and where the run lies.
 
-    ``images`` are ``<wnid>/<file>`` in ``folder``. ``amp``: mixed precision, on CUDA alone.
+    ``images`` are ``<wnid>/<file>`` in ``folder``. ``precision`` is a name of PyTorch's, the network's.
     """
 
     mode: str
@@ -45,7 +45,7 @@ class Request:
     images: Sequence[str]
     output: Path
     workers: int
-    amp: bool
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ def pretrain(request: Request, recipe: Pretraining, processes: Processes, talk: 
         make_backbone(recipe.backbone), HeadSizes(hidden=recipe.hidden, prototypes=recipe.prototypes)
     )
     plan = _plan(request, recipe, processes)
-    network.to(processes.device).train()
-    joined = join(synchronised(network, processes.device), processes)
+    on_device(network, processes.device).train()
+    joined = join(network, processes)
     queue = FeatureQueue(recipe.queue, recipe.batch, DIMENSIONS, processes.device)
     watch = CollapseWatch(recipe.prototypes, processes, talk.tell)
-    step = PretrainingStep(network, joined, recipe, queue, watch)
+    step = PretrainingStep(network, joined, recipe, queue, watch, request.precision)
     job = _job(request, recipe, plan, step, recipe.backbone)
     reader = CropReader(
         request.folder, request.images, recipe.seed, recipe.large, recipe.small, recipe.colours
@@ -99,11 +99,12 @@ def train_attention(
         for line in lines:
             talk.tell(line)
     plan = _plan(request, recipe, processes)
-    network.to(processes.device).train()
-    joined = join(synchronised(network, processes.device), processes)
+    on_device(network, processes.device).train()
+    joined = join(network, processes)
     queue = FeatureQueue(recipe.queue, recipe.batch, DIMENSIONS, processes.device)
     watch = CollapseWatch(network.prototypes.out_features, processes, talk.tell)
-    job = _job(request, recipe, plan, AttentionStep(network, joined, queue, watch), backbone)
+    step = AttentionStep(network, joined, queue, watch, request.precision)
+    job = _job(request, recipe, plan, step, backbone)
     reader = CropReader(request.folder, request.images, recipe.seed, recipe.large, None, recipe.colours)
     settings = {
         "step": "attention",
@@ -148,7 +149,7 @@ def _job(
         weights=lambda: library_state(step.network),
         load_weights=lambda state: load_library_state(step.network, state),
         about={"backbone": backbone, "mode": request.mode, "recipe": request.recipe_name},
-        amp=request.amp,
+        precision=request.precision,
         before_update=step.before_update,
         scores=step.watch.scores,
         more={"queue": QueueState(step.queue), "watch": step.watch},
@@ -160,7 +161,7 @@ def _settings(request: Request, recipe: Pretraining | Attention) -> Settings:
         "mode": request.mode,
         "recipe": request.recipe_name,
         **as_settings(recipe),
-        "mixed precision": request.amp,
+        "precision": request.precision,
         "images": len(request.images),
         "names of images": names_digest(os.fsencode(image) for image in request.images),
     }
@@ -175,5 +176,7 @@ def _run(
     processes: Processes,
     talk: Talk,
 ) -> None:
+    if processes.first:
+        talk.tell(f"{len(request.images)} images, {plan.steps} steps an epoch; {described(processes)}")
     with opened(request.output, settings, processes) as run:
         train(job, reader, plan, run, workers=request.workers, show=talk.show, tell=talk.tell)

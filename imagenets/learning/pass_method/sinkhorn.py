@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.distributed
 
+from imagenets.learning.networks.precision import at_least_float32
+
 EPSILON = 0.05
 ITERATIONS = 3
 
@@ -44,10 +46,11 @@ class FeatureQueue:
         own = length // batch * batch // _processes()
         self.batch = batch // _processes()
         self.features = torch.zeros(2, own, dimensions, device=device)
+        self.rows = [0, 0]  # that have been put into the queue of each crop; known without asking the device
 
     def filled(self, crop: int) -> bool:
         """Tell whether the queue of ``crop`` (0, 1) has no empty place left, and is used from now on."""
-        return self.features.shape[1] > 0 and bool(self.features[crop, -1].any())
+        return 0 < self.features.shape[1] <= self.rows[crop]
 
     @torch.no_grad()
     def scores(self, crop: int, prototypes: torch.Tensor) -> torch.Tensor:
@@ -61,6 +64,7 @@ class FeatureQueue:
         """Put a batch's features (B, D) of ``crop`` in front; the oldest leave."""
         kept = self.features[crop, : self.features.shape[1] - len(features)]
         self.features[crop] = torch.cat((features.detach().float(), kept))[: self.features.shape[1]]
+        self.rows[crop] += len(features)
 
     def gathered(self) -> torch.Tensor:
         """Give the queue of all processes, (2, length, D) on the CPU, as one process would have it.
@@ -78,7 +82,9 @@ class FeatureQueue:
         """Take this process's share of what ``gathered`` gave, also if the processes were others then."""
         if self.features.shape[1]:
             batches = gathered.view(2, -1, _processes(), self.batch, gathered.shape[2])
-            self.features.copy_(batches[:, :, _rank()].flatten(1, 2))
+            own = batches[:, :, _rank()].flatten(1, 2)
+            self.features.copy_(own)
+            self.rows = own.any(2).sum(1).tolist()  # features have length 1, empty places 0
 
 
 @torch.no_grad()
@@ -89,16 +95,10 @@ def codes_of_crop(
 
     ``prototypes`` (K, D) are the current ones.
     """
-    with torch.autocast(scores.device.type, enabled=False):
-        rows = at_least_float32(scores.detach())
-        if queue is not None:
-            rows = torch.cat((queue.scores(crop, prototypes), rows))
-        return balanced_codes(rows)[-len(scores) :]
-
-
-def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """Bring half precision to float32; float64 stays."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    rows = scores.detach()
+    if queue is not None:
+        rows = torch.cat((queue.scores(crop, prototypes), rows))
+    return balanced_codes(rows)[-len(scores) :]
 
 
 def _processes() -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from imagenets.learning.networks.precision import Normalisation, run_network
 from imagenets.learning.pass_method.attention import AttentionNetwork, AttentionOutputs
 from imagenets.learning.pass_method.crops import MEAN, STD, shared_grids, views
 from imagenets.learning.pass_method.heads import PassNetwork, PassOutputs, normalize_prototypes
@@ -15,7 +17,6 @@ from imagenets.learning.pass_method.losses import deep_to_shallow, image_to_imag
 from imagenets.learning.pass_method.recipes import Pretraining
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue, codes_of_crop
 from imagenets.learning.processes import Processes
-from imagenets.learning.training.augmentation import normalised
 from imagenets.learning.training.order import Batch, Moment
 
 # Below these a run has collapsed: all pictures look alike to it.
@@ -57,7 +58,8 @@ class CollapseWatch:
     @torch.no_grad()
     def look(self, pooled: torch.Tensor, scores: torch.Tensor) -> None:
         """Count one step's large crops: ``pooled`` (n, C) of length 1, ``scores`` (n, K)."""
-        self.counts += torch.bincount(scores.argmax(1), minlength=self.counts.numel())
+        nearest = scores.argmax(1)
+        self.counts.scatter_add_(0, nearest, torch.ones_like(nearest))  # bincount would wait for the device
         added = pooled.double().sum(0)
         self.sum = self.sum + added if self.sum.numel() else added
 
@@ -105,18 +107,21 @@ class PretrainingStep:
         recipe: Pretraining,
         queue: FeatureQueue,
         watch: CollapseWatch,
+        precision: str,
     ) -> None:
         """Train ``network``, through ``joined``, which adds the gradients of all processes up."""
         self.network, self.joined = network, joined
         self.recipe, self.queue, self.watch = recipe, queue, watch
+        self.run = partial(run_network, joined, precision=precision)
+        self.normalised = Normalisation(MEAN, STD, watch.processes.device)
 
     def loss_of(self, batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
         """Losses of this process's share: ``loss``, and its parts ``image``, ``shallow`` and ``pixel``."""
         rectangles, large, *small = batch.tensors
         normalize_prototypes(self.network.prototypes)
         grids = torch.cat(shared_grids(rectangles[:, 0], rectangles[:, 1]))
-        crops = [normalised(views(crops), MEAN, STD) for crops in (large, *small)]
-        outputs: PassOutputs = self.joined(crops[0], crops[1:], grids)
+        crops = [self.normalised(views(crops)) for crops in (large, *small)]
+        outputs: PassOutputs = self.run(crops[0], crops[1:], grids)
         queue = self.queue if moment.epoch >= self.recipe.queue_from else None
         scores = torch.split(outputs.scores, len(large))
         codes = balanced_views(outputs.features, scores[:2], queue, self.network.prototypes)
@@ -137,16 +142,23 @@ class AttentionStep:
     """What the training loop asks of step 2: the image loss of two crops."""
 
     def __init__(
-        self, network: AttentionNetwork, joined: nn.Module, queue: FeatureQueue, watch: CollapseWatch
+        self,
+        network: AttentionNetwork,
+        joined: nn.Module,
+        queue: FeatureQueue,
+        watch: CollapseWatch,
+        precision: str,
     ) -> None:
         """Train ``network``, through ``joined``, which adds the gradients of all processes up."""
         self.network, self.joined, self.queue, self.watch = network, joined, queue, watch
+        self.run = partial(run_network, joined, precision=precision)
+        self.normalised = Normalisation(MEAN, STD, watch.processes.device)
 
     def loss_of(self, batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
         """Loss of this process's share, ``loss``."""
         _, large = batch.tensors
         normalize_prototypes(self.network.prototypes)
-        outputs: AttentionOutputs = self.joined(normalised(views(large), MEAN, STD))
+        outputs: AttentionOutputs = self.run(self.normalised(views(large)))
         scores = outputs.scores.chunk(2)
         codes = balanced_views(outputs.features, scores, self.queue, self.network.prototypes)
         self.watch.look(outputs.pooled, outputs.scores)

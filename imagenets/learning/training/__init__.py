@@ -3,7 +3,8 @@
 The parts, in the order in which a script uses them:
 
 - ``distributed.started(device)``: this process among those of torchrun (rank, number, device). ``together``
-  runs a check on all of them and refuses once; ``join`` gives a network's gradients the mean over all.
+  runs a check on all of them and refuses once; ``join`` gives a network's gradients the mean over all,
+  and on CUDA its batch norms the images of all.
 - ``run_folder.opened(folder, settings, processes)``: the folder of one run. Settings are written down, and
   other ones refused by name. ``last.pth`` holds the whole state and appears whole; ``log.jsonl`` and
   ``curves.png`` follow from the records in it.
@@ -11,7 +12,6 @@ The parts, in the order in which a script uses them:
   epoch and the step alone. ``order.batches`` reads them ahead in worker processes, over the epochs' borders.
 - ``order.generator(seed, epoch, index)``: the randomness of one image's augmentation, for the functions of
   ``augmentation``. ``order.seed_network`` sets the randomness of dropout for one part of one step.
-- ``batch_norm.synchronised(network)``: batch norm over the batch of all processes, on CPUs too.
 - ``optimisers.Lars``, ``optimisers.layer_decay_groups``, and the learning rates of ``schedules``.
 - ``loop.train(job, …)``: the loop over all this, with gradient accumulation, mixed precision, and an end
   that names epoch, step and images when a loss is not finite.

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TRIES = 10
 
 
@@ -122,14 +121,3 @@ def shift_hue(image: Image.Image, shift: float) -> Image.Image:
 def as_tensor(image: Image.Image) -> torch.Tensor:
     """Give an RGB image as (3, H, W) uint8: a quarter of what floats would be to send between processes."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def normalised(
-    pictures: torch.Tensor,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
-) -> torch.Tensor:
-    """Bring pictures (…, 3, H, W) uint8 to [0, 1], minus ``mean``, by ``std``: float32, on their device."""
-    values = pictures.float().div_(255)
-    shift, scale = (torch.tensor(of, device=pictures.device).view(3, 1, 1) for of in (mean, std))
-    return values.sub_(shift).div_(scale)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 
 from imagenets.common.errors import InputError, StoppedError, listed
 from imagenets.common.progress import Show, no_bar
+from imagenets.learning.networks.precision import cuda_switches
 from imagenets.learning.processes import Processes
 from imagenets.learning.run_folder import RunFolder
 from imagenets.learning.training.optimisers import set_rate
 from imagenets.learning.training.order import Batch, Moment, Plan, Reader, batches, seed_network
 
+_READ_EVERY = {"cpu": 1, "cuda": 10}  # steps
 _SAVE_EVERY = 600.0  # seconds between saved states within an epoch
 
 
@@ -51,6 +53,7 @@ class Job:
       ``loss``, and any other scalars to log. The mean over all processes is the loss of the part.
     - ``rate(moment)``: the learning rate of an update; groups with ``scale`` take it times that.
     - ``weights()``: what is saved as ``model``; ``load_weights`` takes it back.
+    - ``precision``: of the network; float16 needs its loss scaled.
     - ``about``: what else is saved beside it: the backbone's name, the mode …, plain values.
     - ``before_update(moment)``: after the gradients are there, before the optimiser uses them.
     - ``scores(epoch)``: called after each epoch in all processes, gives numbers to log ({} if none).
@@ -64,7 +67,7 @@ class Job:
     weights: Callable[[], dict[str, torch.Tensor]]
     load_weights: Callable[[Mapping[str, torch.Tensor]], object]
     about: Mapping[str, Any]
-    amp: bool = False
+    precision: str = "float32"
     before_update: Callable[[Moment], None] = _nothing
     scores: Callable[[int], Mapping[str, float]] = _no_scores
     more: Mapping[str, Stateful] = field(default_factory=dict)
@@ -121,7 +124,7 @@ def train(
     does not suffice.
     """
     processes = run.processes
-    scaler = torch.amp.GradScaler(processes.device.type, enabled=job.amp)
+    scaler = torch.amp.GradScaler(processes.device.type, enabled=job.precision == "float16")
     saved = processes.together(run.load)
     _refuse_other_states(saved, processes)
     progress = _resumed(job, scaler, saved) if saved else _Progress()
@@ -132,13 +135,15 @@ def train(
     begin = progress.epoch, progress.step
     arriving = batches(reader, plan, workers, *begin, pin=cuda, start=processes.start)
     show_here = show if processes.first else no_bar
-    keeper = _Keeper(job, scaler, run, progress, save_every)
+    unread = _Unread(reader, processes, progress)
+    keeper = _Keeper(job, scaler, run, progress, unread, save_every)
     while progress.epoch < plan.epochs:
         description = f"epoch {progress.epoch + 1} of {plan.epochs}"
         with show_here(description, plan.steps, unit=" steps", done=progress.step) as advance:
             while progress.step < plan.steps:
-                with _memory_told(processes.device):
-                    _update(job, scaler, arriving, reader, plan, progress, keeper)
+                with _memory_told(processes.device), cuda_switches(processes.device, one_size=True):
+                    _update(job, scaler, arriving, plan, progress, unread)
+                    unread.read(at_once=progress.step == plan.steps)
                 advance(1)
                 keeper.save_if_due()
         rate = job.rate(plan.last_moment(progress.epoch))
@@ -154,16 +159,17 @@ def _update(
     job: Job,
     scaler: torch.amp.GradScaler,
     arriving: Any,  # noqa: ANN401 - what ``batches`` gives
-    reader: Reader,
     plan: Plan,
     progress: _Progress,
-    keeper: _Keeper,
+    unread: _Unread,
 ) -> None:
     """Do one step: all parts of a batch, and the update."""
     begun = time.monotonic()
     waited = 0.0
-    device = keeper.run.processes.device
+    device = unread.processes.device
     totals: dict[str, torch.Tensor] = {}
+    broken: list[torch.Tensor] = []  # of each part: 1 where its loss is not finite
+    images: list[np.ndarray] = []
     for part in range(plan.accumulate):
         asked = time.monotonic()
         moment, batch = next(arriving)
@@ -174,19 +180,17 @@ def _update(
         seed_network(plan.seed, moment, plan.rank)
         last = part == plan.accumulate - 1
         with _gathering(job.network, last):
-            with torch.autocast(device.type, torch.float16, enabled=job.amp):
-                values = job.loss_of(batch.to(device), moment)
-            _finite_or_end(values["loss"], batch, moment, reader, keeper.run.processes)
+            values = job.loss_of(batch.to(device), moment)
             torch.autograd.backward(scaler.scale(values["loss"] / plan.accumulate))
+        broken.append(1 - values["loss"].detach().isfinite().float())
+        images.append(batch.images)
         for name, value in values.items():
             totals[name] = totals.get(name, 0.0) + value.detach().float() / plan.accumulate
     scaler.unscale_(job.optimiser)
     job.before_update(moment)
     scaler.step(job.optimiser)
     scaler.update()
-    means = keeper.mean_over_processes(totals)
-    for name, mean in means.items():
-        progress.sums[name] = progress.sums.get(name, 0.0) + mean
+    unread.add(moment, images, totals, broken)
     progress.step += 1
     progress.images += min(plan.batch, plan.images - moment.step * plan.batch)
     progress.seconds += time.monotonic() - begun
@@ -200,19 +204,58 @@ def _gathering(network: nn.Module, last: bool) -> Any:  # noqa: ANN401 - a conte
     return nullcontext()
 
 
-def _finite_or_end(
-    loss: torch.Tensor, batch: Batch, moment: Moment, reader: Reader, processes: Processes
-) -> None:
-    """End all processes, with the names of the images, when the loss of one is not finite."""
-    own = loss.detach().float()
-    if math.isfinite(float(processes.sum(own))):
-        return
-    at_fault = [] if math.isfinite(float(own)) else [reader.name(int(index)) for index in batch.images]
-    names = [name for of_rank in processes.gathered(at_fault) for name in of_rank]
-    processes.refuse(
-        f"the loss is not finite in epoch {moment.epoch + 1}, step {moment.step + 1}; lower --lr, or look at "
-        f"these {len(names)} images:\n{listed(names)}"
-    )
+class _Unread:
+    """What steps have found and the host has not read yet: reading makes it wait for the device.
+
+    On CUDA it is read after every tenth step, at the end of an epoch, and before anything is saved.
+    """
+
+    def __init__(self, reader: Reader, processes: Processes, progress: _Progress) -> None:
+        self.reader, self.processes, self.progress = reader, processes, progress
+        self.names: list[str] = []
+        self.rows: list[torch.Tensor] = []  # of each step its values, then a flag for each part
+        self.seen: list[tuple[Moment, list[np.ndarray]]] = []  # each step's images, part by part
+
+    def add(
+        self,
+        moment: Moment,
+        images: list[np.ndarray],
+        values: Mapping[str, torch.Tensor],
+        broken: Sequence[torch.Tensor],
+    ) -> None:
+        """Take a step's values, and of each part whether its loss was not finite (1)."""
+        self.names = list(values)
+        self.rows.append(torch.stack([*values.values(), *broken]))
+        self.seen.append((moment, images))
+
+    def read(self, *, at_once: bool) -> None:
+        """Add the means over all processes to the epoch's sums, if it is time or ``at_once``.
+
+        Raises InputError, naming the images, when a loss was not finite.
+        """
+        if not self.rows or not (at_once or len(self.rows) >= _READ_EVERY[self.processes.device.type]):
+            return
+        own = torch.stack(self.rows)
+        for number, row in enumerate(self.processes.sum(own).tolist()):
+            if any(row[len(self.names) :]):
+                self._end(*self.seen[number], own[number, len(self.names) :].tolist())
+            for name, total in zip(self.names, row, strict=False):
+                self.progress.sums[name] = self.progress.sums.get(name, 0.0) + total / self.processes.number
+        self.rows, self.seen = [], []
+
+    def _end(self, moment: Moment, images: list[np.ndarray], broken: list[float]) -> None:
+        """End all processes, with the names of the images whose loss was not finite."""
+        at_fault = [
+            self.reader.name(int(index))
+            for part, flag in zip(images, broken, strict=True)
+            if flag
+            for index in part
+        ]
+        names = [name for of_rank in self.processes.gathered(at_fault) for name in of_rank]
+        self.processes.refuse(
+            f"the loss is not finite in epoch {moment.epoch + 1}, step {moment.step + 1}; lower --lr, or "
+            f"look at these {len(names)} images:\n{listed(names)}"
+        )
 
 
 @contextmanager
@@ -253,16 +296,17 @@ class _Keeper:
     """Saves the state: after each epoch, when the first process's clock says so, and at a stop."""
 
     def __init__(
-        self, job: Job, scaler: torch.amp.GradScaler, run: RunFolder, progress: _Progress, every: float
+        self,
+        job: Job,
+        scaler: torch.amp.GradScaler,
+        run: RunFolder,
+        progress: _Progress,
+        unread: _Unread,
+        every: float,
     ) -> None:
-        self.job, self.scaler, self.run, self.progress = job, scaler, run, progress
+        self.job, self.scaler, self.run, self.progress, self.unread = job, scaler, run, progress, unread
         self.every = every
         self.saved = time.monotonic()
-
-    def mean_over_processes(self, values: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Average the values."""
-        means = self.run.processes.sum(torch.stack(list(values.values()))).tolist()
-        return dict(zip(values, (mean / self.run.processes.number for mean in means), strict=True))
 
     def save_if_due(self) -> None:
         """Save after a step where it is time to; where any process was asked to stop, raise StoppedError."""
@@ -270,6 +314,7 @@ class _Keeper:
         late = processes.first and time.monotonic() - self.saved >= self.every
         late, stopping = processes.any(late, processes.stop_asked())
         if late or stopping:
+            self.unread.read(at_once=True)  # no state is saved behind a loss that is not finite
             self.save(last=False)
         if stopping:
             raise StoppedError(f"saved after epoch {progress.epoch + 1}, step {progress.step}")

@@ -10,11 +10,14 @@ import torch
 
 from imagenets.classes import BACKGROUND, IGNORE
 from imagenets.learning.engine.full_size import label_map_and_confidence, reduced_size
-from imagenets.learning.engine.inference import ArrayStep, Batch, LabelStep
+from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, LabelStep
 from imagenets.learning.engine.label_files import enlarged
 from imagenets.learning.engine.threshold_sweep import Sweep
+from imagenets.learning.networks.precision import run_network
 from imagenets.learning.zero_shot.vision_language import SIGLIP_DENSE, VisionLanguage
 
+# Raised by hand whenever labels change.
+CODE = f"{ENGINE}, zero-shot 1"
 # Of hundreds of classes the most probable one often has a few percent: steps are finer there.
 THRESHOLDS = (*(step / 1000 for step in range(100)), *(step / 100 for step in range(10, 100)))
 LONGEST = 1000  # pixels; larger images are labelled at this size, as in every prediction of logits
@@ -34,7 +37,9 @@ class Namer:
         They have the image's size, or the reduced one of large images. Cosines are enlarged, not
         probabilities. Source: docs/zero_shot.md.
         """
-        patches = self.model.patch_embeddings(batch.pictures, self.dense).float()
+        patches = run_network(
+            self.model.patch_embeddings, batch.pictures, self.dense, precision=batch.precision
+        )
         cosines = torch.einsum("behw,ne->bnhw", patches, self.text)
         scale, offset = self.model.probability_scale(self.dense)
         found = []
