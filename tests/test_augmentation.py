@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from masksets import write_mask
 from PIL import Image, ImageFilter
+from prepared_set import write_lists, write_set
 
-from imagenets.learning.finetuning.pairs import Augmented, Pairs
+from imagenets.classes import MODES
+from imagenets.common.errors import InputError
+from imagenets.learning.finetuning.pairs import Augmented, Pairs, list_pairs
 from imagenets.learning.networks.precision import Normalisation
 from imagenets.learning.networks.segmentation_network import PASS, SEMI
 from imagenets.learning.pass_method.crops import CropReader, CropSettings
@@ -37,7 +42,7 @@ def test_a_picture_of_its_labels_comes_out_as_its_mask(tmp_path):
     """Red is the label's column, green its row: in every place of the crop, mirrored or not."""
     pixels = np.stack((COLUMNS, ROWS, 0 * ROWS), 2)
     pairs = pairs_of(tmp_path, pixels, COLUMNS + 256 * ROWS, PASS)
-    mirrored = 0
+    mirrored, shares = 0, []
     for epoch in range(40):
         picture, mask = (
             tensor.numpy().astype(int) for tensor in Augmented(pairs, SIDE, 0.08, 0).read(epoch, 0)
@@ -48,7 +53,61 @@ def test_a_picture_of_its_labels_comes_out_as_its_mask(tmp_path):
             assert abs(apart).max() <= 2 and abs(apart.mean()) < 0.25
         assert not picture[2].any()
         mirrored += mask[0, 0] % 256 > mask[0, -1] % 256
+        shares.append(np.ptp(mask % 256) * np.ptp(mask // 256) / (HEIGHT * WIDTH))
     assert 10 < mirrored < 30
+    assert 0.01 < min(shares) < 0.1 and max(shares) > 0.6
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_image(tmp_path):
+    pixels = np.stack((COLUMNS, ROWS, 0 * ROWS), 2)
+    pairs = pairs_of(tmp_path, pixels, COLUMNS + 256 * ROWS, PASS)
+    twice = replace(pairs, names=np.array([b"n0/a.JPEG"] * 2))
+    read = [
+        Augmented(twice, SIDE, 0.08, seed).read(epoch, index)[1] for seed, epoch, index in np.ndindex(2, 2, 2)
+    ]
+    assert len({mask.numpy().tobytes() for mask in read}) == 8
+    assert torch.equal(Augmented(twice, SIDE, 0.08, 0).read(0, 1)[1], read[1])
+
+
+def test_masks_are_what_the_files_say(tmp_path):
+    """Each label of a mode, background and what is ignored: red + 256 green, and nothing else."""
+    labels = np.resize([*range(920), 1000], (HEIGHT, WIDTH))
+    pairs = replace(pairs_of(tmp_path, np.zeros((HEIGHT, WIDTH, 3)), labels, SEMI), classes=919)
+    assert np.array_equal(pairs.mask(0), labels)
+    _, mask = Augmented(pairs, SIDE, 1.0, 0).read(0, 0)
+    assert set(mask.unique().tolist()) <= {*range(920), 1000}
+
+
+def test_a_picture_is_turned_as_its_mask_says(tmp_path):
+    """Stored on its side, as its EXIF orientation says."""
+    pairs = pairs_of(tmp_path, np.zeros((HEIGHT, WIDTH, 3)), COLUMNS + 256 * ROWS, PASS)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned clockwise to be looked at
+    stored = np.rot90(np.stack((COLUMNS, ROWS, 0 * ROWS), 2).astype(np.uint8))
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "images/n0/a.JPEG", "PNG", exif=exif)
+    picture, mask = (tensor.numpy().astype(int) for tensor in Augmented(pairs, SIDE, 0.08, 0).read(0, 0))
+    assert abs(picture[0] - mask % 256).max() <= 2 and abs(picture[1] - mask // 256).max() <= 2
+
+
+@pytest.mark.parametrize(("recipe", "split"), [(SEMI, "train-semi"), (PASS, "train")])
+def test_pairs_are_those_of_the_recipes_split(tmp_path, monkeypatch, recipe, split):
+    """In the order of their paths; a folder that is no class is refused."""
+    write_lists(tmp_path / "lists")
+    monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
+    root = write_set(tmp_path)
+    images = sorted(path.relative_to(root / split) for path in (root / split).rglob("*.JPEG"))
+    masks = tmp_path / "labels" if recipe == PASS else root / "train-semi-segmentation"
+    for image in images if recipe == PASS else ():
+        with Image.open(root / split / image) as opened:
+            write_mask(masks / image.with_suffix(".png"), np.ones(opened.size[::-1], int))
+    pairs = list_pairs(tmp_path, MODES["50"], recipe, masks if recipe == PASS else None)
+    assert (pairs.folder, pairs.masks, pairs.classes) == (root / split, masks, 50)
+    assert [pairs.place(index) for index in range(len(pairs))] == [str(image) for image in images]
+    for folder, suffix in ((root / split, ".JPEG"), (masks, ".png")):
+        (folder / "n99999999").mkdir()
+        (folder / f"n99999999/a{suffix}").write_bytes((folder / images[0].with_suffix(suffix)).read_bytes())
+    with pytest.raises(InputError, match="n99999999"):
+        list_pairs(tmp_path, MODES["50"], recipe, masks if recipe == PASS else None)
 
 
 def test_colours_change_and_places_do_not(tmp_path):

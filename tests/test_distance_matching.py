@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -22,6 +19,7 @@ from masksets import CHECKOUT, write_mask
 from PIL import Image
 from prepared_set import WNIDS
 from torch.nn.functional import interpolate
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from demo.pictures import draw
 from imagenets.common.errors import InputError
@@ -29,6 +27,7 @@ from imagenets.learning import output_folder
 from imagenets.learning.distance_matching import neighbours
 from imagenets.learning.distance_matching.bank import unusable_vectors
 from imagenets.learning.distance_matching.neighbours import Bank, label_maps, nearest
+from imagenets.learning.engine import inference, label_files
 from imagenets.learning.engine.inference import chunks_of
 from imagenets.learning.engine.label_files import enlarged
 from imagenets.masks import decode_mask
@@ -39,6 +38,15 @@ NETWORKS = ("resnet18", "vit_tiny_patch16_224")
 SIZES = ((97, 131), (256, 256), (131, 97), (61, 157), (97, 131), (300, 200), (150, 96), (131, 97))
 TURNED = 3  # the validation image that is stored turned, as its EXIF says
 RUN = ("--workers", "1", "--batch-size", "4", "--device", "cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the script's own processes here have it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def write_set(root):
@@ -118,11 +126,11 @@ def run(arguments, processes=0, status=0):
 @pytest.fixture(scope="module")
 def finished(save, tmp_path_factory):
     """One undisturbed run of each network."""
-    outputs = {}
-    for name in NETWORKS:
-        outputs[name] = tmp_path_factory.mktemp("run") / name
-        done = run(command(save, outputs[name], name))
-        assert "8 predictions, 8 made now" in done.stdout
+    outputs = {name: tmp_path_factory.mktemp("run") / name for name in NETWORKS}
+    done = run(command(save, outputs["resnet18"]))
+    assert "8 predictions, 8 made now" in done.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        call(patch, command(save, outputs[NETWORKS[1]], NETWORKS[1]))
     return outputs
 
 
@@ -215,33 +223,47 @@ def files_of(folder):
     }
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_any_number_of_processes_writes_the_same_bytes(processes, save, finished, tmp_path):
-    done = run(command(save, tmp_path / "out"), processes)
+def test_several_processes_write_the_same_bytes(save, finished, tmp_path):
+    """Three, for two chunks of images: one of them has nothing to do."""
+    done = run(command(save, tmp_path / "out"), processes=3)
     assert done.stdout.count("8 predictions, 8 made now") == 1
     assert files_of(tmp_path / "out") == files_of(finished["resnet18"])
 
 
-def test_killed_and_run_again_it_ends_alike(save, finished, tmp_path):
-    output = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, *command(save, output)],
-        env=environment(OMP_NUM_THREADS="1"),
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list(output.rglob("*.png")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    for path in sorted(output.rglob("*.png"))[::2]:  # as if a disk had lost some
+class StopError(Exception):
+    """Stands for the end of a process."""
+
+
+def test_stopped_and_run_again_it_ends_alike(save, finished, tmp_path, monkeypatch, capsys):
+    """Stopped behind the first file of the bank, and among the label maps; and when a disk has lost some."""
+    output, written = tmp_path / "out", []
+
+    def stopping(write):
+        def write_one(*arguments):
+            write(*arguments)
+            written.append(arguments)
+            if len(written) in (1, 5):
+                raise StopError
+
+        return write_one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "_save", stopping(inference._save))
+        patch.setattr(label_files, "write_label_file", stopping(label_files.write_label_file))
+        for _ in range(2):
+            with pytest.raises(StopError):
+                call(patch, [*command(save, output), "--workers", "0"])
+        call(patch, [*command(save, output), "--workers", "0"])
+    assert len(written) == 2 + 8, "two chunks of the bank and eight label maps, each once"
+    assert files_of(output) == files_of(finished["resnet18"])
+    for path in sorted(output.rglob("*.png"))[::2]:
         path.unlink()
-    (output / "bank.npz").unlink(missing_ok=True)
-    run(command(save, output))
+    (output / "bank.npz").unlink()
+    capsys.readouterr()
+    call(monkeypatch, command(save, output))
+    assert "8 predictions, 4 made now" in capsys.readouterr().out
     assert files_of(output) == files_of(finished["resnet18"])
     assert not [path for path in output.rglob("*") if path.name.endswith(".tmp")]
-    assert "8 predictions, 0 made now" in run(command(save, output)).stdout
 
 
 def call(monkeypatch, arguments):
@@ -320,22 +342,28 @@ def test_cosines_in_blocks_are_those_of_the_enlarged_map(stride, size, rows, mon
     assert max(map(len, blocks)) <= rows * grid[1]
 
 
-def peak_memory(code):
-    """Largest resident memory, in bytes, of a process of its own that runs ``code``."""
-    code += "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=300
-    )
-    return int(done.stdout)
+class LargestTensor(TorchDispatchMode):
+    """Notes the most numbers that any tensor has that an operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
 
 
-def test_a_large_bank_fits_into_two_gibibytes():
-    """Four pictures of 100 x 60 places, 18,000 embeddings of 2,048 numbers; all cosines would need 1.7 GB."""
-    code = "import torch; from imagenets.learning.distance_matching import neighbours as n"
-    code += "; torch.set_grad_enabled(False)"
-    code += "; bank = n.Bank(torch.randn(18_000, 2048), torch.arange(18_000) % 920)"
-    code += "; n.label_maps(torch.randn(4, 2048, 15, 25), 32, bank, 10, 0.07)"
-    assert peak_memory(code) < 2 << 30
+def test_no_tensor_is_larger_than_the_block_that_is_allowed(monkeypatch):
+    """Of four pictures of 60 x 100 places and 900 embeddings, whose cosines together are 21.6 million."""
+    monkeypatch.setattr(neighbours, "_SCORE_BYTES", {"cpu": 4 * 1_000_000})
+    monkeypatch.setattr(neighbours, "_ROWS_AT_ONCE", 8)
+    bank = Bank(torch.nn.functional.normalize(torch.randn(900, 32)), torch.arange(900) % 51)
+    with LargestTensor() as largest:
+        labels = label_maps(torch.randn(4, 32, 15, 25), 32, bank, 10, 0.07)
+    assert labels.shape == (4, 60, 100)
+    assert 500_000 < largest.numbers <= 1_000_000
 
 
 def test_a_pixel_equal_to_a_class_of_one_vector_gets_it():

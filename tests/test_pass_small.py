@@ -1,13 +1,13 @@
-"""methods/pass.sh as a user runs it, on a set of a few pictures: whole, and killed on its way."""
+"""methods/pass.sh as a user runs it, on a few pictures: whole, and once more on half of its files."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from prepared_set import WNIDS, write_lists
 from demo.pictures import draw
 
 TRAIN, VALIDATION = 64, 6
+KEPT = ("pretraining/last.pth", "attention/last.pth", "clusters/centroids.npy", "clusters/features/train.npy")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,11 @@ def started(prepared, output):
 
 
 def ended(process):
-    printed, _ = process.communicate(timeout=400)
+    try:
+        printed, _ = process.communicate(timeout=400)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, printed
     return printed
 
@@ -77,22 +82,22 @@ def test_all_steps_end_with_scores(whole):
         assert (output / file).stat().st_size > 100
 
 
-def killed_at(prepared, output, pattern, timeout=200):
-    """Start the chain, and kill all of it as soon as a file of ``pattern`` is there."""
-    process = started(prepared, output)
-    end = time.monotonic() + timeout
-    while not any(output.glob(pattern)):
-        assert process.poll() is None and time.monotonic() < end, f"no {pattern}"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
-def test_killed_on_its_way_it_ends_with_the_same_predictions(prepared, whole, tmp_path):
+def test_what_is_there_stays_and_what_is_not_is_made_alike(prepared, whole, tmp_path):
+    """As after a kill among the label maps: the other half and all that comes behind, nothing before."""
     output = tmp_path / "killed"
-    for pattern in ("pretraining/log.jsonl", "labels/train/*/*.png", "finetuning/log.jsonl"):
-        killed_at(prepared, output, pattern)
-    assert not (output / "scores.txt").exists()
+    shutil.copytree(whole[0], output)
+    for name in ("finetuning", "predictions", "results"):
+        shutil.rmtree(output / name)
+    for name in ("matching.txt", "scores.txt", "scores.json", "report.html"):
+        (output / name).unlink()
+    labels = sorted((output / "labels/train").rglob("*.png"))
+    for path in labels[::2]:
+        path.unlink()
+    kept = [*labels[1::2], *(output / name for name in KEPT)]
+    before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in kept]
     printed = ended(started(prepared, output))
     assert printed.count("== ") == 7
+    assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in kept] == before
     assert predictions(output) == predictions(whole[0])
+    for path in labels:
+        assert path.read_bytes() == (whole[0] / path.relative_to(output)).read_bytes()

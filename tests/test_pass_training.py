@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import train_pass_tiny as tiny
+from helpers.processes import torchrun_variables
 from masksets import CHECKOUT
 from prepared_set import write_image
 from torch import nn
@@ -25,7 +27,12 @@ from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.pass_method import runs
 from imagenets.learning.pass_method.crops import CropReader, CropSettings, views
 from imagenets.learning.pass_method.published_files import attended_backbone, attention_network
-from imagenets.learning.pass_method.recipes import PUBLISHED_ATTENTION, PUBLISHED_PRETRAINING
+from imagenets.learning.pass_method.recipes import (
+    Attention,
+    Pretraining,
+    attention_recipe,
+    pretraining_recipe,
+)
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue
 from imagenets.learning.pass_method.steps import CollapseWatch
 from imagenets.learning.processes import Processes
@@ -33,6 +40,7 @@ from imagenets.learning.training.augmentation import Colours, Crop, as_tensor, c
 from imagenets.learning.training.loop import train
 
 ALONE = Processes(0, 1, torch.device("cpu"))
+TRAINING = CHECKOUT / "tests/helpers/train_pass_tiny.py"
 
 
 def no_talk(line):
@@ -71,33 +79,38 @@ def log(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_the_log_watches_over_collapse(whole):
+def test_the_log_has_every_loss_and_watches_over_collapse(whole):
     records = log(whole / "pretraining")
     assert [record["step"] for record in records] == [3, 6]
     for record in records:
-        assert {"loss", "image", "shallow", "pixel", "lr", "images_per_second"} <= record.keys()
-        assert 1 < record["prototypes_in_use"] <= 12
-        assert 0.01 < record["spread"] < 1
         together = (record["image"] + record["shallow"]) / 2 + record["pixel"]
         assert record["loss"] == pytest.approx(together, rel=1e-5)
-    assert {"prototypes_in_use", "spread"} <= log(whole / "attention")[0].keys()
-    assert (whole / "pretraining/curves.png").stat().st_size > 1000
+        assert 0 < record["image"] < 2 * np.log(12) and -1 < record["pixel"] < 1
+    for record in (*records, *log(whole / "attention")):
+        assert 1 < record["prototypes_in_use"] <= 12
+        assert 0.01 < record["spread"] < 1
+    assert (whole / "pretraining/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_two_processes_have_the_losses_of_one(whole, images, tmp_path, monkeypatch):
-    """The same global batches, queues and codes over both: real torchrun, both trainings.
+    """The same global batches, queues and codes over both: real processes, both trainings.
 
     With group norms in place of batch norms, which take their means over a process's own images. Later losses
     part by more: LARS makes much of gradients that are nothing but rounding.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     checkpoint = whole / "pretraining/last.pth"
-    subprocess.run(
-        [*torchrun, CHECKOUT / "tests/helpers/train_pass_tiny.py", tmp_path / "2", images, checkpoint],
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, TRAINING, tmp_path / "2", images, checkpoint],
+            env=os.environ | variables, stdout=subprocess.DEVNULL,
+        )
+        for variables in torchrun_variables(2)
+    ]  # fmt: skip
+    try:
+        assert [rank.wait(300) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
     tiny.without_batch_norms(monkeypatch.setattr)
     tiny.both(tmp_path / "1", images, ALONE, tell=no_talk, checkpoint=checkpoint)
     for step in ("pretraining", "attention"):
@@ -161,19 +174,6 @@ def test_another_setting_in_the_folder_is_refused(whole, images):
         runs.pretrain(tiny.request(images, whole / "pretraining"), recipe, ALONE, runs.Talk(no_bar, no_talk))
 
 
-def test_prototypes_are_frozen_at_first(images, tmp_path):
-    """After three frozen steps they are the start's, as unit vectors; they move from the fourth on."""
-    starts = []
-    for name, epochs in (("frozen", 1), ("moving", 2)):
-        recipe = replace(tiny.PRETRAINING, epochs=epochs, lr=1e-6 if epochs == 1 else 0.6)
-        runs.pretrain(tiny.request(images, tmp_path / name), recipe, ALONE, runs.Talk(no_bar, no_talk))
-        starts.append(state(tmp_path / name)["model"]["prototypes.weight"])
-    torch.manual_seed(tiny.PRETRAINING.seed)
-    fresh = runs.PassNetwork(make_backbone("resnet18"), runs.HeadSizes(32, 12)).prototypes.weight
-    torch.testing.assert_close(starts[0], nn.functional.normalize(fresh.detach(), dim=1))
-    assert not torch.allclose(starts[0], starts[1], atol=1e-5)
-
-
 def test_attention_keeps_the_frozen_weights_and_lets_statistics_drift(whole):
     before, after = (state(whole / step)["model"] for step in ("pretraining", "attention"))
     for name, tensor in after.items():
@@ -197,29 +197,29 @@ def test_files_of_both_steps_load_where_they_are_wanted(whole, tmp_path):
         }
         torch.save(published, tmp_path / f"{step}.pth.tar")
         for path in (whole / step / "last.pth", tmp_path / f"{step}.pth.tar"):
-            backbone = make_backbone("resnet18")
+            backbone = make_backbone(tiny.BACKBONE)
             assert f"tensors loaded from {path.name}" in load_backbone(backbone, path)
             for name, tensor in backbone.network.state_dict().items():
                 assert torch.equal(tensor, model[name]), name
     for path in (whole / "pretraining/last.pth", tmp_path / "pretraining.pth.tar"):
-        network, lines = attention_network("resnet18", path)
+        network, lines = attention_network(tiny.BACKBONE, path)
         expected = state(whole / "pretraining")["model"]
         assert torch.equal(network.prototypes.weight, expected["prototypes.weight"])
         assert torch.equal(network.projection_head[3].bias, expected["projection_head.3.bias"])
         assert "width 32 and 12 prototypes" in lines[1]
         with pytest.raises(InputError, match=r"has no attention \(fbg"):
-            attended_backbone("resnet18", path)
+            attended_backbone(tiny.BACKBONE, path)
     for path in (whole / "attention/last.pth", tmp_path / "attention.pth.tar"):
-        _, attention, _ = attended_backbone("resnet18", path)
+        _, attention, _ = attended_backbone(tiny.BACKBONE, path)
         expected = state(whole / "attention")["model"]
         for name, tensor in attention.state_dict().items():
             assert torch.equal(tensor, expected[f"fbg.{name}"]), name
 
 
 def test_a_checkpoint_without_heads_is_refused(tmp_path):
-    torch.save(make_backbone("resnet18").network.state_dict(), tmp_path / "plain.pth")
+    torch.save(make_backbone(tiny.BACKBONE).network.state_dict(), tmp_path / "plain.pth")
     with pytest.raises(InputError, match=r"plain.pth: has no projection_head and prototypes"):
-        attention_network("resnet18", tmp_path / "plain.pth")
+        attention_network(tiny.BACKBONE, tmp_path / "plain.pth")
 
 
 def test_a_collapsed_run_says_so():
@@ -286,15 +286,28 @@ def test_a_recipe_may_change_colours_less(images):
 
 
 def test_published_settings():
-    """docs/methods.md, PASS, Settings."""
-    published = (*PUBLISHED_PRETRAINING.values(), *PUBLISHED_ATTENTION.values())
-    assert {recipe.colours for recipe in published} == {Colours(0.8, 0.2, 0.2, 2.0)}
-    fifty, hundreds = PUBLISHED_PRETRAINING["50"], PUBLISHED_PRETRAINING["300"]
-    assert (fifty.backbone, fifty.epochs, fifty.prototypes, fifty.queue) == ("resnet18", 200, 500, 2048)
+    """docs/methods.md, PASS, Settings: every value of every mode."""
+    two = CropSettings(2, 224, (0.08, 1))
+    common = {
+        "batch": 256, "queue_from": 15, "lr": 0.6, "final_lr": 0.0006, "weight_decay": 1e-6,
+        "weights": (1, 1), "colours": Colours(0.8, 0.2, 0.2, 2.0), "seed": 10010,
+    }  # fmt: skip
+    fifty = Pretraining(
+        backbone="resnet18", epochs=200, large=CropSettings(2, 224, (0.14, 1)),
+        small=CropSettings(6, 96, (0.05, 0.14)), hidden=512, prototypes=500, queue=2048, frozen_steps=1001,
+        **common,
+    )  # fmt: skip
+    hundreds = Pretraining(
+        backbone="resnet50", epochs=100, large=two, small=None, hidden=2048, prototypes=3000, queue=3840,
+        frozen_steps=5005, **common,
+    )  # fmt: skip
+    rates = {"50": 6.0, "300": 0.6, "919": 0.6}
+    for mode, expected in (("50", fifty), ("300", hundreds), ("919", hundreds)):
+        assert pretraining_recipe("pass", mode) == expected
+        assert attention_recipe("pass", mode) == Attention(
+            epochs=20, batch=256, large=two, queue=3840, lr=rates[mode], final_lr=0.0006, weight_decay=1e-6,
+            colours=Colours(0.8, 0.2, 0.2, 2.0), seed=10010,
+        )  # fmt: skip
+        assert pretraining_recipe("small", mode).backbone == "timm/test_resnet"
+        assert attention_recipe("small", mode).epochs == 4
     assert (str(fifty.large), str(fifty.small)) == ("2 x 224 of 0.14..1", "6 x 96 of 0.05..0.14")
-    assert (fifty.hidden, fifty.frozen_steps, fifty.queue_from, fifty.batch) == (512, 1001, 15, 256)
-    assert (hundreds.backbone, hundreds.epochs, hundreds.small) == ("resnet50", 100, None)
-    assert (hundreds.hidden, hundreds.prototypes, hundreds.queue) == (2048, 3000, 3840)
-    assert (hundreds.frozen_steps, hundreds.lr, hundreds.final_lr) == (5005, 0.6, 0.0006)
-    assert [PUBLISHED_ATTENTION[mode].lr for mode in ("50", "300", "919")] == [6.0, 0.6, 0.6]
-    assert PUBLISHED_ATTENTION["50"].queue == 3840

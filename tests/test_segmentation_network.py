@@ -8,12 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.learning.engine.full_size import label_map, reduced_size
 from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
-from imagenets.learning.finetuning.recipes import values_of
+from imagenets.learning.finetuning.recipes import Values, values_of
+from imagenets.learning.finetuning.run import Request, chosen_values
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.networks.segmentation_network import SegmentationNetwork, read_saved
+from imagenets.learning.networks.segmentation_network import PASS, SEMI, SegmentationNetwork, read_saved
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.optimisers import layer_decay_groups
 
@@ -325,24 +327,6 @@ def test_files_that_are_no_fine_tuned_networks_are_refused(tmp_path):
         read_saved(tmp_path / "rf.pth")
 
 
-def test_published_values():
-    values = values_of("semi-supervised", "vit_base_patch16_224", "vit", 16, "919")
-    assert (values.published, values.lr, values.layer_decay, values.weight_decay, values.drop_path) == (
-        True, 5e-4, 0.6, 0.05, 0.1,
-    )  # fmt: skip
-    assert (values.epochs, values.batch, values.warm_up, values.final_lr) == (100, 256, 5, 1e-6)
-    assert values_of("semi-supervised", "resnet50", "resnet", 16, "919").layer_decay == 0.45
-    assert values_of("semi-supervised", "resnet50", "resnet", 32, "919").weight_decay == 5e-4
-    assert values_of("semi-supervised", "convnext_tiny", "convnext", 32, "919").drop_path == 0.2
-    small = values_of("semi-supervised", "resnet50", "resnet", 32, "50")
-    assert not small.published
-    assert small.lr == pytest.approx(5e-4 * small.batch / 256)
-    values = values_of("pass", "resnet18", "resnet", 32, "50")
-    assert (values.published, values.lr, values.final_lr, values.epochs, values.seed) == (
-        True, 0.6, 0.0006, 20, 31,
-    )  # fmt: skip
-
-
 def test_a_fine_tuned_file_keeps_the_rule_of_its_positions(files, tmp_path):
     content = torch.load(files[0] / "vit-own.pth", weights_only=True)
     torch.save(content | {"positions": "bicubic"}, tmp_path / "x.pth")
@@ -354,3 +338,56 @@ def test_the_head_of_a_convnext_takes_the_place_of_dinov3s_norm():
     backbone = make_backbone("convnext_tiny.dinov3_lvd1689m", options={"depths": (1,) * 4, "dims": (8,) * 4})
     assert "norm.weight" in backbone.network.state_dict()
     assert "norm.weight" not in SegmentationNetwork(backbone, 7, "semi-supervised").weights()
+
+
+PUBLISHED = {  # base learning rate, layer decay, weight decay, drop path; docs/methods.md, Values
+    ("vit_base_patch16_224", "vit", 16): (5e-4, 0.60, 0.05, 0.1),
+    ("vit_small_patch16_224", "vit", 16): (5e-4, 0.50, 0.05, 0.1),
+    ("resnet50", "resnet", 32): (5e-4, 0.40, 5e-4, 0.0),
+    ("resnet50", "resnet", 16): (5e-4, 0.45, 5e-4, 0.0),
+    ("convnext_tiny", "convnext", 32): (2.5e-4, 0.60, 0.05, 0.2),
+}
+OURS = {
+    ("vit_tiny_patch16_224", "vit", 16): (5e-4, 0.50, 0.05, 0.1),
+    ("resnet18", "resnet", 32): (5e-4, 0.40, 5e-4, 0.0),
+    ("convnext_atto", "convnext", 32): (2.5e-4, 0.60, 0.05, 0.2),
+    ("mobilenet_v3_small", "other", 32): (5e-4, 1.0, 0.05, 0.0),
+}
+
+
+def test_values_of_semi_supervised_fine_tuning():
+    """docs/methods.md, Values: published for mode 919, ours elsewhere."""
+    for mode, batch in (("50", 32), ("300", 128), ("919", 256)):
+        for network, (rate, layer_decay, weight_decay, drop_path) in (PUBLISHED | OURS).items():
+            assert values_of("semi-supervised", *network, mode) == Values(
+                published=mode == "919" and network in PUBLISHED, epochs=100, batch=batch,
+                lr=rate * batch / 256, final_lr=1e-6, warm_up=5, layer_decay=layer_decay,
+                weight_decay=weight_decay, drop_path=drop_path, crop=224, smallest_crop=0.14, seed=0,
+            ), (network, mode)  # fmt: skip
+
+
+def test_values_of_fine_tuning_in_pass():
+    for mode, own in (("50", "resnet18"), ("300", "resnet50"), ("919", "resnet50")):
+        for network in ("resnet18", "resnet50"):
+            assert values_of("pass", network, "resnet", 32, mode) == Values(
+                published=network == own, epochs=20, batch=256, lr=0.6, final_lr=0.0006, warm_up=0,
+                weight_decay=1e-6, layer_decay=1.0, drop_path=0.0, crop=224, smallest_crop=0.08, seed=31,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "expected"),
+    [
+        (SEMI, {"batch": 64}, {"batch": 64, "lr": 5e-4 * 64 / 256}),
+        (SEMI, {"batch": 64, "lr": 0.1}, {"batch": 64, "lr": 0.1, "final_lr": 1e-6}),
+        (SEMI, {"epochs": 20, "lr": None}, {"epochs": 20, "warm_up": 1, "lr": 5e-4 * 32 / 256}),
+        (PASS, {"lr": 0.3}, {"lr": 0.3, "final_lr": 0.0003}),
+        (PASS, {"batch": 128}, {"lr": 0.3, "final_lr": 0.0003}),
+        (PASS, {"epochs": 10}, {"epochs": 10, "warm_up": 0}),
+    ],
+)
+def test_given_values_take_others_along(recipe, given, expected, tmp_path):
+    """With the batch the rate, with the epochs the warm-up, and with PASS's rate its last one."""
+    request = Request(tmp_path, MODES["50"], recipe, "resnet18", None, tmp_path, given)
+    values = chosen_values(request)
+    assert {name: getattr(values, name) for name in expected} == pytest.approx(expected)

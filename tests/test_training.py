@@ -339,6 +339,8 @@ def test_the_state_within_an_epoch_is_saved_when_it_is_time(tmp_path):
             nn.Identity(), torch.optim.SGD([weight], lr=1.0), lambda batch, moment: {"loss": weight.sum()},
             lambda moment: 1.0, dict, lambda state: None, {},
         )  # fmt: skip
-        train(job, Numbers(), Plan(10, 4, 2, 7, True), Kept(tmp_path, {}, ALONE), save_every=every)
-        steps = [(epoch, step, False) for epoch in (0, 1) for step in (1, 2)] if within else []
+        train(
+            job, Numbers(), Plan(10, 4, 2, 7, True), Kept(tmp_path, {}, ALONE, is_new=True), save_every=every
+        )
+        steps = [(epoch, step, False) for epoch in (0, 1) for step in (1, 2, 3)] if within else []
         assert saved == sorted([*steps, (1, 0, False), (2, 0, True)])

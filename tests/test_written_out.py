@@ -153,7 +153,15 @@ def request(save, output, recipe, backbone, **given):
     masks = save / "ImageNetS50/train-segmentation" if recipe == PASS else None
     values = {"batch": 4, "crop": 64, "epochs": 20, "lr": 0.002} | given
     return finetuning.Request(
-        save, MODES["50"], recipe, backbone, None, output, values, masks, accumulate=2 - (recipe == PASS)
+        save,
+        MODES["50"],
+        recipe,
+        backbone,
+        None,
+        output,
+        values,
+        masks=masks,
+        accumulate=1 if recipe == PASS else 2,
     )
 
 
@@ -461,7 +469,7 @@ class Rates:
         monkeypatch.setattr(module, "train", self.train)
 
     def train(self, job, reader, plan, run, **options):
-        self.job, self.plan = job, plan
+        self.job, self.plan, self.reader = job, plan, reader
 
     def at(self, epoch, step):
         """At a step, by the moment that the plan gives it."""
@@ -501,6 +509,34 @@ def test_rates_of_semi_supervised_fine_tuning(tmp_path, monkeypatch):
     assert {group["weight_decay"] for group in rates.job.optimiser.param_groups} == {0.0, 0.05}
 
 
+@pytest.mark.parametrize(("recipe", "stride"), [(SEMI, 16), (PASS, None)])
+def test_a_run_is_what_was_asked_for(save, tmp_path, monkeypatch, recipe, stride):
+    """The checkpoint's weights, a head by the seed, the given values in reader, plan and optimiser."""
+    rates = Rates(monkeypatch, finetuning)
+    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    torch.save(state, tmp_path / "file.pth")
+    heads = []
+    for seed in (5, 6):
+        given = {"crop": 96, "smallest_crop": 0.3, "weight_decay": 0.2, "seed": seed, "epochs": 7}
+        asked = replace(
+            request(save, tmp_path / f"run{seed}", recipe, "timm/resnet18", **given),
+            checkpoint=tmp_path / "file.pth", output_stride=stride,
+        )  # fmt: skip
+        finetuning.fine_tune(asked, ALONE, no_bar, print)
+        reader, weights = rates.reader, rates.job.weights()
+        assert (reader.side, reader.smallest, reader.seed, rates.plan.seed) == (96, 0.3, seed, seed)
+        assert rates.plan.epochs == 7
+        assert all(torch.equal(weights[name], value) for name, value in state.items())
+        assert {group["weight_decay"] for group in rates.job.optimiser.param_groups} - {0.0} == {0.2}
+        heads.append(weights["head.weight"])
+        assert rates.job.about == {
+            "backbone": "timm/resnet18", "output_stride": stride, "mode": "50", "classes": 50,
+            "recipe": recipe, "positions": "dino",
+        }  # fmt: skip
+        assert rates.job.network.backbone.stride == (stride or 32)
+    assert not torch.equal(*heads)
+
+
 @pytest.mark.parametrize("recipe", ["fine-tuning", "pre-training", "attention"])
 def test_rates_of_pass(recipe, tmp_path, monkeypatch):
     """50: 64,431 images in batches of 256 are 251 steps an epoch, what is left is dropped; no warm-up."""
@@ -510,7 +546,7 @@ def test_rates_of_pass(recipe, tmp_path, monkeypatch):
     if recipe == "fine-tuning":
         many_pairs(64_431, PASS, monkeypatch)
         asked = finetuning.Request(
-            tmp_path, MODES["50"], PASS, "resnet18", None, tmp_path / "run", {}, tmp_path
+            tmp_path, MODES["50"], PASS, "resnet18", None, tmp_path / "run", {}, masks=tmp_path
         )
         finetuning.fine_tune(asked, ALONE, no_bar, print)
     else:

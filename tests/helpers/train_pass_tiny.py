@@ -20,10 +20,11 @@ from imagenets.learning.pass_method.runs import Request, Talk, pretrain, train_a
 from imagenets.learning.processes import started
 from imagenets.learning.training.augmentation import PUBLISHED_COLOURS
 
+BACKBONE = "timm/test_resnet"
 # Three steps an epoch of 26 pictures; queue and prototypes are at work from the second epoch on.
 PRETRAINING = replace(
     SMALL_PRETRAINING,
-    backbone="resnet18",
+    backbone=BACKBONE,
     epochs=2,
     batch=8,
     large=CropSettings(2, 32, (0.14, 1)),
@@ -67,7 +68,7 @@ def both(folder, images, processes, show=no_bar, tell=print, checkpoint=None):
     talk = Talk(show, tell)
     pretrain(request(images, folder / "pretraining"), PRETRAINING, processes, talk)
     checkpoint = checkpoint or folder / "pretraining/last.pth"
-    train_attention(request(images, folder / "attention"), ATTENTION, "resnet18", checkpoint, processes, talk)
+    train_attention(request(images, folder / "attention"), ATTENTION, BACKBONE, checkpoint, processes, talk)
 
 
 def main():
