@@ -20,6 +20,7 @@ from torch import nn
 from imagenets.common.errors import InputError
 from imagenets.learning.processes import Processes, join, synchronised
 from imagenets.learning.run_folder import RunFolder, opened
+from imagenets.learning.training import loop
 from imagenets.learning.training.loop import Job, train
 from imagenets.learning.training.optimisers import (
     Lars,
@@ -283,7 +284,7 @@ class StopError(Exception):
     """Ends a run in the middle."""
 
 
-def told(folder, accumulate, stop_before=None):
+def told(folder, accumulate, stop_before=None, broken=None, save_every=0.0):
     """The log of three epochs whose loss is the mean of the images in a batch, stopped before an update."""
     weight = nn.Parameter(torch.zeros(1))
     plan = Plan(10, 4, 3, 7, True, accumulate)
@@ -292,6 +293,8 @@ def told(folder, accumulate, stop_before=None):
         if moment.update == stop_before and moment.part == accumulate - 1:
             raise StopError
         loss = batch.tensors[0].mean() + 0 * weight.sum()
+        if (moment.update, moment.part) == broken:
+            loss = loss / 0
         return {"loss": loss, "update": torch.tensor(float(moment.update))}
 
     job = Job(
@@ -299,7 +302,7 @@ def told(folder, accumulate, stop_before=None):
         lambda: {"weight": weight.detach()}, lambda state: None, {}, scores=lambda epoch: {"scored": epoch},
     )  # fmt: skip
     with opened(folder, {}, ALONE) as run:
-        return train(job, Numbers(), plan, run, save_every=0.0)
+        return train(job, Numbers(), plan, run, save_every=save_every)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -344,3 +347,21 @@ def test_the_state_within_an_epoch_is_saved_when_it_is_time(tmp_path):
         )
         steps = [(epoch, step, False) for epoch in (0, 1) for step in (1, 2, 3)] if within else []
         assert saved == sorted([*steps, (1, 0, False), (2, 0, True)])
+
+
+def test_what_is_read_every_few_steps_is_what_is_read_at_each(tmp_path, monkeypatch):
+    """As on CUDA: the same records; a loss that is not finite is told of its own step, before a save."""
+    whole = told(tmp_path / "1", 2)
+    read = []
+    monkeypatch.setattr(loop, "_READ_EVERY", {"cpu": 10})
+    monkeypatch.setattr(Processes, "sum", lambda self, values: read.append(len(values)) or values)
+    found = told(tmp_path / "10", 2, save_every=1e9)
+    timeless = ("images_per_second", "data_wait")
+    for one, other in zip(whole, found, strict=True):
+        assert {k: v for k, v in one.items() if k not in timeless} == {
+            k: v for k, v in other.items() if k not in timeless
+        }
+    assert read == [3, 3, 3], "steps in each message: one an epoch"
+    with pytest.raises(InputError, match=r"not finite in epoch 2, step 2; .* these 2 images"):
+        told(tmp_path / "broken", 2, broken=(4, 1), save_every=1e9)
+    assert torch.load(tmp_path / "broken/last.pth", weights_only=True)["epoch"] == 1
