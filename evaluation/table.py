@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import path_argument
+from command_line.arguments import parse, path_argument
 from command_line.evaluation import check_output, save_results
 from command_line.progress import warn
 from imagenets.common.errors import InputError, listed
@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=path_argument, metavar="FILE", help="save the table: x.md, x.tex, x.csv or x.html"
     )
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.protocol and not (arguments.published or arguments.results):
         parser.error(
             "--protocol goes with --published or --results; evaluator.py --protocol says that of a run"

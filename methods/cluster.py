@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import check_save_dir, path_argument, positive_number, whole_number
+from command_line.arguments import check_save_dir, parse, path_argument, positive_number, whole_number
 
 # isort: split
 import numpy as np
@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
         help="of features that k-means may hold; where they are more, mini-batches (default: 16)",
     )
     add_running(parser, batch_size=64)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     check_save_dir(parser, arguments)
     return arguments
 

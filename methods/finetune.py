@@ -20,6 +20,7 @@ from command_line.arguments import (
     add_save_dir_argument,
     check_save_dir,
     number_in,
+    parse,
     path_argument,
     positive_number,
     whole_number,
@@ -92,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     _add_values(parser)
     _add_running(parser)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if (arguments.recipe == PASS) != (arguments.masks is not None):
         parser.error("--masks goes with --recipe pass, which needs it")
     check_save_dir(parser, arguments)

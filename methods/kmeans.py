@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import number_in, path_argument, whole_number
+from command_line.arguments import number_in, parse, path_argument, whole_number
 
 # isort: split
 import numpy as np
@@ -127,7 +127,7 @@ def parse_arguments() -> argparse.Namespace:
         help="keeps the training images' features, also for other runs (default: OUTPUT/features)",
     )
     parser.add_argument("--overlays", action="store_true", help="also draw the clusters over the pictures")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     check_source(parser, arguments)
     if (arguments.backbone is None) != (arguments.checkpoint is None):
         parser.error("--backbone and --checkpoint go together: no weights are downloaded")

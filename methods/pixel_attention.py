@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run, stop_asked
-from command_line.arguments import check_save_dir, path_argument
+from command_line.arguments import check_save_dir, parse, path_argument
 from command_line.networks import add_weights
 from command_line.pretraining import new_parser, overridden, request_of, talk
 from imagenets.learning.pass_method.recipes import attention_recipe, pretraining_recipe
@@ -28,7 +28,7 @@ def main() -> None:
     )
     add_weights(parser)
     parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     check_save_dir(parser, arguments)
     recipe = overridden(attention_recipe(arguments.recipe, arguments.mode.name), arguments)
     backbone = arguments.backbone or pretraining_recipe(arguments.recipe, arguments.mode.name).backbone

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import path_argument, whole_number
+from command_line.arguments import parse, path_argument, whole_number
 from command_line.networks import (
     SPLITS,
     add_running,
@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_running(parser)
     parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     check_source(parser, arguments)
     return arguments
 

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run, stop_asked
-from command_line.arguments import check_save_dir
+from command_line.arguments import check_save_dir, parse
 from command_line.pretraining import new_parser, overridden, request_of, talk
 from imagenets.learning.pass_method.recipes import pretraining_recipe
 from imagenets.learning.pass_method.runs import pretrain
@@ -21,7 +21,7 @@ def main() -> None:
     """Pre-train, or go on with it."""
     parser = new_parser(__doc__ or "")
     parser.add_argument("--backbone", metavar="NAME", help="a ResNet (default: the recipe's)")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     check_save_dir(parser, arguments)
     recipe = overridden(pretraining_recipe(arguments.recipe, arguments.mode.name), arguments)
     recipe = replace(recipe, backbone=arguments.backbone or recipe.backbone)

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import check_save_dir, number_in, path_argument
+from command_line.arguments import check_save_dir, number_in, parse, path_argument
 
 # isort: split
 import torch
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
     add_running(parser)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     check_save_dir(parser, arguments)
     return arguments
 

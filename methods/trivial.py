@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import add_mode_argument, path_argument, whole_number
+from command_line.arguments import add_mode_argument, parse, path_argument, whole_number
 
 # isort: split
 import numpy as np
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=whole_number(0, 2**32 - 1), default=0, help="of what is random (default: 0)"
     )
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     output = arguments.output_dir
     names = find_pairs(arguments.predict_dir, arguments.predict_dir).names
     rng = np.random.default_rng(arguments.seed)

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import number_in, path_argument, whole_number
+from command_line.arguments import number_in, parse, path_argument, whole_number
 from command_line.networks import (
     SPLITS,
     add_running,
@@ -120,7 +120,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_running(parser, batch_size=8)
     parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     check_source(parser, arguments)
     if arguments.mode is None:
         parser.error("--mode says which classes are looked for: 50, 300, 919 or the path of a class list")

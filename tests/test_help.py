@@ -1,4 +1,4 @@
-"""The help of every script: what it is for, and a text for every option."""
+"""The command line of every script: what it is for, a text for every option, a mistyped one."""
 
 from __future__ import annotations
 
@@ -23,20 +23,25 @@ class SeenError(Exception):
     """Carries the parser of a script that was about to parse."""
 
 
+def parsing(script):
+    """Import a script and give the function of it that parses the command line first of all."""
+    if script.startswith(("methods", "benchmarks")):
+        pytest.importorskip("torchvision")
+        pytest.importorskip("timm")
+    module = importlib.import_module(script)
+    return getattr(module, "parse_arguments", getattr(module, "main", None))
+
+
 def parser_of(script, monkeypatch):
     """The parser that a script makes, in this process: as many processes would load PyTorch as often."""
 
     def seen(parser, *_):
         raise SeenError(parser)
 
-    if script.startswith(("methods", "benchmarks")):
-        pytest.importorskip("torchvision")
-        pytest.importorskip("timm")
-    module = importlib.import_module(script)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", seen)
     monkeypatch.setattr(sys, "argv", [script])
     with pytest.raises(SeenError) as caught:
-        getattr(module, "parse_arguments", getattr(module, "main", None))()
+        parsing(script)()
     return caught.value.args[0]
 
 
@@ -56,3 +61,11 @@ def test_every_option_says_what_it_is_for(script, monkeypatch):
     ]
     assert not bare, f"{script}: no help for {', '.join(bare)}"
     assert parser.format_help().startswith("usage: ")
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if not name.startswith("benchmarks")])
+def test_a_mistyped_flag_is_told_with_the_one_that_was_meant(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--hepl"])
+    with pytest.raises(SystemExit, match="2"):
+        parsing(script)()
+    assert "unrecognized arguments: --hepl; did you mean --help?" in capsys.readouterr().err
