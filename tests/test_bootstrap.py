@@ -217,7 +217,7 @@ def test_a_score_outside_its_interval_is_explained():
     outside = bootstrap.outside_intervals(evaluation.scores, found.intervals)
     assert "mIoU" in outside and "Acc" not in outside and "S" not in outside
     last = intervals_text(evaluation, found).splitlines()[-1]
-    assert last.startswith("mIoU, mBIoU lie outside their own interval: ")
+    assert last.startswith("mIoU, mBIoU lie outside their own intervals: ")
     inside = Bootstrap(200, 0, {"Acc": (99.0, 100.0)})
     assert intervals_text(evaluation, inside).splitlines()[-1].startswith("(percentile bootstrap")
 

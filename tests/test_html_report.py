@@ -144,25 +144,46 @@ def test_title_date_version_and_paths_as_given(subject, tmp_path, monkeypatch):
 def test_size_buckets_are_those_of_the_benchmark(subject):
     """5.1 % of an image is more than 5 %: it counts as MS."""
     text = Page(page_of(subject)).text
-    assert "6–25" not in text and "26–50" not in text
-    for size in ("≤ 5 %", "> 5–25 %", "> 25–50 %", "> 50 %"):
-        assert text.count(size) == 3, "IoU, boundary IoU, chart"
+    assert "6–25" not in text and "26–50" not in text and "> 5" not in text
+    for size in ("up to 5 %", "above 5 %, up to 25 %", "above 25 %, up to 50 %", "above 50 %"):
+        assert text.count(f"IoU of objects {size}") == 2, "IoU and boundary IoU"
+    for size in ("up to 5 %", "5 to 25 %", "25 to 50 %", "above 50 %"):
+        assert size in re.findall(r"<text[^>]*>(.*?)</text>", page_of(subject).replace("\u00a0", " "))
 
 
 def test_intervals_where_given(subject):
     text = Page(page_of(subject)).text
     assert "confidence" not in text
     text = Page(page_of(subject, intervals={"mIoU": (1.234, 7.678), "L": (math.nan, math.nan)})).text
-    assert "1.23 to 7.68" in text and text.count(" to ") == text.count("1.23 to") + text.count("a to b")
+    assert "1.23 to 7.68" in text and len(re.findall(r"\d to \d+\.", text)) == text.count("1.23 to")
     assert "95 % confidence interval" in text
 
 
 def test_a_score_outside_its_interval_is_explained(subject):
     miou = evaluate(subject.table, 50, None).scores["mIoU"]
     inside = Page(page_of(subject, intervals={"mIoU": (miou - 1, miou)})).text
-    outside = Page(page_of(subject, intervals={"mIoU": (miou + 1, miou + 2), "Acc": (0.0, 100.0)})).text
-    assert "outside its own" not in inside
-    assert "mIoU lies outside its own interval" in outside
+    assert "outside its own" not in inside and "no reliable interval" not in inside
+    page = page_of(subject, intervals={"mIoU": (miou + 1, miou + 2), "Acc": (0.0, 100.0)})
+    outside = Page(page).text
+    assert "mIoU lies outside its own interval: " in outside
+    tiles = [
+        " ".join(re.sub("<[^>]+>", " ", tile).split())
+        for tile in re.findall('<li><span class="name">.*?</li>', page, re.S)
+    ]
+    assert tiles[0].startswith(f"mIoU {miou:.2f} no reliable interval mean IoU")
+    assert tiles[3].startswith("Acc") and " 0.00 to 100.00 " in tiles[3] and "reliable" not in tiles[3]
+    assert f"{miou + 1:.2f} to" not in outside and "and this run's." in outside, "nor elsewhere"
+
+
+def test_no_line_of_an_unreliable_interval_is_drawn(subject):
+    """The chart has a line for an interval that holds its score, and none for another."""
+    scores = evaluate(subject.table, 50, None).scores
+
+    def lines(low, high):
+        intervals = {"ML": (scores["ML"] + low, scores["ML"] + high)}
+        return page_of(subject, intervals=intervals).count('id="buckets-LineCollection')
+
+    assert scores["ML"] > 2 and (lines(-1, 1), lines(1, 2)) == (1, 0)
 
 
 def test_rows_confusions_and_clusters(tmp_path):
@@ -186,9 +207,9 @@ def test_rows_confusions_and_clusters(tmp_path):
     rows = [
         " ".join(re.sub("<[^>]+>", " ", row).split()) for row in re.findall(r"<tr>(.*?)</tr>", html, re.S)
     ]
-    assert "1 goldfish n01443537 50.00 50.00 1 20 background 50.00" in rows
-    assert "2 tiger shark n01491361 0.00 0.00 1 20 goldfinch 100.00" in rows
-    assert "3 goldfinch n01531178 0.00 0.00 0 0 – –" in rows
+    assert "1 goldfish 50.00 50.00 1 20 background 50.00 n01443537" in rows
+    assert "2 tiger shark 0.00 0.00 1 20 goldfinch 100.00 n01491361" in rows
+    assert "3 goldfinch 0.00 0.00 0 0 – – n01531178" in rows
     assert rows.count("tiger shark goldfinch 20 100.00") == 2, "in both tables of confusions"
     assert rows.count("goldfish background 10 50.00") == 1, "in the one with background"
     assert "1 goldfinch 20 its class is not in these images tiger shark" in rows

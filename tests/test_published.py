@@ -37,8 +37,8 @@ def test_the_splits_of_a_method_are_one_row_with_all_their_sources():
 def test_what_is_only_known_on_test_is_in_the_reports_table_and_not_in_its_chart():
     section = standing_section(Run("919", 12_419, 30.0, protocol="free"), read_standings("919", "free", None))
     assert [(row["method"], row["text"], row["test"]) for row in section["rows"]][:2] == [
-        ("this run", "30.00", "-"),
-        ("ZUTIS", "-", "37.4"),
+        ("this run", "30.00", "–"),
+        ("ZUTIS", "–", "37.4"),
     ]
     assert "this run" in section["chart"] and "ZUTIS" not in section["chart"]
 
@@ -84,7 +84,7 @@ def test_own_results_stand_among_them(tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "Änne" in line]
     assert line.split()[-3:] == ["50.75", "-", "-"] and "Änne, & Co *" in line
-    assert "* not published" in done.stdout and "comparable within a protocol alone" in done.stdout
+    assert "* not published" in done.stdout and "comparable only within a protocol" in done.stdout
     assert "fully-unsupervised" in done.stdout
     assert "fully" not in script("evaluation/published.py", "--mode", 919, "--protocol", "free").stdout
 

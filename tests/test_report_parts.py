@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masksets import random_images, table_of
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from imagenets.classes import ClassInfo
 from imagenets.reporting.confusions import find_confusions, matched_clusters
 from imagenets.reporting.image_scores import choose_images, image_label_ious, image_mean_iou
+from imagenets.reporting.legend import Group, label_entries, with_legend
 from imagenets.reporting.overlays import (
     DISAGREEMENT,
     GROUND_GRAY,
@@ -23,6 +25,7 @@ from imagenets.reporting.overlays import (
     palette,
     plain_ground,
 )
+from imagenets.reporting.pages import label_legend, names_of_folders
 from imagenets.scoring.matching import Matching
 
 CLASSES, CLUSTERS = 6, 9
@@ -61,8 +64,10 @@ def test_image_ious_are_those_of_the_pixels(seed):
         assert labels.label[entries].tolist() == list(expected)
         assert labels.iou[entries].tolist() == pytest.approx(list(expected.values()))
         counted = truth != 1000
-        union = [int(((truth == c) | (prediction == c))[counted].sum()) for c in expected]
-        assert labels.union[entries].tolist() == union
+        counts = {c: (truth[counted] == c, prediction[counted] == c) for c in expected}
+        assert labels.union[entries].tolist() == [int((t | p).sum()) for t, p in counts.values()]
+        assert labels.truth[entries].tolist() == [int(t.sum()) for t, _ in counts.values()]
+        assert labels.prediction[entries].tolist() == [int(p.sum()) for _, p in counts.values()]
         assert mean[i] == pytest.approx(np.mean(list(expected.values()))) if expected else np.isnan(mean[i])
 
 
@@ -128,9 +133,18 @@ def test_palette_is_well_separated():
         return distance[~np.eye(count, dtype=bool)].min()
 
     # A just noticeable difference is about 0.02.
-    assert nearest(919) > 0.02 and nearest(300) > 0.04 and nearest(50) > 0.09
+    assert nearest(919) > 0.02 and nearest(300) > 0.035 and nearest(50) > 0.075
     lab = oklab(colours)
     assert np.hypot(lab[:, 1], lab[:, 2]).min() > 0.07, "no class looks gray, as ignored pixels do"
+    assert lab[:, 0].min() > 0.5 and lab[:, 0].max() < 0.9, "none is nearly black, or nearly white"
+
+
+@pytest.mark.parametrize(("count", "least"), [(50, 0.14), (919, 0.045)])
+def test_neighbouring_labels_are_told_apart(count, least):
+    """Each of ten labels in a row: related classes have ids close together."""
+    lab = oklab(palette()[:count])
+    for step in range(1, 11):
+        assert np.linalg.norm(lab[step:] - lab[:-step], axis=1).min() > least
 
 
 def test_oklab_of_known_colours():
@@ -159,18 +173,78 @@ def test_panels():
     for panel, mask in ((panels.ground_truth, truth), (panels.prediction, prediction)):
         assert abs(panel[mask == 0] - gray[mask == 0]).max() <= 1, "background: the picture in gray"
     colour = label_colours(np.array(7))
-    blended = (gray[12, 15] + colour) / 2
-    assert panels.ground_truth[12, 15] == pytest.approx(blended, abs=1), "inside: half transparent"
+    blended = 0.7 * gray[12, 15] + 0.3 * colour
+    assert panels.ground_truth[12, 15] == pytest.approx(blended, abs=1), "inside: the picture shows"
     assert (panels.ground_truth[5, 15] == colour).all(), "outline: opaque"
     assert (panels.prediction[5, 40] == colour).all(), "the same class, the same colour"
     missed, invented = DISAGREEMENT["missed (background predicted)"], list(DISAGREEMENT.values())[3]
     assert tuple(panels.disagreement[5, 15]) == missed and tuple(panels.disagreement[5, 40]) == invented
-    panels = draw_panels(plain_ground(40, 60), truth, prediction)
+    panels = draw_panels(plain_ground(40, 60), truth, prediction, plain=True)
+    blended = 0.25 * GROUND_GRAY + 0.75 * colour
+    for panel, column in ((panels.ground_truth, 15), (panels.prediction, 40)):
+        assert panel[12, column] == pytest.approx(blended, abs=1), "no picture to be seen below"
     for panel in (panels.ground_truth, panels.disagreement):
         tones, counts = np.unique(panel[truth == 1000], axis=0, return_counts=True)
         assert len(tones) == 2 and min(counts) > 0.4 * sum(counts), "stripes"
         assert (tones == tones[:, :1]).all() and GROUND_GRAY not in tones, "of gray, on what is ignored"
     assert (panels.prediction[truth == 1000] == GROUND_GRAY).all()
+
+
+def test_an_outline_is_a_fraction_of_the_side_wide():
+    for side, width in ((40, 1), (360, 2), (1000, 6)):
+        truth = np.zeros((side, side), int)
+        truth[side // 4 : side // 2, side // 4 : side // 2] = 7
+        row = draw_panels(plain_ground(side, side), truth, truth).ground_truth[3 * side // 8]
+        assert (row == label_colours(np.array(7))).all(axis=-1).sum() == 2 * width, "left and right"
+
+
+def entries(count):
+    return [(f"class {i}", (i, 0, 0)) for i in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("width", [3, 60, 500])
+@pytest.mark.parametrize("name", ["cat", "a name that is much too long for a line below a picture " * 4])
+def test_legend_fits(width, name):
+    """However small the picture: all that is drawn keeps a margin to the right, names are shortened."""
+    picture = Image.new("RGB", (width, 40), (1, 2, 3))
+    page = np.asarray(with_legend(picture, [Group("truth:", [(name, (9, 9, 9)), *entries(2)])], 11))
+    assert page.shape[1] == max(width, 200)
+    assert (page[:40, :width] == (1, 2, 3)).all(), "the picture is as it was"
+    assert (page[40:, -4:] == 255).all() and (page[40:] == (9, 9, 9)).all(axis=-1).any()
+    assert (page[-2:] == 255).all(), "nothing is cut at the bottom"
+
+
+def test_long_legends_say_how_many_more_there_are(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *arguments, **_: drawn.append(arguments[2]))
+    with_legend(Image.new("RGB", (300, 40)), [Group("truth:", entries(14)), Group("other:", entries(12))], 11)
+    with_legend(Image.new("RGB", (300, 40)), [Group("none:", []), Group("", [])], 11)
+    assert with_legend(Image.new("RGB", (30, 40)), [Group("", [])], 11).size == (30, 40)
+    named = [text for text, _ in entries(12)]
+    assert drawn == ["truth:", *named, "and 2 more", "other:", *named, "none:", "none"]
+
+
+def test_legend_names_labels_by_size():
+    labels = np.array([[0, 0, 0, 0, 1000, 1000], [7, 3, 3, 3, 5, 5]])
+    assert label_entries(labels, str) == [(str(i), tuple(label_colours(np.array(i)))) for i in (3, 5, 7)]
+
+
+def test_legends_of_a_page_have_a_side_each():
+    classes = [ClassInfo(i, None, f"class {i}", None) for i in range(10)]
+    labels, pixels = np.arange(10), np.array([5, 0, 9, 1, 2, 3, 4, 6, 7, 0])
+    legend = label_legend("prediction", classes, labels, pixels, dict.fromkeys(range(10), 12.5))
+    assert [entry.name for entry in legend.entries] == [f"class {i}" for i in (2, 8, 7, 0, 6, 5)]
+    assert (legend.title, legend.more, legend.entries[0].iou) == ("prediction", 2, 12.5)
+
+
+def test_names_of_folders():
+    classes = [
+        ClassInfo(0, None, "background", None),
+        ClassInfo(1, "n1", "cat", None, ("n2",)),
+        ClassInfo(2, "dog", "dog", None),
+        ClassInfo(3, "n3", "", None),
+    ]
+    assert names_of_folders(classes) == {"n1": "cat", "n2": "cat"}
 
 
 def test_plain_ground_and_labels_beyond_the_palette():

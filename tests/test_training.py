@@ -19,7 +19,7 @@ from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.processes import Processes, join, synchronised
-from imagenets.learning.run_folder import RunFolder, opened
+from imagenets.learning.run_folder import RunFolder, curves_figure, opened
 from imagenets.learning.training import loop
 from imagenets.learning.training.loop import Job, train
 from imagenets.learning.training.optimisers import (
@@ -187,6 +187,17 @@ def test_another_setting_in_the_same_folder_is_refused_and_named(tmp_path):
         with pytest.raises(InputError, match=r"last\.pth: damaged"):
             run.load()
     assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 300])
+def test_curves_have_whole_epochs_on_their_axis(epochs):
+    records = [{"epoch": epoch, "loss": 1 / epoch, "step": 7 * epoch} for epoch in range(1, epochs + 1)]
+    figure = curves_figure([*records, {"epoch": epochs, "mIoU": 12.5}])
+    loss, miou = figure.axes
+    assert (loss.get_ylabel(), miou.get_ylabel()) == ("loss", "mIoU")
+    low, high = miou.get_xlim()
+    ticks = [tick for tick in miou.get_xticks() if low <= tick <= high]
+    assert ticks and all(tick == round(tick) for tick in ticks)
 
 
 def test_synchronised_batch_norms_keep_their_activation():

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
@@ -139,9 +140,16 @@ def names_digest(names: Iterable[str | bytes]) -> str:
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw each number of the records over the epochs, a panel each, as a PNG.
+    """Draw ``curves_figure`` as a PNG."""
+    figure = curves_figure(records)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
-    A record has ``epoch``; numbers that only some records have are drawn where they are.
+
+def curves_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plot each number of the records against the epoch, a panel each.
+
+    A record has ``epoch``, a whole number; numbers that only some records have are drawn where they are.
     """
     names = list(dict.fromkeys(name for record in records for name in record if name not in _NOT_DRAWN))
     figure = Figure(figsize=(7, 2.2 * len(names)), layout="constrained")
@@ -152,5 +160,5 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_ylabel(name)
         axes.grid(alpha=0.2)
     panels[-1].set_xlabel("epoch")
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure

@@ -24,8 +24,10 @@ _BOUNDARY = "#c8761f"
 _MEAN = "#c2487a"
 # Of the protocols, in the order of PROTOCOLS; all are told from the run's own, and seen on light and dark.
 _PROTOCOL_COLOURS = ("#3f7fc4", "#c8761f", "#4d9a6a", "#8a72c4")
+_BUCKET_NAMES = ("S\nup to 5\u00a0%", "MS\n5 to 25\u00a0%", "ML\n25 to 50\u00a0%", "L\nabove 50\u00a0%")
 # With more labels than this, a name under each bar can no longer be read.
 _NAMED_BARS = 60
+_AXIS_CHARACTERS = 42  # in one line of the label of a chart's axis
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -60,7 +62,7 @@ def bucket_chart(scores: Mapping[str, float], intervals: Mapping[str, tuple[floa
         ):
             for x, bucket in enumerate(buckets):
                 _bar(axes, x + place, prefix + bucket, scores, intervals, colour, label if x == 0 else None)
-        axes.set_xticks(range(len(buckets)), ["S\n≤ 5 %", "MS\n> 5–25 %", "ML\n> 25–50 %", "L\n> 50 %"])
+        axes.set_xticks(range(len(buckets)), _BUCKET_NAMES)
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("mean IoU in %")
         axes.margins(y=0.15)
@@ -222,9 +224,16 @@ def class_difference_chart(differences: np.ndarray, names: tuple[str, str]) -> s
 
 
 def _minus(names: tuple[str, str]) -> str:
-    """Write what is subtracted from what, short enough for an axis, and for matplotlib no formula."""
-    first, second = (name if len(name) <= 24 else f"{name[:23]}…" for name in names)
-    return f"{first} − {second}".replace("$", r"\$")
+    """Write what is subtracted from what, in lines that fit an axis; for matplotlib no formula."""
+    first, second = (_shortened_inside(name, _AXIS_CHARACTERS) for name in names)
+    on_one_line = len(first) + len(second) + 3 <= _AXIS_CHARACTERS
+    return f"{first}{' ' if on_one_line else chr(10)}− {second}".replace("$", r"\$")
+
+
+def _shortened_inside(name: str, length: int) -> str:
+    """Cut a name in its middle: names of runs often begin alike, and differ at the end."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 
 
 def condition_chart(

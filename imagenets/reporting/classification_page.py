@@ -100,7 +100,7 @@ def _panels(page: ClassPage, gt_dir: Path, name: str, class_id: int) -> list[Pan
     target = np.where((labels == class_id) | (labels == IGNORE), labels, BACKGROUND)
     picture, masks = shrunk({"object": target}, page.image_dir, name)
     drawn = page.image_dir is None
-    mask = draw_labels(picture, masks["object"], masks["object"] == IGNORE)
+    mask = draw_labels(picture, masks["object"], masks["object"] == IGNORE, plain=drawn)
     panels = [panel("object", mask, drawn)]
     return panels if drawn else [panel("picture", picture, False), *panels]
 

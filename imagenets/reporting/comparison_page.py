@@ -15,14 +15,13 @@ from imagenets.reporting.charts import class_difference_chart, difference_chart
 from imagenets.reporting.comparison_text import comparison_note
 from imagenets.reporting.image_scores import image_label_ious, image_mean_iou
 from imagenets.reporting.overlays import draw_labels
-from imagenets.reporting.pages import label_colour, render_page
+from imagenets.reporting.pages import Legend, label_colour, label_legend, names_of_folders, render_page
 from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk
 from imagenets.scoring.comparison import Comparison, Method
 from imagenets.scoring.matching import class_lookup
 from imagenets.scoring.metrics import predicted_classes
 
 IMAGES_PER_GROUP = 8
-_LEGEND_ENTRIES = 6
 
 
 @dataclass(frozen=True)
@@ -93,17 +92,18 @@ def _image_groups(methods: Methods) -> dict[str, list[dict[str, Any]]]:
     """The images whose mean IoU differs most, by who is better."""
     a, b = (_mean_iou_of_images(method) for method in (methods.a, methods.b))
     better_a, better_b = _most_different(a - b), _most_different(b - a)
+    folder_names = names_of_folders(methods.classes)
 
     def draw(image: int) -> dict[str, Any]:
-        panels, legend = _draw(methods, image)
+        panels, legends = _draw(methods, image)
         return {
             "name": methods.a.runs[0].table.names[image].removesuffix(".png"),
+            "class_name": folder_names.get(Path(methods.a.runs[0].table.names[image]).parts[0]),
             "a": float(a[image]),
             "b": float(b[image]),
             "difference": float(a[image] - b[image]),
             "panels": panels,
-            "legend": legend[:_LEGEND_ENTRIES],
-            "more": max(0, len(legend) - _LEGEND_ENTRIES),
+            "legends": legends,
         }
 
     shown = each_drawn({*better_a, *better_b}, draw)
@@ -132,8 +132,8 @@ def _most_different(gain: np.ndarray) -> list[int]:
     return [image for image in order.tolist() if rounded[image] > 0]
 
 
-def _draw(methods: Methods, image: int) -> tuple[list[Panel], list[dict[str, str]]]:
-    """Draw an image, its ground truth and the first run of both; and name its labels, largest first."""
+def _draw(methods: Methods, image: int) -> tuple[list[Panel], list[Legend]]:
+    """Draw an image, its ground truth and the first run of both; and name the labels of each mask."""
     runs = {method.name: method.runs[0] for method in (methods.a, methods.b)}
     name = methods.a.runs[0].table.names[image]
     masks = {"ground truth": decode_mask(methods.gt_dir / name)}
@@ -145,14 +145,15 @@ def _draw(methods: Methods, image: int) -> tuple[list[Panel], list[dict[str, str
     ignored = masks["ground truth"] == IGNORE
     panels = [] if drawn else [panel("picture", picture, drawn=False)]
     for title, mask in masks.items():
-        pixels = draw_labels(picture, mask, ignored if title == "ground truth" else None)
+        pixels = draw_labels(
+            picture,
+            mask,
+            ignored if title == "ground truth" else None,
+            plain=drawn,
+        )
         panels.append(panel(title, pixels, drawn))
-    labels, counts = np.unique(
-        np.concatenate([mask[~ignored] for mask in masks.values()]), return_counts=True
-    )
-    order = np.argsort(-counts, kind="stable")
-    legend = [
-        {"name": label_name(methods.classes[label]), "colour": label_colour(label)}
-        for label in labels[order].tolist()
+    legends = [
+        label_legend(title, methods.classes, *np.unique(mask[~ignored], return_counts=True))
+        for title, mask in masks.items()
     ]
-    return panels, legend
+    return panels, legends

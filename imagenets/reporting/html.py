@@ -16,32 +16,39 @@ from imagenets.reporting.charts import bucket_chart, class_chart
 from imagenets.reporting.confusions import Confusions, MatchedCluster, find_confusions, matched_clusters
 from imagenets.reporting.image_scores import ImageLabels, choose_images, image_label_ious, image_mean_iou
 from imagenets.reporting.overlays import DISAGREEMENT, draw_panels
-from imagenets.reporting.pages import hex_colour, label_colour, render_page
+from imagenets.reporting.pages import (
+    Legend,
+    hex_colour,
+    label_colour,
+    label_legend,
+    names_of_folders,
+    render_page,
+)
 from imagenets.reporting.published import Standing
 from imagenets.reporting.standing import Run, standing_section
 from imagenets.reporting.text import outside_note
 from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk
+from imagenets.scoring.bootstrap import outside_intervals
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.matching import Matching, class_lookup
 from imagenets.scoring.metrics import Evaluation
 
 IMAGES_PER_GROUP = 8
 CONFUSIONS = 15
-_LEGEND_ENTRIES = 6
 
 _NOTES = {
     "mIoU": "mean IoU over all {labels} labels, background included; pixels pooled over all images",
     "mBIoU": "the same on boundary pixels alone",
     "FMeasure": "objects against background, whatever their class; mean over images",
     "Acc": "images whose largest predicted class is in the ground truth",
-    "S": "mIoU of objects of ≤ 5 % of their image",
-    "MS": "mIoU of objects of > 5–25 %",
-    "ML": "mIoU of objects of > 25–50 %",
-    "L": "mIoU of objects of > 50 %",
-    "BS": "boundary IoU of objects of ≤ 5 %",
-    "BMS": "boundary IoU of objects of > 5–25 %",
-    "BML": "boundary IoU of objects of > 25–50 %",
-    "BL": "boundary IoU of objects of > 50 %",
+    "S": "mIoU of objects up to 5 % of their image",
+    "MS": "mIoU of objects above 5 %, up to 25 %",
+    "ML": "mIoU of objects above 25 %, up to 50 %",
+    "L": "mIoU of objects above 50 %",
+    "BS": "boundary IoU of objects up to 5 %",
+    "BMS": "boundary IoU of objects above 5 %, up to 25 %",
+    "BML": "boundary IoU of objects above 25 %, up to 50 %",
+    "BL": "boundary IoU of objects above 50 %",
 }
 
 
@@ -80,18 +87,21 @@ def html_report(
     """Format an evaluation as a page; the same input gives the same page.
 
     ``intervals`` are confidence intervals in percent by the names of the scores; a score without one, or with
-    one of nan, is shown alone. ``seed`` draws the random images. Masks and images are read of the images
-    shown, and no others.
+    one of nan, is shown without.
+    Where a score lies outside its interval the page says so instead. ``seed`` draws the random images. Masks
+    and images are read of the images shown, and no others.
 
     Raises InputError, listing them, when images that are shown cannot be read.
     """
     intervals = {name: i for name, i in (intervals or {}).items() if not any(map(math.isnan, i))}
+    outside = outside_intervals(evaluation.scores, intervals)
+    reliable = {name: interval for name, interval in intervals.items() if name not in outside}
     table = subject.table
     of_label = class_lookup(subject.matching)
     predicted = of_label[table.prediction]
     labels = image_label_ious(table, predicted)
     confusions = find_confusions(table, predicted)
-    scores = _score_rows(evaluation, intervals)
+    scores = _score_rows(evaluation, reliable, outside)
     mine = scores[0]  # mIoU
     run = Run(subject.mode, evaluation.images, mine.value, mine.interval, subject.protocol)
     return render_page(
@@ -102,9 +112,9 @@ def html_report(
         scores=scores,
         mine=mine,
         standing=standing_section(run, subject.standings) if subject.mode in MODES else None,
-        has_intervals=bool(intervals),
+        has_intervals=bool(reliable),
         outside=outside_note(evaluation.scores, intervals),
-        bucket_chart=bucket_chart(evaluation.scores, intervals),
+        bucket_chart=bucket_chart(evaluation.scores, reliable),
         class_chart=class_chart(evaluation.iou, [label_name(c) for c in subject.classes]),
         classes=_class_rows(subject, evaluation, confusions),
         confusions=_confusion_tables(subject.classes, evaluation, confusions),
@@ -118,13 +128,22 @@ class _Score(NamedTuple):
     name: str
     value: float
     interval: tuple[float, float] | None
+    unreliable: bool
     note: str
 
 
-def _score_rows(evaluation: Evaluation, intervals: Mapping[str, tuple[float, float]]) -> list[_Score]:
+def _score_rows(
+    evaluation: Evaluation, intervals: Mapping[str, tuple[float, float]], unreliable: Sequence[str]
+) -> list[_Score]:
     labels = evaluation.iou.size
     return [
-        _Score(name, evaluation.scores[name], intervals.get(name), note.format(labels=labels))
+        _Score(
+            name,
+            evaluation.scores[name],
+            intervals.get(name),
+            name in unreliable,
+            note.format(labels=labels),
+        )
         for name, note in _NOTES.items()
     ]
 
@@ -213,13 +232,15 @@ def _image_groups(
     """Groups of images by title, each image drawn once."""
     mean_iou = image_mean_iou(labels, len(subject.table.names))
     samples = choose_images(mean_iou, IMAGES_PER_GROUP, seed)
+    folder_names = names_of_folders(subject.classes)
 
     def draw(image: int) -> dict[str, Any]:
         return {
             "name": subject.table.names[image].removesuffix(".png"),
+            "class_name": folder_names.get(Path(subject.table.names[image]).parts[0]),
             "mean_iou": float(mean_iou[image]),
             "panels": _image_panels(subject, image, of_label),
-            **_image_legend(subject.classes, labels, image),
+            "legends": _image_legends(subject.classes, labels, image),
         }
 
     shown = each_drawn({*samples.best, *samples.worst, *samples.random}, draw)
@@ -227,19 +248,15 @@ def _image_groups(
     return {title: [shown[image] for image in images] for title, images in chosen.items()}
 
 
-def _image_legend(classes: Sequence[ClassInfo], labels: ImageLabels, image: int) -> dict[str, Any]:
-    """The labels of an image, those with most pixels first, and how many more there are."""
-    entries = np.flatnonzero(labels.image == image)
-    entries = entries[np.argsort(-labels.union[entries], kind="stable")]
-    legend = [
-        {
-            "name": label_name(classes[labels.label[i]]),
-            "colour": label_colour(int(labels.label[i])),
-            "iou": float(labels.iou[i]),
-        }
-        for i in entries[:_LEGEND_ENTRIES]
+def _image_legends(classes: Sequence[ClassInfo], labels: ImageLabels, image: int) -> list[Legend]:
+    """The labels of an image's ground truth, with their IoU, and those of its prediction."""
+    entries = labels.image == image
+    label, iou = labels.label[entries], labels.iou[entries]
+    ious = dict(zip(label.tolist(), iou.tolist(), strict=True))
+    return [
+        label_legend("ground truth", classes, label, labels.truth[entries], ious),
+        label_legend("prediction", classes, label, labels.prediction[entries]),
     ]
-    return {"legend": legend, "more": max(0, entries.size - _LEGEND_ENTRIES)}
 
 
 def _image_panels(subject: Subject, image: int, of_label: np.ndarray) -> list[Panel]:
@@ -250,7 +267,7 @@ def _image_panels(subject: Subject, image: int, of_label: np.ndarray) -> list[Pa
     }
     drawn = subject.image_dir is None
     picture, masks = shrunk(masks, subject.image_dir, name)
-    panels = draw_panels(picture, masks["ground truth"], masks["prediction"])
+    panels = draw_panels(picture, masks["ground truth"], masks["prediction"], plain=drawn)
     return [
         panel(field.replace("_", " "), pixels, drawn)
         for field, pixels in panels._asdict().items()

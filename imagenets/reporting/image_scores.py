@@ -20,13 +20,15 @@ class ImageLabels:
     """IoU of each label within each image: an entry for every label that occurs in it or its prediction.
 
     Arrays of length E, sorted by image, then label: ``image`` and ``label`` int64, ``iou`` float64 percent,
-    ``union`` int64, the pixels that are labelled or predicted so.
+    ``truth``, ``prediction`` and ``union`` int64, the pixels that are labelled, predicted, or either.
     """
 
     image: np.ndarray
     label: np.ndarray
     iou: np.ndarray
     union: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,14 @@ def image_label_ious(table: ContingencyTable, predicted: np.ndarray) -> ImageLab
     of_truth = image * width + table.ground_truth
     of_prediction = image * width + predicted
     entries, place = np.unique(np.concatenate([of_truth, of_prediction]), return_inverse=True)
-    wrong = np.where(of_truth == of_prediction, 0, table.pixels)
-    # A right pixel is in the union once, a wrong one in the unions of both of its labels.
-    both = np.bincount(place[: image.size], table.pixels - wrong, entries.size)
-    union = both + np.bincount(place, np.concatenate([wrong, wrong]), entries.size)
-    return ImageLabels(entries // width, entries % width, 100 * both / union, union.astype(np.int64))
+    # Sums of whole numbers in float64: exact up to 2**53.
+    truth = np.bincount(place[: image.size], table.pixels, entries.size)
+    prediction = np.bincount(place[image.size :], table.pixels, entries.size)
+    right = np.where(of_truth == of_prediction, table.pixels, 0)
+    both = np.bincount(place[: image.size], right, entries.size)
+    union = truth + prediction - both
+    pixels = (sums.astype(np.int64) for sums in (union, truth, prediction))
+    return ImageLabels(entries // width, entries % width, 100 * both / union, *pixels)
 
 
 def image_mean_iou(labels: ImageLabels, images: int) -> np.ndarray:

@@ -130,7 +130,7 @@ def _panels(picture: Any, values: np.ndarray, target: np.ndarray) -> list[Panel]
     pixels, arrays = shrunk_picture({"map": scale_to_unit(values), "target": target}, picture)
     drawn = picture is None
     heat = draw_map(pixels, arrays["map"])
-    mask = draw_labels(pixels, arrays["target"], arrays["target"] == IGNORE)
+    mask = draw_labels(pixels, arrays["target"], arrays["target"] == IGNORE, plain=drawn)
     panels = [panel("map", heat, False), panel("object", mask, drawn)]
     return panels if drawn else [panel("picture", pixels, False), *panels]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,21 +13,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from imagenets.classes import BACKGROUND, IGNORE, MAX_LABEL
+from imagenets.classes import MAX_LABEL
 from imagenets.common.errors import InputError, counted, listed
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.workers import process_map
 from imagenets.images import find_image, read_image
 from imagenets.masks import decode_mask
-from imagenets.reporting.overlays import DISAGREEMENT, Panels, draw_panels, label_colours
+from imagenets.reporting.legend import INK, PAPER, Group, font_size, label_entries, with_legend
+from imagenets.reporting.overlays import DISAGREEMENT, Panels, draw_panels
 from imagenets.scoring.matching import Matching
 from imagenets.scoring.pairs import Pairs
 
 # Stands in every overlay, so that nothing else is ever replaced by one.
 _MARK = ("Software", "ImageNet-S toolbox: overlay")
 _TEMPORARY = ".overlays.tmp"  # in the folder of the overlays, while they are drawn
-_INK, _PAPER = (20, 20, 20), (255, 255, 255)
+_IGNORED = (110, 110, 110)  # between the two grays of the stripes
 
 
 @dataclass(frozen=True)
@@ -150,64 +152,30 @@ def _read_masks(pairs: Pairs, drawing: Drawing, name: str) -> tuple[np.ndarray, 
     return ground_truth, drawing.matching.classes[prediction]
 
 
-def _legend(
-    ground_truth: np.ndarray, prediction: np.ndarray, drawing: Drawing
-) -> list[tuple[str, tuple[int, ...]]]:
-    labels = np.union1d(ground_truth[ground_truth != IGNORE], prediction)
+def _legend(ground_truth: np.ndarray, prediction: np.ndarray, drawing: Drawing) -> list[Group]:
+    def name_of(label: int) -> str:
+        return f"class {label}" if drawing.names is None else drawing.names[label]
+
     return [
-        (
-            f"class {label}" if drawing.names is None else drawing.names[label],
-            tuple(label_colours(label).tolist()),
-        )
-        for label in labels[labels != BACKGROUND]
+        Group("ground truth:", label_entries(ground_truth, name_of)),
+        Group("prediction:", label_entries(prediction, name_of)),
+        Group("disagreement:", [*DISAGREEMENT.items(), ("ignored", _IGNORED)]),
     ]
 
 
-def draw_strip(panels: Panels, legend: Sequence[tuple[str, tuple[int, ...]]]) -> Image.Image:
-    """Lay the panels side by side, titles above, the legend (names and their colours) below."""
+def draw_strip(panels: Panels, legend: Sequence[Group]) -> Image.Image:
+    """Lay the panels side by side, titles above, the legend below."""
     height, width, _ = panels.picture.shape
-    size = max(11, round(max(height, width) / 36))
+    size = font_size(height, width)
     font = ImageFont.load_default(size)
+    titles = [field.replace("_", " ") for field in panels._fields]
     line = round(1.5 * size)
     gap = line // 2
-    total = len(panels) * (width + gap) + gap
-    kinds = [*DISAGREEMENT.items(), ("ignored", (110, 110, 110))]
-    rows = [
-        *_wrapped([("classes:", None), *legend], font, line, total - 2 * gap),
-        *_wrapped([("disagreement:", None), *kinds], font, line, total - 2 * gap),
-    ]
-    strip = Image.new("RGB", (total, line + height + gap + len(rows) * line + gap // 2), _PAPER)
-    draw = ImageDraw.Draw(strip)
-    for index, (title, panel) in enumerate(panels._asdict().items()):
-        left = gap + index * (width + gap)
-        draw.text((left, line / 2), title.replace("_", " "), _INK, font, anchor="lm")
+    column = max(width, *(math.ceil(font.getlength(title)) for title in titles))
+    strip = Image.new("RGB", (len(panels) * (column + gap) + gap, line + height), PAPER)
+    pen = ImageDraw.Draw(strip)
+    for index, (title, panel) in enumerate(zip(titles, panels, strict=True)):
+        left = gap + index * (column + gap)
+        pen.text((left, line / 2), title, INK, font, anchor="lm")
         strip.paste(Image.fromarray(panel), (left, line))
-    for index, row in enumerate(rows):
-        middle = line + height + gap + (index + 0.5) * line
-        for left, text, colour in row:
-            if colour is not None:
-                half = size / 2.5
-                box = (gap + left, middle - half, gap + left + 2 * half, middle + half)
-                draw.rectangle(box, fill=colour, outline=_INK)
-                left += size
-            draw.text((gap + left, middle), text, _INK, font, anchor="lm")
-    return strip
-
-
-_Entry = tuple[str, tuple[int, ...] | None]
-
-
-def _wrapped(
-    entries: Sequence[_Entry], font: ImageFont.FreeTypeFont | ImageFont.ImageFont, line: int, width: int
-) -> list[list[tuple[float, str, tuple[int, ...] | None]]]:
-    """Break legend entries into rows at most ``width`` pixels wide: (left, text, colour) each."""
-    rows: list[list[tuple[float, str, tuple[int, ...] | None]]] = [[]]
-    left = 0.0
-    for text, colour in entries:
-        needed = font.getlength(text) + line * (1.4 if colour else 0.6)
-        if rows[-1] and left + needed > width:
-            rows.append([])
-            left = 0.0
-        rows[-1].append((left, text, colour))
-        left += needed
-    return rows
+    return with_legend(strip, legend, size)

@@ -11,8 +11,15 @@ import numpy as np
 from imagenets.classes import BACKGROUND, IGNORE, MODES
 
 GROUND_GRAY = 200  # of the plain ground that stands in for a picture
-_FILL = 0.5  # opacity of a region; its outline is opaque
+_FILL = 0.3  # opacity of a region over a picture, which has to show through; its outline is opaque
+_PLAIN_FILL = 0.75  # and over a plain ground
+_LINES = 180  # an outline is this fraction of the longer side wide
+
 _COLOURS = MODES["919"].classes
+_NEIGHBOURS = 10  # a colour differs from those of so many labels before it
+_APART = 2  # this many times as much as from all others
+_LIGHTNESS = (0.55, 0.88)  # of colours in Oklab: none is nearly black or nearly white
+_CHROMA = 0.08  # at least: none is nearly gray
 
 # What a pixel of the disagreement is, and its colour: Okabe and Ito's, which colour-blind readers tell apart.
 DISAGREEMENT = {
@@ -36,32 +43,37 @@ class Panels(NamedTuple):
     disagreement: np.ndarray
 
 
-def draw_panels(picture: np.ndarray, ground_truth: np.ndarray, prediction: np.ndarray) -> Panels:
-    """Draw the masks over ``picture`` (H, W, 3) uint8.
+def draw_panels(
+    picture: np.ndarray, ground_truth: np.ndarray, prediction: np.ndarray, plain: bool = False
+) -> Panels:
+    """Draw the masks over ``picture`` (H, W, 3) uint8: outlines, and regions that it shows through.
 
     ``ground_truth`` (H, W) holds classes or 1000 (hatched: counts nowhere), ``prediction`` (H, W) the classes
-    after matching. A class has the same colour everywhere, over a picture without colours of its own.
+    after matching. A class has the same colour everywhere; the picture below it is shown in gray.
+    Where that is a ``plain`` ground, with nothing to see, regions are more opaque.
     """
     ignored = ground_truth == IGNORE
     disagreement = disagreement_kinds(ground_truth, prediction)
     ground = _without_colour(picture)
     return Panels(
         picture,
-        draw_labels(picture, ground_truth, ignored),
-        draw_labels(picture, prediction),
-        _hatch(_paint(ground, disagreement, _kind_colours), ignored),
+        draw_labels(picture, ground_truth, ignored, plain),
+        draw_labels(picture, prediction, plain=plain),
+        _hatch(_paint(ground, disagreement, _kind_colours, plain), ignored),
     )
 
 
-def draw_labels(picture: np.ndarray, labels: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:
+def draw_labels(
+    picture: np.ndarray, labels: np.ndarray, ignored: np.ndarray | None = None, plain: bool = False
+) -> np.ndarray:
     """Draw one mask (H, W) over ``picture`` (H, W, 3) uint8 as ``draw_panels`` does; (H, W, 3) uint8.
 
     Where ``ignored`` (H, W) bool is set, it is hatched.
     """
     ground = _without_colour(picture)
     if ignored is None:
-        return _paint(ground, labels, label_colours)
-    return _hatch(_paint(ground, np.where(ignored, BACKGROUND, labels), label_colours), ignored)
+        return _paint(ground, labels, label_colours, plain)
+    return _hatch(_paint(ground, np.where(ignored, BACKGROUND, labels), label_colours, plain), ignored)
 
 
 def disagreement_kinds(ground_truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -87,23 +99,28 @@ def label_colours(labels: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def palette() -> np.ndarray:
-    """Colours of classes 1..919, (919, 3) uint8: always the same, each as far as can be from those before.
+    """Colours of classes 1..919, (919, 3) uint8, always the same.
 
-    Greedy choice in the Oklab colour space, where distance is about what the eye sees
-    (Ottosson, 2020, https://bottosson.github.io/posts/oklab/), among colours that are neither gray, nor
-    nearly black or white.
+    Each is chosen as far as possible from all before it, where the ten just before it count as half as far:
+    classes with neighbouring ids are related, and often occur in the same image. Distances are those of the
+    Oklab colour space, roughly what the eye sees (Ottosson, 2020,
+    https://bottosson.github.io/posts/oklab/).
     """
     levels = np.linspace(0, 255, 24).round().astype(np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = oklab(colours)
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
-    usable = (lightness > 0.42) & (lightness < 0.9) & (chroma > 0.08)
-    colours, lab = colours[usable], lab[usable]
-    chosen = [int(np.argmax(np.hypot(lab[:, 1], lab[:, 2])))]
-    distance = np.full(len(lab), np.inf)
+    usable = (lightness > _LIGHTNESS[0]) & (lightness < _LIGHTNESS[1]) & (chroma > _CHROMA)
+    colours, lab, chroma = colours[usable], lab[usable], chroma[usable]
+    chosen = [int(np.argmax(chroma))]
+    nearest = np.full(len(lab), np.inf)  # distance of each to the nearest colour chosen so far
+    recent = np.full((_NEIGHBOURS, len(lab)), np.inf)  # and to those chosen last
     while len(chosen) < _COLOURS:
-        distance = np.minimum(distance, ((lab - lab[chosen[-1]]) ** 2).sum(axis=1))
-        chosen.append(int(np.argmax(distance.round(12))))
+        distance = np.linalg.norm(lab - lab[chosen[-1]], axis=1)
+        nearest = np.minimum(nearest, distance)
+        recent[len(chosen) % _NEIGHBOURS] = distance
+        apart = np.minimum(nearest, recent.min(axis=0) / _APART)
+        chosen.append(int(np.argmax(apart.round(9))))  # rounded: the same colours on every machine
     result: np.ndarray = colours[chosen]
     return result
 
@@ -139,12 +156,12 @@ def _kind_colours(kinds: np.ndarray) -> np.ndarray:
     return np.array(list(DISAGREEMENT.values()), np.uint8)[kinds.astype(np.int64) - 1]
 
 
-def _paint(ground: np.ndarray, labels: np.ndarray, colours_of: Colours) -> np.ndarray:
-    """Lay each label but 0 over the ground in its colour: half transparent, with an opaque outline."""
+def _paint(ground: np.ndarray, labels: np.ndarray, colours_of: Colours, plain: bool) -> np.ndarray:
+    """Lay each label but 0 over the ground in its colour: half see-through, with an opaque outline."""
     painted = ground.copy()
     region = labels != BACKGROUND
     colours = colours_of(labels[region])
-    opacity = np.where(_outline(labels)[region], 1.0, _FILL)[:, None]
+    opacity = np.where(_outline(labels)[region], 1.0, _PLAIN_FILL if plain else _FILL)[:, None]
     painted[region] = (opacity * colours + (1 - opacity) * ground[region]).round().astype(np.uint8)
     result: np.ndarray = painted
     return result
@@ -153,7 +170,7 @@ def _paint(ground: np.ndarray, labels: np.ndarray, colours_of: Colours) -> np.nd
 def _outline(labels: np.ndarray) -> np.ndarray:
     """Pixels within a line's width of another label, (H, W) bool; a line grows with the image."""
     edge = np.zeros(labels.shape, bool)
-    for distance in range(1, 1 + max(1, round(max(labels.shape) / 250))):
+    for distance in range(1, 1 + max(1, round(max(labels.shape) / _LINES))):
         for axis in (0, 1):
             before = np.moveaxis(labels, axis, 0)[:-distance]
             after = np.moveaxis(labels, axis, 0)[distance:]

@@ -22,8 +22,8 @@ from imagenets.scoring.protocols import PROTOCOLS as PROTOCOLS
 COLUMNS = ("protocol", "mode", "method", "backbone", "training", "split", "mIoU", "source")
 SPLITS = ("val", "test")
 NOT_COMPARABLE = (
-    "Results are comparable within a protocol alone: protocols differ in the labels that may be used, "
-    "methods in backbone and training too."
+    "Results are comparable only within a protocol: protocols differ in the labels that may be used, "
+    "and methods in backbone and training too."
 )
 
 _NEEDED = ("protocol", "mode", "method", "split", "mIoU")

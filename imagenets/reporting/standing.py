@@ -38,8 +38,9 @@ def standing_section(run: Run, standings: Sequence[Standing]) -> dict[str, Any]:
             "backbone": standing.backbone,
             "training": standing.training,
             "score": standing.val,
-            "text": score_text(standing.val, standing.own),
-            "test": score_text(standing.test, standing.own),
+            "text": _dashed(standing.val, standing.own),
+            "test": _dashed(standing.test, standing.own),
+            "test_score": standing.test,
             "source": standing.source or ("your file" if standing.own else "–"),
             "own": standing.own,
             "run": False,
@@ -54,7 +55,8 @@ def standing_section(run: Run, standings: Sequence[Standing]) -> dict[str, Any]:
             "training": "",
             "score": run.score,
             "text": f"{run.score:.2f}",
-            "test": "-",
+            "test": "–",
+            "test_score": math.nan,
             "source": "–",
             "own": True,
             "run": True,
@@ -67,6 +69,10 @@ def standing_section(run: Run, standings: Sequence[Standing]) -> dict[str, Any]:
         "notes": _notes(run, known),
         "protocols": run.protocol is None,
     }
+
+
+def _dashed(score: float, own: bool) -> str:
+    return "–" if math.isnan(score) else score_text(score, own)
 
 
 def _place(row: dict[str, Any]) -> tuple[int, bool, float]:
@@ -83,7 +89,7 @@ def _bars(run: Run, standings: Sequence[Standing]) -> list[Bar]:
 def _notes(run: Run, standings: Sequence[Standing]) -> list[str]:
     notes = []
     if run.protocol is None:
-        notes.append(f"{NOT_COMPARABLE} --protocol shows one alone.")
+        notes.append(f"{NOT_COMPARABLE} --protocol shows only one.")
     else:
         published = any(not standing.own for standing in standings)
         notes.append(
@@ -94,6 +100,6 @@ def _notes(run: Run, standings: Sequence[Standing]) -> list[str]:
     if run.images != validation:
         notes.append(
             f"This run scored {run.images:,} images; the others are of all {validation:,} of the validation "
-            "set, and comparable with such a run alone."
+            "set, and comparable only with a run on all of them."
         )
     return notes

@@ -64,7 +64,7 @@ def intervals_text(evaluation: Evaluation, bootstrap: Bootstrap) -> str:
 
 
 def outside_note(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str | None:
-    """Say in a line why some scores lie outside their own intervals; None where none does."""
+    """Explain in a line the scores that lie outside their own intervals; None where all are inside."""
     from imagenets.scoring.bootstrap import (
         outside_intervals,  # SciPy takes a while, and scores alone do without
     )
@@ -72,10 +72,10 @@ def outside_note(scores: Mapping[str, float], intervals: Mapping[str, tuple[floa
     names = outside_intervals(scores, intervals)
     if not names:
         return None
-    verb, whose = ("lies", "its") if len(names) == 1 else ("lie", "their")
+    where = "lies outside its own interval" if len(names) == 1 else "lie outside their own intervals"
     return (
-        f"{', '.join(names)} {verb} outside {whose} own interval: a resample leaves out a third of the "
-        "images, and labels that occur in few images with them; there are too few to tell how sure it is"
+        f"{', '.join(names)} {where}: each resample lacks about a third of the images, and with them labels "
+        "that few images have, so the bootstrap is biased; there is no reliable interval"
     )
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from imagenets.class_ids import mode_table
-from imagenets.classes import BACKGROUND, Mode
+from imagenets.classes import Mode
 from imagenets.common.errors import InputError, listed
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_file
@@ -20,9 +20,8 @@ from imagenets.common.workers import process_map
 from imagenets.images import read_image
 from imagenets.learning.images import Images
 from imagenets.masks import decode_mask
-from imagenets.reporting.overlays import draw_labels, label_colours
-
-_INK, _PAPER = (20, 20, 20), (255, 255, 255)
+from imagenets.reporting.legend import Group, font_size, label_entries, with_legend
+from imagenets.reporting.overlays import draw_labels
 
 
 def class_names(mode: Mode | None) -> list[str] | None:
@@ -86,27 +85,14 @@ def _draw_file(
         return str(error)
     except OSError as error:
         return f"{error.filename}: {os.strerror(error.errno or 0)}"
-    drawn = with_legend(draw_labels(picture, labels), labels, names, noun)
+    drawn = Image.fromarray(draw_labels(picture, labels))
+    entries = label_entries(labels, partial(_name_of, names=names, noun=noun))
+    drawn = with_legend(drawn, [Group("", entries)], font_size(*labels.shape))
     overlay.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(overlay) as temporary:
         drawn.save(temporary, "JPEG", quality=90)
     return None
 
 
-def with_legend(drawn: np.ndarray, labels: np.ndarray, names: Sequence[str] | None, noun: str) -> Image.Image:
-    """Put a line for each label that occurs below a picture (H, W, 3) uint8: its colour and its name."""
-    height, width, _ = drawn.shape
-    there = [label for label in np.unique(labels).tolist() if label != BACKGROUND]
-    size = max(11, round(max(height, width) / 36))
-    line = round(1.5 * size)
-    page = Image.new("RGB", (width, height + line * len(there)), _PAPER)
-    page.paste(Image.fromarray(drawn), (0, 0))
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size)
-    for row, label in enumerate(there):
-        middle = height + (row + 0.5) * line
-        colour = tuple(label_colours(np.array(label)).tolist())
-        pen.rectangle((size / 2, middle - size / 2, 1.5 * size, middle + size / 2), fill=colour, outline=_INK)
-        known = names is not None and label < len(names)
-        text = names[label] if known and names is not None else f"{noun} {label}"
-        pen.text((2 * size, middle), text, _INK, font, anchor="lm")
-    return page
+def _name_of(label: int, names: Sequence[str] | None, noun: str) -> str:
+    return names[label] if names is not None and label < len(names) else f"{noun} {label}"
