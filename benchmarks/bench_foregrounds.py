@@ -189,7 +189,7 @@ def main() -> None:
             backbone = make_backbone(arguments.backbone)
             print(load_backbone(backbone, arguments.checkpoint))
             backbone.to(processes.device)
-            reading = Reading(backbone.mean, backbone.std, fixed_size=backbone.fixed_size)
+            reading = backbone.reading()
         step = partial(choices, reading, backbone)
         running = running_of(arguments, processes)
         for batch, of_pictures in visit(images, step, reading, running, with_masks=True):

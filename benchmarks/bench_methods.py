@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagenets.learning.distance_matching.bank import label_step, reading_of
+from imagenets.learning.distance_matching.bank import label_step
 from imagenets.learning.distance_matching.neighbours import Bank, label_maps, nearest
 from imagenets.learning.engine.inference import Running, write_label_maps
 from imagenets.learning.engine.label_files import LabelFile, write_label_file
@@ -74,7 +74,7 @@ def synchronised(device: torch.device) -> None:
 
 def bare_forward(backbone: Backbone, images: Images, batch: int, processes: Processes) -> float:
     """Seconds of the network alone on prepared batches on the device."""
-    reading = reading_of(backbone)
+    reading = backbone.reading()
     pixels = np.stack([read_picture(images, name, reading).pixels for name in images.names[:batch]])
     pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().to(processes.device) / 255
 
@@ -101,7 +101,7 @@ def compare_whole(name: str, images: Images, arguments: argparse.Namespace, proc
     step = label_step(backbone, bank, 10, 0.07)
     with tempfile.TemporaryDirectory() as output:
         targets = [Path(output) / f"{name}.png" for name in images.names]
-        whole = seconds(lambda: write_label_maps(images, targets, step, reading_of(backbone), running), 1)
+        whole = seconds(lambda: write_label_maps(images, targets, step, backbone.reading(), running), 1)
     count = len(images.names)
     print(
         f"{name:22}  bare forward {count / bare:7.1f} images/s   files to files {count / whole:7.1f} images/s"
@@ -115,13 +115,13 @@ def print_stages(name: str, images: Images, arguments: argparse.Namespace) -> No
     backbone = make_backbone(name)
     vectors = torch.nn.functional.normalize(torch.randn(arguments.bank, backbone.channels))
     bank = Bank(vectors, torch.arange(arguments.bank) % 51)
-    reading = reading_of(backbone)
+    reading = backbone.reading()
     pixels = np.stack([read_picture(images, image, reading).pixels for image in images.names[:8]])
     pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode(), tempfile.TemporaryDirectory() as output:
         maps = backbone(pictures)
         labels = label_maps(maps, backbone.stride, bank, 10, 0.07)
-        file = LabelFile(Path(output) / "labels.png", labels[0].numpy(), SIZE)
+        file = LabelFile(Path(output) / "labels.png", labels[0].numpy(), SIZE, SIZE)
         stages = {
             "forward": seconds(lambda: backbone(pictures), 5, time.process_time) / len(pictures),
             "labels": seconds(lambda: label_maps(maps, backbone.stride, bank, 10, 0.07), 5, time.process_time)

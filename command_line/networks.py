@@ -22,6 +22,7 @@ from imagenets.common.workers import default_workers
 if TYPE_CHECKING:  # PyTorch takes seconds to load
     from imagenets.learning.engine.inference import Running
     from imagenets.learning.images import Images
+    from imagenets.learning.networks.backbones import Size
     from imagenets.learning.processes import Processes
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -110,6 +111,22 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
         help=f"pictures at a time (default: {batch_size}); lower it where memory does not suffice",
     )
     add_precision(parser, "float32, which is exact")
+
+
+def size_argument(text: str) -> Size:
+    """Argument type: pixels, or ``native``."""
+    return "native" if text == "native" else whole_number(32, 4096)(text)
+
+
+def add_size(parser: argparse._ActionsContainer) -> None:
+    """Add the size at which a network sees the images."""
+    parser.add_argument(
+        "--size",
+        type=size_argument,
+        metavar="N",
+        help="pixels of the shorter side, or native, the network's own; both sides are rounded to whole "
+        "patches (default: 256, not rounded)",
+    )
 
 
 def chosen_splits(root: Path, splits: Sequence[str] | None) -> list[str]:

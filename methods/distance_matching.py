@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Segment images by the embeddings of annotated regions: the distance-matching protocol.
+"""Segment images by the features of annotated regions, or patches: the distance-matching protocol.
 
-Writes OUTPUT/bank.npz, the embeddings of train-semi's masks, and OUTPUT/<split>/<wnid>/<name>.png, the
+Writes OUTPUT/bank.npz, the features of train-semi's masks, and OUTPUT/<split>/<wnid>/<name>.png, the
 predictions in class ids, for evaluator.py and submission.py. A run that was stopped goes on. With --images
 and --bank it segments any pictures. Under torchrun every process takes a share.
 """
@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,6 +23,7 @@ from command_line.arguments import parse, path_argument, positive_number, whole_
 from command_line.networks import (
     SPLITS,
     add_running,
+    add_size,
     add_source,
     add_weights,
     check_source,
@@ -30,21 +32,14 @@ from command_line.networks import (
     running_of,
 )
 from command_line.progress import bar, warn
-from imagenets.common.errors import InputError
-from imagenets.learning.distance_matching.bank import (
-    CODE,
-    join_bank,
-    label_step,
-    load_bank,
-    reading_of,
-    store_embeddings,
-    unusable_vectors,
-)
-from imagenets.learning.distance_matching.neighbours import Bank
-from imagenets.learning.engine.inference import Running, write_label_maps
+from imagenets.learning.distance_matching.bank import CODE, unusable_vectors
+from imagenets.learning.distance_matching.kinds import KINDS, PATCHES, REGIONS, kind_of_file
+from imagenets.learning.distance_matching.patches import PER_PICTURE
+from imagenets.learning.engine.inference import Running, store_arrays, write_label_maps
 from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
 from imagenets.learning.images import (
     Images,
+    Reading,
     annotated_images,
     target_paths,
 )
@@ -56,6 +51,16 @@ from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.processes import Processes, started
 
 RECORD, BANK = "distance_matching.json", "bank.npz"
+
+
+def bank_argument(text: str) -> str | Path:
+    """Argument type: a kind of bank, or the file of one."""
+    if text in KINDS:
+        return text
+    path = path_argument(text)
+    if path.suffix != ".npz" and not path.exists():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {' nor '.join(KINDS)} nor a file")
+    return path
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -76,31 +81,48 @@ def parse_arguments() -> argparse.Namespace:
     add_weights(parser)
     parser.add_argument(
         "--bank",
-        type=path_argument,
-        metavar="FILE",
-        help="embeddings made before by this backbone (default: made from train-semi)",
+        type=bank_argument,
+        default=REGIONS,
+        metavar="BANK",
+        help="regions: of each annotated picture one vector a label (default); patches: single patches with "
+        "the shares of their labels; or the path of a bank.npz made before by this backbone",
+    )
+    parser.add_argument(
+        "--patches-per-picture",
+        type=whole_number(1, 1_000_000),
+        metavar="N",
+        help=f"--bank patches: patches of each annotated picture, rare labels first (default: {PER_PICTURE})",
     )
     parser.add_argument(
         "--neighbours",
         type=whole_number(1, 10_000),
-        default=10,
         metavar="K",
-        help="embeddings that vote for a pixel's label (default: 10)",
+        help="vectors of the bank that vote for a pixel's label (default: 10; of patches 30)",
     )
     parser.add_argument(
         "--temperature",
         type=positive_number,
-        default=0.07,
         metavar="T",
-        help="a vote counts exp(cosine / T) (default: 0.07)",
+        help="a vote counts exp(cosine / T) (default: 0.07; of patches 0.02)",
     )
+    add_size(parser)
     add_running(parser)
     parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
     arguments = parse(parser)
     check_source(parser, arguments)
-    if arguments.images is not None and arguments.bank is None:
-        parser.error("--images needs --bank: embeddings come from the masks of a prepared set")
+    if arguments.images is not None and arguments.bank in KINDS:
+        parser.error("--images needs the file of a --bank: banks are made of the masks of a prepared set")
+    if arguments.patches_per_picture is not None and arguments.bank != PATCHES:
+        parser.error("--patches-per-picture goes with --bank patches")
     return arguments
+
+
+class Voting(NamedTuple):
+    """The kind of bank, how many of its vectors vote for a pixel, at what temperature."""
+
+    kind: str
+    neighbours: int
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -110,56 +132,73 @@ class Job:
     arguments: argparse.Namespace
     backbone: Backbone
     loaded: str  # what was loaded from the checkpoint
+    reading: Reading
+    voting: Voting
     images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
     targets: dict[str, list[Path]]
     record: dict[str, dict[str, object]]
 
     @property
     def identity(self) -> str:
-        """What decides the embeddings of an image."""
+        """What decides what an image brings to the bank."""
         return " ".join(
-            str(self.record["settings"][key]) for key in ("backbone", "checkpoint", "precision", "code")
+            str(self.record["settings"][key])
+            for key in ("bank", "backbone", "checkpoint", "size", "precision", "code")
         )
 
 
-def bank_of(job: Job, running: Running) -> Bank:
+def bank_of(job: Job, running: Running) -> Any:  # noqa: ANN401 - of either kind
     """Read the bank, or make it of train-semi; called on all processes."""
-    arguments, processes = job.arguments, running.processes
-    path = arguments.bank or arguments.output_dir / BANK
+    arguments, processes, kind = job.arguments, running.processes, KINDS[job.voting.kind]
+    path = arguments.output_dir / BANK if arguments.bank in KINDS else arguments.bank
     if not processes.from_first(path.exists):
-        images = processes.together(partial(bank_images, arguments))
+        images = processes.together(partial(annotated_images, arguments.save_dir, arguments.mode))
         parts = arguments.output_dir / "bank-parts"
-        store = partial(store_embeddings, job.backbone, images, parts, job.identity, running)
+        step = kind.step(job.backbone, arguments.patches_per_picture or PER_PICTURE)
+        store = partial(
+            store_arrays, images, parts, job.identity, step, job.reading, running, with_masks=True
+        )
         paths = processes.together(store)
-        made = processes.from_first(partial(join_bank, paths, path))
+        made = processes.from_first(partial(kind.join, paths, path))
         if processes.first:
             shutil.rmtree(parts)
-            print(f"{path}: {made} embeddings of {len(images.names)} images")
+            print(f"{path}: {made} {kind.noun} of {len(images.names)} images")
     bank = processes.together(
-        partial(load_bank, path, job.backbone.channels, arguments.neighbours, arguments.mode)
+        partial(kind.load, path, job.backbone.channels, job.voting.neighbours, arguments.mode)
     )
-    unusable = unusable_vectors(bank)
+    unusable = unusable_vectors(bank.embeddings)
     if unusable and processes.first:
         warn(f"{path}: {unusable}; labels found by them mean nothing, is it the right checkpoint?")
     return bank.to(processes.device)
 
 
-def bank_images(arguments: argparse.Namespace) -> Images:
-    """Images with masks, of which a bank is made."""
-    if arguments.bank is not None:
-        raise InputError(f"{arguments.bank}: no such bank")
-    return annotated_images(arguments.save_dir, arguments.mode)
+def voting_of(arguments: argparse.Namespace) -> Voting:
+    """Choose the kind of bank, of a file its own, and the kind's defaults for what was not given."""
+    name = arguments.bank if arguments.bank in KINDS else kind_of_file(arguments.bank)
+    kind = KINDS[name]
+    return Voting(name, arguments.neighbours or kind.neighbours, arguments.temperature or kind.temperature)
 
 
-def make_record(arguments: argparse.Namespace, images: dict[str, Images]) -> dict[str, dict[str, object]]:
+def bank_text(arguments: argparse.Namespace) -> str:
+    """Say for the record which bank it is."""
+    if arguments.bank not in KINDS:
+        return file_digest(arguments.bank)
+    number = f", {arguments.patches_per_picture or PER_PICTURE} a picture" * (arguments.bank == PATCHES)
+    return f"{arguments.bank} of train-semi{number}"
+
+
+def make_record(
+    arguments: argparse.Namespace, reading: Reading, voting: Voting, images: dict[str, Images]
+) -> dict[str, dict[str, object]]:
     """All that decides what this run writes."""
     settings = {
         "backbone": arguments.backbone,
         "checkpoint": weights_digest(arguments.checkpoint, arguments.weights),
-        "bank": file_digest(arguments.bank) if arguments.bank else "train-semi",
+        "bank": bank_text(arguments),
         "mode": arguments.mode and arguments.mode.identity,
-        "neighbours": arguments.neighbours,
-        "temperature": arguments.temperature,
+        "neighbours": voting.neighbours,
+        "temperature": voting.temperature,
+        "size": reading.size_text,
         "precision": precision_of(arguments),
         "code": made_by(CODE),
     }
@@ -170,9 +209,12 @@ def prepare(arguments: argparse.Namespace) -> Job:
     """Read and check all that the command line names."""
     backbone = make_backbone(arguments.backbone)
     line = load_backbone(backbone, arguments.checkpoint, arguments.weights)
+    reading = backbone.reading(arguments.size)
     images = listed_images(arguments)
     targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
-    return Job(arguments, backbone, line, images, targets, make_record(arguments, images))
+    voting = voting_of(arguments)
+    record = make_record(arguments, reading, voting, images)
+    return Job(arguments, backbone, line, reading, voting, images, targets, record)
 
 
 def segment(job: Job, processes: Processes) -> None:
@@ -181,11 +223,10 @@ def segment(job: Job, processes: Processes) -> None:
     fold_batch_norms(job.backbone)
     job.backbone.to(processes.device)
     bank = bank_of(job, running)
-    step = label_step(job.backbone, bank, arguments.neighbours, arguments.temperature)
+    kind, neighbours, temperature = job.voting
+    step = KINDS[kind].label_step(job.backbone, bank, neighbours, temperature)
     for name, of_split in job.images.items():
-        write = partial(
-            write_label_maps, of_split, job.targets[name], step, reading_of(job.backbone), running
-        )
+        write = partial(write_label_maps, of_split, job.targets[name], step, job.reading, running)
         made = sum(processes.gathered(processes.together(write)))
         if processes.first:
             print(f"{arguments.output_dir / name}: {len(of_split.names)} predictions, {made} made now")

@@ -26,6 +26,7 @@ import numpy as np
 
 from command_line.networks import (
     add_running,
+    add_size,
     add_source,
     add_weights,
     check_source,
@@ -120,6 +121,7 @@ def parse_arguments() -> argparse.Namespace:
         help="in label maps of --splits train: label this share of each cluster, farthest from its centre, "
         "1000 (ignore), as self_training.sh does (default: 0)",
     )
+    add_size(parser)
     add_running(parser)
     parser.add_argument(
         "--features-dir",
@@ -133,6 +135,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--backbone and --checkpoint go together: no weights are downloaded")
     if arguments.backbone is None and arguments.foreground == "features":
         parser.error("--foreground features needs a --backbone")
+    if arguments.backbone is None and arguments.size is not None:
+        parser.error("--size is that of a --backbone's pictures")
     if arguments.clusters is None:
         if arguments.mode is None:
             parser.error("--images needs --clusters")
@@ -181,7 +185,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
     fold_batch_norms(backbone)
     digest = weights_digest(arguments.checkpoint, arguments.weights)
     identity = f"{arguments.backbone} {digest}, {precision_of(arguments)}"
-    descriptor = network(backbone, identity, arguments.foreground)
+    descriptor = network(backbone, identity, arguments.foreground, arguments.size)
     return Job(
         arguments,
         train,

@@ -21,6 +21,7 @@ from command_line.arguments import parse, path_argument, whole_number
 from command_line.networks import (
     SPLITS,
     add_running,
+    add_size,
     add_source,
     check_source,
     listed_images,
@@ -30,8 +31,8 @@ from command_line.networks import (
 from command_line.progress import bar
 from imagenets.learning.engine.inference import write_label_maps
 from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
-from imagenets.learning.finetuning.prediction import CODE, LONGEST, predicted, reading_of
-from imagenets.learning.images import Images, target_paths
+from imagenets.learning.finetuning.prediction import CODE, LONGEST, predicted
+from imagenets.learning.images import Images, Reading, target_paths
 from imagenets.learning.networks.checkpoint_files import file_digest
 from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork, read_saved
 from imagenets.learning.output_folder import made_by, opened, run_record
@@ -67,6 +68,7 @@ def parse_arguments() -> argparse.Namespace:
         help="images of more than L x L pixels get their labels at a size whose longer side is L "
         f"(default: {LONGEST})",
     )
+    add_size(parser)
     add_running(parser)
     parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
     arguments = parse(parser)
@@ -79,6 +81,7 @@ class Job:
     """All that the command line names, read and checked."""
 
     network: SegmentationNetwork
+    reading: Reading
     recipe: str
     loaded: str
     images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
@@ -91,6 +94,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
     saved = read_saved(arguments.model)
     classes = arguments.mode.classes if arguments.mode else None
     network = saved.network(arguments.backbone, arguments.output_stride, classes)
+    reading = network.backbone.reading(arguments.size, stretched=True)
     images = listed_images(arguments)
     targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
     record = run_record(
@@ -99,13 +103,14 @@ def prepare(arguments: argparse.Namespace) -> Job:
             "backbone": network.backbone.name,
             "output_stride": arguments.output_stride or saved.output_stride,
             "longest": arguments.longest,
+            "size": reading.size_text,
             "precision": precision_of(arguments),
             "code": made_by(CODE),
         },
         images,
     )
     loaded = f"{network.backbone.name}, {saved.recipe}, {network.labels - 1} classes: {arguments.model}"
-    return Job(network, saved.recipe, loaded, images, targets, record)
+    return Job(network, reading, saved.recipe, loaded, images, targets, record)
 
 
 def segment(arguments: argparse.Namespace, job: Job, processes: Processes) -> None:
@@ -114,7 +119,7 @@ def segment(arguments: argparse.Namespace, job: Job, processes: Processes) -> No
     network = job.network.to(processes.device)
     step = partial(predicted, network, longest=arguments.longest)
     for name, of_split in job.images.items():
-        write = partial(write_label_maps, of_split, job.targets[name], step, reading_of(network), running)
+        write = partial(write_label_maps, of_split, job.targets[name], step, job.reading, running)
         made = sum(processes.gathered(processes.together(write)))
         if processes.first:
             print(f"{arguments.output_dir / name}: {len(of_split.names)} predictions, {made} made now")

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from demo.pictures import draw
 from imagenets.common.errors import InputError
 from imagenets.learning import output_folder
-from imagenets.learning.distance_matching import neighbours
+from imagenets.learning.distance_matching import neighbours, patches
 from imagenets.learning.distance_matching.bank import unusable_vectors
 from imagenets.learning.distance_matching.neighbours import Bank, label_maps, nearest
 from imagenets.learning.engine import inference, label_files
@@ -134,8 +134,11 @@ def finished(save, tmp_path_factory):
     return outputs
 
 
-def slow_map(network, name, path, turn=False):
-    """The last map enlarged by 4 (ResNet) or 2 (patch 16) of one image, (C, rows, columns), and its size."""
+def slow_last(network, name, path, turn=False):
+    """The last map of one image, (1, C, rows, columns), and two sizes.
+
+    They are that of the part of the image that it lies on, and the image's: 341 pixels are no whole patches.
+    """
     image = Image.open(path).convert("RGB")
     if turn:
         image = image.transpose(Image.Transpose.ROTATE_270)
@@ -147,25 +150,35 @@ def slow_map(network, name, path, turn=False):
     x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
         3, 1, 1
     )
+    shown = (height, width)
+    if name != "resnet18":
+        rows, columns = (length // 16 * 16 for length in x.shape[2:])
+        shown = round(height * rows / x.shape[2]), round(width * columns / x.shape[3])
+        x = x[:, :, :rows, :columns]
     with torch.inference_mode():
         if name == "resnet18":
-            last, factor = torch.nn.Sequential(*list(network.children())[:-2])(x), 4
-        else:
-            from test_backbones import slow_vit
+            return torch.nn.Sequential(*list(network.children())[:-2])(x), shown, (height, width)
+        from test_backbones import slow_vit
 
-            last, factor = slow_vit(network, x), 2
-        size = (factor * last.shape[2], factor * last.shape[3])
-        return interpolate(last, size=size, mode="bilinear", align_corners=False)[0], (height, width)
+        return slow_vit(network, x), shown, (height, width)
+
+
+def slow_map(network, name, path, turn=False):
+    """The last map enlarged by 4 (ResNet) or 2 (patch 16), (C, rows, columns), and the sizes."""
+    last, *sizes = slow_last(network, name, path, turn)
+    factor = 4 if name == "resnet18" else 2
+    return interpolate(last, scale_factor=factor, mode="bilinear", align_corners=False)[0], *sizes
 
 
 def slow_bank(network, name, root):
     embeddings, labels = [], []
     for path in sorted((root / "train-semi").glob("*/*.JPEG")):
-        features, _ = slow_map(network, name, path)
+        features, (rows, columns), _ = slow_map(network, name, path)
         mask = np.asarray(
             Image.open(root / "train-semi-segmentation" / path.parent.name / f"{path.stem}.png")
         )
         ids = mask[..., 0] + 256.0 * mask[..., 1]
+        ids = ids[:rows, :columns]
         small = interpolate(torch.from_numpy(ids)[None, None], size=features.shape[1:], mode="nearest")[0, 0]
         for value in sorted(set(small.flatten().tolist()) - {1000}):
             total = torch.zeros(len(features))
@@ -203,9 +216,10 @@ def test_bank_and_labels_are_those_of_the_slow_reference(name, save, finished):
     different = pixels = 0
     kinds = set()
     for path in sorted((root / "validation").glob("*/*.JPEG")):
-        features, size = slow_map(network, name, path, turn=path.stem == f"v{TURNED}")
+        features, shown, size = slow_map(network, name, path, turn=path.stem == f"v{TURNED}")
         slow = slow_labels(features, bank, labels)
-        expected = interpolate(slow[None, None].float(), size=size, mode="nearest")[0, 0].numpy()
+        expected = interpolate(slow[None, None].float(), size=shown, mode="nearest")[0, 0].numpy()
+        expected = np.pad(expected, [(0, size[0] - shown[0]), (0, size[1] - shown[1])], mode="edge")
         made = decode_mask(finished[name] / "validation" / path.parent.name / f"{path.stem}.png")
         assert made.shape == expected.shape
         different += int((made != expected).sum())
@@ -228,6 +242,15 @@ def test_several_processes_write_the_same_bytes(save, finished, tmp_path):
     done = run(command(save, tmp_path / "out"), processes=3)
     assert done.stdout.count("8 predictions, 8 made now") == 1
     assert files_of(tmp_path / "out") == files_of(finished["resnet18"])
+
+
+def test_two_processes_find_the_same_patches(save, tmp_path):
+    patches_of = ("--bank", "patches", "--neighbours", "9", "--size", "96")
+    for number in (1, 2):
+        run(command(save, tmp_path / f"{number}", NETWORKS[1], *patches_of), number)
+    made = files_of(tmp_path / "1")
+    assert made == files_of(tmp_path / "2")
+    assert len(made) == 9
 
 
 class StopError(Exception):
@@ -280,6 +303,76 @@ def test_another_run_is_refused_and_changes_nothing(save, finished, monkeypatch)
         call(monkeypatch, command(save, finished["resnet18"], NETWORKS[1]))
     call(monkeypatch, command(save, finished["resnet18"]))
     assert files_of(finished["resnet18"]) == before
+
+
+def read_mask(root, split, path):
+    return decode_mask(root / f"{split}-segmentation" / path.parent.name / f"{path.stem}.png")
+
+
+def test_labels_by_patches_are_those_of_the_run_written_out(save, finished, tmp_path, monkeypatch):
+    """And files that got lost are made again, the same; a bank's file says itself that it holds patches."""
+    name, root = NETWORKS[1], save / "ImageNetS50"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        arguments = command(save, tmp_path / "out", name, "--bank", "patches", "--patches-per-picture", "40")
+        call(monkeypatch, arguments)
+        made = files_of(tmp_path / "out")
+        for path in sorted((tmp_path / "out").rglob("*.png"))[::2]:
+            path.unlink()
+        (tmp_path / "out/bank.npz").unlink()
+        call(monkeypatch, arguments)
+        assert files_of(tmp_path / "out") == made
+        call(monkeypatch, command(save, tmp_path / "by-file", name, "--bank", str(tmp_path / "out/bank.npz")))
+    finally:
+        torch.set_num_threads(threads)
+    assert {k: v for k, v in made.items() if k != "bank.npz"} == files_of(tmp_path / "by-file")
+
+    network, vectors, of_vectors = spread_network(name), [], []
+    for index, path in enumerate(sorted((root / "train-semi").glob("*/*.JPEG"))):
+        last, (rows, columns), _ = slow_last(network, name, path)
+        mask, grid = read_mask(root, "train-semi", path)[:rows, :columns], tuple(last.shape[2:])
+        found = patches.label_patches(mask, (16 * grid[0], 16 * grid[1]), grid)
+        chosen = patches.choose_patches(found, 40, np.random.default_rng((0, index)))
+        ends = chosen.counts.cumsum()
+        for place, end, count in zip(chosen.places, ends, chosen.counts, strict=True):
+            vectors.append(last[0].flatten(1)[:, place])
+            part = slice(end - count, end)
+            of_vectors.append(dict(zip(chosen.labels[part].tolist(), chosen.shares[part], strict=True)))
+    bank = torch.nn.functional.normalize(torch.stack(vectors))
+    different = pixels = 0
+    for path in sorted((root / "validation").glob("*/*.JPEG")):
+        last, shown, size = slow_last(network, name, path, turn=path.stem == f"v{TURNED}")
+        votes = torch.zeros(1, 51, *last.shape[2:])
+        for place, vector in enumerate(last[0].flatten(1).T):
+            cosines = bank @ (vector / vector.norm())
+            nearest_first = cosines.argsort(descending=True)[:30]
+            weights = (cosines[nearest_first] / 0.02).softmax(0)
+            for row, weight in zip(nearest_first.tolist(), weights, strict=True):
+                for label, share in of_vectors[row].items():
+                    votes[0, label].view(-1)[place] += weight * float(share)
+        labels = interpolate(votes, size=shown, mode="bilinear").argmax(1)[0].numpy()
+        expected = np.pad(labels, [(0, size[0] - shown[0]), (0, size[1] - shown[1])], mode="edge")
+        found = decode_mask(tmp_path / "out/validation" / path.parent.name / f"{path.stem}.png")
+        different += int((found != expected).sum())
+        pixels += found.size
+    assert different <= pixels / 2000
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--bank", "patch"), "neither regions nor patches nor a file"),
+        (("--patches-per-picture", "9"), "goes with --bank patches"),
+    ],
+)
+def test_banks_that_are_none_are_wrong_usage(save, tmp_path, monkeypatch, capsys, more, words):
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, command(save, tmp_path / "out", "resnet18", *more))
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"none\.npz: no such bank"):
+        call(monkeypatch, command(save, tmp_path / "out", "resnet18", "--bank", str(tmp_path / "none.npz")))
 
 
 def test_any_pictures_with_a_bank_made_before(save, finished, tmp_path, monkeypatch):
@@ -404,9 +497,8 @@ def test_vectors_of_a_bank_that_are_zero_or_not_finite_are_counted():
     vectors = torch.eye(5)
     vectors[1] = 0
     vectors[3, 2], vectors[4] = float("nan"), float("inf")
-    bank = Bank(vectors, torch.arange(5))
-    assert unusable_vectors(bank) == "of 5 embeddings 1 zero and 2 not finite"
-    assert unusable_vectors(Bank(torch.eye(5), torch.arange(5))) is None
+    assert unusable_vectors(vectors) == "of 5 embeddings 1 zero and 2 not finite"
+    assert unusable_vectors(torch.eye(5)) is None
 
 
 def test_results_are_known_by_a_number_and_the_libraries(monkeypatch):

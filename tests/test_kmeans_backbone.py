@@ -38,7 +38,7 @@ def test_features_are_the_mean_of_the_last_map_over_the_foreground():
     inside = np.zeros((2, 224, 256), bool)
     inside[:, 40:150, 60:224] = True
     with torch.inference_mode():
-        batch = Batch([0, 1], pictures, [], list(inside))
+        batch = Batch([0, 1], pictures, [], [], list(inside))
         found, foreground = network(backbone, "", "handmade").describe(batch)
         maps = backbone(pictures).numpy()
     share = inside.reshape(2, 7, 32, 8, 32).mean(axis=(2, 4))
@@ -66,7 +66,7 @@ def test_the_threshold_leaves_most_variance_between_its_sides():
 def test_a_picture_without_contrast_is_all_foreground():
     backbone = make_backbone("resnet18")
     with torch.inference_mode():
-        batch = Batch([0], torch.zeros(1, 3, 64, 64), [], [])
+        batch = Batch([0], torch.zeros(1, 3, 64, 64), [], [], [])
         vectors, inside = network(backbone, "", "features").describe(batch)
     assert torch.isfinite(vectors).all() and inside.any()
 

@@ -177,7 +177,7 @@ def namer_and_batch(classes=5, size=(50, 43)):
     text = torch.nn.functional.normalize(torch.randn(classes, 3), dim=1)
     rng = np.random.default_rng(0)
     masks = [rng.choice([0, 0, 1, 2, 3, 5, 1000], size).astype(np.uint16) for _ in range(2)]
-    batch = Batch([0, 1], torch.randn(2, 3, 40, 32), [size, size], masks)
+    batch = Batch([0, 1], torch.randn(2, 3, 40, 32), [size, size], [size, size], masks)
     return labels.Namer(FixedModel(), text, "naclip"), batch
 
 

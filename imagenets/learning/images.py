@@ -48,30 +48,44 @@ class Reading:
     """How an image becomes a picture.
 
     The shorter side becomes ``side`` pixels, the longer one in proportion, rounded down, by Pillow's bilinear
-    filter (which averages where it shrinks); both are then rounded to the nearest ``multiple`` (a network's
-    patch, so that no pixel is left out). If ``crop`` is given, the middle crop x crop pixels remain.
-    ``fixed_size``, (height, width), takes the place of all these. ``mean`` and ``std`` normalise values in
-    0..1. ``beside``, where given, finds something for each picture (h, w, 3) uint8, in the workers.
+    filter (which averages where it shrinks). A network's patches fill the picture if both sides are rounded
+    to the nearest ``multiple``, or if what is no whole ``cut`` is cut off on the right and below. If ``crop``
+    is given, the middle crop x crop pixels remain. ``fixed_size``, (height, width), replaces all these.
+    ``mean`` and ``std`` normalise values in 0..1. ``beside``, where given, finds something for each picture
+    (h, w, 3) uint8, in the workers.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     side: int = 256
     multiple: int = 1
+    cut: int = 1
     crop: int | None = None
     fixed_size: tuple[int, int] | None = None
     beside: Callable[[np.ndarray], Any] | None = None
+
+    @property
+    def size_text(self) -> str:
+        """Say how large pictures become, for a run's record."""
+        if self.fixed_size is not None:
+            return f"{self.fixed_size[0]} x {self.fixed_size[1]}"
+        how = f", multiples of {self.multiple}" * (self.multiple > 1) + f", cut to {self.cut}s" * (
+            self.cut > 1
+        )
+        return f"{self.side}{how}"
 
 
 @dataclass(frozen=True)
 class Picture:
     """``pixels`` (h, w, 3) uint8 RGB, the image's full ``size`` (height, width), and what was wanted beside.
 
-    That is its mask, (height, width) uint16, or what ``Reading.beside`` finds.
+    That is its mask, (height, width) uint16, or what ``Reading.beside`` finds. The pixels show the upper left
+    ``shown`` (height, width) of the image: all of it, unless ``Reading.cut`` has cut something off.
     """
 
     pixels: np.ndarray
     size: tuple[int, int]
+    shown: tuple[int, int]
     beside: Any = None
 
 
@@ -94,8 +108,11 @@ def read_picture(images: Images, name: str, reading: Reading, with_mask: bool = 
             f"{path}: {width} x {height} pixels are too narrow a picture; the longer side may be at most "
             f"{_MAX_ASPECT} times the shorter"
         )
-    pixels = np.asarray(_resized(image, reading))
-    return Picture(pixels, (height, width), reading.beside(pixels) if reading.beside else mask)
+    resized = _resized(image, reading)
+    right, bottom = (length // reading.cut * reading.cut for length in resized.size)
+    pixels = np.asarray(resized.crop((0, 0, right, bottom)))
+    shown = round(height * bottom / resized.height), round(width * right / resized.width)
+    return Picture(pixels, (height, width), shown, reading.beside(pixels) if reading.beside else mask)
 
 
 def picture_size(width: int, height: int, side: int) -> tuple[int, int]:

@@ -19,9 +19,8 @@ from imagenets.classes import IGNORE, Mode
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
 from imagenets.learning.distance_matching.neighbours import Bank, enlarged_maps, label_maps, unit_vectors
-from imagenets.learning.engine.inference import ENGINE, Batch, Running, load_arrays, store_arrays
+from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, load_arrays
 from imagenets.learning.engine.label_files import enlarged
-from imagenets.learning.images import Images, Reading
 from imagenets.learning.networks.backbones import Backbone
 
 # Raised by hand whenever banks or labels change.
@@ -29,7 +28,7 @@ CODE = f"{ENGINE}, distance matching 1"
 
 
 def embeddings_of(maps: torch.Tensor, stride: int, masks: list[np.ndarray]) -> list[dict[str, torch.Tensor]]:
-    """One embedding of each label in each mask: of maps (B, C, h, w) and masks (H, W) of B images.
+    """One embedding of each label in each mask: of maps (B, C, h, w) and the masks (H, W) that they lie on.
 
     The map is enlarged to the grid of stride 8, the mask reduced to it by the nearest neighbour from its full
     size. An embedding is the sum of the features where the mask has the label, divided by the number of all
@@ -48,20 +47,9 @@ def embeddings_of(maps: torch.Tensor, stride: int, masks: list[np.ndarray]) -> l
     return found
 
 
-def store_embeddings(
-    backbone: Backbone, images: Images, store: Path, identity: str, running: Running
-) -> list[Path]:
-    """Keep the embeddings of images (with masks) in files of ``store``; ``store_arrays`` tells how.
-
-    Called on all processes, each makes its share. ``join_bank`` makes a bank of the files.
-    """
-
-    def step(batch: Batch) -> list[dict[str, torch.Tensor]]:
-        return embeddings_of(batch.through(backbone), backbone.stride, batch.masks)
-
-    return store_arrays(
-        images, store, f"bank {identity}", step, reading_of(backbone), running, with_masks=True
-    )
+def bank_step(backbone: Backbone) -> ArrayStep:
+    """Find the embeddings of pictures with masks, for ``store_arrays`` and ``join_bank``."""
+    return lambda batch: embeddings_of(batch.through(backbone), backbone.stride, batch.shown_masks)
 
 
 def join_bank(paths: Sequence[Path], bank: Path) -> int:
@@ -87,7 +75,7 @@ def load_bank(path: Path, channels: int, neighbours: int, mode: Mode | None = No
     try:
         with np.load(path) as arrays:
             embeddings, labels = arrays["embeddings"], arrays["labels"]
-    except (ValueError, KeyError, EOFError, AttributeError, BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile) as error:
         raise InputError(f"{path}: no bank of embeddings; distance_matching.py writes one") from error
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not len(labels):
         raise InputError(f"{path}: no bank of embeddings; distance_matching.py writes one")
@@ -103,12 +91,12 @@ def load_bank(path: Path, channels: int, neighbours: int, mode: Mode | None = No
     return Bank(torch.from_numpy(embeddings.astype(np.float32)), torch.from_numpy(labels.astype(np.int64)))
 
 
-def unusable_vectors(bank: Bank) -> str | None:
-    """Say how many vectors of a bank are zero or not finite; None where all are what they should be."""
-    broken = int((~torch.isfinite(bank.embeddings).all(dim=1)).sum())
-    zero = int((~bank.embeddings.any(dim=1)).sum())
+def unusable_vectors(embeddings: torch.Tensor) -> str | None:
+    """Say how many vectors (M, C) of a bank are zero or not finite; None where none is."""
+    lengths = torch.linalg.vector_norm(embeddings, dim=1)
+    zero, broken = int((lengths == 0).sum()), int((~lengths.isfinite()).sum())
     counts = [f"{number} {what}" for number, what in ((zero, "zero"), (broken, "not finite")) if number]
-    return f"of {len(bank.labels)} embeddings {' and '.join(counts)}" if counts else None
+    return f"of {len(embeddings)} embeddings {' and '.join(counts)}" if counts else None
 
 
 def label_step(
@@ -119,8 +107,3 @@ def label_step(
         label_maps, stride=backbone.stride, bank=bank, neighbours=neighbours, temperature=temperature
     )
     return lambda batch: find(batch.through(backbone))
-
-
-def reading_of(backbone: Backbone) -> Reading:
-    """How images become pictures for this backbone."""
-    return Reading(backbone.mean, backbone.std, fixed_size=backbone.fixed_size)

@@ -2,7 +2,7 @@
 
 The bank holds patches of train-semi, each with its shares of labels; a patch of another picture takes the
 shares of its nearest neighbours, weighted by a softmax of their cosines. Source: Balazevic et al., Towards
-In-context Scene Understanding, NeurIPS 2023 (Hummingbird); docs/methods.md, Distance matching.
+In-context Scene Understanding, NeurIPS 2023 (Hummingbird); docs/methods.md, Patches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from imagenets.classes import IGNORE, MAX_LABEL
+from imagenets.classes import IGNORE, MAX_LABEL, Mode
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
 from imagenets.learning.distance_matching.neighbours import nearest
@@ -25,8 +25,7 @@ from imagenets.learning.engine.inference import ArrayStep, Batch, load_arrays
 from imagenets.learning.engine.label_files import enlarged
 from imagenets.learning.networks.backbones import Backbone
 
-NEIGHBOURS = 30
-TEMPERATURE = 0.02
+LONGEST = 1000  # pixels; larger images are labelled at this size, as in every prediction of shares or logits
 PER_PICTURE = 100  # patches of a picture in the bank: 0.92 million in mode 919, 1.4 GB of 384 channels
 _MOSTLY = 0.5  # a patch that is ignored in more than this share of its pixels has no place in the bank
 
@@ -60,18 +59,16 @@ class LabelledPatches:
     shares: np.ndarray
 
 
-def label_patches(
-    mask: np.ndarray, size: tuple[int, int], grid: tuple[int, int], stride: int
-) -> LabelledPatches:
+def label_patches(mask: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> LabelledPatches:
     """Share out a mask (H, W) among the places of a map (h, w) of a picture of ``size`` (height, width).
 
-    The mask is brought to the picture's size by the nearest neighbour; place (i, j) has the pixels of rows
-    i·stride to (i + 1)·stride, columns alike. Ignored pixels (1000) are left out of the shares, and patches
-    that mostly consist of them are left out altogether.
+    Mask, picture and map show the same part of an image. The mask is brought to the picture's size by the
+    nearest neighbour; a place has the pixels whose upper left corners lie in its 1/h of the rows and 1/w of
+    the columns. Ignored pixels (1000) are left out of the shares, and patches that mostly consist of them are
+    left out altogether.
     """
-    height, width = (min(cells * stride, length) for cells, length in zip(grid, size, strict=True))
-    small = enlarged(mask, *size)[:height, :width].astype(np.int64)
-    rows, columns = np.arange(height) // stride, np.arange(width) // stride
+    small = enlarged(mask, *size).astype(np.int64)
+    rows, columns = (np.arange(length) * places // length for length, places in zip(size, grid, strict=True))
     cells = rows[:, None] * grid[1] + columns
     keys, pixels = np.unique(cells * (MAX_LABEL + 1) + small, return_counts=True)
     cell, label = np.divmod(keys, MAX_LABEL + 1)
@@ -110,8 +107,8 @@ def bank_step(backbone: Backbone, per_picture: int = PER_PICTURE, seed: int = 0)
         maps = batch.through(backbone)
         size, grid = (batch.pictures.shape[2], batch.pictures.shape[3]), (maps.shape[2], maps.shape[3])
         found = []
-        for index, mask, of_one in zip(batch.indices, batch.masks, maps.flatten(2), strict=True):
-            patches = label_patches(mask, size, grid, backbone.stride)
+        for index, mask, of_one in zip(batch.indices, batch.shown_masks, maps.flatten(2), strict=True):
+            patches = label_patches(mask, size, grid)
             chosen = choose_patches(patches, per_picture, np.random.default_rng((seed, index)))
             vectors = of_one.T[torch.from_numpy(chosen.places).to(maps.device)]
             found.append(
@@ -140,18 +137,18 @@ def join_patches(paths: Sequence[Path], bank: Path) -> int:
     return len(arrays["counts"])
 
 
-def load_patches(path: Path, channels: int, classes: int | None, neighbours: int = NEIGHBOURS) -> PatchBank:
+def load_patches(path: Path, channels: int, neighbours: int, mode: Mode | None = None) -> PatchBank:
     """Read a bank of patches, on the CPU, for a network with this many channels.
 
-    Raises InputError, naming the file, when it is no such bank, another network's, has a label above
-    ``classes``, or fewer patches than ``neighbours``.
+    Raises InputError, naming the file, when it is no such bank, another network's, of another mode, or has
+    fewer patches than ``neighbours``.
     """
     try:
         with np.load(path) as file:
             embeddings, counts, labels, shares = (
                 file[name] for name in ("embeddings", "counts", "labels", "shares")
             )
-    except (ValueError, KeyError, EOFError, AttributeError, BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile) as error:
         raise InputError(f"{path}: not a bank of patches; distance_matching.py writes one") from error
     if embeddings.shape[1] != channels:
         raise InputError(
@@ -159,9 +156,9 @@ def load_patches(path: Path, channels: int, classes: int | None, neighbours: int
             "belongs to the network that made it"
         )
     if neighbours > len(embeddings):
-        raise InputError(f"{path}: {len(embeddings)} patches, fewer than the {neighbours} neighbours wanted")
-    if classes is not None and labels.max() > classes:
-        raise InputError(f"{path}: label {labels.max()} is not one of {classes} classes")
+        raise InputError(f"{path}: {len(embeddings)} patches, fewer than --neighbours {neighbours}")
+    if mode is not None and labels.max() > mode.classes:
+        raise InputError(f"{path}: label {labels.max()} is no class of mode {mode.name}")
     owner = np.repeat(np.arange(len(counts)), counts)
     column = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     padded_labels = np.zeros((len(counts), counts.max()), np.int64)
@@ -189,17 +186,17 @@ def vote(
 
 
 def label_step(
-    backbone: Backbone, bank: PatchBank, neighbours: int = NEIGHBOURS, temperature: float = TEMPERATURE
+    backbone: Backbone, bank: PatchBank, neighbours: int, temperature: float
 ) -> Callable[[Batch], list[torch.Tensor]]:
-    """Label each picture: shares are enlarged bilinearly to its full size, and the largest wins."""
+    """Label what each picture shows of its image: shares are enlarged bilinearly to it, the largest wins."""
 
     def step(batch: Batch) -> list[torch.Tensor]:
         maps = batch.through(backbone)
         grid = maps.shape[2:]
         found = []
-        for of_one, size in zip(maps.flatten(2), batch.sizes, strict=True):
+        for of_one, shown in zip(maps.flatten(2), batch.shown, strict=True):
             labels, shares = vote(of_one.T, bank, neighbours, temperature)
-            best = label_map(shares.T.reshape(-1, *grid), reduced_size(size, 1000))
+            best = label_map(shares.T.reshape(-1, *grid), reduced_size(shown, LONGEST))
             found.append(labels[best.long()].int())
         return found
 

@@ -41,7 +41,7 @@ from imagenets.learning.networks.precision import Normalisation, cuda_switches, 
 from imagenets.learning.processes import Processes
 
 # Part of what stored results are known by; raised by hand whenever pictures, networks' maps or files change.
-ENGINE = "engine 1"
+ENGINE = "engine 2"
 _LARGEST_CHUNK = 1024  # images; their pictures may all wait for others of their size: 300 MB
 _CHUNKS = 16  # at least, so that several processes have a share each, but for tiny sets
 _BLOCK = 8  # images that a worker decodes at a time
@@ -69,13 +69,15 @@ class Batch:
     """Pictures of one size: ``pictures`` (B, 3, H, W) float32, normalised, on the device.
 
     ``indices`` are their places in the list of images, ``sizes`` their images' full sizes (height, width),
-    ``beside`` their masks (height, width) uint16 or what ``Reading.beside`` found, where a method asks for
-    either.
+    ``shown`` how much of each, from the upper left, the picture shows (all of it, unless ``Reading.cut`` has
+    cut something off), ``beside`` their masks (height, width) uint16 or what ``Reading.beside`` found, where
+    a method asks for either.
     """
 
     indices: list[int]
     pictures: torch.Tensor
     sizes: list[tuple[int, int]]
+    shown: list[tuple[int, int]]
     beside: list[Any]
     precision: str = "float32"
 
@@ -89,6 +91,11 @@ class Batch:
         """What was asked for ``with_masks``."""
         return self.beside
 
+    @property
+    def shown_masks(self) -> list[np.ndarray]:
+        """The part of each mask that its picture shows, at the image's size."""
+        return [mask[:rows, :columns] for mask, (rows, columns) in zip(self.masks, self.shown, strict=True)]
+
 
 # What a step gives for each picture: a label map (h, w) of any size; or arrays by name, rows first.
 LabelStep = Callable[[Batch], Sequence[torch.Tensor] | torch.Tensor]
@@ -100,9 +107,9 @@ def write_label_maps(
 ) -> int:
     """Write the label map of each image to its path in ``targets``, if it is not there; gives how many.
 
-    ``step`` gives labels 0..65535, (h, w), for each picture of a batch; they are enlarged to the image's
-    size by the nearest neighbour, as ``torch.nn.functional.interpolate`` picks it. A map that has that size
-    is written as it is. Under torchrun these are this process's share, and their number.
+    ``step`` gives labels 0..65535, (h, w), for each picture of a batch; they are laid on the part of the
+    image that the picture shows by ``laid``, and pixels beyond take the nearest label. Under torchrun these
+    are this process's share, and their number.
 
     Raises InputError for images that cannot be read, after all have been tried, and where the device's
     memory does not suffice.
@@ -121,8 +128,10 @@ def write_label_maps(
         work = _Work(images, todo, reading, running, absent)
         for batch, labels in _results(work, step):
             files = [
-                LabelFile(targets[index], of_one.numpy(), size)
-                for index, of_one, size in zip(batch.indices, labels, batch.sizes, strict=True)
+                LabelFile(targets[index], of_one.numpy(), size, shown)
+                for index, of_one, size, shown in zip(
+                    batch.indices, labels, batch.sizes, batch.shown, strict=True
+                )
                 if absent(index)
             ]
             write(files)
@@ -238,6 +247,7 @@ class _Group(NamedTuple):
     indices: list[int]
     pixels: torch.Tensor
     sizes: list[tuple[int, int]]
+    shown: list[tuple[int, int]]
     beside: list[Any]
 
 
@@ -283,6 +293,7 @@ class _Blocks(Dataset[_Block]):
                     [index for index, _ in group],
                     torch.from_numpy(np.stack([picture.pixels for _, picture in group])),
                     [picture.size for _, picture in group],
+                    [picture.shown for _, picture in group],
                     [picture.beside for _, picture in group],
                 )
                 for group in groups.values()
@@ -301,6 +312,7 @@ class _Waiting:
     index: int
     pixels: np.ndarray
     size: tuple[int, int]
+    shown: tuple[int, int]
     beside: Any
 
 
@@ -320,7 +332,7 @@ def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
         for group in block.groups:
             pixels = group.pixels.numpy().copy()  # out of the workers' shared memory, which may be small
             full = waiting.setdefault(pixels.shape[1:], [])
-            for row in zip(group.indices, pixels, group.sizes, group.beside, strict=True):
+            for row in zip(group.indices, pixels, group.sizes, group.shown, group.beside, strict=True):
                 full.append(_Waiting(*row))
                 if len(full) == work.running.batch_size:
                     yield full[:]
@@ -372,6 +384,7 @@ def _to_device(
         # The channels stay last in memory: convolutions are faster so.
         normalised(pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)),
         [one.size for one in waiting],
+        [one.shown for one in waiting],
         [one.beside for one in waiting if one.beside is not None],
         precision,
     )

@@ -27,11 +27,12 @@ _PNG += [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_P
 
 @dataclass(frozen=True)
 class LabelFile:
-    """Labels (h, w), integers 0..65535, for a file of ``size`` (height, width)."""
+    """Labels (h, w), integers 0..65535, of the upper left ``shown`` of a file of ``size`` (height, width)."""
 
     path: Path
     labels: np.ndarray
     size: tuple[int, int]
+    shown: tuple[int, int]
 
 
 Write = Callable[[Sequence[LabelFile]], None]
@@ -66,8 +67,8 @@ def _write_all(files: Sequence[LabelFile]) -> None:
 
 
 def write_label_file(file: LabelFile) -> None:
-    """Enlarge the labels by the nearest neighbour, and write them as a mask; folders above it are made."""
-    colours = enlarged(np.ascontiguousarray(labels_to_rgb(file.labels)[..., ::-1]), *file.size)
+    """Write labels, laid on the image by ``laid``, as a mask; folders above it are made."""
+    colours = laid(np.ascontiguousarray(labels_to_rgb(file.labels)[..., ::-1]), file.shown, file.size)
     _, content = cv2.imencode(".png", colours, _PNG)
     file.path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file.path, content.tobytes(), lasting=False)
@@ -79,6 +80,18 @@ def enlarged(labels: np.ndarray, height: int, width: int) -> np.ndarray:
         return labels
     wide = np.take(labels, _nearest(labels.shape[1], width), axis=1)
     return np.take(wide, _nearest(labels.shape[0], height), axis=0)
+
+
+def laid(labels: np.ndarray, shown: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Lay labels (h, w, …) on the upper left ``shown`` of an image of ``size``, both (height, width).
+
+    There they are ``enlarged``; pixels beyond take the nearest one's label. Gives (height, width, …).
+    """
+    whole = enlarged(labels, *shown)
+    if shown == size:
+        return whole
+    beyond = [(0, full - part) for full, part in zip(size, shown, strict=True)]
+    return np.pad(whole, beyond + [(0, 0)] * (whole.ndim - 2), mode="edge")
 
 
 @lru_cache(maxsize=4096)

@@ -13,8 +13,8 @@ from imagenets.classes import Mode
 from imagenets.common.errors import InputError
 from imagenets.learning.engine.full_size import label_map, reduced_size
 from imagenets.learning.engine.inference import ENGINE, Batch, Running, visit
-from imagenets.learning.engine.label_files import enlarged
-from imagenets.learning.images import Images, Reading, split_images, where_masks_come_from
+from imagenets.learning.engine.label_files import laid
+from imagenets.learning.images import Images, split_images, where_masks_come_from
 from imagenets.learning.networks.segmentation_network import SegmentationNetwork
 from imagenets.learning.processes import Processes, same_buffers
 from imagenets.segmentation_scores import SegmentationScores
@@ -24,21 +24,15 @@ CODE = f"{ENGINE}, prediction 1"
 LONGEST = 1000  # pixels; above its square labels are found at a smaller size
 
 
-def reading_of(network: SegmentationNetwork) -> Reading:
-    """How images become pictures for a network."""
-    backbone = network.backbone
-    return Reading(backbone.mean, backbone.std, fixed_size=backbone.fixed_size)
-
-
 def predicted(network: SegmentationNetwork, batch: Batch, longest: int = LONGEST) -> Sequence[torch.Tensor]:
-    """Label maps of a batch, (H, W) int32 each: at the image's size, or at the reduced one of large images.
+    """Label what each picture of a batch shows of its image: (H, W) int32, at its size or a reduced one.
 
     Source: docs/methods.md, Prediction.
     """
     logits = batch.through(network)
     return [
-        label_map(of_one, reduced_size(size, longest))
-        for of_one, size in zip(logits, batch.sizes, strict=True)
+        label_map(of_one, reduced_size(shown, longest))
+        for of_one, shown in zip(logits, batch.shown, strict=True)
     ]
 
 
@@ -87,10 +81,10 @@ class Validation:
 
         def count() -> None:
             running = Running(processes, workers=workers, precision=precision)
-            step = partial(predicted, network)
-            for batch, labels in visit(images, step, reading_of(network), running, with_masks=True):
-                for of_one, mask in zip(labels, batch.masks, strict=True):
-                    whole = enlarged(of_one.numpy(), *mask.shape)
+            step, reading = partial(predicted, network), network.backbone.reading(stretched=True)
+            for batch, labels in visit(images, step, reading, running, with_masks=True):
+                for of_one, shown, mask in zip(labels, batch.shown, batch.masks, strict=True):
+                    whole = laid(of_one.numpy(), shown, mask.shape)
                     counted.update(torch.from_numpy(whole), torch.from_numpy(mask.astype("int32")))
 
         same_buffers(network, processes)

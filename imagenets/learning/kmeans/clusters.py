@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +36,7 @@ from imagenets.learning.kmeans.foregrounds import (
     otsu,
     smoothed,
 )
-from imagenets.learning.networks.backbones import Backbone
+from imagenets.learning.networks.backbones import Backbone, Size
 from imagenets.scoring.counting import CountRequest, count_masks
 from imagenets.scoring.matching import find_matching
 from imagenets.scoring.metrics import evaluate
@@ -90,15 +90,16 @@ def _collect_by_hand(batch: Batch) -> Described:
     return vectors.to(batch.pictures.device), inside.to(batch.pictures.device)
 
 
-def network(backbone: Backbone, identity: str, foreground: str) -> Descriptor:
+def network(backbone: Backbone, identity: str, foreground: str, size: Size = None) -> Descriptor:
     """Describe pictures by the mean of a network's last map over the foreground, at length 1.
 
-    ``foreground``, one of FOREGROUNDS, says how the foreground is found; ``identity`` names the weights.
+    ``foreground``, one of FOREGROUNDS, says how the foreground is found; ``identity`` names the weights,
+    ``size`` is that of ``Backbone.reading``.
     """
     beside = by_hand if foreground == "handmade" else None
-    reading = Reading(backbone.mean, backbone.std, fixed_size=backbone.fixed_size, beside=beside)
+    reading = replace(backbone.reading(size), beside=beside)
     describe = partial(_describe_by_network, backbone)
-    return Descriptor(reading, describe, f"{foreground}, {identity}")
+    return Descriptor(reading, describe, f"{foreground}, {identity}, size {reading.size_text}")
 
 
 def _describe_by_network(backbone: Backbone, batch: Batch) -> Described:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from imagenets.common.errors import InputError
+from imagenets.learning.images import Reading
 from imagenets.learning.networks.families import OWN_MODELS, PLAIN, Family, family_of
 from imagenets.learning.networks.position_embeddings import DINO, RULE_OF, RULES, for_picture
 
@@ -26,6 +28,8 @@ _TIMM_FIRST = ("convnext_",)
 
 _TORCHVISIONS = {"drop_path_rate": "stochastic_depth_prob"}  # timm's names of options
 
+NATIVE: Literal["native"] = "native"  # the size of pictures that a network was made for
+Size = int | Literal["native"] | None
 Maps = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -83,6 +87,38 @@ class Backbone(nn.Module):
         Networks that merely call a stage ``layer4`` (``legacy_seresnet18``) are none.
         """
         return self._read is _read_resnet
+
+    @property
+    def patch(self) -> int | None:
+        """Side of the patches in pixels, where what fills none, on the right and below, is left out.
+
+        None where the map is of the whole picture.
+        """
+        in_patches = (_read_timm_vit, _read_torchvision_vit, _read_timm_eva, _read_naflex_vit)
+        if self._read in in_patches or getattr(self.network, "dynamic_img_size", False):
+            return self.stride
+        return None
+
+    def reading(self, size: Size = None, *, stretched: bool = False) -> Reading:
+        """Say how images become pictures for this network.
+
+        ``size`` is the shorter side in pixels, or NATIVE, the network's own; both sides are rounded to whole
+        patches. None is the benchmark's 256, from which what fills no patch is cut off, so that a map lies
+        where it was computed; ``stretched`` leaves it there, as the published prediction of fine-tuned
+        networks does, and the map is taken for one of the whole image.
+
+        Raises InputError where the network takes one size only, and another is asked for.
+        """
+        reading = Reading(self.mean, self.std, fixed_size=self.fixed_size)
+        if self.fixed_size is not None:
+            if size not in (None, NATIVE, *self.fixed_size):
+                raise InputError(f"--size {size}: {self.name} takes {self.fixed_size[0]} only")
+            return reading
+        patch = self.patch or 1
+        if size is None:
+            return reading if stretched else replace(reading, cut=patch)
+        side = size if isinstance(size, int) else min(self.native_size)
+        return replace(reading, side=side, multiple=patch)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Give the last map (B, C, h, w) of pictures (B, 3, H, W), normalised."""
