@@ -244,15 +244,6 @@ def test_several_processes_write_the_same_bytes(save, finished, tmp_path):
     assert files_of(tmp_path / "out") == files_of(finished["resnet18"])
 
 
-def test_two_processes_find_the_same_patches(save, tmp_path):
-    patches_of = ("--bank", "patches", "--neighbours", "9", "--size", "96")
-    for number in (1, 2):
-        run(command(save, tmp_path / f"{number}", NETWORKS[1], *patches_of), number)
-    made = files_of(tmp_path / "1")
-    assert made == files_of(tmp_path / "2")
-    assert len(made) == 9
-
-
 class StopError(Exception):
     """Stands for the end of a process."""
 
@@ -299,6 +290,23 @@ def test_another_run_is_refused_and_changes_nothing(save, finished, monkeypatch)
     before = files_of(finished["resnet18"])
     with pytest.raises(InputError, match=r"holds another run \(neighbours: 10 then, 5 now\)"):
         call(monkeypatch, command(save, finished["resnet18"], "resnet18", "--neighbours", "5"))
+    with pytest.raises(InputError, match=r"holds another run \(size: 256 then, 64 now\)"):
+        call(monkeypatch, command(save, finished["resnet18"], "resnet18", "--size", "64"))
+    with pytest.raises(InputError, match=r"holds another run \(bank: regions of train-semi then"):
+        call(
+            monkeypatch,
+            command(
+                save,
+                finished["resnet18"],
+                "resnet18",
+                "--bank",
+                "patches",
+                "--neighbours",
+                "10",
+                "--temperature",
+                "0.07",
+            ),
+        )
     with pytest.raises(InputError, match=r"holds another run \(backbone: resnet18 then"):
         call(monkeypatch, command(save, finished["resnet18"], NETWORKS[1]))
     call(monkeypatch, command(save, finished["resnet18"]))
@@ -310,7 +318,7 @@ def read_mask(root, split, path):
 
 
 def test_labels_by_patches_are_those_of_the_run_written_out(save, finished, tmp_path, monkeypatch):
-    """And files that got lost are made again, the same; a bank's file says itself that it holds patches."""
+    """Two processes write the same, and a run that lost files; a bank's file says that it holds patches."""
     name, root = NETWORKS[1], save / "ImageNetS50"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -326,6 +334,9 @@ def test_labels_by_patches_are_those_of_the_run_written_out(save, finished, tmp_
         call(monkeypatch, command(save, tmp_path / "by-file", name, "--bank", str(tmp_path / "out/bank.npz")))
     finally:
         torch.set_num_threads(threads)
+    two = command(save, tmp_path / "two", name, "--bank", "patches", "--patches-per-picture", "40")
+    run(two, processes=2)
+    assert files_of(tmp_path / "two") == made
     assert {k: v for k, v in made.items() if k != "bank.npz"} == files_of(tmp_path / "by-file")
 
     network, vectors, of_vectors = spread_network(name), [], []
