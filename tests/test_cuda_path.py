@@ -44,7 +44,8 @@ def on_cuda(*tensors, dtype=torch.float32):
 
 def batch(precision, mask=None):
     pictures = torch.randn(2, 3, 64, 96, device=CUDA)
-    return Batch([0, 1], pictures, [(50, 75), (64, 96)], [] if mask is None else [mask] * 2, precision)
+    sizes = [(50, 75), (64, 96)]
+    return Batch([0, 1], pictures, sizes, sizes, [] if mask is None else [mask] * 2, precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -145,9 +146,9 @@ def test_reduced_precision_runs_on_a_cpu():
     backbone = make_backbone("timm/test_resnet")
     pictures = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
-        exact = Batch([0], pictures, [(64, 64)], []).through(backbone)
+        exact = Batch([0], pictures, [(64, 64)], [(64, 64)], []).through(backbone)
         for precision in ("bfloat16", "float16"):
-            found = Batch([0], pictures, [(64, 64)], [], precision).through(backbone)
+            found = Batch([0], pictures, [(64, 64)], [(64, 64)], [], precision).through(backbone)
             assert found.dtype == torch.float32 and not torch.equal(found, exact)
             torch.testing.assert_close(found, exact, atol=0.1 * float(exact.abs().max()), rtol=0)
     assert training_precision("auto", torch.device("cpu")) == "float32"
