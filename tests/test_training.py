@@ -103,6 +103,15 @@ def test_all_processes_and_parts_together_see_each_batch_once(images, batch, kee
     assert Plan(images, batch, 3, 8, keep_last).batch_of(0, 0).tolist() != orders[0]
 
 
+def test_a_last_batch_is_filled_from_the_epochs_beginning():
+    """Five are left for two processes of two parts each: three more make eight."""
+    plan = Plan(17, 12, 1, 3, True, 2, 0, 2)
+    last = plan.batch_of(0, 1)
+    assert last[5:].tolist() == plan.batch_of(0, 0)[:3].tolist()
+    few = Plan(7, 12, 1, 3, True)
+    assert (few.steps, sorted(few.batch_of(0, 0))) == (1, list(range(7)))
+
+
 def test_a_plan_goes_on_where_it_stopped():
     plan = Plan(23, 4, 3, 0, True)
     everything = [(moment, share.tolist()) for moment, share in plan.after(0, 0)]

@@ -28,6 +28,7 @@ from imagenets.learning.pass_method import runs
 from imagenets.learning.pass_method.crops import CropReader, CropSettings
 from imagenets.learning.pass_method.recipes import PUBLISHED_ATTENTION, PUBLISHED_PRETRAINING
 from imagenets.learning.processes import Processes
+from imagenets.learning.training.augmentation import Colours
 from imagenets.learning.training.loop import train
 from imagenets.learning.training.order import Moment, Plan, seed_network
 from imagenets.masks import decode_mask
@@ -264,9 +265,17 @@ PRETRAINING = replace(
     queue=19,
     queue_from=1,
     frozen_steps=3,
+    colours=Colours(0.5, 0.1, 0.3, 1.5),
+    seed=3,
 )
 ATTENTION = replace(
-    PUBLISHED_ATTENTION["50"], epochs=4, batch=8, large=CropSettings(2, 64, (0.08, 1)), queue=8
+    PUBLISHED_ATTENTION["50"],
+    epochs=4,
+    batch=8,
+    large=CropSettings(2, 64, (0.08, 1)),
+    queue=8,
+    colours=PRETRAINING.colours,
+    seed=3,
 )
 
 
@@ -377,8 +386,8 @@ def test_pretraining_is_this_loop(photos, tmp_path, monkeypatch):
     network.load_state_dict(recorded.start)
     network.train()
     weights, momenta, queue = dict(network.named_parameters()), {}, Queue(16)
-    plan = Plan(PICTURES, 8, 4, 10010, False)
-    reader = CropReader(*photos, 10010, PRETRAINING.large, PRETRAINING.small)
+    plan = Plan(PICTURES, 8, 4, 3, False)
+    reader = CropReader(*photos, 3, PRETRAINING.large, PRETRAINING.small, PRETRAINING.colours)
     for update in range(6):
         epoch, step = divmod(update, 2)
         read = [reader.read(epoch, int(index)) for index in plan.batch_of(epoch, step)]
@@ -437,8 +446,8 @@ def test_the_attentions_training_is_this_loop(photos, tmp_path, monkeypatch):
     weights = {name: p for name, p in network.named_parameters() if name.startswith(("fbg.", "prototypes."))}
     for weight in weights.values():
         weight.requires_grad_()
-    momenta, queue, plan = {}, Queue(8), Plan(PICTURES, 8, 4, 10010, False)
-    reader = CropReader(*photos, 10010, ATTENTION.large, None)
+    momenta, queue, plan = {}, Queue(8), Plan(PICTURES, 8, 4, 3, False)
+    reader = CropReader(*photos, 3, ATTENTION.large, None, ATTENTION.colours)
     for update in range(4):
         epoch, step = divmod(update, 2)
         read = [reader.read(epoch, int(index))[1] for index in plan.batch_of(epoch, step)]
