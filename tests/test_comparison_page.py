@@ -10,6 +10,7 @@ from masksets import script, write_mask
 from PIL import Image
 
 from imagenets.classes import class_table
+from imagenets.reporting.charts import class_difference_chart, difference_chart
 from imagenets.reporting.comparison_page import IMAGES_PER_GROUP, Methods, comparison_html
 from imagenets.scoring.comparison import Method, Run, compare
 from imagenets.scoring.contingency import Rows, make_table
@@ -71,6 +72,24 @@ def test_page_of_the_script(folder):
     assert gains[:6] == sorted(gains[:6], reverse=True) and gains[5] > 0 > gains[6]
     assert page.count('alt="A&amp;B of ') == page.count('alt="ground truth of ') == 12
     assert "picture of" not in page and "No image folder was given" in page
+
+
+def test_long_names_keep_their_ends_in_charts():
+    """Names of runs begin alike; cut at the end, both sides would be called the same."""
+    names = tuple(
+        f"self-supervised pretraining for 200 epochs, then ours, {network}" for network in ("S", "B")
+    )
+    scores = {"mIoU": 1.0}
+    charts = (
+        difference_chart(scores, {"mIoU": (0.5, 1.5)}, {"mIoU": True}, names),
+        class_difference_chart(np.array([1.0, -1.0]), names),
+    )
+    for chart in charts:
+        lines = re.findall(r">([^<>]*(?:ours, [SB]))<", chart)
+        assert [line[-1] for line in lines] == ["S", "B"] and lines[1].startswith("− self-supervised")
+        assert all(len(line) <= 48 for line in lines)
+    short = class_difference_chart(np.array([1.0, -1.0]), ("k-means", "a method of 24 letters or more"))
+    assert ">IoU, k-means − a method of 24 letters or more<" in short
 
 
 def test_names_cannot_break_out(folder):

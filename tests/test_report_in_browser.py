@@ -32,6 +32,7 @@ EVIL = (
     "Evil<script>document.title='broken'</script>".replace("/", "")
     + "<img src=x onerror=\"document.title='broken'\">"
 )
+LONG = "a method with a name that is longer than the screen of a phone is wide"
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -75,6 +76,7 @@ def report(tmp_path_factory):
         matching=Matching.of(matching),
         match="mine",
         image_dir=folder / "images",
+        standings=read_standings("50", None, None),
     )
     evaluation = evaluate(table, 50, np.array([matching[k] for k in range(51)]))
     path = folder / "report.html"
@@ -217,6 +219,26 @@ def test_fits_and_is_legible(page, width, scheme):
     assert smallest >= 8
 
 
+def test_scores_stand_beside_names_on_a_phone(page):
+    """What a table is read for is to be seen without scrolling it sideways."""
+    show(page, 400, "light")
+    for table, titles in (
+        ("class-table", ("class", "IoU")),
+        ("standing-table", ("method", "mIoU", "on test")),
+        ("cluster-table", ("cluster", "class")),
+    ):
+        for title in titles:
+            cell = header(page, table, title)
+            right = page.execute_script("return arguments[0].getBoundingClientRect().right", cell)
+            assert right <= 400 - 16, (table, title)
+
+
+def test_results_on_test_are_sorted_by_number(page):
+    header(page, "standing-table", "on test").find_element("tag name", "button").click()
+    values = [-1.0 if text == "–" else float(text) for text in column(page, "standing-table", 2)]
+    assert values == sorted(values, reverse=True) and values[0] > 0 > values[-1]
+
+
 def test_nothing_is_cut_off_on_paper(page):
     """On A4 between its margins: all of every table and chart, in dark ink, without what is to be clicked."""
     show(page, 703, "dark")
@@ -244,8 +266,8 @@ def other_pages(report):
     images = [tuple(decode_mask(folder / side / name) for side in ("gt", "pred")) for name in names]
     tables = [table_of(images), table_of([(truth, truth % 1000) for truth, _ in images])]
     methods = [
-        Method(side, (Run(str(folder / side), None, replace(table, names=tuple(names)), None),))
-        for side, table in zip(("pred", "gt"), tables, strict=True)
+        Method(name, (Run(str(folder / side), None, replace(table, names=tuple(names)), None),))
+        for name, side, table in zip((LONG, "truth"), ("pred", "gt"), tables, strict=True)
     ]
     classes = class_table(50, [EVIL] + [f"n{i:08d}" for i in range(1, 50)])
     comparison = compare(*methods, 50, 20, 0)
@@ -256,6 +278,22 @@ def other_pages(report):
     rows = [Row(EVIL, 3, scores, deviations), *map(published_row, read_standings("50", None, None))]
     (folder / "table.html").write_text(table_html(ResultTable("50", 18, rows)))
     return {"comparison": folder / "comparison.html", "table": folder / "table.html"}
+
+
+def test_scores_of_other_pages_on_a_phone(browser, other_pages):
+    show(browser, 400, "light")
+    for name, table, titles in (
+        ("comparison", "score-table", ("score", LONG, "difference", "95 %")),
+        ("table", "methods", ("method", "mIoU")),
+    ):
+        browser.get(other_pages[name].as_uri())
+        for title in titles:
+            cell = header(browser, table, title)
+            right = browser.execute_script("return arguments[0].getBoundingClientRect().right", cell)
+            assert right <= 400 - 16, (name, title)
+    # Scrolled to its end, the table still says whose scores they are.
+    browser.execute_script("document.querySelector('.scroll').scrollLeft = 9999")
+    assert header(browser, "methods", "method").rect["x"] < 40
 
 
 @pytest.mark.parametrize("name", ["comparison", "table"])
