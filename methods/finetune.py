@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Fine-tune a network with masks: the semi-supervised protocol (train-semi), or PASS's pseudo labels.
+"""Train a network with masks: the semi-supervised protocol (train-semi), or PASS's pseudo labels.
 
-Writes RUN/last.pth (for predict.py), RUN/log.jsonl and RUN/curves.png. A run that was stopped, also killed,
-goes on with the same command, and ends with the same weights. Start it with torchrun on several GPUs:
+All of a network is fine-tuned, or, with --recipe linear-probe, a linear layer on its frozen features. Writes
+RUN/last.pth (for predict.py), RUN/log.jsonl and RUN/curves.png. A run that was stopped, also killed, goes on
+with the same command, and ends with the same weights. Start it with torchrun on several GPUs:
 torchrun --nproc-per-node 8 methods/finetune.py … Values that are not given are the recipe's; all are printed.
 """
 
@@ -29,12 +30,13 @@ from command_line.arguments import (
 # isort: split
 from tqdm import tqdm
 
-from command_line.networks import add_weights
+from command_line.networks import add_size, add_weights, precision_of
 from command_line.progress import bar
 from command_line.training import add_machine
+from imagenets.learning.finetuning import probe
 from imagenets.learning.finetuning.run import Request, fine_tune
-from imagenets.learning.networks.segmentation_network import PASS, RECIPES
-from imagenets.learning.processes import started
+from imagenets.learning.networks.segmentation_network import PASS, PROBE, RECIPES
+from imagenets.learning.processes import Processes, started
 
 # Options that replace values of the recipe, and the values' names.
 _VALUES = {
@@ -47,6 +49,8 @@ _VALUES = {
     "crop": "crop",
     "seed": "seed",
 }
+_OF_PROBES = ("layers", "size")
+_NOT_OF_PROBES = ("layer_decay", "drop_path", "crop", "evaluate_every")
 
 
 def checkpoint_argument(text: str) -> Path | None:
@@ -68,7 +72,8 @@ def parse_arguments() -> argparse.Namespace:
         "--recipe",
         choices=RECIPES,
         required=True,
-        help="semi-supervised: train-semi and its masks; pass: train and the label maps in --masks",
+        help="semi-supervised: train-semi and its masks; pass: train and the label maps in --masks; "
+        "linear-probe: train-semi, the network frozen",
     )
     parser.add_argument("--backbone", required=True, metavar="NAME", help="a torchvision or timm model")
     parser.add_argument(
@@ -91,11 +96,23 @@ def parse_arguments() -> argparse.Namespace:
         choices=(16, 32),
         help="of a ResNet: pixels a feature (default: 32; 16 sees finer, with more memory)",
     )
+    parser.add_argument(
+        "--layers",
+        type=whole_number(1, 100),
+        metavar="L",
+        help="linear-probe: join the maps of a ViT's last L blocks (default: 1)",
+    )
+    add_size(parser)
     _add_values(parser)
     _add_running(parser)
     arguments = parse(parser)
     if (arguments.recipe == PASS) != (arguments.masks is not None):
         parser.error("--masks goes with --recipe pass, which needs it")
+    probing = arguments.recipe == PROBE
+    for option in _NOT_OF_PROBES if probing else _OF_PROBES:
+        if getattr(arguments, option) is not None:
+            goes = "does not go" if probing else "goes"
+            parser.error(f"--{option.replace('_', '-')} {goes} with --recipe {PROBE}")
     check_save_dir(parser, arguments)
     return arguments
 
@@ -141,16 +158,46 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--evaluate-every",
         type=whole_number(0, 100_000),
-        default=20,
         metavar="E",
         help="score validation after every E epochs and the last (default: 20; 0: never)",
     )
     add_machine(running)
 
 
-def main() -> None:
-    """Fine-tune, or go on with it."""
-    arguments = parse_arguments()
+def tell(line: str) -> None:
+    """Print a line above the bar."""
+    tqdm.write(line, file=sys.stdout)
+
+
+def train_probe_of(arguments: argparse.Namespace, processes: Processes) -> None:
+    """Train a linear probe."""
+    given = {
+        "epochs": arguments.epochs,
+        "batch": arguments.batch_size,
+        "rates": arguments.lr and (arguments.lr,),
+        "weight_decay": arguments.weight_decay,
+        "seed": arguments.seed,
+    }
+    request = probe.Request(
+        save_dir=arguments.save_dir,
+        mode=arguments.mode,
+        backbone=arguments.backbone,
+        checkpoint=arguments.checkpoint,
+        output=arguments.output_dir,
+        values=probe.Values(**{name: value for name, value in given.items() if value is not None}),
+        weights=arguments.weights,
+        output_stride=arguments.output_stride,
+        layers=arguments.layers or 1,
+        size=arguments.size,
+        accumulate=arguments.accumulate,
+        workers=arguments.workers,
+        precision=precision_of(arguments),
+    )
+    probe.train_probe(request, processes, bar, tell)
+
+
+def fine_tune_of(arguments: argparse.Namespace, processes: Processes) -> None:
+    """Fine-tune all of a network."""
     request = Request(
         save_dir=arguments.save_dir,
         mode=arguments.mode,
@@ -165,10 +212,17 @@ def main() -> None:
         accumulate=arguments.accumulate,
         workers=arguments.workers,
         precision=arguments.precision,
-        evaluate_every=arguments.evaluate_every,
+        evaluate_every=20 if arguments.evaluate_every is None else arguments.evaluate_every,
     )
+    fine_tune(request, processes, bar, tell)
+
+
+def main() -> None:
+    """Train, or go on with it."""
+    arguments = parse_arguments()
+    train = train_probe_of if arguments.recipe == PROBE else fine_tune_of
     with started(arguments.device, stop_asked) as processes:
-        fine_tune(request, processes, bar, lambda line: tqdm.write(line, file=sys.stdout))
+        train(arguments, processes)
         if processes.first:
             print(f"saved: {arguments.output_dir / 'last.pth'}")
 

@@ -94,7 +94,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
     saved = read_saved(arguments.model)
     classes = arguments.mode.classes if arguments.mode else None
     network = saved.network(arguments.backbone, arguments.output_stride, classes)
-    reading = network.backbone.reading(arguments.size, stretched=True)
+    reading = saved.reading(network, arguments.size)
     images = listed_images(arguments)
     targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
     record = run_record(

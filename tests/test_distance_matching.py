@@ -436,7 +436,7 @@ def test_cosines_in_blocks_are_those_of_the_enlarged_map(stride, size, rows, mon
     rng = torch.Generator().manual_seed(0)
     maps = torch.randn(3, 19, *size, generator=rng)
     bank = torch.nn.functional.normalize(torch.randn(23, 19, generator=rng))
-    grid = neighbours.grid_size(maps, stride)
+    grid = neighbours.grid_size(size, stride)
     monkeypatch.setattr(neighbours, "_ROWS_AT_ONCE", 8)
     monkeypatch.setattr(neighbours, "_SCORE_BYTES", {"cpu": 4 * rows * grid[1] * len(bank)})
     blocks = list(neighbours._cosines(maps, grid, bank))

@@ -18,9 +18,10 @@ import torch
 from imagenets.classes import IGNORE, Mode
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
-from imagenets.learning.distance_matching.neighbours import Bank, enlarged_maps, label_maps, unit_vectors
+from imagenets.learning.distance_matching.neighbours import Bank, label_maps, unit_vectors
 from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, load_arrays
 from imagenets.learning.engine.label_files import enlarged
+from imagenets.learning.engine.label_grid import enlarged_maps
 from imagenets.learning.networks.backbones import Backbone
 
 # Raised by hand whenever banks or labels change.

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from imagenets.learning.engine.label_grid import grid_size
+
 # Bytes of the largest matrix of cosines; its neighbours are found beside it. What is small stays in a CPU's
 # cache and needs no fresh memory for each block; GPUs want few and large ones.
 _SCORE_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
@@ -42,21 +44,6 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
     return units
 
 
-def grid_size(maps: torch.Tensor, stride: int) -> tuple[int, int]:
-    """Size (rows, columns) of the grid of stride 8 on which labels are found, for a map (…, h, w)."""
-    height, width = maps.shape[-2:]
-    factor = max(stride, 8)
-    return height * factor // 8, width * factor // 8
-
-
-def enlarged_maps(maps: torch.Tensor, stride: int) -> torch.Tensor:
-    """Enlarge maps (B, C, h, w) of this stride to the grid of stride 8: bilinear, align_corners False."""
-    size = grid_size(maps, stride)
-    if size == tuple(maps.shape[-2:]):
-        return maps
-    return interpolate(maps, size=size, mode="bilinear", align_corners=False)
-
-
 def label_maps(
     maps: torch.Tensor, stride: int, bank: Bank, neighbours: int, temperature: float
 ) -> torch.Tensor:
@@ -66,7 +53,7 @@ def label_maps(
     largest, each votes for its label with exp(cosine / temperature); the label with most votes wins, the
     lowest of equals. Source: docs/methods.md, Distance matching.
     """
-    grid = grid_size(maps, stride)
+    grid = grid_size(maps.shape[-2:], stride)
     labels = [
         _vote(*_largest(cosines, neighbours), bank, temperature)
         for cosines in _cosines(maps, grid, bank.embeddings)

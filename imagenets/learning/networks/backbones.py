@@ -56,12 +56,13 @@ class Backbone(nn.Module):
     which is gone). ``channels`` is C of the map (B, C, h, w), ``stride`` the pixels between its places (an
     integer, near enough where a network has no whole one). ``fixed_size`` is (height, width) where the
     network takes pictures of one size only, else None. ``mean`` and ``std`` (R, G, B) normalise values in
-    0..1.
+    0..1. The map joins those of the last ``layers`` blocks, each behind the last norm, the last one's last.
     """
 
-    def __init__(self, name: str, built: _Built) -> None:
+    def __init__(self, name: str, built: _Built, layers: int = 1) -> None:
         """Measure a network's map; left in evaluation mode."""
         super().__init__()
+        self.layers = layers
         self.name = name
         self.network = built.network
         self.fixed_size, self.native_size = built.fixed_size, built.native_size
@@ -122,7 +123,21 @@ class Backbone(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Give the last map (B, C, h, w) of pictures (B, 3, H, W), normalised."""
-        return self._read(self.network, pictures, self.positions)
+        if self.layers == 1:
+            return self._read(self.network, pictures, self.positions)
+        found: list[torch.Tensor] = []
+        blocks, norm = _blocks_and_norm(self.network)
+        hooks = [
+            block.register_forward_hook(lambda module, inputs, output: found.append(output))
+            for block in blocks[-self.layers : -1]
+        ]
+        try:
+            last = self._read(self.network, pictures, self.positions)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        grid = (last.shape[2], last.shape[3])
+        return torch.cat([*(_as_grid(norm(tokens), grid) for tokens in found), last], dim=1)
 
     @property
     def covered_tokens(self) -> int | None:
@@ -176,6 +191,7 @@ def make_backbone(
     *,
     output_stride: int | None = None,
     drop_path: float = 0.0,
+    layers: int = 1,
     options: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Make a network of random weights: torchvision's where it has one of this name, else timm's.
@@ -183,8 +199,9 @@ def make_backbone(
     ``timm/NAME`` and ``torchvision/NAME`` choose; ``convnext_…`` without either is timm's, whose names of
     tensors are those of the published files. ``output_stride`` 16 leaves out the last halving of a ResNet
     (``layer4`` with stride 1; its first block dilation 1, the others 2). ``drop_path`` is the rate of
-    stochastic depth of the last block, for networks that have it. ``options`` go to timm's constructor
-    (``depth``, ``num_heads`` …). Names that neither library has: ``families.OWN_MODELS``.
+    stochastic depth of the last block, for networks that have it; ``layers`` last blocks of a ViT are joined.
+    ``options`` go to timm's constructor (``depth``, ``num_heads`` …). Names that neither library has:
+    ``families.OWN_MODELS``.
 
     Raises InputError when there is no such network, or it cannot do what is asked.
     """
@@ -201,7 +218,9 @@ def make_backbone(
         if built is not None:
             if output_stride is not None:
                 _set_output_stride(name, built, output_stride)
-            return Backbone(name, built)
+            if layers > 1:
+                _check_layers(name, built.network, layers)
+            return Backbone(name, built, layers)
     if not known:
         raise InputError(
             "--backbone needs torchvision or timm, and neither is installed: bash setup.sh methods"
@@ -327,6 +346,20 @@ def _set_output_stride(name: str, built: _Built, output_stride: int) -> None:
             convolution.stride = (1, 1)
             if number > 0 and convolution.kernel_size == (3, 3):
                 convolution.dilation = convolution.padding = (2, 2)
+
+
+def _blocks_and_norm(network: Any) -> tuple[Any, nn.Module]:  # noqa: ANN401 - of either library
+    """Blocks of a ViT that give tokens (B, T, C), and the norm behind the last; none of other networks."""
+    part = getattr(network, "encoder", network)
+    blocks = getattr(part, "blocks", getattr(part, "layers", None))
+    norm = getattr(part, "norm", getattr(part, "ln", None))
+    return (blocks, norm) if isinstance(norm, nn.Module) and blocks is not None else ((), nn.Identity())
+
+
+def _check_layers(name: str, network: nn.Module, layers: int) -> None:
+    blocks, _ = _blocks_and_norm(network)
+    if len(blocks) < layers:
+        raise InputError(f"--layers {layers}: {name} has {len(blocks)} blocks of tokens to join")
 
 
 def _read_resnet(network: nn.Module, pictures: torch.Tensor, rule: str = "") -> torch.Tensor:

@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from imagenets.common.errors import InputError
-from imagenets.learning.networks.backbones import Backbone, make_backbone
+from imagenets.learning.images import Reading
+from imagenets.learning.networks.backbones import Backbone, Size, make_backbone
 from imagenets.learning.networks.checkpoint_files import named_tensors, read_checkpoint
 
-SEMI, PASS = "semi-supervised", "pass"
-RECIPES = (SEMI, PASS)
+SEMI, PASS, PROBE = "semi-supervised", "pass", "linear-probe"
+RECIPES = (SEMI, PASS, PROBE)
 PATCH = 4  # of a ConvNeXt's head: places that it finds along a side of each place of the map
 _NORM_EPS = 1e-6
 _BACKBONE = "backbone.network."  # before the library's own names
@@ -29,6 +30,7 @@ class SegmentationNetwork(nn.Module):
     - Vision transformers of timm: the last norm is replaced by a new one, ``fc_norm``; head 1×1 convolution.
     - ConvNeXt: a new norm ``seg_norm`` on the last map; a 1×1 convolution to (N + 1)·16 channels, which are
       laid out as 4 × 4 places of N + 1 channels each.
+    - A linear probe of any network: a batch norm ``probe_norm`` and a 1×1 convolution on its map.
     - All others: a 1×1 convolution on the last map. In the semi-supervised recipe of a ResNet the logits
       are then enlarged twice (bilinear), as the published networks do it.
 
@@ -40,10 +42,12 @@ class SegmentationNetwork(nn.Module):
         """Put a new head for ``classes`` (N) on a backbone; random, as the recipe starts it."""
         super().__init__()
         self.backbone = backbone
-        self.kind = kind_of(backbone)
+        self.kind = PROBE if recipe == PROBE else kind_of(backbone)
         self.labels = classes + 1
         self.twice = self.kind == "resnet" and recipe == SEMI
         channels = backbone.channels
+        if self.kind == PROBE:
+            self.probe_norm = nn.BatchNorm2d(channels)
         if self.kind == "vit":
             backbone.network.norm = nn.Identity()
             self.fc_norm = nn.LayerNorm(channels, _NORM_EPS)
@@ -68,6 +72,8 @@ class SegmentationNetwork(nn.Module):
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Give the logits (B, N + 1, h, w)."""
         features = self.backbone(pictures)
+        if self.kind == PROBE:
+            features = self.probe_norm(features)
         if self.kind == "vit":
             features = _channels_normed(self.fc_norm, features)
         if self.kind == "convnext":
@@ -76,6 +82,11 @@ class SegmentationNetwork(nn.Module):
         if self.twice:
             return interpolate(logits, scale_factor=2, mode="bilinear")
         return logits
+
+    def take_probe(self, norm: nn.Module, head: nn.Module) -> None:
+        """Take the weights and running values of a probe's norm and head."""
+        self.probe_norm.load_state_dict(norm.state_dict())
+        self.head.load_state_dict(head.state_dict())
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Give all tensors: the backbone's under its library's own names, and the head's."""
@@ -227,11 +238,19 @@ class Saved:
         own_stride = self.output_stride or 32
         if self.backbone is not None and output_stride not in (None, own_stride):
             raise InputError(f"{self.path}: has output stride {own_stride}, not {output_stride}")
-        made = make_backbone(name, output_stride=output_stride or self.output_stride)
+        made = make_backbone(
+            name, output_stride=output_stride or self.output_stride, layers=self.about.get("layers", 1)
+        )
         made.positions = self.about.get("positions", made.positions)
-        network = SegmentationNetwork(made, self._classes(kind_of(made), classes), self.recipe)
+        kind = PROBE if self.recipe == PROBE else kind_of(made)
+        network = SegmentationNetwork(made, self._classes(kind, classes), self.recipe)
         network.load_weights(self.weights, self.path)
         return network.eval()
+
+    def reading(self, network: SegmentationNetwork, size: Size = None) -> Reading:
+        """Say how images become pictures: of ``size``, or as in a probe's training, else as published."""
+        backbone = network.backbone
+        return backbone.reading(size or self.about.get("size"), stretched=self.recipe != PROBE)
 
     def _classes(self, kind: str, wanted: int | None) -> int:
         """Number of classes that the head is for. Raises InputError when it is not the one wanted."""

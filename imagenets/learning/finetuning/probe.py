@@ -1,0 +1,346 @@
+"""The linear probe: one linear layer behind a batch norm, trained on the maps of a frozen network.
+
+Source: DINOv2 (Oquab et al., 2023) and DINOv3 (Siméoni et al., 2025), whose probes differ from this one as
+docs/methods.md, Linear probe, says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, linear
+
+from imagenets.classes import IGNORE, Mode
+from imagenets.common.errors import InputError
+from imagenets.common.progress import Show
+from imagenets.learning.engine.inference import ENGINE, Running
+from imagenets.learning.engine.label_grid import enlarged_maps, grid_size
+from imagenets.learning.finetuning.stored_maps import MapReader, StoredMaps, store_maps
+from imagenets.learning.images import Images, Reading, annotated_images
+from imagenets.learning.networks.backbones import Backbone, Size, make_backbone
+from imagenets.learning.networks.checkpoint_files import weights_digest
+from imagenets.learning.networks.checkpoints import load_backbone
+from imagenets.learning.networks.precision import on_device
+from imagenets.learning.networks.segmentation_network import PROBE, SegmentationNetwork
+from imagenets.learning.output_folder import made_by
+from imagenets.learning.processes import Processes, described, join
+from imagenets.learning.run_folder import RunFolder, Settings, names_digest, opened, settings_text
+from imagenets.learning.training.loop import Job, train
+from imagenets.learning.training.optimisers import warm_up_and_cosine
+from imagenets.learning.training.order import Batch, Moment, Plan
+
+CODE = f"{ENGINE}, stored maps 1"  # raised by hand whenever stored maps change
+RATES = (3e-4, 1e-3, 3e-3)
+_EPOCHS, _FEWEST_STEPS = 100, 5_000
+_HELD_OUT = 10  # every tenth picture, in the order of their paths
+_SCORE = "held_out_mIoU"
+_START_DEVIATION = 0.01  # of the head's weights
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a probe trains with; ``batch`` counts the pictures of one update.
+
+    ``epochs`` 0: 100, or as many as make 5,000 updates. Of several ``rates`` the best on pictures held out
+    is taken.
+    """
+
+    epochs: int = 0
+    batch: int = 16
+    rates: tuple[float, ...] = RATES
+    weight_decay: float = 1e-3
+    dropout: float = 0.1
+    warm_up: float = 0.05  # share of the epochs
+    seed: int = 0
+
+
+class ProbeHead(nn.Module):
+    """Batch norm, dropout of whole channels, 1x1 convolution, on maps enlarged to the grid of stride 8.
+
+    The maps are frozen and enlarging is linear: so a batch's means and variances are found from stored sums,
+    norm and dropout scale the layer's weights, and logits are enlarged in place of features. That is the same
+    up to rounding for a fraction of the work.
+    """
+
+    def __init__(self, channels: int, labels: int, stride: int, dropout: float, processes: Processes) -> None:
+        """Start as published: weights of N(0, 0.01), biases 0."""
+        super().__init__()
+        self.stride, self.dropout, self.processes = stride, dropout, processes
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Conv2d(channels, labels, 1)
+        nn.init.normal_(self.head.weight, std=_START_DEVIATION)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, rows: torch.Tensor, grids: torch.Tensor, moments: torch.Tensor) -> list[torch.Tensor]:
+        """Give the logits (1, N + 1, H, W) of each picture of a batch, on its grid of stride 8.
+
+        ``rows`` (B, R, C) are the places of the maps, ``grids`` (B, 2) their sizes, ``moments`` (B, 2, C) the
+        sums of their enlarged channels and of the squares.
+        """
+        sizes = [(int(height), int(width)) for height, width in grids.tolist()]
+        scale, shift = self._scale_and_shift(moments, sizes)
+        weight, bias = self.head.weight.flatten(1), self.head.bias
+        kept = torch.ones(len(rows), rows.shape[2], device=rows.device)
+        if self.training:
+            kept = nn.functional.dropout(kept, self.dropout)
+        found = []
+        for of_one, of_channels, (height, width) in zip(rows, kept, sizes, strict=True):
+            folded = weight * (scale * of_channels)
+            logits = linear(of_one[: height * width].float(), folded, bias + weight @ (shift * of_channels))
+            maps = logits.T.reshape(1, -1, height, width)
+            found.append(enlarged_maps(maps, self.stride))
+        return found
+
+    def _scale_and_shift(
+        self, moments: torch.Tensor, sizes: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the batch norm multiplies a channel by, and adds to it: (C,) each."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        if self.training:
+            mean, variance = self._batch_statistics(moments, sizes)
+        scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+        return scale, self.norm.bias - mean * scale
+
+    @torch.no_grad()
+    def _batch_statistics(
+        self, moments: torch.Tensor, sizes: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance (C,) over the batch of all processes; running values follow, as PyTorch's do."""
+        places = sum(height * width for height, width in map(self._fine, sizes))
+        count = moments.new_full((2, 1), places)
+        totals = self.processes.sum(torch.cat((moments.sum(0), count), 1))
+        count = totals[0, -1]
+        mean, square = totals[:, :-1] / count
+        variance = (square - mean.square()).clamp_min(0)
+        norm = self.norm
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        assert norm.num_batches_tracked is not None
+        norm.running_mean.lerp_(mean.float(), norm.momentum)
+        norm.running_var.lerp_((variance * count / (count - 1)).float(), norm.momentum)
+        norm.num_batches_tracked.add_(1)
+        return mean.float(), variance.float()
+
+    def _fine(self, size: tuple[int, int]) -> tuple[int, int]:
+        return grid_size(size, self.stride)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for.
+
+    ``checkpoint`` None leaves the network's weights random; ``weights`` is the copy in it, where it has
+    several. ``layers`` of the last blocks are joined; ``size`` is that of ``Backbone.reading``.
+    ``precision`` is the network's.
+    """
+
+    save_dir: Path | None
+    mode: Mode
+    backbone: str
+    checkpoint: Path | None
+    output: Path
+    values: Values
+    weights: str | None = None
+    output_stride: int | None = None
+    layers: int = 1
+    size: Size = None
+    accumulate: int = 1
+    workers: int = 0
+    precision: str = "float32"
+
+
+def train_probe(request: Request, processes: Processes, show: Show, tell: Tell) -> None:
+    """Train a probe as requested, or go on with it; called in all processes.
+
+    Writes ``last.pth``, a network for ``predict.py``, and in folders beside it the maps and the trainings.
+    ``tell`` is given lines for the user, in the first process only.
+
+    Raises InputError for what does not fit: the checkpoint, images, masks, the settings of an earlier run in
+    the same folder; for a loss that is not finite.
+    """
+    tell_here = tell if processes.first else lambda line: None
+    backbone = processes.together(partial(_load, request, tell_here))
+    images = processes.together(partial(annotated_images, request.save_dir, request.mode))
+    values = _with_epochs(request.values, len(images.names))
+    reading = backbone.reading(request.size)
+    settings = _settings(request, values, images, reading)
+    tell_here(f"settings:\n{settings_text(settings)}")
+    tell_here(f"{len(images.names)} images; {described(processes)}")
+    running = Running(processes, request.workers, precision=request.precision, show=show)
+    with opened(request.output, settings, processes) as run:
+        on_device(backbone, processes.device)
+        stored = store_maps(
+            backbone, images, reading, request.output, f"{settings['network']}, {settings['size']}", running
+        )
+        trainer = _Trainer(request, values, stored, images.names, run, show)
+        rate = trainer.best_rate(tell_here)
+        everything = np.arange(len(images.names))
+        head, records = trainer.train("probe", rate, everything)
+        network = SegmentationNetwork(backbone, request.mode.classes, PROBE)
+        network.take_probe(head.norm, head.head)
+        run.save({**_about(request, backbone), "model": network.weights()}, records, last=True)
+
+
+def _load(request: Request, tell: Tell) -> Backbone:
+    torch.manual_seed(request.values.seed)
+    backbone = make_backbone(request.backbone, output_stride=request.output_stride, layers=request.layers)
+    if request.checkpoint is None:
+        tell(f"{request.backbone}: random weights, no checkpoint was given")
+    else:
+        tell(load_backbone(backbone, request.checkpoint, request.weights))
+    return backbone
+
+
+def _with_epochs(values: Values, images: int) -> Values:
+    if values.epochs:
+        return values
+    steps = -(-images // values.batch)
+    return replace(values, epochs=max(_EPOCHS, -(-_FEWEST_STEPS // steps)))
+
+
+def _settings(request: Request, values: Values, images: Images, reading: Reading) -> Settings:
+    """All that decides the weights, but for the number of processes and the machine."""
+    digest = weights_digest(request.checkpoint, request.weights) if request.checkpoint else "random"
+    stride = f"output stride {request.output_stride or 'its own'}"
+    network = (request.backbone, digest, stride, f"{request.layers} layers", request.precision, made_by(CODE))
+    return {
+        "recipe": PROBE,
+        "mode": request.mode.identity,
+        "network": ", ".join(network),
+        "size": reading.size_text,
+        **{name: value for name, value in asdict(values).items() if name != "rates"},
+        "rates": ", ".join(f"{rate:g}" for rate in values.rates),
+        "accumulate": request.accumulate,
+        "images": len(images.names),
+        "names": names_digest(images.names),
+    }
+
+
+def _about(request: Request, backbone: Backbone) -> dict[str, Any]:
+    """What ``predict.py`` has to know beside the weights."""
+    return {
+        "backbone": request.backbone,
+        "output_stride": request.output_stride,
+        "mode": request.mode.name,
+        "classes": request.mode.classes,
+        "recipe": PROBE,
+        "positions": backbone.positions,
+        "layers": request.layers,
+        "size": request.size,
+    }
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """Trains probes on stored maps, each in a folder of its own in the run's."""
+
+    request: Request
+    values: Values
+    stored: StoredMaps
+    names: Sequence[str]
+    run: RunFolder
+    show: Show
+
+    def best_rate(self, tell: Tell) -> float:
+        """Choose the rate whose probe is best on every tenth picture, trained on the others."""
+        if len(self.values.rates) == 1:
+            return self.values.rates[0]
+        numbers = np.arange(len(self.names))
+        held_out = numbers % _HELD_OUT == _HELD_OUT - 1
+        if not held_out.any():
+            raise InputError(f"{len(numbers)} pictures are too few to choose the rate with; give --lr")
+        scores = {}
+        for rate in self.values.rates:
+            _, records = self.train(f"rate-{rate:g}", rate, numbers[~held_out], numbers[held_out])
+            scores[rate] = float(records[-1][_SCORE])
+            tell(f"rate {rate:g}: mIoU {scores[rate]:.2f} on {held_out.sum()} pictures held out")
+        best = max(scores, key=lambda rate: scores[rate])
+        tell(f"rate {best:g} is taken, and the probe trained on all pictures")
+        return best
+
+    def train(
+        self, name: str, rate: float, pictures: np.ndarray, held_out: np.ndarray | None = None
+    ) -> tuple[ProbeHead, list[dict[str, Any]]]:
+        """Train on some pictures, or go on; gives the head, and the log with the score on those held out."""
+        request, values, processes = self.request, self.values, self.run.processes
+        plan = processes.together(
+            lambda: Plan(
+                len(pictures), values.batch, values.epochs, values.seed, True, request.accumulate,
+                processes.rank, processes.number,
+            )
+        )  # fmt: skip
+        torch.manual_seed(values.seed)
+        labels = request.mode.classes + 1
+        head = ProbeHead(self.stored.channels, labels, self.stored.stride, values.dropout, processes)
+        head.to(processes.device)
+        joined = join(head, processes)
+
+        def loss_of(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
+            rows, labels, grids, moments = batch.tensors
+            return {"loss": probe_loss(joined(rows, grids, moments), labels, processes)}
+
+        def score(epoch: int) -> dict[str, float]:
+            if held_out is None or epoch < plan.epochs:
+                return {}
+            return {_SCORE: processes.from_first(lambda: held_out_score(head, reader, held_out))}
+
+        optimiser = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=values.weight_decay)
+        reader = MapReader(self.stored, self.names, pictures, values.seed)
+        job = Job(
+            joined, optimiser, loss_of, partial(_rate, values, rate, plan), head.state_dict,
+            head.load_state_dict, {"recipe": PROBE}, scores=score,
+        )  # fmt: skip
+        settings = {**self.run.settings, "rate": rate, "pictures": len(pictures)}
+        with opened(self.run.path / name, settings, processes) as run:
+            records = train(job, reader, plan, run, workers=request.workers, show=self.show)
+        return head, records
+
+
+def probe_loss(logits: Sequence[torch.Tensor], labels: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """Cross-entropy of each picture's logits (1, N + 1, H, W) with its labels, the first of (B, L).
+
+    1000 is left out. The mean is over the labelled places in the batches of all processes together; this
+    process's share of it, such that the mean over the processes is the mean over the places.
+    """
+    total = torch.zeros((), device=labels.device)
+    for of_one, row in zip(logits, labels, strict=True):
+        targets = row[: of_one[0, 0].numel()].reshape(1, *of_one.shape[2:]).long()
+        total = total + cross_entropy(of_one, targets, ignore_index=IGNORE, reduction="sum")
+    return total * processes.number / processes.sum((labels != IGNORE).sum()).clamp(min=1)
+
+
+@torch.no_grad()
+def held_out_score(head: ProbeHead, reader: MapReader, pictures: np.ndarray) -> float:
+    """Mean IoU, in percent, on the grids of stride 8 of some pictures, over the labels that occur there."""
+    head.eval()
+    labels = head.head.out_channels
+    counts = np.zeros((labels, labels), np.int64)
+    device = head.head.weight.device
+    for picture in pictures.tolist():
+        rows, of_places, grid, moments = (tensor[None].to(device) for tensor in reader.view(picture, 0))
+        (logits,) = head(rows, grid, moments)
+        found = logits.argmax(1).flatten().cpu().numpy()
+        truth = of_places.flatten()[: len(found)].cpu().numpy().astype(np.int64)
+        counted = truth != IGNORE
+        keys = truth[counted] * labels + found[counted]
+        counts += np.bincount(keys, minlength=labels**2).reshape(labels, labels)
+    head.train()
+    hits, truth_pixels = np.diag(counts), counts.sum(1)
+    union = truth_pixels + counts.sum(0) - hits
+    there = truth_pixels > 0
+    return float(100 * np.mean(hits[there] / union[there])) if there.any() else 0.0
+
+
+def _rate(values: Values, rate: float, plan: Plan, moment: Moment) -> float:
+    epoch = moment.epoch + moment.step / plan.steps
+    return warm_up_and_cosine(epoch, plan.epochs, values.warm_up * plan.epochs, rate, 0.0)
