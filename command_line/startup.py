@@ -56,8 +56,9 @@ def _uncaught(kind: type[BaseException], error: BaseException, traceback: Traceb
     message = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
     if not message:
         sys.__excepthook__(kind, error, traceback)
-    elif _first_to_tell():
-        print(message, file=sys.stderr)
+    else:
+        _tell(message)
+        _leave(1)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

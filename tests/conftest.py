@@ -22,9 +22,9 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# One process a core is at work already: more threads in each only wait for one another.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests fork, and a process that is forked off one with OpenMP's threads waits for them for ever. Besides, one
+# process a core is at work already: more threads in each only wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 # Files that take longest, though they have few tests. Begun first, so that no core waits for one at the end.

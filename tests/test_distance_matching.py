@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -519,3 +520,11 @@ def test_results_are_known_by_a_number_and_the_libraries(monkeypatch):
     assert output_folder.made_by("engine 1, distance matching 2") != ours
     monkeypatch.setattr(output_folder, "version", lambda name: "99.0")
     assert "torch 99.0" in output_folder.made_by("engine 1, distance matching 1")
+
+
+def test_label_maps_do_not_wait_for_the_disk(tmp_path, monkeypatch):
+    """They can be made again, and there are a million of them."""
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("waits for the disk"))
+    path = tmp_path / "n1/a.png"
+    label_files.write_label_file(label_files.LabelFile(path, np.array([[0, 3]]), (2, 4), (2, 4)))
+    assert decode_mask(path).tolist() == [[0, 0, 3, 3]] * 2

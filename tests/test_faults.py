@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import time
 from multiprocessing import forkserver
@@ -20,7 +21,7 @@ pytest.importorskip("timm")
 import torch
 from helpers import method_scripts
 from helpers.patterns import write_patterns
-from helpers.processes import torchrun_variables
+from helpers.processes import torchrun_variables, wait_for
 from prepared_set import write_lists
 
 from imagenets.learning.networks.backbones import make_backbone
@@ -44,7 +45,7 @@ def context():
 @pytest.fixture(scope="module")
 def save(tmp_path_factory):
     folder = tmp_path_factory.mktemp("save")
-    write_patterns(folder, per_class=4, splits=("train", "train-semi", "validation"))
+    write_patterns(folder, per_class=2, splits=("train", "train-semi", "validation"))
     write_lists(folder / "lists")
     torch.manual_seed(0)
     network = SegmentationNetwork(make_backbone("test_vit"), 50, "semi-supervised")
@@ -65,9 +66,9 @@ def arguments_of(script, save, output):
     more = {
         "finetune": [
             "--recipe", "semi-supervised", "--backbone", "test_vit", "--checkpoint", "none", "--crop", 32,
-            "--batch-size", 2, "--evaluate-every", 0, "--epochs", 4, "--drop-path", 0.3,
+            "--batch-size", 2, "--evaluate-every", 0, "--epochs", 2, "--drop-path", 0.3,
         ],
-        "pretrain": ["--recipe", "small", "--batch-size", 2, "--epochs", 4],
+        "pretrain": ["--recipe", "small", "--batch-size", 2, "--epochs", 2],
         "predict": ["--model", save / "model.pth", "--batch-size", 1],
         "distance_matching": [
             "--backbone", "test_vit", "--checkpoint", save / "backbone.pth",
@@ -149,3 +150,24 @@ def test_one_rank_fails(script, context, save, tmp_path):
     assert expected and expected.keys() == found.keys()
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
     assert not [path for path in failed.rglob("*") if path.name.endswith((".tmp", ".lock"))]
+
+
+def test_a_rank_that_waits_in_a_collective_leaves_at_a_signal(context, tmp_path):
+    """Python's handlers do not run there."""
+    said, at_work = tmp_path / "said", tmp_path / "at_work"
+    started = [
+        context.Process(target=method_scripts.stuck, args=(variables, said.with_suffix(f".{rank}"), at_work))
+        for rank, variables in enumerate(torchrun_variables(2))
+    ]
+    try:
+        for process in started:
+            process.start()
+        wait_for(lambda: at_work.exists() or started[0].exitcode is not None)
+        os.kill(started[0].pid, signal.SIGTERM)
+        started[0].join(WITHIN)
+        assert started[0].exitcode == 143
+        assert said.with_suffix(".0").read_text() == "terminated\n"
+    finally:
+        for process in started:
+            process.kill()
+            process.join()

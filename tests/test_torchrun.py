@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from helpers.processes import is_running, wait_for, wait_until_gone
 from masksets import CHECKOUT, random_images, write_pairs
 
 from imagenets.common.errors import InputError
@@ -96,3 +99,47 @@ def test_a_script_of_all_ranks_refuses_to_join_the_job_of_its_caller(monkeypatch
     monkeypatch.setattr(processes, "inside_other_job", lambda: True)
     with pytest.raises(InputError, match="env -u TORCHELASTIC_RUN_ID python"), processes.started("cpu"):
         pass
+
+
+WAITS = """
+import os, pathlib, sys, time
+from command_line.startup import run
+
+def main():
+    pathlib.Path(sys.argv[1], str(os.getpid())).touch()
+    while True:
+        time.sleep(60)
+
+run(main, on_all_ranks=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"), [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGKILL, -9, "")]
+)
+def test_a_launcher_that_is_stopped_or_killed_leaves_no_rank_and_says_one_line(tmp_path, sent, status, said):
+    script, ranks = tmp_path / "waits.py", tmp_path / "ranks"
+    script.write_text(WAITS)
+    ranks.mkdir()
+    launcher = subprocess.Popen(
+        [
+            sys.executable, CHECKOUT / "command_line/torchrun.py", "--standalone", "--nproc-per-node", "2",
+            script, ranks,
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    pids = []
+    try:
+        wait_for(lambda: len(list(ranks.iterdir())) == 2 or launcher.poll() is not None)
+        pids = [int(path.name) for path in ranks.iterdir()]
+        launcher.send_signal(sent)
+        wait_until_gone(pids)
+        _, errors = launcher.communicate(timeout=60)
+        assert (launcher.returncode, errors) == (status, said)
+        assert len(pids) == 2
+    finally:
+        for pid in filter(is_running, [launcher.pid, *pids]):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        launcher.wait()

@@ -385,3 +385,63 @@ def test_what_is_read_every_few_steps_is_what_is_read_at_each(tmp_path, monkeypa
     with pytest.raises(InputError, match=r"not finite in epoch 2, step 2; .* these 2 images"):
         told(tmp_path / "broken", 2, broken=(4, 1), save_every=1e9)
     assert torch.load(tmp_path / "broken/last.pth", weights_only=True)["epoch"] == 1
+
+
+def test_stopped_while_it_scores_it_goes_on_with_the_scores(tmp_path):
+    """No step is done twice, and the end is that of a run that was not stopped."""
+    weight = nn.Parameter(torch.zeros(1))
+    updates, stopping = [], [True]
+
+    def loss_of(batch, moment):
+        updates.append(moment.update)
+        return {"loss": batch.tensors[0].mean() + weight.sum()}
+
+    def scores(epoch):
+        if stopping:
+            raise StopError
+        return {"scored": weight.item()}
+
+    def load(state):
+        weight.data.copy_(state["weight"])
+
+    job = Job(
+        nn.Identity(), torch.optim.SGD([weight], lr=1.0), loss_of, lambda moment: 1.0,
+        lambda: {"weight": weight.detach().clone()}, load, {}, scores=scores, scores_take_long=lambda _: True,
+    )  # fmt: skip
+    plan = Plan(8, 4, 2, 7, True)
+    with opened(tmp_path, {}, ALONE) as run:
+        with pytest.raises(StopError):
+            train(job, Numbers(), plan, run)
+        weight.data.fill_(99)
+        stopping.clear()
+        records = train(job, Numbers(), plan, run)
+    assert updates == [0, 1, 2, 3]
+    assert [record["scored"] for record in records] == [-2, -4]
+
+
+def test_a_lack_of_memory_is_told_with_its_cure(tmp_path, monkeypatch):
+    def lacking(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Numbers, "read", lambda self, epoch, index: (torch.zeros(1),))
+    monkeypatch.setattr(loop.torch.autograd, "backward", lacking)
+    with pytest.raises(InputError, match="memory of cpu does not suffice: raise --accumulate"):
+        told(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("others", "words"), [((6, 0), "process 0: none; process 1: epoch 7, step 1"), (None, None)]
+)
+def test_processes_that_would_resume_at_different_steps_refuse(tmp_path, monkeypatch, others, words):
+    """As where each machine has a disk of its own."""
+
+    def gathered(_, value):
+        return [value] if isinstance(value, str) else [value, others]
+
+    monkeypatch.setattr(Processes, "gathered", gathered)
+    if words is None:
+        assert len(told(tmp_path, 1)) == 3
+        return
+    with pytest.raises(InputError, match=words):
+        told(tmp_path, 1)
+    assert not (tmp_path / "last.pth").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,8 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import timm  # noqa: F401 - loaded once, for all forks
 import torch
 
-from command_line.startup import run
+from command_line.startup import run, stop_asked
+from command_line import startup
 from helpers import faults
+from imagenets.learning.processes import started
 from methods import distance_matching, finetune, predict, pretrain
 
 torch.optim.AdamW([torch.zeros(1)])  # the first optimiser makes PyTorch load half of itself
@@ -39,3 +42,20 @@ def child(script, arguments, environment, said, fault=None):
     if fault is not None:
         faults.arm(*fault)
     run(MAINS[script], goes_on=True, on_all_ranks=True)
+
+
+def stuck(environment, said, at_work):
+    """Rank 0 waits in a collective, after it has made the file ``at_work``, for rank 1, which never comes."""
+    os.environ.update(environment)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    startup._STEP = 0.2  # seconds of grace for a step that does not end
+
+    def main():
+        with started("cpu", stop_asked) as processes:
+            stop_asked()  # as a training does: from here on the signal raises nothing
+            if not processes.first:
+                signal.pause()
+            at_work.touch()
+            processes.sum(torch.zeros(1))
+
+    run(main, goes_on=True, on_all_ranks=True)

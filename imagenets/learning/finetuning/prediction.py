@@ -60,6 +60,10 @@ class Validation:
             )
         return Validation(images, mode.classes, every)
 
+    def is_due(self, epochs: int, epoch: int) -> bool:
+        """Tell whether the network is scored after ``epoch`` of ``epochs``."""
+        return self.images is not None and (epoch % self.every == 0 or epoch == epochs)
+
     def scores(
         self,
         network: SegmentationNetwork,
@@ -74,7 +78,7 @@ class Validation:
         Each image is seen once, by one of the processes, in the training's precision and in batches of the
         size that predict.py has. Called in all of them.
         """
-        if self.images is None or (epoch % self.every and epoch != epochs):
+        if self.images is None or not self.is_due(epochs, epoch):
             return {}
         images = self.images
         counted = SegmentationScores(self.classes, boundary=False)

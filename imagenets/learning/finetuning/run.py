@@ -213,6 +213,7 @@ def _job(
         },
         precision=precision,
         scores=partial(validation.scores, network, values.epochs, processes, request.workers, precision),
+        scores_take_long=partial(validation.is_due, values.epochs),
     )
 
 

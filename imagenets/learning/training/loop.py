@@ -44,6 +44,10 @@ def _no_scores(epoch: int) -> dict[str, float]:
     return {}
 
 
+def _no_epoch(epoch: int) -> bool:
+    return False
+
+
 @dataclass
 class Job:
     """What a training script brings to the loop.
@@ -57,6 +61,7 @@ class Job:
     - ``about``: what else is saved beside it: the backbone's name, the mode …, plain values.
     - ``before_update(moment)``: after the gradients are there, before the optimiser uses them.
     - ``scores(epoch)``: called after each epoch in all processes, gives numbers to log ({} if none).
+    - ``scores_take_long(epoch)``: save before ``scores``, so that a run that is stopped there loses nothing.
     - ``more``: further state by name.
     """
 
@@ -70,6 +75,7 @@ class Job:
     precision: str = "float32"
     before_update: Callable[[Moment], None] = _nothing
     scores: Callable[[int], Mapping[str, float]] = _no_scores
+    scores_take_long: Callable[[int], bool] = _no_epoch
     more: Mapping[str, Stateful] = field(default_factory=dict)
 
 
@@ -146,6 +152,8 @@ def train(
                     unread.read(at_once=progress.step == plan.steps)
                 advance(1)
                 keeper.save_if_due()
+        if job.scores_take_long(progress.epoch + 1):
+            keeper.save(last=False)
         rate = job.rate(plan.last_moment(progress.epoch))
         record = {**progress.record(plan, rate), **job.scores(progress.epoch + 1)}
         _end_epoch(progress, record)
