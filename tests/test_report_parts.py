@@ -208,7 +208,7 @@ def test_legend_fits(width, name):
     """However small the picture: all that is drawn keeps a margin to the right, names are shortened."""
     picture = Image.new("RGB", (width, 40), (1, 2, 3))
     page = np.asarray(with_legend(picture, [Group("truth:", [(name, (9, 9, 9)), *entries(2)])], 11))
-    assert page.shape[1] == max(width, 200)
+    assert page.shape[1] == max(width, 198)
     assert (page[:40, :width] == (1, 2, 3)).all(), "the picture is as it was"
     assert (page[40:, -4:] == 255).all() and (page[40:] == (9, 9, 9)).all(axis=-1).any()
     assert (page[-2:] == 255).all(), "nothing is cut at the bottom"
@@ -220,6 +220,7 @@ def test_long_legends_say_how_many_more_there_are(monkeypatch):
     with_legend(Image.new("RGB", (300, 40)), [Group("truth:", entries(14)), Group("other:", entries(12))], 11)
     with_legend(Image.new("RGB", (300, 40)), [Group("none:", []), Group("", [])], 11)
     assert with_legend(Image.new("RGB", (30, 40)), [Group("", [])], 11).size == (30, 40)
+    assert with_legend(Image.new("RGB", (3, 900)), [Group("", entries(1))], 25).width == 450, "tall and thin"
     named = [text for text, _ in entries(12)]
     assert drawn == ["truth:", *named, "and 2 more", "other:", *named, "none:", "none"]
 

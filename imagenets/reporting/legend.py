@@ -13,7 +13,7 @@ from imagenets.reporting.overlays import label_colours
 
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 _ENTRIES = 12  # of one group; the others are counted
-_LEAST_WIDTH = 200  # pixels; a legend below a narrower picture is wider than it
+_LEAST_WIDTH = 18  # in sizes of letters; a legend below a narrower picture is wider than it
 _Colour = tuple[int, ...]
 
 
@@ -59,7 +59,7 @@ def with_legend(picture: Image.Image, groups: Sequence[Group], size: int) -> Ima
     font = ImageFont.load_default(size)
     line = round(1.5 * size)
     margin = line // 2
-    width = max(picture.width, _LEAST_WIDTH)
+    width = max(picture.width, _LEAST_WIDTH * size)
     rows = [row for group in groups for row in _rows(group, font, line, width - 2 * margin)]
     if not rows:
         return picture
@@ -95,7 +95,7 @@ def _rows(
     left = float(width)
     for text, colour in texts:
         square = line if colour else 0
-        while font.getlength(text) + square > width:
+        while len(text) > 1 and font.getlength(text) + square > width:
             text = f"{text.removesuffix('…')[:-1]}…"
         needed = font.getlength(text) + square
         if not rows or left + needed > width:
