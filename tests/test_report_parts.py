@@ -220,9 +220,13 @@ def test_long_legends_say_how_many_more_there_are(monkeypatch):
     with_legend(Image.new("RGB", (300, 40)), [Group("truth:", entries(14)), Group("other:", entries(12))], 11)
     with_legend(Image.new("RGB", (300, 40)), [Group("none:", []), Group("", [])], 11)
     assert with_legend(Image.new("RGB", (30, 40)), [Group("", [])], 11).size == (30, 40)
-    assert with_legend(Image.new("RGB", (3, 900)), [Group("", entries(1))], 25).width == 450, "tall and thin"
     named = [text for text, _ in entries(12)]
     assert drawn == ["truth:", *named, "and 2 more", "other:", *named, "none:", "none"]
+
+
+def test_legend_below_a_tall_and_thin_picture():
+    """Its letters are large for its width."""
+    assert with_legend(Image.new("RGB", (3, 900)), [Group("", entries(1))], 25).width == 450
 
 
 def test_legend_names_labels_by_size():
