@@ -2,17 +2,17 @@
 """What choices of foregrounds are worth on pictures with masks: IoU of each picture, mean ± standard error.
 
 First guesses by hand (an ellipse, rare colours, both) and, with --backbone, in a network's last map, each as
-it is, after GrabCut, and after the bilateral solver; at each picture's own size, ignored pixels left out.
-"border" are the pictures whose object comes within 1 % of it. The last column has the paired differences from
---against. --masks has a <name>.png for each picture <name>, as ImageNet-S has them: 0 is background, 1000 is
-ignored.
+it is, after GrabCut, after the bilateral solver, and after both, the solver first; at each picture's own
+size, ignored pixels left out. "border" are the pictures whose object comes within 1 % of it. The last column
+has the paired differences from --against. --masks has a <name>.png for each picture <name>, as ImageNet-S has
+them: 0 is background, 1000 is ignored.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from torch.nn.functional import normalize
 
 from command_line.networks import add_running, running_of
 from imagenets.classes import IGNORE
+from imagenets.common.errors import InputError
 from imagenets.learning.engine.inference import Batch, visit
 from imagenets.learning.engine.label_files import enlarged
 from imagenets.learning.images import Images, Reading, images_below
@@ -39,6 +40,7 @@ from imagenets.learning.kmeans.foregrounds import (
     grab_cut,
     rare_colours,
     smoothed,
+    smoothed_and_cut,
 )
 from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.checkpoints import load_backbone
@@ -49,6 +51,7 @@ REFINED: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "": lambda image, guess: guess,
     " + GrabCut": grab_cut,
     " + solver": smoothed,
+    " + both": smoothed_and_cut,
 }
 
 
@@ -64,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--every", type=whole_number(1, 10**6), default=1, metavar="N", help="only every N-th picture"
     )
+    parser.add_argument("--guesses", nargs="+", metavar="GUESS", help="only these, as they are printed")
     parser.add_argument(
         "--against", metavar="CHOICE", help="whose differences are printed (default: the best)"
     )
@@ -123,8 +127,13 @@ def first_component(maps: torch.Tensor) -> torch.Tensor:
     return signed
 
 
-def choices(reading: Reading, backbone: Backbone | None, batch: Batch) -> list[dict[str, torch.Tensor]]:
-    """Foregrounds of each picture of a batch, (H, W) bool at the picture's size, by name."""
+def choices(
+    reading: Reading, backbone: Backbone | None, wanted: Sequence[str] | None, batch: Batch
+) -> list[dict[str, torch.Tensor]]:
+    """Foregrounds of each picture of a batch, (H, W) bool at the picture's size, by name.
+
+    ``wanted`` names the guesses, None: all.
+    """
     images = rgb_pictures(batch.pictures, reading.mean, reading.std)
     guesses = [by_hand_guesses(image) for image in images]
     if backbone is not None:
@@ -137,6 +146,7 @@ def choices(reading: Reading, backbone: Backbone | None, batch: Batch) -> list[d
         {
             name + how: torch.from_numpy(refine(image, guess))
             for name, guess in of_one.items()
+            if wanted is None or name in wanted
             for how, refine in REFINED.items()
         }
         for image, of_one in zip(images, guesses, strict=True)
@@ -190,13 +200,15 @@ def main() -> None:
             print(load_backbone(backbone, arguments.checkpoint))
             backbone.to(processes.device)
             reading = backbone.reading()
-        step = partial(choices, reading, backbone)
+        step = partial(choices, reading, backbone, arguments.guesses)
         running = running_of(arguments, processes)
         for batch, of_pictures in visit(images, step, reading, running, with_masks=True):
             for mask, of_one in zip(batch.masks, of_pictures, strict=True):
                 border.append(touches_border(mask))
                 for name, inside in of_one.items():
                     scores.setdefault(name, []).append(iou(inside.numpy(), mask))
+    if not scores:
+        raise InputError(f"--guesses {' '.join(arguments.guesses)}: none of them is a guess")
     values = {name: np.array(of_choice) for name, of_choice in scores.items()}
     against = arguments.against or max(values, key=lambda name: values[name].mean())
     print(f"{len(border)} pictures, {sum(border)} with an object at the border; {images.folder}")

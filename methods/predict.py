@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_source(parser)
+    add_source(parser, ("train", *SPLITS))
     parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
     parser.add_argument(
         "--model", type=path_argument, required=True, metavar="FILE", help="RUN/last.pth, or a published file"
@@ -144,7 +144,7 @@ def main() -> None:
         job = processes.together(partial(prepare, arguments))
         if processes.first:
             print(job.loaded)
-        owned = (*job.images, *SPLITS)
+        owned = ("train", *job.images, *SPLITS)
         with opened(arguments.output_dir, RECORD, job.record, owned, processes):
             segment(arguments, job, processes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import cv2
 import numpy as np
@@ -14,7 +15,14 @@ from PIL import Image
 from benchmarks.bench_foregrounds import iou
 from imagenets.learning.kmeans.bilateral_solver import CELL, CONFIDENCE, SMOOTHNESS, solve
 from imagenets.learning.kmeans.clusters import is_coarse, network_foregrounds, rgb_pictures
-from imagenets.learning.kmeans.foregrounds import border_distance, by_hand, centre_weight, grab_cut
+from imagenets.learning.kmeans.foregrounds import (
+    border_distance,
+    by_hand,
+    centre_weight,
+    grab_cut,
+    smoothed,
+    smoothed_and_cut,
+)
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.masks import decode_mask
 
@@ -87,7 +95,11 @@ def scene(side=96):
     return np.clip(image, 0, 255).astype(np.uint8), blob
 
 
-@pytest.mark.parametrize("find", [by_hand, lambda image: grab_cut(image, centre_weight(96, 96) > 0.6)])
+MIDDLE = centre_weight(96, 96) > 0.6
+FINDERS = [by_hand, partial(grab_cut, guess=MIDDLE), partial(smoothed_and_cut, guess=MIDDLE)]
+
+
+@pytest.mark.parametrize("find", FINDERS)
 def test_a_blob_is_found_and_mirrored_in_a_mirrored_picture(find):
     image, blob = scene()
     found = find(image)
@@ -102,6 +114,7 @@ def test_where_grab_cut_runs_away_the_guess_stays():
     guess = np.zeros((96, 96), bool)
     guess[70:90, 5:25] = True
     assert (grab_cut(image, guess) == guess).all()
+    assert (smoothed_and_cut(image, guess) == smoothed(image, guess)).all()
 
 
 def test_which_maps_are_coarse():
@@ -121,7 +134,7 @@ def photographs(split, every):
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs beside the checkout")
 def test_foregrounds_of_photographs_are_as_good_as_measured():
-    """Every twentieth of validation: the means of docs/methods.md within two standard errors."""
+    """Every thirtieth of validation: the means of docs/methods.md within two standard errors."""
     from imagenets.learning.networks.checkpoints import load_backbone
 
     pytest.importorskip("timm")
@@ -129,7 +142,7 @@ def test_foregrounds_of_photographs_are_as_good_as_measured():
     load_backbone(backbone, PHOTOS / "tf_efficientnet_lite0.pth")
     mean, std = (torch.tensor(of).view(3, 1, 1) for of in (backbone.mean, backbone.std))
     hand, network = [], []
-    for image, mask in photographs("validation", 20):
+    for image, mask in photographs("validation", 30):
         hand.append(iou(by_hand(image), mask))
         pictures = ((torch.tensor(image).permute(2, 0, 1) / 255 - mean) / std)[None]
         with torch.inference_mode():

@@ -86,34 +86,46 @@ def test_a_run_with_a_backbone(foreground, checkpoint, tmp_path, monkeypatch, ca
     assert "6 predictions, 0 made now" in capsys.readouterr().out
 
 
-def test_torchrun_writes_the_bytes_of_one_process(checkpoint, tmp_path):
-    make_set(tmp_path / "save" / "ImageNetS50", FOLDERS, train=2, validation=1)
+def test_torchrun_writes_the_bytes_of_one_process(checkpoint, tmp_path, monkeypatch):
+    make_set(tmp_path / "save" / "ImageNetS50", FOLDERS, train=1, validation=1)
     more = ("--backbone", "resnet18", "--checkpoint", checkpoint, "--foreground", "features")
     more += ("--device", "cpu", "--batch-size", "2")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    files = []
-    for launcher in ([], torchrun):
-        output = tmp_path / f"out{len(launcher)}"
-        command = [CHECKOUT / "methods" / "kmeans.py", *options(tmp_path / "save", output, *more)]
-        done = subprocess.run(
-            [sys.executable, *launcher, *map(str, command)],
-            env=environment(OMP_NUM_THREADS="1"),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("6 predictions, 6 made now") == 1
-        files.append(
-            {
-                path.relative_to(output): path.read_bytes()
-                for path in output.rglob("*")
-                if path.suffix in (".png", ".npy", ".npz")
-            }
-        )
-    assert len(files[0]) > 8
-    assert files[0] == files[1]
+
+    def files(output):
+        return {
+            path.relative_to(output): path.read_bytes()
+            for path in output.rglob("*")
+            if path.suffix in (".png", ".npy", ".npz")
+        }
+
+    command = [CHECKOUT / "methods/kmeans.py", *options(tmp_path / "save", tmp_path / "two", *more)]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            *map(str, command),
+        ],
+        env=environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("6 predictions, 6 made now") == 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        arguments = options(tmp_path / "save", tmp_path / "one", *more)
+        monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments)])
+        kmeans.main()
+    finally:
+        torch.set_num_threads(threads)
+    assert len(files(tmp_path / "one")) > 8
+    assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
 def test_any_pictures_are_clustered(tmp_path, monkeypatch, capsys):

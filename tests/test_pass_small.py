@@ -1,4 +1,4 @@
-"""methods/pass.sh as a user runs it, on a few pictures: whole, and once more on half of its files."""
+"""pass.sh and self_training.sh as a user runs them, on a few pictures."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from PIL import Image
 from prepared_set import WNIDS, write_lists
 
 from demo.pictures import draw
+from imagenets.masks import decode_mask
 
 TRAIN, VALIDATION = 64, 6
 KEPT = ("pretraining/last.pth", "attention/last.pth", "clusters/centroids.npy", "clusters/features/train.npy")
@@ -101,3 +102,67 @@ def test_what_is_there_stays_and_what_is_not_is_made_alike(prepared, whole, tmp_
     assert predictions(output) == predictions(whole[0])
     for path in labels:
         assert path.read_bytes() == (whole[0] / path.relative_to(output)).read_bytes()
+
+
+def self_training(prepared, output, *options, python=sys.executable):
+    done = subprocess.run(
+        [
+            *("bash", CHECKOUT / "methods/self_training.sh", prepared / "save", "50", output),
+            *("test_resnet", "none", *options, "--epochs", "1", "--batch-size", "16"),
+            *("--crop", "64", "--workers", "0"),
+        ],
+        env=environment(
+            PYTHON=str(python),
+            IMAGENETS_LISTS=str(prepared / "lists"),
+            CLUSTERS="5",
+            OMP_NUM_THREADS="1",
+        ),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_self_training_ends_with_scores(prepared, tmp_path):
+    printed = self_training(prepared, tmp_path)
+    assert printed.count("== ") == 4 and len(re.findall(r"Acc +mIoU", printed)) == 2
+    assert (tmp_path / "report.html").stat().st_size > 100
+    labels = [decode_mask(path) for path in (tmp_path / "clusters/train").rglob("*.png")]
+    left_out = [of_one for of_one in labels if (of_one == 1000).any()]
+    assert len(labels) == TRAIN and 5 <= len(left_out) <= TRAIN // 3
+    assert all(set(np.unique(of_one)) <= {0, 1000} for of_one in left_out)
+
+
+# Stands in for Python: notes the script and the arguments that it is called with.
+RECORDER = """\
+#!/usr/bin/env bash
+if [ "$1" = -c ]; then echo 0; exit; fi
+echo "${1##*/} ${*:2}" >>"${0%/*}/commands"
+echo " Acc  mIoU"
+"""
+
+
+def test_a_second_round_learns_the_predictions_of_the_first(prepared, tmp_path):
+    """All that one round runs two rounds run in the same words, so that they can go on from it."""
+    (tmp_path / "python").write_text(RECORDER)
+    (tmp_path / "python").chmod(0o755)
+    output = tmp_path / "out"
+    output.mkdir()
+
+    def commands(*options):
+        self_training(prepared, output, *options, python=tmp_path / "python")
+        found = (tmp_path / "commands").read_text().splitlines()
+        (tmp_path / "commands").unlink()
+        return [command for command in found if command.startswith(("kmeans", "finetune", "predict"))]
+
+    one, two = commands(), commands("--rounds", "2")
+    assert [command.split()[0] for command in two] == [
+        *("kmeans.py", "finetune.py", "predict.py", "predict.py", "finetune.py", "predict.py")
+    ]
+    assert two[:3] == one
+    assert f"--masks {output}/clusters/train " in two[1]
+    assert f"--model {output}/round1/last.pth --splits train --output-dir {output}/labels1" in two[3]
+    assert f"--masks {output}/labels1/train " in two[4] and f"--output-dir {output}/round2" in two[4]
+    assert f"--model {output}/round2/last.pth --splits validation " in two[5]

@@ -18,21 +18,25 @@ def annotated_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Process
     processes is the mean over the pixels. 0 where every pixel is ignored.
     Source: docs/methods.md, Semi-supervised fine-tuning.
     """
-    enlarged = interpolate(logits, scale_factor=2, mode="bilinear")
-    targets = _reduced(masks, enlarged.shape[2:])
-    total = cross_entropy(enlarged, targets, ignore_index=IGNORE, reduction="sum")
-    pixels = processes.sum((targets != IGNORE).sum())
-    return total * processes.number / pixels.clamp(min=1)
+    return _mean_over_labelled(interpolate(logits, scale_factor=2, mode="bilinear"), masks, processes)
 
 
-def label_map_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def label_map_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:
     """Cross-entropy of logits (B, N + 1, h, w) with label maps (B, S, S) of 0..N, at half of their size.
 
-    The logits are enlarged to it bilinearly, of the maps every second pixel is taken; the mean is over all
-    pixels. Source: docs/methods.md, PASS.
+    The logits are enlarged to it bilinearly, of the maps every second pixel is taken. Pixels of 1000, which
+    self-training leaves out, do not count; the mean over the others is as in ``annotated_loss``.
+    Source: docs/methods.md, PASS.
     """
-    targets = _reduced(masks, (masks.shape[1] // 2, masks.shape[2] // 2))
-    return cross_entropy(interpolate(logits, targets.shape[1:], mode="bilinear"), targets)
+    size = (masks.shape[1] // 2, masks.shape[2] // 2)
+    return _mean_over_labelled(interpolate(logits, size, mode="bilinear"), masks, processes)
+
+
+def _mean_over_labelled(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:
+    targets = _reduced(masks, logits.shape[2:])
+    total = cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    pixels = processes.sum((targets != IGNORE).sum())
+    return total * processes.number / pixels.clamp(min=1)
 
 
 def _reduced(masks: torch.Tensor, size: torch.Size | tuple[int, int]) -> torch.Tensor:

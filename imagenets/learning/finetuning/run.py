@@ -193,7 +193,7 @@ def _job(
         pictures, masks = batch.tensors
         logits = run_network(joined, normalised(pictures), precision=precision)
         if request.recipe == PASS:
-            return {"loss": label_map_loss(logits, masks)}
+            return {"loss": label_map_loss(logits, masks, processes)}
         return {"loss": annotated_loss(logits, masks, processes)}
 
     return Job(

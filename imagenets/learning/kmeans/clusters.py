@@ -32,9 +32,9 @@ from imagenets.learning.kmeans.foregrounds import (
     border_distance,
     by_hand,
     centre_weight,
-    grab_cut,
     otsu,
     smoothed,
+    smoothed_and_cut,
 )
 from imagenets.learning.networks.backbones import Backbone, Size
 from imagenets.scoring.counting import CountRequest, count_masks
@@ -42,7 +42,7 @@ from imagenets.scoring.matching import find_matching
 from imagenets.scoring.metrics import evaluate
 
 # Raised by hand whenever foregrounds, features or clusters change.
-CODE = f"{ENGINE}, k-means 1"
+CODE = f"{ENGINE}, k-means 2"
 FOREGROUNDS = ("handmade", "features")
 # Up to here Lloyd's algorithm has all images at once: 100,000 features of 2,048 numbers are 0.8 GB. Mode 50
 # (64,431 images) is below; of 300 and 919, this many random images give the first centres.
@@ -116,8 +116,9 @@ def network_foregrounds(backbone: Backbone, maps: torch.Tensor, pictures: torch.
     """Find the objects of pictures (B, 3, H, W), normalised, in their last maps (B, C, h, w): (B, H, W) bool.
 
     The guess is what is above Otsu's threshold: in coarse maps, those of convolutional networks, of the
-    vectors' lengths, weighted to the middle, which GrabCut then takes to the edges; in fine ones, those of
-    ViTs, of the distances from the border, and the bilateral solver. Source: docs/methods.md, Foregrounds.
+    vectors' lengths, weighted to the middle; in fine ones, those of ViTs, of the distances from the border.
+    The bilateral solver takes it to the edges; from a coarse map's, GrabCut continues.
+    Source: docs/methods.md, Foregrounds.
     """
     coarse = is_coarse(backbone)
     if coarse:
@@ -126,7 +127,7 @@ def network_foregrounds(backbone: Backbone, maps: torch.Tensor, pictures: torch.
         salience = border_distance(maps)
     guesses = above_threshold(salience, pictures.shape[2:]).cpu().numpy()
     images = rgb_pictures(pictures, backbone.mean, backbone.std)
-    refine = grab_cut if coarse else smoothed
+    refine = smoothed_and_cut if coarse else smoothed
     # OpenCV and SciPy's products release the interpreter, so that threads do.
     with ThreadPoolExecutor(available_cores()) as pool:
         found = list(pool.map(refine, images, guesses))

@@ -111,6 +111,14 @@ def smoothed(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
     return found if found.any() else guess
 
 
+def smoothed_and_cut(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
+    """Take a coarse guess (H, W) bool to the edges of ``image``: by ``smoothed``, from there by ``grab_cut``.
+
+    Where GrabCut runs away, what the bilateral solver made of the guess stays.
+    """
+    return grab_cut(image, smoothed(image, guess))
+
+
 def _grab_cut_size(height: int, width: int) -> tuple[int, int]:
     """Size (width, height) at which GrabCut works."""
     scale = min(1, SIDE / max(height, width))
