@@ -66,6 +66,15 @@ def check_source(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     check_save_dir(parser, arguments)
 
 
+def add_sharpen(parser: argparse.ArgumentParser) -> None:
+    """Add --sharpen."""
+    parser.add_argument(
+        "--sharpen",
+        action="store_true",
+        help="outlines follow the picture's edges (joint bilateral upsampling); not the published protocol",
+    )
+
+
 def add_device(parser: argparse._ActionsContainer, does: str) -> None:
     """Add where the network ``does`` its work."""
     parser.add_argument(

@@ -44,7 +44,7 @@ from imagenets.scoring.counting import count_masks
 from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import Evaluation, evaluate, predicted_classes
 from imagenets.scoring.plausibility import doubts
-from imagenets.scoring.protocols import broken_rule
+from imagenets.scoring.protocols import broken_rule, sharpened
 
 if TYPE_CHECKING:
     from imagenets.scoring.bootstrap import Bootstrap
@@ -156,6 +156,7 @@ def main() -> None:
     warn_of_others(matching, table, say)
     for message in (
         broken_rule(arguments.protocol, matching),
+        sharpened(arguments.predict_dir),
         *doubts(table, request.mode.classes, of_cluster),
     ):
         if message:

@@ -23,6 +23,7 @@ from command_line.arguments import parse, path_argument, positive_number, whole_
 from command_line.networks import (
     SPLITS,
     add_running,
+    add_sharpen,
     add_size,
     add_source,
     add_weights,
@@ -37,6 +38,7 @@ from imagenets.learning.distance_matching.kinds import KINDS, PATCHES, REGIONS, 
 from imagenets.learning.distance_matching.patches import PER_PICTURE
 from imagenets.learning.engine.inference import Running, store_arrays, write_label_maps
 from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
+from imagenets.learning.engine.sharpening import SHARPENING
 from imagenets.learning.images import (
     Images,
     Reading,
@@ -106,6 +108,7 @@ def parse_arguments() -> argparse.Namespace:
         help="a vote counts exp(cosine / T) (default: 0.07; of patches 0.02)",
     )
     add_size(parser)
+    add_sharpen(parser)
     add_running(parser)
     parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
     arguments = parse(parser)
@@ -200,6 +203,7 @@ def make_record(
         "temperature": voting.temperature,
         "size": reading.size_text,
         "precision": precision_of(arguments),
+        "sharpen": SHARPENING if arguments.sharpen else False,
         "code": made_by(CODE),
     }
     return run_record(settings, images)
@@ -224,7 +228,7 @@ def segment(job: Job, processes: Processes) -> None:
     job.backbone.to(processes.device)
     bank = bank_of(job, running)
     kind, neighbours, temperature = job.voting
-    step = KINDS[kind].label_step(job.backbone, bank, neighbours, temperature)
+    step = KINDS[kind].label_step(job.backbone, bank, neighbours, temperature, arguments.sharpen)
     for name, of_split in job.images.items():
         write = partial(write_label_maps, of_split, job.targets[name], step, job.reading, running)
         made = sum(processes.gathered(processes.together(write)))

@@ -21,6 +21,7 @@ from command_line.arguments import parse, path_argument, whole_number
 from command_line.networks import (
     SPLITS,
     add_running,
+    add_sharpen,
     add_size,
     add_source,
     check_source,
@@ -31,6 +32,7 @@ from command_line.networks import (
 from command_line.progress import bar
 from imagenets.learning.engine.inference import write_label_maps
 from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
+from imagenets.learning.engine.sharpening import SHARPENING
 from imagenets.learning.finetuning.prediction import CODE, LONGEST, predicted
 from imagenets.learning.images import Images, Reading, target_paths
 from imagenets.learning.networks.checkpoint_files import file_digest
@@ -69,6 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         f"(default: {LONGEST})",
     )
     add_size(parser)
+    add_sharpen(parser)
     add_running(parser)
     parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
     arguments = parse(parser)
@@ -105,6 +108,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
             "longest": arguments.longest,
             "size": reading.size_text,
             "precision": precision_of(arguments),
+            "sharpen": SHARPENING if arguments.sharpen else False,
             "code": made_by(CODE),
         },
         images,
@@ -117,7 +121,7 @@ def segment(arguments: argparse.Namespace, job: Job, processes: Processes) -> No
     """Write the label maps, print; called on all processes."""
     running = running_of(arguments, processes)
     network = job.network.to(processes.device)
-    step = partial(predicted, network, longest=arguments.longest)
+    step = partial(predicted, network, longest=arguments.longest, sharpen=arguments.sharpen)
     for name, of_split in job.images.items():
         write = partial(write_label_maps, of_split, job.targets[name], step, job.reading, running)
         made = sum(processes.gathered(processes.together(write)))

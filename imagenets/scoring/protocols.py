@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 from imagenets.scoring.matching import Matching
 
 PROTOCOLS = ("fully-unsupervised", "distance-matching", "semi-supervised", "free")
+# Records of runs that can sharpen, beside the folders of their predictions.
+_RUN_RECORDS = ("distance_matching.json", "prediction.json")
 
 
 def protocol_in(text: str) -> str | None:
@@ -30,4 +34,16 @@ def broken_rule(protocol: str | None, matching: Matching | None) -> str | None:
             return f"{rule}; this matching gives a class to several clusters (method majority)"
     if protocol in ("distance-matching", "semi-supervised") and matching is not None:
         return f"the protocol {protocol} has no matching, for its labels are classes; these were matched"
+    return None
+
+
+def sharpened(predict_dir: Path) -> str | None:
+    """Say that predictions were sharpened, where the record of the run that made them says so."""
+    for name in _RUN_RECORDS:
+        try:
+            settings = json.loads((predict_dir.parent / name).read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if settings.get("sharpen"):
+            return "these predictions were sharpened: their outlines are not those of the published protocols"
     return None

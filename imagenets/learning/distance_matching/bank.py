@@ -7,7 +7,7 @@ docs/methods.md, Distance matching.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
@@ -19,7 +19,8 @@ from imagenets.classes import IGNORE, Mode
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
 from imagenets.learning.distance_matching.neighbours import Bank, label_maps, unit_vectors
-from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, load_arrays
+from imagenets.learning.distance_matching.patches import PatchBank, labels_by_shares
+from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, LabelStep, load_arrays
 from imagenets.learning.engine.label_files import enlarged
 from imagenets.learning.engine.label_grid import enlarged_maps
 from imagenets.learning.networks.backbones import Backbone
@@ -101,10 +102,22 @@ def unusable_vectors(embeddings: torch.Tensor) -> str | None:
 
 
 def label_step(
-    backbone: Backbone, bank: Bank, neighbours: int, temperature: float
-) -> Callable[[Batch], torch.Tensor]:
-    """Give the engine's step: label maps (B, H, W) on the grid of stride 8, by the bank."""
-    find = partial(
-        label_maps, stride=backbone.stride, bank=bank, neighbours=neighbours, temperature=temperature
-    )
-    return lambda batch: find(batch.through(backbone))
+    backbone: Backbone, bank: Bank, neighbours: int, temperature: float, sharpen: bool = False
+) -> LabelStep:
+    """Label what each picture shows of its image by the bank: maps (H, W) on the grid of stride 8.
+
+    ``sharpen`` spreads the votes along the picture's edges and labels every pixel.
+    """
+    if not sharpen:
+        find = partial(
+            label_maps, stride=backbone.stride, bank=bank, neighbours=neighbours, temperature=temperature
+        )
+        return lambda batch: find(batch.through(backbone))
+    whole = torch.ones_like(bank.labels, dtype=torch.float32)
+    votes = PatchBank(bank.embeddings, bank.labels[:, None], whole[:, None])
+
+    def step(batch: Batch) -> list[torch.Tensor]:
+        maps = enlarged_maps(batch.through(backbone), backbone.stride)
+        return labels_by_shares(batch, maps, votes, neighbours, temperature, backbone)
+
+    return step

@@ -23,7 +23,7 @@ class BankKind:
     - ``step(backbone, per_picture)``: what pictures with masks bring to it, for ``store_arrays``.
     - ``join(paths, bank)``: write what was stored as a bank; returns the number of its vectors.
     - ``load(path, channels, neighbours, mode)``: read a bank, on the CPU.
-    - ``label_step(backbone, bank, neighbours, temperature)``: label pictures by it.
+    - ``label_step(backbone, bank, neighbours, temperature, sharpen)``: label pictures by it.
     """
 
     noun: str
@@ -32,7 +32,7 @@ class BankKind:
     step: Callable[[Backbone, int], ArrayStep]
     join: Callable[[Sequence[Path], Path], int]
     load: Callable[..., Any]
-    label_step: Callable[[Backbone, Any, int, float], LabelStep]
+    label_step: Callable[[Backbone, Any, int, float, bool], LabelStep]
 
 
 REGIONS, PATCHES = "regions", "patches"

@@ -7,7 +7,7 @@ In-context Scene Understanding, NeurIPS 2023 (Hummingbird); docs/methods.md, Pat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -21,8 +21,9 @@ from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
 from imagenets.learning.distance_matching.neighbours import nearest
 from imagenets.learning.engine.full_size import label_map, reduced_size
-from imagenets.learning.engine.inference import ArrayStep, Batch, load_arrays
+from imagenets.learning.engine.inference import ArrayStep, Batch, LabelStep, load_arrays
 from imagenets.learning.engine.label_files import enlarged
+from imagenets.learning.engine.sharpening import sharpened
 from imagenets.learning.networks.backbones import Backbone
 
 LONGEST = 1000  # pixels; larger images are labelled at this size, as in every prediction of shares or logits
@@ -186,18 +187,38 @@ def vote(
 
 
 def label_step(
-    backbone: Backbone, bank: PatchBank, neighbours: int, temperature: float
-) -> Callable[[Batch], list[torch.Tensor]]:
-    """Label what each picture shows of its image: shares are enlarged bilinearly to it, the largest wins."""
+    backbone: Backbone, bank: PatchBank, neighbours: int, temperature: float, sharpen: bool = False
+) -> LabelStep:
+    """Label what each picture shows of its image: shares are enlarged bilinearly to it, the largest wins.
+
+    ``sharpen`` spreads the shares along the picture's edges before.
+    """
 
     def step(batch: Batch) -> list[torch.Tensor]:
         maps = batch.through(backbone)
-        grid = maps.shape[2:]
-        found = []
-        for of_one, shown in zip(maps.flatten(2), batch.shown, strict=True):
-            labels, shares = vote(of_one.T, bank, neighbours, temperature)
-            best = label_map(shares.T.reshape(-1, *grid), reduced_size(shown, LONGEST))
-            found.append(labels[best.long()].int())
-        return found
+        return labels_by_shares(batch, maps, bank, neighbours, temperature, backbone if sharpen else None)
 
     return step
+
+
+def labels_by_shares(
+    batch: Batch,
+    maps: torch.Tensor,
+    bank: PatchBank,
+    neighbours: int,
+    temperature: float,
+    sharpen_for: Backbone | None,
+) -> list[torch.Tensor]:
+    """Label pictures by the votes for each place of their maps (B, C, h, w); see ``label_step``.
+
+    ``sharpen_for`` is the network whose mean and std the pictures were normalised by; None: no sharpening.
+    """
+    found = []
+    for of_one, picture, shown in zip(maps.flatten(2), batch.pictures, batch.shown, strict=True):
+        labels, shares = vote(of_one.T, bank, neighbours, temperature)
+        scores = shares.T.reshape(-1, *maps.shape[2:])
+        if sharpen_for is not None:
+            scores = sharpened(scores, picture, sharpen_for.mean, sharpen_for.std)
+        best = label_map(scores, reduced_size(shown, LONGEST))
+        found.append(labels[best.long()].int())
+    return found

@@ -14,6 +14,7 @@ from imagenets.common.errors import InputError
 from imagenets.learning.engine.full_size import label_map, reduced_size
 from imagenets.learning.engine.inference import ENGINE, Batch, Running, visit
 from imagenets.learning.engine.label_files import laid
+from imagenets.learning.engine.sharpening import sharpened
 from imagenets.learning.images import Images, split_images, where_masks_come_from
 from imagenets.learning.networks.segmentation_network import SegmentationNetwork
 from imagenets.learning.processes import Processes, same_buffers
@@ -21,19 +22,38 @@ from imagenets.segmentation_scores import SegmentationScores
 
 # Raised by hand whenever label maps change.
 CODE = f"{ENGINE}, prediction 1"
+_POSSIBLE = 0.01  # probability that a label reaches somewhere in a picture, to be spread in it
 LONGEST = 1000  # pixels; above its square labels are found at a smaller size
 
 
-def predicted(network: SegmentationNetwork, batch: Batch, longest: int = LONGEST) -> Sequence[torch.Tensor]:
+def predicted(
+    network: SegmentationNetwork, batch: Batch, longest: int = LONGEST, sharpen: bool = False
+) -> Sequence[torch.Tensor]:
     """Label what each picture of a batch shows of its image: (H, W) int32, at its size or a reduced one.
 
+    ``sharpen`` spreads the probabilities of the labels that a picture may show along its edges.
     Source: docs/methods.md, Prediction.
     """
     logits = batch.through(network)
+    sizes = [reduced_size(shown, longest) for shown in batch.shown]
+    if not sharpen:
+        return [label_map(of_one, size) for of_one, size in zip(logits, sizes, strict=True)]
     return [
-        label_map(of_one, reduced_size(shown, longest))
-        for of_one, shown in zip(logits, batch.shown, strict=True)
+        _sharp_labels(of_one, picture, network, size)
+        for of_one, picture, size in zip(logits, batch.pictures, sizes, strict=True)
     ]
+
+
+def _sharp_labels(
+    logits: torch.Tensor, picture: torch.Tensor, network: SegmentationNetwork, size: tuple[int, int]
+) -> torch.Tensor:
+    probabilities = logits.softmax(0)
+    highest = probabilities.flatten(1).amax(1)
+    labels = (highest >= highest.max().clamp_max(_POSSIBLE)).nonzero()[:, 0]
+    few = probabilities[labels]
+    few = few / few.sum(0).clamp_min(torch.finfo(few.dtype).tiny)
+    sharp = sharpened(few, picture, network.backbone.mean, network.backbone.std)
+    return labels[label_map(sharp, size).long()].int()
 
 
 @dataclass(frozen=True)

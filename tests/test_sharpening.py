@@ -1,0 +1,154 @@
+"""Joint bilateral upsampling against a loop over pixels and places."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.functional import avg_pool2d, interpolate
+
+from imagenets.learning.distance_matching import bank, patches
+from imagenets.learning.distance_matching.neighbours import Bank
+from imagenets.learning.engine import sharpening
+from imagenets.learning.engine.inference import Batch
+from imagenets.learning.engine.sharpening import joint_bilateral, sharpened
+from imagenets.learning.finetuning.prediction import predicted
+from imagenets.scoring import protocols
+
+
+def slow(scores, guide):
+    """Every pixel, every place within the radius of the nearest one."""
+    (_, rows, columns), (height, width) = scores.shape, guide.shape[1:]
+    colours = torch.nn.functional.adaptive_avg_pool2d(guide, (rows, columns))
+    found = torch.zeros(len(scores), height, width)
+    for p in range(height):
+        for q in range(width):
+            y, x = (p + 0.5) * rows / height - 0.5, (q + 0.5) * columns / width - 0.5
+            middle = min(max(round(y), 0), rows - 1), min(max(round(x), 0), columns - 1)
+            total = 0.0
+            for i in range(rows):
+                for j in range(columns):
+                    if max(abs(i - middle[0]), abs(j - middle[1])) > sharpening.RADIUS:
+                        continue
+                    distance = (y - i) ** 2 + (x - j) ** 2
+                    colour = float((guide[:, p, q] - colours[:, i, j]).square().sum())
+                    weight = math.exp(
+                        -distance / (2 * sharpening.SIGMA_SPACE**2)
+                        - colour / (2 * sharpening.SIGMA_COLOUR**2)
+                    )
+                    total += weight
+                    found[:, p, q] += weight * scores[:, i, j]
+            found[:, p, q] /= total
+    return found
+
+
+@pytest.mark.parametrize("size", [(20, 27), (9, 11)])
+def test_scores_are_those_of_the_loop(size, monkeypatch):
+    monkeypatch.setattr(sharpening, "RADIUS", 2)  # smaller than the map: the radius matters
+    torch.manual_seed(0)
+    scores = torch.rand(3, 7, 9).softmax(0)
+    guide = torch.rand(3, *size) * 0.3
+    found = joint_bilateral(scores, guide)
+    assert torch.allclose(found, slow(scores, guide), atol=1e-5)
+    assert torch.allclose(found.sum(0), torch.ones(size), atol=1e-5)
+
+
+def test_a_mirrored_picture_has_the_mirrored_scores():
+    torch.manual_seed(1)
+    scores, guide = torch.rand(2, 5, 6), torch.rand(3, 25, 30)  # odd: no pixel lies between two places
+    mirrored = joint_bilateral(scores.flip(2), guide.flip(2)).flip(2)
+    assert torch.allclose(mirrored, joint_bilateral(scores, guide), atol=1e-5)
+
+
+def test_an_outline_between_places_is_the_pictures():
+    guide = torch.zeros(3, 64, 64)
+    guide[:, :, 27:] = 1  # the edge lies within a place
+    scores = torch.zeros(2, 8, 8)
+    scores[0, :, :3], scores[1, :, 3:] = 1, 1
+    found = joint_bilateral(scores, guide).argmax(0)
+    assert torch.equal(found, (guide[0] > 0).long())
+
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+def test_a_picture_at_half_its_size_guides_scores_of_places_of_16_pixels():
+    torch.manual_seed(2)
+    values, scores = torch.rand(3, 48, 64), torch.rand(2, 6, 8).softmax(0)  # stride 8: averaged 2 x 2
+    normalised = (values - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    found = sharpened(scores, normalised, MEAN, STD)
+    guide = interpolate(values[None], (24, 32), mode="bilinear", antialias=True)[0]
+    small = interpolate(scores[None], (3, 4), mode="bilinear", antialias=True)[0]
+    assert torch.allclose(found, joint_bilateral(small, guide), atol=1e-5)
+    assert torch.allclose(found.sum(0), torch.ones(24, 32), atol=1e-5)
+    assert small.sub(avg_pool2d(scores, 2)).abs().max() < 0.2  # an average, if one that weighs by distance
+
+
+def object_and_batch():
+    """A bright object whose outline lies within the network's places, for a map of stride 16."""
+    values = torch.full((3, 96, 128), 0.1)
+    values[:, 29:75, 41:99] = 0.9
+    inside = torch.nn.functional.adaptive_avg_pool2d(values[:1], (6, 8))[0] > 0.5
+    picture = (values - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    batch = Batch([0], picture[None], [(192, 256)], [(192, 256)], [])
+    truth = interpolate((values[:1] > 0.5)[None].float(), (192, 256))[0, 0] > 0
+    return inside, batch, truth
+
+
+def wrong(labels, truth, label):
+    return int(((labels == label) != truth).sum())
+
+
+class MapNetwork(torch.nn.Module):
+    """Stands for a network that gives one map, whatever the picture."""
+
+    stride, mean, std = 16, MEAN, STD
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = maps
+        self.backbone = SimpleNamespace(mean=MEAN, std=STD)
+
+    def forward(self, pictures):
+        return self.maps
+
+
+def test_distance_matching_and_prediction_follow_the_outline_where_asked():
+    inside, batch, truth = object_and_batch()
+    maps = torch.stack((inside.float(), 1 - inside.float()))[None]
+    network = MapNetwork(maps)
+    rows = torch.eye(2)
+    regions = Bank(rows, torch.tensor([7, 0]))
+    of_patches = patches.PatchBank(rows, torch.tensor([[7], [0]]), torch.ones(2, 1))
+    for make, vectors in ((bank.label_step, regions), (patches.label_step, of_patches)):
+        plain = make(network, vectors, 1, 0.1)(batch)[0]
+        sharp = make(network, vectors, 1, 0.1, True)(batch)[0]
+        plain = interpolate(plain[None, None].float(), truth.shape)[0, 0]
+        assert sharp.shape == truth.shape
+        assert set(sharp.unique().tolist()) == {0, 7}
+        assert wrong(sharp, truth, 7) < wrong(plain, truth, 7) / 3
+    logits = MapNetwork(torch.cat((torch.full((1, 1, 6, 8), -30.0), 8 * maps), 1))
+    plain, sharp = predicted(logits, batch)[0], predicted(logits, batch, sharpen=True)[0]
+    assert set(sharp.unique().tolist()) == {1, 2}
+    assert wrong(sharp, truth, 1) < wrong(plain, truth, 1) / 3
+
+
+def test_logits_without_any_likely_label_have_one_all_the_same():
+    _, batch, _ = object_and_batch()
+    found = predicted(MapNetwork(torch.zeros(1, 920, 6, 8)), batch, sharpen=True)[0]
+    assert found.unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["distance_matching.json", "prediction.json"])
+def test_scores_name_predictions_that_were_sharpened(tmp_path, name):
+    predictions = tmp_path / "validation"
+    assert protocols.sharpened(predictions) is None
+    (tmp_path / name).write_text(json.dumps({"settings": {"sharpen": False}}))
+    assert protocols.sharpened(predictions) is None
+    (tmp_path / name).write_text(json.dumps({"settings": {"sharpen": sharpening.SHARPENING}}))
+    assert "were sharpened" in protocols.sharpened(predictions)
+    (tmp_path / name).write_text("no JSON")
+    assert protocols.sharpened(predictions) is None
