@@ -28,7 +28,7 @@ from imagenets.common.progress import no_bar
 from imagenets.learning.finetuning.pairs import Augmented, list_pairs
 from imagenets.learning.finetuning.run import Request, fine_tune
 from imagenets.learning.processes import Processes
-from imagenets.learning.run_folder import RunFolder
+from imagenets.learning.training.run_files import RunFolder
 from imagenets.masks import encode_mask
 
 IMAGES, BATCH, EPOCHS, SIZE = 96, 16, 3, (375, 500)

@@ -39,8 +39,8 @@
 - ``reporting``: text, HTML report, charts, overlays, confusions, scores of single images, published results
 - ``learning``: what ``methods/`` runs
 
-  - ``processes``, ``run_folder``, ``output_folder``, ``images``: this process among torchrun's, the folder of
-    a run, which pictures it reads and how
+  - ``processes``, ``run_folder``, ``images``: this process among torchrun's, the folder of a run, training or
+    inference, which pictures it reads and how
   - ``networks``: backbones by name and their families, checkpoints (files, wrappers, layouts),
     position embeddings, a backbone with a head
   - ``engine``: batched inference: decode in workers, run the network, write label maps or arrays

@@ -30,11 +30,11 @@ from command_line.networks import add_running, precision_of, running_of
 from imagenets.common.whole_files import whole_file, write_whole
 from imagenets.learning.engine.inference import Running, store_arrays
 from imagenets.learning.images import Images, split_images
-from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.pass_method.attended_labels import CLUSTER_READING, CODE, feature_step
 from imagenets.learning.pass_method.centroids import RESTARTS, agreement, fit_centroids, nearest_rows
 from imagenets.learning.pass_method.feature_files import join_features
 from imagenets.learning.processes import started
+from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 
 RECORD, CENTROIDS, CLUSTERS, FEATURES = "cluster.json", "centroids.npy", "clusters.csv", "features"
 SPLITS = ("train", "validation")
@@ -82,7 +82,7 @@ class Job:
     arguments: argparse.Namespace
     network: AttendedNetwork
     images: dict[str, Images]
-    record: dict[str, dict[str, object]]
+    record: Record
 
 
 def prepare(arguments: argparse.Namespace) -> Job:
@@ -98,7 +98,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
         "precision": precision_of(arguments),
         "code": made_by(CODE),
     }
-    record = run_record(settings, images)
+    record = Record(RECORD, settings, (CENTROIDS, CLUSTERS, FEATURES), digests_of(images))
     return Job(arguments, network, images, record)
 
 
@@ -109,8 +109,7 @@ def make_features(job: Job, split: str, running: Running) -> Path:
     if processes.from_first(path.exists):
         return path
     parts_folder = folder / f"{split}-parts"
-    settings = job.record["settings"]
-    identity = " ".join(str(settings[key]) for key in ("backbone", "checkpoint", "precision", "code"))
+    identity = job.record.identity("backbone", "checkpoint", "precision", "code")
     step = feature_step(job.network.backbone, job.network.attention)
     images = job.images[split]
     store = partial(store_arrays, images, parts_folder, identity, step, CLUSTER_READING, running)
@@ -128,7 +127,7 @@ def save_centroids(job: Job, features: Path) -> np.ndarray:
     path = arguments.output_dir / CENTROIDS
     if not path.exists():
         train = np.load(features, mmap_mode="r")
-        count = int(str(job.record["settings"]["clusters"]))
+        count = job.record.settings["clusters"]
         memory = arguments.memory * 2**30
         centroids = fit_centroids(train, count, arguments.restarts, arguments.seed, memory)
         with whole_file(path) as temporary, temporary.open("wb") as opened_file:
@@ -167,8 +166,7 @@ def main() -> None:
             print("\n".join(job.network.loaded))
         running = running_of(arguments, processes)
         job.network.to(processes.device)
-        owned = (CENTROIDS, CLUSTERS, FEATURES)
-        with opened(arguments.output_dir, RECORD, job.record, owned, processes):
+        with held_folder(arguments.output_dir, job.record, processes):
             features = {split: make_features(job, split, running) for split in SPLITS}
             processes.from_first(partial(cluster, job, features))
 

@@ -49,8 +49,8 @@ from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoint_files import file_digest, weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
-from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.processes import Processes, started
+from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 
 RECORD, BANK = "distance_matching.json", "bank.npz"
 
@@ -139,15 +139,12 @@ class Job:
     voting: Voting
     images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
     targets: dict[str, list[Path]]
-    record: dict[str, dict[str, object]]
+    record: Record
 
     @property
     def identity(self) -> str:
         """What decides what an image brings to the bank."""
-        return " ".join(
-            str(self.record["settings"][key])
-            for key in ("bank", "backbone", "checkpoint", "size", "precision", "code")
-        )
+        return self.record.identity("bank", "backbone", "checkpoint", "size", "precision", "code")
 
 
 def bank_of(job: Job, running: Running) -> Any:  # noqa: ANN401 - of either kind
@@ -192,7 +189,7 @@ def bank_text(arguments: argparse.Namespace) -> str:
 
 def make_record(
     arguments: argparse.Namespace, reading: Reading, voting: Voting, images: dict[str, Images]
-) -> dict[str, dict[str, object]]:
+) -> Record:
     """All that decides what this run writes."""
     settings = {
         "backbone": arguments.backbone,
@@ -206,7 +203,7 @@ def make_record(
         "sharpen": SHARPENING if arguments.sharpen else False,
         "code": made_by(CODE),
     }
-    return run_record(settings, images)
+    return Record(RECORD, settings, (*images, *SPLITS, BANK), digests_of(images))
 
 
 def prepare(arguments: argparse.Namespace) -> Job:
@@ -254,8 +251,7 @@ def main() -> None:
         job = processes.together(partial(prepare, arguments))
         if processes.first:
             print(job.loaded)
-        owned = (*job.images, *SPLITS, BANK)
-        with opened(arguments.output_dir, RECORD, job.record, owned, processes):
+        with held_folder(arguments.output_dir, job.record, processes):
             segment(job, processes)
 
 

@@ -57,8 +57,8 @@ from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
-from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.processes import started
+from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 
 CENTRES = "centres.npy"
 SPLITS = ("train", "validation", "test")
@@ -156,10 +156,11 @@ class Job:
     loaded: str
     code: str
 
-    def record(self, seed: int) -> dict[str, dict[str, object]]:
+    def record(self, seed: int) -> Record:
         """All that decides what the run of a seed writes."""
         arguments = self.arguments
-        return run_record(
+        return Record(
+            RECORD,
             {
                 "mode": arguments.mode and arguments.mode.identity,
                 "clusters": arguments.clusters,
@@ -170,7 +171,8 @@ class Job:
                 "left out": arguments.leave_out,
                 "code": self.code,
             },
-            {"training": self.train, **self.splits},
+            OWNED,
+            digests_of({"training": self.train, **self.splits}),
         )
 
 
@@ -221,7 +223,7 @@ def segment(job: Job, seed: int, output: Path, running: Running) -> None:
     targets = processes.together(
         lambda: {name: target_paths(of, output / name) for name, of in job.splits.items()}
     )
-    with opened(output, RECORD, job.record(seed), OWNED, processes):
+    with held_folder(output, job.record(seed), processes):
         path = output / CENTRES
         chunks: list[Path] = []
         if arguments.leave_out or not processes.from_first(path.exists):

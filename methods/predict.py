@@ -37,8 +37,8 @@ from imagenets.learning.finetuning.prediction import CODE, LONGEST, predicted
 from imagenets.learning.images import Images, Reading, target_paths
 from imagenets.learning.networks.checkpoint_files import file_digest
 from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork, read_saved
-from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.processes import Processes, started
+from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 
 RECORD = "prediction.json"
 
@@ -89,7 +89,7 @@ class Job:
     loaded: str
     images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
     targets: dict[str, list[Path]]
-    record: dict[str, dict[str, object]]
+    record: Record
 
 
 def prepare(arguments: argparse.Namespace) -> Job:
@@ -100,7 +100,8 @@ def prepare(arguments: argparse.Namespace) -> Job:
     reading = saved.reading(network, arguments.size)
     images = listed_images(arguments)
     targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
-    record = run_record(
+    record = Record(
+        RECORD,
         {
             "model": file_digest(arguments.model),
             "backbone": network.backbone.name,
@@ -108,10 +109,11 @@ def prepare(arguments: argparse.Namespace) -> Job:
             "longest": arguments.longest,
             "size": reading.size_text,
             "precision": precision_of(arguments),
-            "sharpen": SHARPENING if arguments.sharpen else False,
+            "sharpen": SHARPENING if arguments.sharpen else None,
             "code": made_by(CODE),
         },
-        images,
+        ("train", *images, *SPLITS),
+        digests_of(images),
     )
     loaded = f"{network.backbone.name}, {saved.recipe}, {network.labels - 1} classes: {arguments.model}"
     return Job(network, reading, saved.recipe, loaded, images, targets, record)
@@ -148,8 +150,7 @@ def main() -> None:
         job = processes.together(partial(prepare, arguments))
         if processes.first:
             print(job.loaded)
-        owned = ("train", *job.images, *SPLITS)
-        with opened(arguments.output_dir, RECORD, job.record, owned, processes):
+        with held_folder(arguments.output_dir, job.record, processes):
             segment(arguments, job, processes)
 
 

@@ -33,7 +33,6 @@ from imagenets.learning.engine.inference import Running, load_arrays, store_arra
 from imagenets.learning.engine.threshold_sweep import save_sweep
 from imagenets.learning.images import Images, split_images, target_paths, where_masks_come_from
 from imagenets.learning.networks.checkpoint_files import file_digest
-from imagenets.learning.output_folder import made_by, opened, run_record
 from imagenets.learning.pass_method.attended_labels import (
     CODE,
     LABEL_READING,
@@ -43,6 +42,7 @@ from imagenets.learning.pass_method.attended_labels import (
 )
 from imagenets.learning.pass_method.thresholds import sweep
 from imagenets.learning.processes import started
+from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 
 RECORD, THRESHOLD, CHART, PARTS = "pseudo_labels.json", "threshold.json", "threshold.png", "threshold-parts"
 
@@ -92,7 +92,7 @@ class Job:
     centroids: torch.Tensor
     images: dict[str, Images]
     targets: dict[str, list[Path]]
-    record: dict[str, dict[str, object]]
+    record: Record
 
 
 def prepare(arguments: argparse.Namespace) -> Job:
@@ -109,7 +109,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
         "precision": precision_of(arguments),
         "code": made_by(CODE),
     }
-    record = run_record(settings, images)
+    record = Record(RECORD, settings, (*SPLITS, THRESHOLD, CHART, PARTS), digests_of(images))
     return Job(arguments, network, torch.from_numpy(centroids), images, targets, record)
 
 
@@ -123,7 +123,7 @@ def chosen_threshold(job: Job, running: Running) -> float:
         images = processes.together(partial(validation_images, arguments))
         parts = arguments.output_dir / PARTS
         step = sweep_step(job.network.backbone, job.network.attention, job.centroids.to(processes.device))
-        identity = " ".join(map(str, job.record["settings"].values()))
+        identity = job.record.identity()
         store = partial(store_arrays, images, parts, identity, step, LABEL_READING, running, with_masks=True)
         files = processes.together(store)
         processes.from_first(partial(sweep_thresholds, job, images, files))
@@ -176,8 +176,7 @@ def main() -> None:
         if processes.first:
             print("\n".join(job.network.loaded))
         job.network.to(processes.device)
-        owned = (*SPLITS, THRESHOLD, CHART, PARTS)
-        with opened(arguments.output_dir, RECORD, job.record, owned, processes):
+        with held_folder(arguments.output_dir, job.record, processes):
             label(job, running_of(arguments, processes))
 
 

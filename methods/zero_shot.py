@@ -34,10 +34,9 @@ from imagenets.common.errors import InputError
 from imagenets.learning.engine.inference import Running, load_arrays, store_arrays, write_label_maps
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
 from imagenets.learning.engine.threshold_sweep import save_sweep
-from imagenets.learning.images import Images, Reading, split_images, target_paths
-from imagenets.learning.output_folder import made_by, opened, run_record
+from imagenets.learning.images import Images, Reading, digest, split_images, target_paths
 from imagenets.learning.processes import Processes, started
-from imagenets.learning.run_folder import names_digest
+from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS
 from imagenets.learning.zero_shot.labels import CODE, Namer, label_step, sweep, sweep_step
 from imagenets.learning.zero_shot.text_embeddings import (
@@ -139,7 +138,7 @@ class Job:
     names: list[str]
     images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
     targets: dict[str, list[Path]]
-    record: dict[str, dict[str, object]]
+    record: Record
 
     @property
     def reading(self) -> Reading:
@@ -162,7 +161,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
         "checkpoint": model.digest,
         "dense": dense,
         "threshold": "auto" if arguments.threshold is None else arguments.threshold,
-        "names": names_digest(names),
+        "names": digest(names),
         "templates": arguments.templates,
         "size": arguments.size,
         "mode": arguments.mode.identity,
@@ -170,7 +169,9 @@ def prepare(arguments: argparse.Namespace) -> Job:
         "code": made_by(CODE),
     }
     targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
-    return Job(arguments, model, dense, names, images, targets, run_record(settings, images))
+    owned = (*images, *SPLITS, THRESHOLD, CHART, PARTS)
+    record = Record(RECORD, settings, owned, digests_of(images))
+    return Job(arguments, model, dense, names, images, targets, record)
 
 
 def text_embeddings(job: Job, processes: Processes) -> Path:
@@ -194,7 +195,7 @@ def chosen_threshold(job: Job, namer: Namer, running: Running) -> float:
     path = arguments.output_dir / THRESHOLD
     if not processes.from_first(path.exists):
         images = processes.together(partial(validation_images, arguments))
-        identity = " ".join(map(str, job.record["settings"].values()))
+        identity = job.record.identity()
         parts = arguments.output_dir / PARTS
         store = partial(
             store_arrays, images, parts, identity, sweep_step(namer), job.reading, running, with_masks=True
@@ -258,8 +259,7 @@ def main() -> None:
         job = processes.together(partial(prepare, arguments))
         if processes.first:
             print("\n".join(job.model.lines))
-        owned = (*job.images, *SPLITS, THRESHOLD, CHART, PARTS)
-        with opened(arguments.output_dir, RECORD, job.record, owned, processes):
+        with held_folder(arguments.output_dir, job.record, processes):
             segment(job, processes)
 
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from demo.pictures import draw
 from imagenets.common.errors import InputError
-from imagenets.learning import output_folder
+from imagenets.learning import run_folder
 from imagenets.learning.distance_matching import neighbours, patches
 from imagenets.learning.distance_matching.bank import unusable_vectors
 from imagenets.learning.distance_matching.neighbours import Bank, label_maps, nearest
@@ -289,11 +289,11 @@ def call(monkeypatch, arguments):
 
 def test_another_run_is_refused_and_changes_nothing(save, finished, monkeypatch):
     before = files_of(finished["resnet18"])
-    with pytest.raises(InputError, match=r"holds another run \(neighbours: 10 then, 5 now\)"):
+    with pytest.raises(InputError, match=r"holds a run with other settings \(neighbours: 10 then, 5 now\)"):
         call(monkeypatch, command(save, finished["resnet18"], "resnet18", "--neighbours", "5"))
-    with pytest.raises(InputError, match=r"holds another run \(size: 256 then, 64 now\)"):
+    with pytest.raises(InputError, match=r"holds a run with other settings \(size: 256 then, 64 now\)"):
         call(monkeypatch, command(save, finished["resnet18"], "resnet18", "--size", "64"))
-    with pytest.raises(InputError, match=r"holds another run \(bank: regions of train-semi then"):
+    with pytest.raises(InputError, match=r"\(bank: regions of train-semi then"):
         call(
             monkeypatch,
             command(
@@ -308,7 +308,7 @@ def test_another_run_is_refused_and_changes_nothing(save, finished, monkeypatch)
                 "0.07",
             ),
         )
-    with pytest.raises(InputError, match=r"holds another run \(backbone: resnet18 then"):
+    with pytest.raises(InputError, match=r"holds a run with other settings \(backbone: resnet18 then"):
         call(monkeypatch, command(save, finished["resnet18"], NETWORKS[1]))
     call(monkeypatch, command(save, finished["resnet18"]))
     assert files_of(finished["resnet18"]) == before
@@ -515,11 +515,11 @@ def test_vectors_of_a_bank_that_are_zero_or_not_finite_are_counted():
 
 def test_results_are_known_by_a_number_and_the_libraries(monkeypatch):
     """The number is raised by hand when results change: a comment in the code changes nothing."""
-    ours = output_folder.made_by("engine 1, distance matching 1")
+    ours = run_folder.made_by("engine 1, distance matching 1")
     assert ours.startswith("engine 1, distance matching 1, torch ") and "numpy" in ours
-    assert output_folder.made_by("engine 1, distance matching 2") != ours
-    monkeypatch.setattr(output_folder, "version", lambda name: "99.0")
-    assert "torch 99.0" in output_folder.made_by("engine 1, distance matching 1")
+    assert run_folder.made_by("engine 1, distance matching 2") != ours
+    monkeypatch.setattr(run_folder, "version", lambda name: "99.0")
+    assert "torch 99.0" in run_folder.made_by("engine 1, distance matching 1")
 
 
 def test_label_maps_do_not_wait_for_the_disk(tmp_path, monkeypatch):

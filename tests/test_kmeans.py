@@ -253,7 +253,7 @@ def test_another_run_is_not_mixed_in(prepared, finished, tmp_path, monkeypatch):
         call(monkeypatch, kmeans, *options(prepared[0], finished, "--seed", "1"))
     assert predictions(finished) == before
     (tmp_path / "out" / "validation").mkdir(parents=True)
-    with pytest.raises(InputError, match="did not make"):
+    with pytest.raises(InputError, match="validation: not made by this script"):
         call(monkeypatch, kmeans, *options(prepared[0], tmp_path / "out"))
 
 

@@ -21,13 +21,13 @@ timm = pytest.importorskip("timm")
 
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
-from imagenets.learning import run_folder
 from imagenets.learning.engine.inference import Batch, Running
 from imagenets.learning.finetuning import probe, stored_maps
 from imagenets.learning.images import annotated_images
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.segmentation_network import read_saved
 from imagenets.learning.processes import Processes
+from imagenets.learning.training import run_files
 from imagenets.masks import decode_mask
 from methods import finetune, predict
 
@@ -280,7 +280,7 @@ def test_a_probe_is_trained_stopped_goes_on_and_predicts(save, call, tmp_path, m
     assert list(scores) == [3e-4, 1e-3, 3e-3]
     assert f"rate {max(scores, key=scores.get):g} is taken" in said
 
-    save_state, saved = run_folder.RunFolder.save, []
+    save_state, saved = run_files.RunFolder.save, []
 
     def stopping(folder, *arguments, **options):
         save_state(folder, *arguments, **options)
@@ -289,7 +289,7 @@ def test_a_probe_is_trained_stopped_goes_on_and_predicts(save, call, tmp_path, m
             raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder.RunFolder, "save", stopping)
+        patch.setattr(run_files.RunFolder, "save", stopping)
         for _ in range(3):
             with pytest.raises(StopError):
                 call(finetune, command(save, tmp_path / "stopped", *more))

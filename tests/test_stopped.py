@@ -23,8 +23,8 @@ from helpers.scripts import environment
 from masksets import CHECKOUT
 from prepared_set import WNIDS, write_lists
 
-from imagenets.learning import output_folder, run_folder
 from imagenets.learning.processes import Processes
+from imagenets.learning.run_folder import Record, held_folder
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 STUCK = f"{WNIDS[0]}/stuck.JPEG"
@@ -126,23 +126,15 @@ def test_it_says_one_line_and_leaves_no_worker_and_nothing_half_written(
     assert not (tmp_path / "out/.lock").exists()
 
 
-def images_folder(path):
-    return output_folder.opened(path, "record.json", {"settings": {}}, ("images",), ALONE)
-
-
-def training_folder(path):
-    return run_folder.opened(path, {"lr": 1}, ALONE)
-
-
-@pytest.mark.parametrize("opened", [images_folder, training_folder])
-def test_what_a_killed_run_had_half_written_goes_when_it_goes_on(tmp_path, opened):
-    with opened(tmp_path):
+def test_what_a_killed_run_had_half_written_goes_when_it_goes_on(tmp_path):
+    record = Record("record.json", {"lr": 1}, ("images",), {})
+    with held_folder(tmp_path, record, ALONE):
         pass
     (tmp_path / "images/n1").mkdir(parents=True)
     left = [tmp_path / LEFT, tmp_path / "images/n1" / LEFT]
     others = [tmp_path / ".0123.tmp", tmp_path / "images/n1/0123456789abcdef.tmp"]
     for path in (*left, *others):
         path.write_text("half")
-    with opened(tmp_path):
+    with held_folder(tmp_path, record, ALONE):
         assert not any(path.exists() for path in left)
         assert all(path.exists() for path in others), "not ours"

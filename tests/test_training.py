@@ -19,7 +19,6 @@ from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.processes import Processes, join, synchronised
-from imagenets.learning.run_folder import RunFolder, curves_figure, opened
 from imagenets.learning.training import loop
 from imagenets.learning.training.loop import Job, train
 from imagenets.learning.training.optimisers import (
@@ -30,6 +29,7 @@ from imagenets.learning.training.optimisers import (
     warm_up_and_cosine,
 )
 from imagenets.learning.training.order import Moment, Plan, seed_network
+from imagenets.learning.training.run_files import RunFolder, curves_figure, opened_run
 
 TIMEOUT = 120  # seconds, far above what a run takes
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -175,21 +175,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_told(context, tmp_path, p
 
 
 def test_another_setting_in_the_same_folder_is_refused_and_named(tmp_path):
-    with opened(tmp_path / "run", {"lr": 0.1, "epochs": 3, "crop": 224}, ALONE):
+    with opened_run(tmp_path / "run", {"lr": 0.1, "epochs": 3, "crop": 224}, ALONE):
         pass
     with (
         pytest.raises(InputError, match=r"lr: 0.1 then, 0.2 now; crop: 224 then, not set now"),
-        opened(tmp_path / "run", {"lr": 0.2, "epochs": 3}, ALONE),
+        opened_run(tmp_path / "run", {"lr": 0.2, "epochs": 3}, ALONE),
     ):
         pass
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/last.pth").write_bytes(b"mine")
     with (
         pytest.raises(InputError, match=r"last\.pth: not made by this script"),
-        opened(tmp_path / "foreign", {"lr": 0.2}, ALONE),
+        opened_run(tmp_path / "foreign", {"lr": 0.2}, ALONE),
     ):
         pass
-    with opened(tmp_path / "run", {"lr": 0.1, "epochs": 3, "crop": 224}, ALONE) as run:
+    with opened_run(tmp_path / "run", {"lr": 0.1, "epochs": 3, "crop": 224}, ALONE) as run:
         run.save({"model": {}}, [{"epoch": 1, "loss": 2.0}], last=True)
         cut = (tmp_path / "run/last.pth").read_bytes()[:-20]
         (tmp_path / "run/last.pth").write_bytes(cut)
@@ -321,7 +321,7 @@ def told(folder, accumulate, stop_before=None, broken=None, save_every=0.0):
         nn.Identity(), torch.optim.SGD([weight], lr=1.0), loss_of, lambda moment: 0.5 ** (1 + moment.update),
         lambda: {"weight": weight.detach()}, lambda state: None, {}, scores=lambda epoch: {"scored": epoch},
     )  # fmt: skip
-    with opened(folder, {}, ALONE) as run:
+    with opened_run(folder, {}, ALONE) as run:
         return train(job, Numbers(), plan, run, save_every=save_every)
 
 
@@ -409,7 +409,7 @@ def test_stopped_while_it_scores_it_goes_on_with_the_scores(tmp_path):
         lambda: {"weight": weight.detach().clone()}, load, {}, scores=scores, scores_take_long=lambda _: True,
     )  # fmt: skip
     plan = Plan(8, 4, 2, 7, True)
-    with opened(tmp_path, {}, ALONE) as run:
+    with opened_run(tmp_path, {}, ALONE) as run:
         with pytest.raises(StopError):
             train(job, Numbers(), plan, run)
         weight.data.fill_(99)

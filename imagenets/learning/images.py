@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,22 +172,32 @@ def shuffled(images: Iterable[str]) -> list[str]:
     return sorted(images, key=_order)
 
 
-def _order(image: str) -> tuple[bytes, str]:
+def _order(image: str) -> tuple[str, str]:
     name = image.rpartition("/")[2]
-    return hashlib.blake2b(os.fsencode(name), digest_size=16).digest(), image
+    return digest([], name), image
 
 
-def fingerprint(folder: Path, images: Sequence[str], *more: str) -> str:
-    """Digest of the images' names (class folders aside), sizes and times, in order, and of ``more``.
+def digest(parts: Iterable[str | bytes], start: str = "") -> str:
+    """Digest of a list of texts or paths, in order, after ``start``."""
+    found = hashlib.blake2b(os.fsencode(start), digest_size=16)
+    for part in parts:
+        found.update(os.fsencode(part) + b"\0")
+    return found.hexdigest()
+
+
+def fingerprint(folder: Path, images: Sequence[str], identity: str = "") -> str:
+    """Digest of the images' names (class folders aside), sizes and times, in order, and of ``identity``.
 
     Raises OSError when an image is missing.
     """
-    digest = hashlib.blake2b("\0".join(more).encode(), digest_size=16)
-    for image in images:
-        status = os.stat(f"{folder}/{image}")  # noqa: PTH116 - called for every image
-        name = os.fsencode(image.rpartition("/")[2])
-        digest.update(name + f"\0{status.st_size} {status.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+
+    def parts() -> Iterator[str]:
+        for image in images:
+            status = os.stat(f"{folder}/{image}")  # noqa: PTH116 - called for every image
+            yield image.rpartition("/")[2]
+            yield f"{status.st_size} {status.st_mtime_ns}"
+
+    return digest(parts(), identity)
 
 
 def split_images(save_dir: Path | None, mode: Mode, split: str) -> Images:

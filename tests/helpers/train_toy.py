@@ -18,8 +18,7 @@ from torch.nn.functional import cross_entropy
 from command_line.startup import run as run_script
 from command_line.startup import stop_asked
 from imagenets.learning import processes as distributed
-from imagenets.learning import run_folder
-from imagenets.learning.training import loop, order
+from imagenets.learning.training import loop, order, run_files
 from imagenets.learning.training.optimisers import Lars, cosine
 
 Lars([torch.zeros(1)], lr=0.0)  # the first optimiser makes PyTorch load half of itself: once, for all forks
@@ -87,7 +86,7 @@ def main(argv=None):
             scores=lambda epoch: {"mIoU": 7.0} if epoch % 2 == 0 else {},
         )  # fmt: skip
         settings = {"epochs": options.epochs, "batch": options.batch, "seed": options.seed}
-        with run_folder.opened(options.folder, settings, processes) as run:
+        with run_files.opened_run(options.folder, settings, processes) as run:
             records = loop.train(
                 job, Noise(options.seed), plan, run, workers=options.workers, tell=print, save_every=0.0
             )

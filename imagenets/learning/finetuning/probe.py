@@ -23,18 +23,18 @@ from imagenets.common.progress import Show
 from imagenets.learning.engine.inference import ENGINE, Running
 from imagenets.learning.engine.label_grid import enlarged_maps, grid_size
 from imagenets.learning.finetuning.stored_maps import MapReader, StoredMaps, store_maps
-from imagenets.learning.images import Images, Reading, annotated_images
+from imagenets.learning.images import Images, Reading, annotated_images, digest
 from imagenets.learning.networks.backbones import Backbone, Size, make_backbone
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.networks.precision import on_device
 from imagenets.learning.networks.segmentation_network import PROBE, SegmentationNetwork
-from imagenets.learning.output_folder import made_by
 from imagenets.learning.processes import Processes, described, join
-from imagenets.learning.run_folder import RunFolder, Settings, names_digest, opened, settings_text
+from imagenets.learning.run_folder import made_by
 from imagenets.learning.training.loop import Job, train
 from imagenets.learning.training.optimisers import warm_up_and_cosine
 from imagenets.learning.training.order import Batch, Moment, Plan
+from imagenets.learning.training.run_files import RunFolder, Settings, opened_run, settings_text
 
 CODE = f"{ENGINE}, stored maps 1"  # raised by hand whenever stored maps change
 RATES = (3e-4, 1e-3, 3e-3)
@@ -177,7 +177,7 @@ def train_probe(request: Request, processes: Processes, show: Show, tell: Tell) 
     tell_here(f"settings:\n{settings_text(settings)}")
     tell_here(f"{len(images.names)} images; {described(processes)}")
     running = Running(processes, request.workers, precision=request.precision, show=show)
-    with opened(request.output, settings, processes) as run:
+    with opened_run(request.output, settings, processes) as run:
         on_device(backbone, processes.device)
         stored = store_maps(
             backbone, images, reading, request.output, f"{settings['network']}, {settings['size']}", running
@@ -210,9 +210,16 @@ def _with_epochs(values: Values, images: int) -> Values:
 
 def _settings(request: Request, values: Values, images: Images, reading: Reading) -> Settings:
     """All that decides the weights, but for the number of processes and the machine."""
-    digest = weights_digest(request.checkpoint, request.weights) if request.checkpoint else "random"
+    weights = weights_digest(request.checkpoint, request.weights) if request.checkpoint else "random"
     stride = f"output stride {request.output_stride or 'its own'}"
-    network = (request.backbone, digest, stride, f"{request.layers} layers", request.precision, made_by(CODE))
+    network = (
+        request.backbone,
+        weights,
+        stride,
+        f"{request.layers} layers",
+        request.precision,
+        made_by(CODE),
+    )
     return {
         "recipe": PROBE,
         "mode": request.mode.identity,
@@ -222,7 +229,7 @@ def _settings(request: Request, values: Values, images: Images, reading: Reading
         "rates": ", ".join(f"{rate:g}" for rate in values.rates),
         "accumulate": request.accumulate,
         "images": len(images.names),
-        "names": names_digest(images.names),
+        "names": digest(images.names),
     }
 
 
@@ -301,7 +308,7 @@ class _Trainer:
             head.load_state_dict, {"recipe": PROBE}, scores=score,
         )  # fmt: skip
         settings = {**self.run.settings, "rate": rate, "pictures": len(pictures)}
-        with opened(self.run.path / name, settings, processes) as run:
+        with opened_run(self.run.path / name, settings, processes) as run:
             records = train(job, reader, plan, run, workers=request.workers, show=self.show)
         return head, records
 

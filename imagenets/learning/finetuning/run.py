@@ -16,6 +16,7 @@ from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
 from imagenets.learning.finetuning.pairs import Augmented, Pairs, list_pairs, places
 from imagenets.learning.finetuning.prediction import Validation
 from imagenets.learning.finetuning.recipes import Values, values_of
+from imagenets.learning.images import digest
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.checkpoint_files import read_checkpoint, weights_digest
 from imagenets.learning.networks.checkpoints import load_checkpoint
@@ -28,10 +29,10 @@ from imagenets.learning.networks.segmentation_network import (
     kind_of,
 )
 from imagenets.learning.processes import Processes, described, join
-from imagenets.learning.run_folder import Settings, names_digest, opened, settings_text
 from imagenets.learning.training.loop import Job, train
 from imagenets.learning.training.optimisers import Lars, layer_decay_groups, warm_up_and_cosine
 from imagenets.learning.training.order import Batch, Moment, Plan
+from imagenets.learning.training.run_files import Settings, opened_run, settings_text
 
 Tell = Callable[[str], None]
 
@@ -99,7 +100,7 @@ def fine_tune(request: Request, processes: Processes, show: Show, tell: Tell) ->
         f"{len(pairs)} images, {plan.steps} steps an epoch; {described(processes)}, "
         f"{values.batch // plan.shares_of_batch} images at a time in each"
     )
-    with opened(request.output, settings, processes) as run:
+    with opened_run(request.output, settings, processes) as run:
         job = _job(request, values, network, processes, precision, validation, plan)
         reader = Augmented(pairs, values.crop, values.smallest_crop, values.seed)
         train(job, reader, plan, run, workers=request.workers, show=show, tell=tell)
@@ -162,7 +163,7 @@ def _settings(request: Request, values: Values, pairs: Pairs, precision: str) ->
         "accumulate": request.accumulate,
         "precision": precision,
         "images": len(pairs),
-        "names": names_digest(places(pairs)),
+        "names": digest(places(pairs)),
     }
 
 

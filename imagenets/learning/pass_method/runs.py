@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from imagenets.common.progress import Show
+from imagenets.learning.images import digest
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.precision import on_device
@@ -26,10 +26,10 @@ from imagenets.learning.pass_method.recipes import Attention, Pretraining, as_se
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue
 from imagenets.learning.pass_method.steps import AttentionStep, CollapseWatch, PretrainingStep, QueueState
 from imagenets.learning.processes import Processes, described, join
-from imagenets.learning.run_folder import Settings, names_digest, opened
 from imagenets.learning.training.loop import Job, train
 from imagenets.learning.training.optimisers import Lars, cosine
 from imagenets.learning.training.order import Moment, Plan
+from imagenets.learning.training.run_files import Settings, opened_run
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _settings(request: Request, recipe: Pretraining | Attention) -> Settings:
         **as_settings(recipe),
         "precision": request.precision,
         "images": len(request.images),
-        "names of images": names_digest(os.fsencode(image) for image in request.images),
+        "names of images": digest(request.images),
     }
 
 
@@ -178,5 +178,5 @@ def _run(
 ) -> None:
     if processes.first:
         talk.tell(f"{len(request.images)} images, {plan.steps} steps an epoch; {described(processes)}")
-    with opened(request.output, settings, processes) as run:
+    with opened_run(request.output, settings, processes) as run:
         train(job, reader, plan, run, workers=request.workers, show=talk.show, tell=talk.tell)

@@ -5,7 +5,7 @@ The parts, in the order in which a script uses them:
 - ``distributed.started(device)``: this process among those of torchrun (rank, number, device). ``together``
   runs a check on all of them and refuses once; ``join`` gives a network's gradients the mean over all,
   and on CUDA its batch norms the images of all.
-- ``run_folder.opened(folder, settings, processes)``: the folder of one run. Settings are written down, and
+- ``run_files.opened_run(folder, settings, processes)``: the folder of one run. Settings are written down, and
   other ones refused by name. ``last.pth`` holds the whole state and appears whole; ``log.jsonl`` and
   ``curves.png`` follow from the records in it.
 - ``order.Plan``: which images each process sees in which part of which step, a function of the seed, the

@@ -18,9 +18,9 @@ from imagenets.common.errors import InputError, StoppedError, listed
 from imagenets.common.progress import Show, no_bar
 from imagenets.learning.networks.precision import cuda_switches
 from imagenets.learning.processes import Processes
-from imagenets.learning.run_folder import RunFolder
 from imagenets.learning.training.optimisers import set_rate
 from imagenets.learning.training.order import Batch, Moment, Plan, Reader, batches, seed_network
+from imagenets.learning.training.run_files import RunFolder
 
 _READ_EVERY = {"cpu": 1, "cuda": 10}  # steps
 _SAVE_EVERY = 600.0  # seconds between saved states within an epoch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from imagenets.classes import ClassInfo, label_name
 from imagenets.common.errors import InputError
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_file
+from imagenets.learning.images import digest
 
 NAME_SOURCES = ("openai", "toolbox")
 TEMPLATE_COUNTS = (1, 80, 85)
@@ -109,8 +109,7 @@ def embed_names(
 
 def embeddings_file(folder: Path, names: Sequence[str], templates: int, weights: str) -> Path:
     """Path in ``folder`` of the embeddings that these names, templates and weights (a digest) give."""
-    digest = hashlib.blake2b("\0".join([weights, str(templates), *names]).encode(), digest_size=16)
-    return folder / f"text-{digest.hexdigest()}.npz"
+    return folder / f"text-{digest([weights, str(templates), *names])}.npz"
 
 
 def save_embeddings(path: Path, embeddings: torch.Tensor) -> None:

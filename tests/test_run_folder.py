@@ -1,0 +1,102 @@
+"""The folder of a run: records of earlier versions are read, other runs are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from prepared_set import write_image
+
+from imagenets.common.errors import InputError
+from imagenets.learning.images import Images, fingerprint
+from imagenets.learning.processes import Processes
+from imagenets.learning.run_folder import Record, digests_of, held_folder
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+SETTINGS = {"backbone": "resnet18", "neighbours": 10, "weights": None}
+
+
+def enter(folder, settings=SETTINGS, images=None):
+    """Hold and leave a folder; says whether the run was new."""
+    with held_folder(
+        folder, Record("record.json", settings, ("validation", "test"), images), ALONE
+    ) as is_new:
+        return is_new
+
+
+def refused(folder, settings=SETTINGS, images=None):
+    before = (folder / "record.json").read_bytes()
+    with pytest.raises(InputError) as found:
+        enter(folder, settings, images)
+    assert (folder / "record.json").read_bytes() == before
+    return str(found.value)
+
+
+def test_a_record_of_an_earlier_version_is_read_and_splits_are_added(tmp_path):
+    (tmp_path / "validation").mkdir()
+    earlier = {"settings": {"backbone": "resnet18", "neighbours": 10}, "images": {"validation": "aa"}}
+    (tmp_path / "record.json").write_text(json.dumps(earlier, indent=2) + "\n")
+    assert enter(tmp_path, images={"validation": "aa"}) is False
+    enter(tmp_path, images={"test": "bb"})
+    assert json.loads((tmp_path / "record.json").read_text()) == {
+        "settings": SETTINGS,
+        "images": {"validation": "aa", "test": "bb"},
+    }
+    assert "(validation: other images then); name another" in refused(tmp_path, images={"validation": "cc"})
+    changed = {"backbone": "resnet18", "neighbours": 5, "size": 512}
+    assert "(neighbours: 10 then, 5 now; size: not set then, 512 now); name another" in refused(
+        tmp_path, changed, {"validation": "aa"}
+    )
+
+
+def test_a_training_has_its_settings_alone_in_its_record(tmp_path):
+    assert enter(tmp_path) is True
+    assert json.loads((tmp_path / "record.json").read_text()) == SETTINGS
+    assert enter(tmp_path, SETTINGS | {"neighbours": 5}) is False, "nothing was made with the others"
+    (tmp_path / "test").mkdir()
+    assert "(neighbours: 5 then, 10 now)" in refused(tmp_path)
+
+
+def test_what_no_run_made_and_a_damaged_record_are_refused(tmp_path):
+    (tmp_path / "test").mkdir()
+    with pytest.raises(InputError, match="/test: not made by this script"):
+        enter(tmp_path)
+    for text in ("", "[]", '{"settings": 1}'):
+        (tmp_path / "record.json").write_text(text)
+        assert "record.json: damaged" in refused(tmp_path, images={})
+    with (
+        held_folder(tmp_path / "other", Record("record.json", {}, ()), ALONE),
+        pytest.raises(InputError, match="another run is at work"),
+    ):
+        enter(tmp_path / "other")
+
+
+def test_half_written_files_go_when_a_run_fails(tmp_path):
+    left = tmp_path / ".0123456789abcdef.tmp"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        held_folder(tmp_path, Record("record.json", {}, ()), ALONE),
+    ):
+        left.write_text("half")
+        raise KeyboardInterrupt
+    assert not left.exists()
+
+
+def test_the_digest_of_images_is_that_of_earlier_versions(tmp_path):
+    """Names, sizes and times in order: blake2b, written out here once more."""
+
+    names = ["n1/a.JPEG", "n1/é.JPEG"]
+    written = b""
+    for name in names:
+        write_image(tmp_path / name, 8, 9)
+        os.utime(tmp_path / name, ns=(5, 7))
+        written += f"{name[3:]}\0{(tmp_path / name).stat().st_size} 7\0".encode()
+    expected = hashlib.blake2b(written, digest_size=16).hexdigest()
+    assert digests_of({"test": Images(tmp_path, names)}) == {"test": expected}
+    expected = hashlib.blake2b(b"resnet18 aa" + written, digest_size=16).hexdigest()
+    assert fingerprint(tmp_path, names, "resnet18 aa") == expected
