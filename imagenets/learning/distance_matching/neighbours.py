@@ -169,11 +169,12 @@ def _largest_by_groups(scores: torch.Tensor, neighbours: int) -> tuple[torch.Ten
     members = torch.arange(0, width * _GROUP, width, device=scores.device)
     rest = torch.arange(width * _GROUP, scores.shape[1], device=scores.device)
     candidates = (groups[:, :-1, None] + members).flatten(1)
-    candidates = torch.cat((candidates, rest.expand(len(scores), -1)), 1).sort(1).values
-    values, order = _largest(scores.gather(1, candidates), neighbours)
-    places = candidates.gather(1, order)
-    # A group left out has no larger score than the last group taken; where they are equal, look at all.
-    tied = (tops[:, -2] == tops[:, -1]).nonzero().flatten()
+    candidates = torch.cat((candidates, rest.expand(len(scores), -1)), 1)
+    values, order = scores.gather(1, candidates).topk(neighbours + 1, dim=1)
+    # A group left out has no larger score than the last group taken, and candidates stand in no order: where
+    # the last one inside is equal to the first outside, look at all.
+    tied = ((tops[:, -2] == tops[:, -1]) | (values[:, -2] == values[:, -1])).nonzero().flatten()
+    values, places = values[:, :-1].clone(), candidates.gather(1, order[:, :-1])
     if len(tied):
         values[tied], places[tied] = _largest(scores[tied], neighbours)
     return values, places
