@@ -3,13 +3,14 @@
 # place ("editable"), so that `import imagenets` works in any folder:
 #   bash setup.sh            preparing, scoring, reports and the k-means baseline
 #   bash setup.sh methods    that and what networks need: torchvision and the torch that fits it, timm, pyarrow
+#   bash setup.sh zero-shot  that and open_clip, for methods/zero_shot.py
 #   bash setup.sh dev        that and what the tests and benchmarks need
 # What is there already is kept: a smaller kind after a larger one changes nothing.
 # BASE_PYTHON chooses the interpreter.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-kinds=(user methods dev)
-extras=(report,kmeans methods dev)
+kinds=(user methods zero-shot dev)
+extras=(report,kmeans methods zero-shot dev)
 venv=$root/.venv
 stamp=$venv/.installed
 
@@ -20,7 +21,7 @@ rank() {
 }
 wanted=$(rank "${1-user}")
 if [ "$wanted" = -1 ] || [ $# -gt 1 ]; then
-    echo "usage: bash setup.sh [methods|dev]" >&2
+    echo "usage: bash setup.sh [methods|zero-shot|dev]" >&2
     exit 2
 fi
 # Another environment, which this would change: the toolbox of another checkout would become this one there.

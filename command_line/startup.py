@@ -28,8 +28,10 @@ from imagenets.common.workers import die_with_parent
 # whoever shares the machine: several times slower there. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# What `setup.sh methods` installs besides.
-_OF_METHODS = ("torchvision", "timm", "safetensors", "pyarrow")
+# Which command installs a package that setup.sh alone does not.
+_SETUP = dict.fromkeys(("torchvision", "timm", "safetensors", "pyarrow"), "bash setup.sh methods") | {
+    "open_clip": "bash setup.sh zero-shot"
+}
 _OWN = ("imagenets", "command_line")
 
 _STOPPING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGUSR1: "asked to stop"}
@@ -48,7 +50,7 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
     package = (error.name or "").partition(".")[0]
     if package in _OWN:
         return None
-    command = "bash setup.sh methods" if package in _OF_METHODS else "bash setup.sh"
+    command = _SETUP.get(package, "bash setup.sh")
     return f"error: this Python lacks {package or 'a package'}: {command}; source .venv/bin/activate"
 
 

@@ -150,5 +150,5 @@ def test_stopped_installation_is_done_again(checkout):
 @pytest.mark.parametrize("arguments", [["torchvision"], ["methods", "dev"], ["--help"]])
 def test_unknown_kind_is_wrong_usage(checkout, arguments):
     done = subprocess.run(["bash", checkout / "setup.sh", *arguments], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "usage: bash setup.sh [methods|dev]\n")
+    assert (done.returncode, done.stderr) == (2, "usage: bash setup.sh [methods|zero-shot|dev]\n")
     assert not (checkout / ".venv").exists()
