@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,15 @@ class StoredMaps:
         """Number of channels C."""
         return int(self.moments.shape[-1])
 
-    @property
-    def fine_grids(self) -> np.ndarray:
-        """Sizes (n, 2) of the pictures' grids of stride 8."""
-        return np.array([grid_size(grid, self.stride) for grid in self.grids.tolist()])
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Number of places (n,) of each map."""
+        return np.prod(self.grids, axis=1)
+
+    @cached_property
+    def fine_places(self) -> np.ndarray:
+        """Number of places (n,) of each picture's grid of stride 8."""
+        return np.array([math.prod(grid_size(grid, self.stride)) for grid in self.grids.tolist()])
 
 
 def store_maps(
@@ -146,7 +152,7 @@ class MapReader:
     def view(self, picture: int, view: int) -> tuple[torch.Tensor, ...]:
         """Read one view of one of all pictures."""
         stored = self.stored
-        places, fine = stored.grids.prod(axis=1), stored.fine_grids.prod(axis=1)
+        places, fine = stored.places, stored.fine_places
         rows = torch.zeros(int(places.max()), stored.channels, dtype=torch.float16)
         labels = torch.full((int(fine.max()),), IGNORE, dtype=torch.int16)
         start = VIEWS * int(places[:picture].sum()) + view * int(places[picture])
