@@ -51,7 +51,8 @@ class StoredMaps:
     @cached_property
     def places(self) -> np.ndarray:
         """Number of places (n,) of each map."""
-        return np.prod(self.grids, axis=1)
+        places: np.ndarray = np.prod(self.grids, axis=1)
+        return places
 
     @cached_property
     def fine_places(self) -> np.ndarray:
