@@ -71,11 +71,11 @@ _PLACE = rf"(({_NAME.pattern})/{_NAME.pattern})"
 _ROW = re.compile(f"{_PLACE} {_PLACE}")
 
 WAYS_OUT = (
-    "Without a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a folder with categories/, "
-    "mapping/, names/ and the archives; or IMAGENETS_LISTS (or --lists), a folder of your own lists"
+    "Without a network, name a copy: IMAGENETS_MIRROR, a URL or a folder with categories/, "
+    "mapping/, names/ and the archives; or IMAGENETS_LISTS, a folder of your own lists"
 )
 OWN_LISTS = (
-    "IMAGENETS_LISTS (or --lists) names a folder with categories/, mapping/ and names/, which hold lists of "
+    "IMAGENETS_LISTS names a folder with categories/, mapping/ and names/, which hold lists of "
     "the official names"
 )
 
@@ -346,7 +346,7 @@ def _refuse_other(content: bytes, name: str, place: str | Path) -> None:
     if found != SHA256[name]:
         raise InputError(
             f"{place} is not the official list: its SHA-256 is {found}, that of the list {SHA256[name]}. "
-            "Lists of your own go by IMAGENETS_LISTS (or --lists)"
+            "Lists of your own go by IMAGENETS_LISTS"
         )
 
 
@@ -363,8 +363,8 @@ def _way_out(folder: Path, name: str) -> str:
     if not there or any(f"_im{mode}" in name for mode in there):
         return OWN_LISTS
     return (
-        f"{folder}, which IMAGENETS_LISTS (or --lists) names, has lists of mode {' and '.join(there)} alone: "
-        "give that --mode, or leave IMAGENETS_LISTS out, for the official lists"
+        f"{folder}, which IMAGENETS_LISTS names, has lists of mode {' and '.join(there)} only: "
+        "take that mode, or leave IMAGENETS_LISTS out, for the official lists"
     )
 
 

@@ -59,7 +59,7 @@ def read_labels(path: Path, form: str, ignore: int | None = None) -> np.ndarray:
     try:
         labels = change_ignore_index(labels, ignore, IGNORE)
     except ValueError as error:
-        raise InputError(f"{path}: {error}; say by --ignore what label ignored pixels have") from error
+        raise InputError(f"{path}: {error}; name the label that ignored pixels have") from error
     if labels.min() < 0 or labels.max() > MAX_LABEL:
         outside = labels.min() if labels.min() < 0 else labels.max()
         raise InputError(f"{path}: label {outside} is neither in 0..{MAX_LABEL} nor {ignore}, for ignored")
@@ -80,7 +80,7 @@ def write_labels(labels: np.ndarray, path: Path, form: str, ignore: int | None =
     try:
         changed = change_ignore_index(labels.astype(np.int64), IGNORE, ignore)
     except ValueError as error:
-        raise InputError(f"{path}: {error}; give ignored pixels another label (--ignore)") from error
+        raise InputError(f"{path}: {error}; give ignored pixels another label") from error
     largest = FORMS[form].largest
     if changed.max() > largest:
         raise InputError(f"{path}: label {changed.max()}, and {form} holds 0..{largest}; take gray16 or npy")

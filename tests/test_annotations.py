@@ -85,7 +85,7 @@ def test_a_folder_as_mirror(tmp_path, env, members):
     result = anno(tmp_path / "other", "--mirror", tmp_path / "nothing", env=env, status=1)
     assert f"{tmp_path / 'nothing' / NAME}: No such file" in result.stderr
     assert "IMAGENETS_MIRROR" in result.stderr
-    assert "--archive FILE" in result.stderr
+    assert "the archive itself" in result.stderr
 
 
 def test_cut_off_and_503(tmp_path, env, host, members):
@@ -101,7 +101,7 @@ def test_cut_off_and_503(tmp_path, env, host, members):
 def test_no_archive_to_be_had(tmp_path, env, host, fault, reason):
     host.faults = [fault]
     result = anno(tmp_path / "save", env=env, status=1)
-    for text in (f"{host.url}/{NAME}", reason, "IMAGENETS_MIRROR", "--archive FILE"):
+    for text in (f"{host.url}/{NAME}", reason, "IMAGENETS_MIRROR", "the archive itself"):
         assert text in result.stderr
     assert list((tmp_path / "save").iterdir()) == []
     anno(tmp_path / "save", env=env)

@@ -130,7 +130,7 @@ def test_ground_truth_of_another_mode_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
     refuse_other_mode(tmp_path / "gt", MODES["919"])  # 50 folders alone say nothing
     (categories / "ImageNetS_categories_im50.txt").write_text("\n".join(wnids))
-    with pytest.raises(InputError, match="--mode 50"):
+    with pytest.raises(InputError, match="take mode 50"):
         refuse_other_mode(tmp_path / "gt", MODES["919"])
     refuse_other_mode(tmp_path / "gt", MODES["50"])
     (tmp_path / "gt" / wnids[0]).rmdir()

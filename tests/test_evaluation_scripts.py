@@ -131,7 +131,7 @@ def test_classes_are_named_by_the_list_at_hand_else_by_the_folders(masks):
 def test_more_clusters_than_classes(masks, method):
     folder, _ = masks
     write_mask(folder / "pred" / NAME, np.full((9, 12), 300))
-    assert "--clusters" in run("match.py", folder, "--session-name", "k").stderr
+    assert "pass the number of clusters" in run("match.py", folder, "--session-name", "k").stderr
     done = run("match.py", folder, "--session-name", "k", "--clusters", 300, "--method", method)
     assert done.returncode == 0, done.stderr
     matching = json.loads((folder / "results/k.json").read_text())
@@ -333,7 +333,7 @@ def test_ground_truth_of_another_mode_names_its_mode(tmp_path):
     for name, more in (("match.py", ("--session-name", "mine")), ("evaluator.py", ())):
         done = run(name, tmp_path, "--mode", 919, *more, env=env)
         assert done.returncode == 1
-        assert "its folders are the classes of mode 50, not of mode 919: give --mode 50" in done.stderr
+        assert "its folders are the classes of mode 50, not of mode 919: take mode 50" in done.stderr
     (tmp_path / "gt/n99999999").mkdir()
     assert "classes of mode 50, not" not in run("evaluator.py", tmp_path, "--mode", 919, env=env).stderr
 
@@ -353,8 +353,8 @@ def test_a_matching_of_another_mode_is_refused_and_no_number_of_clusters_advised
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line == (
-        "error: m.json: a matching of 50 clusters, but the predictions have 300 by --mode and --clusters: "
-        "is it of --mode 50? Give that mode, or the matching of these predictions"
+        "error: m.json: a matching of 50 clusters, but the predictions have 300 by mode and number of "
+        "clusters: is it of mode 50? Take that mode, or the matching of these predictions"
     )
 
 
@@ -364,7 +364,9 @@ def test_a_matching_of_another_number_of_clusters_is_refused(masks):
     done = run("evaluator.py", folder, "--match", "m.json")
     assert done.returncode == 1
     assert (
-        "of 200 clusters" in done.stderr and "have 50 by" in done.stderr and "--clusters 200" in done.stderr
+        "of 200 clusters" in done.stderr
+        and "have 50 by" in done.stderr
+        and "given 200 clusters" in done.stderr
     )
     assert run("evaluator.py", folder, "--match", "m.json", "--clusters", 200).returncode == 0
 

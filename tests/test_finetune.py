@@ -337,7 +337,7 @@ def test_predict_refuses_another_network_or_mode(context, save, tmp_path):
     _, name, file = published(tmp_path, "vit")
     common = ("--save-dir", save, "--output-dir", tmp_path / "out", "--model", file, "--workers", 0)
     said = run(context, save, "predict", tmp_path / "s", *common, "--mode", 50, status=1)
-    assert "name it with --backbone" in said
+    assert "name the backbone" in said
     said = run(context, save, "predict", tmp_path / "s", *common, "--mode", 300, "--backbone", name, status=1)
     assert "has 50 classes, the mode has 300" in said
     said = run(

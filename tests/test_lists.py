@@ -96,8 +96,8 @@ def test_a_failed_download_names_url_reason_and_ways_out():
     message = str(caught.value)
     assert f"{host.url}/{categories_path('50')}" in message
     assert "404" in message
-    assert "IMAGENETS_MIRROR (or --mirror)" in message
-    assert "IMAGENETS_LISTS (or --lists)" in message
+    assert "IMAGENETS_MIRROR, a URL" in message
+    assert "IMAGENETS_LISTS, a folder" in message
 
 
 @official

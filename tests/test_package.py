@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -16,6 +17,9 @@ import imagenets
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LIBRARY = CHECKOUT / "imagenets"
+MODULES = [path for path in sorted(LIBRARY.rglob("*.py")) if path.stem not in ("run_folder", "output_folder")]
+_FLAG = re.compile(r"(^|[^\w-])--[a-z]")
+_QUOTED = re.compile(r"``[^`]*``")
 
 
 @pytest.mark.parametrize("name", imagenets.__all__)
@@ -47,6 +51,26 @@ def test_every_room_is_on_the_map():
     modules = {path.stem for path in LIBRARY.rglob("*.py")} | {path.name for path in LIBRARY.rglob("*")}
     named = {name for name in on_map if name.islower()} - {"methods"}
     assert named <= modules, "the map names what is not there"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(LIBRARY)))
+def test_the_library_names_no_flag_prints_nothing_and_ends_nothing(path):
+    """Scripts spell flags, print and exit; docstrings may quote a command between double backquotes."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    strings = {node.value: node.lineno for node in ast.walk(tree) if _is_text(node)}
+    assert [line for text, line in strings.items() if _FLAG.search(_QUOTED.sub("", text))] == []
+    names = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)}
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = {alias.name for node in imports for alias in node.names}
+    imported |= {node.module for node in imports if isinstance(node, ast.ImportFrom)}
+    ends = (
+        set() if path == LIBRARY / "common/workers.py" else {"os._exit"}
+    )  # workers have no script to end them
+    assert not (names | imported) & {"print", "exit", "quit", "sys.exit", "atexit", "argparse", *ends}
+
+
+def _is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 @pytest.fixture(scope="module")

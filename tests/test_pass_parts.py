@@ -350,7 +350,7 @@ def test_a_shallow_stage_of_any_width():
 
 def test_a_backbone_without_stages_is_refused():
     backbone = SimpleNamespace(network=nn.Linear(1, 1), name="vit_tiny", channels=8)
-    with pytest.raises(InputError, match="--backbone vit_tiny: PASS needs"):
+    with pytest.raises(InputError, match="backbone vit_tiny: PASS needs"):
         PassNetwork(backbone, SIZES)
 
 

@@ -309,7 +309,7 @@ def test_every_form_of_file_loads(files, pictures, kind):
 @pytest.mark.parametrize(
     ("file", "backbone", "stride", "classes", "words"),
     [
-        ("resnet-published", None, None, 7, "name it with --backbone"),
+        ("resnet-published", None, None, 7, "name the backbone"),
         ("resnet-published", "resnet34", None, 7, "no resnet34 with a head: .* tensors missing"),
         ("resnet-published", "resnet18", None, 50, "has 7 classes, the mode has 50"),
         ("convnext-published", CONVNEXT, None, 50, "has 7 classes, the mode has 50"),

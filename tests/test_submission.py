@@ -309,10 +309,10 @@ def test_clusters(prepared, submit, check):
     name = NAMES[4]
     write_mask(prepared / f"pred/{name}.png", np.full(size_of(prepared, name), 60))
     write_matching(prepared, identity(60))
-    with pytest.raises(InputError, match=r"of 60 clusters, .* have 50 .* --clusters 60"):
+    with pytest.raises(InputError, match=r"of 60 clusters, .* have 50 .* given 60 clusters"):
         submit("--match", "mine")
     submit("--match", "mine", "--clusters", "60")
-    with pytest.raises(InputError, match=r"label 60 is outside 0..50; .*--clusters"):
+    with pytest.raises(InputError, match=r"label 60 is outside 0..50; .*number of clusters"):
         check("out/s.zip")
     assert "match.json of 60 clusters" in check("out/s.zip", "--clusters", "60").out
 

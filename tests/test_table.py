@@ -140,7 +140,7 @@ def test_older_files_are_told(tmp_path):
 def test_what_is_no_score_file(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)
     stderr = run(tmp_path, "x.json", code=1).stderr
-    assert f"x.json: {message}" in stderr and "evaluator.py --output" in stderr
+    assert f"x.json: {message}" in stderr and "evaluator.py" in stderr
     write_scores(tmp_path / "y.json", {"mIoU": 101})
     assert "y.json: no score file" in run(tmp_path, "y.json", code=1).stderr
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load
 
     from torch.utils.data import Dataset
 
-WORKER_DIED = "a worker process died; out of memory? Try again with fewer --workers"
+WORKER_DIED = "a worker process died; out of memory? Try again with fewer workers"
 
 # How PyTorch's DataLoader begins its RuntimeError for a worker that ended; any other is the worker's own.
 _LOADER_NOTICED = "DataLoader worker (pid"

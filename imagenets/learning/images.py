@@ -244,7 +244,7 @@ def images_below(folder: Path, output: Path, warn: Warn = no_warning) -> Images:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if output.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{output}: lies among the pictures of {folder}; name another --output-dir")
+        raise InputError(f"{output}: lies among the pictures of {folder}; name another output folder")
     names = []
     skipped: Counter[str] = Counter()
     for place, folders, files in os.walk(folder, followlinks=True):

@@ -187,11 +187,11 @@ def _device(name: str, local: int) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch finds no CUDA device here; take --device cpu")
+        raise InputError("PyTorch finds no CUDA device here; take the CPU as device")
     if local >= torch.cuda.device_count():
         raise InputError(
             f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}: "
-            "lower torchrun's --nproc-per-node"
+            "have torchrun start fewer processes per machine"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)

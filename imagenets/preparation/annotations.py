@@ -190,8 +190,8 @@ def _fetch(mode: str, root: Path, origin: Origin, show: Show, warn: Warn) -> Pat
     """Give the path of a mode's archive: in the mirror's folder, or downloaded, now or earlier."""
     place = origin.archive(mode)
     ways_out = (
-        f"Without a network, name a copy: IMAGENETS_MIRROR (or --mirror), a URL or a folder with "
-        f"{ARCHIVES[mode]}; or datapreparation_anno.py --archive FILE"
+        f"Without a network, name a copy: IMAGENETS_MIRROR, a URL or a folder with "
+        f"{ARCHIVES[mode]}; or give datapreparation_anno.py the archive itself"
     )
     if isinstance(place, Path):
         if not place.exists():

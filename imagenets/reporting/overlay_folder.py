@@ -141,7 +141,7 @@ def _read_masks(pairs: Pairs, drawing: Drawing, name: str) -> tuple[np.ndarray, 
         if labels.max() > limit:
             raise InputError(
                 f"{path}: label {labels.max()} is outside 0..{limit}; "
-                "cluster ids need a matching: run match.py, then pass --match"
+                "cluster ids need a matching: run match.py, and name what it found"
             )
         return ground_truth, prediction
     lacking = drawing.matching.lacking(labels)

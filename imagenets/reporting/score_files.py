@@ -1,4 +1,4 @@
-"""Score files, which ``evaluator.py --output x.json`` writes: read again, and refused where they differ."""
+"""Score files, the JSON that ``evaluator.py`` writes: read again, and refused where they differ."""
 
 from __future__ import annotations
 
@@ -40,13 +40,11 @@ def read_scores(path: Path) -> ScoreFile:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such score file; evaluator.py --output {path} writes one") from error
+        raise InputError(f"{path}: no such score file; evaluator.py writes them") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: no JSON ({error}); give what evaluator.py --output x.json wrote"
-        ) from error
+        raise InputError(f"{path}: no JSON ({error}); give a JSON file that evaluator.py wrote") from error
     if not isinstance(content, dict) or not _is_score_file(content):
-        raise InputError(f"{path}: no score file; give what evaluator.py --output x.json wrote")
+        raise InputError(f"{path}: no score file; give a JSON file that evaluator.py wrote")
     definition, images_sha256 = content.get("definition"), content.get("images_sha256")
     return ScoreFile(
         path,

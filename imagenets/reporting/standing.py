@@ -89,7 +89,7 @@ def _bars(run: Run, standings: Sequence[Standing]) -> list[Bar]:
 def _notes(run: Run, standings: Sequence[Standing]) -> list[str]:
     notes = []
     if run.protocol is None:
-        notes.append(f"{NOT_COMPARABLE} --protocol shows only one.")
+        notes.append(NOT_COMPARABLE)
     else:
         published = any(not standing.own for standing in standings)
         notes.append(

@@ -34,8 +34,8 @@ class LabelLimit(NamedTuple):
     def of(cls, mode: Mode, clusters: int | None) -> LabelLimit:
         """Limit predictions to clusters 0..``clusters``, or (None) to the mode's class ids."""
         if clusters is None:
-            return cls(mode.classes, "cluster ids need a matching: run match.py, then pass --match")
-        return cls(clusters, "pass the number of clusters with --clusters")
+            return cls(mode.classes, "cluster ids need a matching: run match.py, and name what it found")
+        return cls(clusters, "pass the number of clusters")
 
     def problem(self, label: int) -> str | None:
         """Say what is wrong with a prediction's largest label; None if nothing is."""
@@ -136,8 +136,8 @@ def refuse_other_mode(gt_dir: Path, mode: Mode) -> None:
             exactly = set(folders) == set(wnids)
         if exactly:
             raise InputError(
-                f"{gt_dir}: its folders are the classes of mode {other.name}, not of mode {mode.name}: give "
-                f"--mode {other.name}"
+                f"{gt_dir}: its folders are the classes of mode {other.name}, not of mode {mode.name}: take "
+                f"mode {other.name}"
             )
 
 
@@ -147,7 +147,7 @@ def warn_of_number(gt_dir: Path, masks: int, mode: Mode, warn: Warn) -> None:
         others = [other.name for other in MODES.values() if other.validation == masks]
         warn(
             f"{gt_dir}: {masks} masks, but the validation set of mode {mode.name} has {mode.validation}"
-            + "".join(f"; is this --mode {other}?" for other in others)
+            + "".join(f"; is this mode {other}?" for other in others)
         )
 
 

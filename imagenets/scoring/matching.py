@@ -77,15 +77,15 @@ class Matching:
         if self.clusters == clusters or (fewer and self.clusters < clusters):
             return
         if any(mode.classes == self.clusters for mode in MODES.values()):
-            cure = f"is it of --mode {self.clusters}? Give that mode, or the matching of these predictions"
+            cure = f"is it of mode {self.clusters}? Take that mode, or the matching of these predictions"
         else:
             cure = (
-                f"give the matching of these predictions; if it is, match.py had --clusters {self.clusters}, "
-                "which is needed here too"
+                f"give the matching of these predictions; if it is, match.py was given {self.clusters} "
+                "clusters: pass that number here too"
             )
         raise InputError(
             f"{self.path or 'matching'}: a matching of {self.clusters} clusters, but the predictions have "
-            f"{clusters} by --mode and --clusters: {cure}"
+            f"{clusters} by mode and number of clusters: {cure}"
         )
 
     def for_table(self, table: ContingencyTable) -> np.ndarray:
@@ -124,7 +124,7 @@ def read_matching(path: Path, classes: int) -> Matching:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(
-            f"{path}: no such matching; run match.py first, or give its path or --results-dir"
+            f"{path}: no such matching; run match.py first, or give its path or the folder of results"
         ) from error
     matching = parse_matching(content, classes, str(path))
     return Matching.of(matching, path, hashlib.sha256(content).hexdigest())
@@ -260,7 +260,7 @@ def _lexicographic(first: csr_array, second: csr_array) -> csr_array:
     # No assignment sums up to more than the largest entry of every column.
     scale = int(second.max(axis=0).sum()) + 1
     if (int(first.max(axis=0).sum()) + 1) * scale > _EXACT:
-        raise InputError("too many pixels to match exactly; evaluate fewer images (--names)")
+        raise InputError("too many pixels to match exactly; evaluate fewer images")
     return first * scale + second
 
 

@@ -301,7 +301,7 @@ def _refuse_incomplete(matching: Matching, clusters: int, where: str) -> None:
     if missing:
         raise InputError(
             f"{where}: a submission's matching holds every cluster 0..{clusters}, and {len(missing)} are "
-            f"not there; pass the number of clusters with --clusters, or run match.py again:\n"
+            f"not there; pass the number of clusters, or run match.py again:\n"
             f"{listed(missing)}"
         )
 
@@ -358,12 +358,12 @@ def check_submission(
     if MATCHING in source.archive().namelist():
         matching, matching_problems = _check_matching(source, number_of_classes, largest)
         problems += matching_problems
-        hint = "give the number of clusters (--clusters)"
+        hint = "give the number of clusters"
     elif clusters:
-        problems.append(f"no {MATCHING}, without which predictions hold class ids; leave out --clusters")
-        hint = "--clusters goes with a matching"
+        problems.append(f"no {MATCHING}, without which predictions hold class ids, not clusters")
+        hint = "a number of clusters goes with a matching"
     else:
-        hint = f"cluster ids need a matching: pack it with --match, as {MATCHING}"
+        hint = f"cluster ids need a matching: pack it as {MATCHING}"
     image_dir = None
     if expected is not None:
         image_dir = expected.image_dir

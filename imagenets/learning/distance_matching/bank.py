@@ -87,7 +87,9 @@ def load_bank(path: Path, channels: int, neighbours: int, mode: Mode | None = No
             "a bank belongs to the network that made it"
         )
     if neighbours > len(labels):
-        raise InputError(f"{path}: {len(labels)} embeddings, fewer than --neighbours {neighbours}")
+        raise InputError(
+            f"{path}: {len(labels)} embeddings, fewer than the {neighbours} neighbours asked for"
+        )
     if mode is not None and labels.max() > mode.classes:
         raise InputError(f"{path}: label {labels.max()} is no class of mode {mode.name}")
     return Bank(torch.from_numpy(embeddings.astype(np.float32)), torch.from_numpy(labels.astype(np.int64)))

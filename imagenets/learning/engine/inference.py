@@ -425,8 +425,10 @@ def _memory_told(device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise InputError(f"the memory of {device} does not suffice: lower --batch-size") from error
+        raise InputError(f"the memory of {device} does not suffice: lower the batch size") from error
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-            raise InputError("memory does not suffice: lower --batch-size or --workers") from error
+            raise InputError(
+                "memory does not suffice: lower the batch size or the number of workers"
+            ) from error
         raise

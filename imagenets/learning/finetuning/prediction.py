@@ -72,11 +72,11 @@ class Validation:
         try:
             images = split_images(save_dir, mode, "validation")
         except InputError as error:
-            raise InputError(f"{error}; or train with --evaluate-every 0") from error
+            raise InputError(f"{error}; or train without evaluation on the way") from error
         if images.masks is None:
             raise InputError(
                 f"{images.folder}-segmentation: no masks to score with; "
-                f"{where_masks_come_from(save_dir, mode)}; or train with --evaluate-every 0"
+                f"{where_masks_come_from(save_dir, mode)}; or train without evaluation on the way"
             )
         return Validation(images, mode.classes, every)
 

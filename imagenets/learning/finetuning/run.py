@@ -125,11 +125,13 @@ def chosen_values(request: Request) -> Values:
         given["final_lr"] = values.final_lr * given["lr"] / values.lr
     values = replace(values, **given)  # type: ignore[arg-type]
     if values.layer_decay != 1 and kind_of(backbone) == "other":
-        raise InputError(f"--layer-decay: the layers of {request.backbone} are not known here; take 1")
+        raise InputError(
+            f"layer decay: the layers of {request.backbone} are not known; take 1, which is none"
+        )
     if backbone.fixed_size and (values.crop, values.crop) != backbone.fixed_size:
-        raise InputError(f"--crop {values.crop}: {request.backbone} takes {backbone.fixed_size[0]} alone")
+        raise InputError(f"crop {values.crop}: {request.backbone} takes only {backbone.fixed_size[0]}")
     if values.crop % backbone.stride:
-        raise InputError(f"--crop {values.crop}: take a multiple of {backbone.stride}, the backbone's stride")
+        raise InputError(f"crop {values.crop}: take a multiple of {backbone.stride}, the backbone's stride")
     return values
 
 

@@ -213,7 +213,7 @@ def make_backbone(
     known: list[str] = []
     for candidate in wanted:
         if candidate not in _LIBRARIES:
-            raise InputError(f"--backbone {name}: before the / stands torchvision or timm")
+            raise InputError(f"backbone {name}: before the / stands torchvision or timm")
         built = _LIBRARIES[candidate](bare, options, known)
         if built is not None:
             if output_stride is not None:
@@ -223,11 +223,11 @@ def make_backbone(
             return Backbone(name, built, layers)
     if not known:
         raise InputError(
-            "--backbone needs torchvision or timm, and neither is installed: bash setup.sh methods"
+            "backbones need torchvision or timm, and neither is installed: bash setup.sh methods"
         )
     near = difflib.get_close_matches(bare, sorted(set(known)))
     hint = f"; near: {', '.join(near)}" if near else ""
-    raise InputError(f"--backbone {name}: neither torchvision nor timm as installed has this model{hint}")
+    raise InputError(f"backbone {name}: neither torchvision nor timm as installed has this model{hint}")
 
 
 def _from_torchvision(name: str, options: Mapping[str, Any], known: list[str]) -> _Built | None:
@@ -245,7 +245,7 @@ def _from_torchvision(name: str, options: Mapping[str, Any], known: list[str]) -
     try:
         network = models.get_model(name, weights=None, **own)
     except TypeError as error:
-        raise InputError(f"--backbone {name}: torchvision's has no drop path") from error
+        raise InputError(f"backbone {name}: torchvision's has no drop path") from error
     _remove_heads(network)
     if isinstance(network, models.ResNet):
         return _Built(network, _read_resnet)
@@ -277,7 +277,7 @@ def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Buil
         network: Any = timm.create_model(built_as, pretrained=False, num_classes=0, **asked)
         config = timm.data.resolve_model_data_config(network)  # type: ignore[attr-defined, no-untyped-call]
     except (TypeError, RuntimeError) as error:  # RuntimeError: an unknown tag behind the dot
-        raise InputError(f"--backbone {name}: {error}") from error
+        raise InputError(f"backbone {name}: {error}") from error
     # A name alone stands for an architecture, which people pre-trained with ImageNet's mean; a name with a
     # tag (vit_base_patch16_224.augreg_in21k) for certain weights, and that of some families for the family's.
     own_values = "." in name or family.own_values
@@ -336,11 +336,11 @@ def _remove_heads(network: nn.Module) -> None:
 def _set_output_stride(name: str, built: _Built, output_stride: int) -> None:
     """Give a ResNet output stride 32 (as it is) or 16: docs/methods.md, Backbones."""
     if built.read is not _read_resnet or output_stride not in (16, 32):
-        raise InputError(f"--backbone {name}: only ResNets have an output stride to choose, 16 or 32")
+        raise InputError(f"backbone {name}: only ResNets have an output stride to choose, 16 or 32")
     if output_stride == 32:
         return
     if any(isinstance(module, nn.AvgPool2d) for module in built.network.layer4.modules()):  # type: ignore[union-attr]
-        raise InputError(f"--backbone {name}: its shortcuts pool, so that its output stride stays 32")
+        raise InputError(f"backbone {name}: its shortcuts pool, so that its output stride stays 32")
     for number, block in enumerate(built.network.layer4):  # type: ignore[arg-type]
         for convolution in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
             convolution.stride = (1, 1)
@@ -451,7 +451,7 @@ def _read_timm(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:
         pictures, _ = _cropped(pictures, patch)
     features = network.forward_features(pictures)
     if not isinstance(features, torch.Tensor):
-        raise InputError(f"{type(network).__name__} gives no single feature map; take another --backbone")
+        raise InputError(f"{type(network).__name__} gives no single feature map; take another backbone")
     if features.ndim == 4:
         return features.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "") == "NHWC" else features
     return _as_grid(features, _token_grid(features, network, pictures))
@@ -507,5 +507,5 @@ def _last_map_layer(network: nn.Module) -> str:
     for hook in hooks:
         hook.remove()
     if not found:
-        raise InputError(f"{type(network).__name__} gives no feature map; take another --backbone")
+        raise InputError(f"{type(network).__name__} gives no feature map; take another backbone")
     return found[-1]

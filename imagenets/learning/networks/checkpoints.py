@@ -280,7 +280,7 @@ def _hint(tensors: Tensors) -> str:
     for pattern, whose in _SIGNS:
         if any(re.search(pattern, name) for name in tensors):
             return f"it looks like {whose}"
-    return "give the --backbone that it was trained as"
+    return "name the backbone that it was trained as"
 
 
 def _refuse_unusable(path: Path, found: Tensors, wanted: Tensors) -> None:

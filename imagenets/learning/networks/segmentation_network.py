@@ -232,9 +232,9 @@ class Saved:
         """
         name = backbone or self.backbone
         if name is None:
-            raise InputError(f"{self.path}: does not say which network it is; name it with --backbone")
+            raise InputError(f"{self.path}: does not say which network it is; name the backbone")
         if self.backbone is not None and name != self.backbone:
-            raise InputError(f"{self.path}: is of {self.backbone}, not of --backbone {name}")
+            raise InputError(f"{self.path}: is of backbone {self.backbone}, not of {name}")
         own_stride = self.output_stride or 32
         if self.backbone is not None and output_stride not in (None, own_stride):
             raise InputError(f"{self.path}: has output stride {own_stride}, not {output_stride}")
@@ -261,7 +261,7 @@ class Saved:
         classes = outputs // places - 1
         if wanted is not None and classes != wanted:
             raise InputError(
-                f"{self.path}: has {classes} classes, the mode has {wanted}; take the file's own --mode"
+                f"{self.path}: has {classes} classes, the mode has {wanted}; take the file's own mode"
             )
         return classes
 

@@ -37,7 +37,7 @@ def fit_centroids(
     """
     rows, width = features.shape
     if rows < clusters:
-        raise InputError(f"{rows} images cannot make {clusters} clusters; lower --clusters")
+        raise InputError(f"{rows} images cannot make {clusters} clusters; ask for fewer")
     random = np.random.default_rng(seed)
     fitting = max(clusters, int(memory / (4 * width)))
     chosen = None if rows <= fitting else np.sort(random.choice(rows, fitting, replace=False))

@@ -146,7 +146,7 @@ def refuse_without_stages(backbone: Backbone) -> None:
     """Raise InputError when a backbone is no ResNet with layer3 and layer4."""
     if not backbone.is_resnet:
         raise InputError(
-            f"--backbone {backbone.name}: PASS needs the stages layer3 and layer4 of a ResNet; take resnet18 "
+            f"backbone {backbone.name}: PASS needs the stages layer3 and layer4 of a ResNet; take resnet18 "
             "(published for mode 50) or resnet50 (300, 919)"
         )
 

@@ -77,8 +77,8 @@ class CollapseWatch:
         ):
             self.warn(
                 f"epoch {epoch}: this run has collapsed, all pictures look alike to it: {in_use} of "
-                f"{counts.numel()} prototypes are in use, features spread {spread:.3f} of 1; lower --lr, or "
-                "take a larger --batch-size"
+                f"{counts.numel()} prototypes are in use, features spread {spread:.3f} of 1; lower the "
+                "learning rate, or take a larger batch"
             )
         return {"prototypes_in_use": in_use, "spread": spread}
 

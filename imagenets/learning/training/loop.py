@@ -261,8 +261,8 @@ class _Unread:
         ]
         names = [name for of_rank in self.processes.gathered(at_fault) for name in of_rank]
         self.processes.refuse(
-            f"the loss is not finite in epoch {moment.epoch + 1}, step {moment.step + 1}; lower --lr, or "
-            f"look at these {len(names)} images:\n{listed(names)}"
+            f"the loss is not finite in epoch {moment.epoch + 1}, step {moment.step + 1}; lower the "
+            f"learning rate, or look at these {len(names)} images:\n{listed(names)}"
         )
 
 
@@ -273,8 +273,8 @@ def _memory_told(device: torch.device) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"the memory of {device} does not suffice: raise --accumulate, which does a batch in more parts, "
-            "or lower --batch-size"
+            f"the memory of {device} does not suffice: accumulate over more, smaller micro-batches, "
+            "or lower the batch size"
         ) from error
 
 
@@ -287,8 +287,8 @@ def _refuse_other_states(saved: Mapping[str, Any] | None, processes: Processes) 
             for rank, place in enumerate(places)
         )
         raise InputError(
-            f"the saved state is not the same in all processes ({found}): --output-dir must lie on a disk "
-            "that all machines share"
+            f"the saved state is not the same in all processes ({found}): the output folder must lie on a "
+            "disk that all machines share"
         )
 
 

@@ -66,13 +66,13 @@ class Plan:
         """Raise InputError for a batch that cannot be split, or a set that has not one."""
         shares = self.shares_of_batch
         if self.batch % shares:
-            parts = f" times --accumulate {self.accumulate}" if self.accumulate > 1 else ""
+            parts = f" times {self.accumulate} micro-batches" if self.accumulate > 1 else ""
             raise InputError(
-                f"--batch-size {self.batch}: does not divide by {self.processes} processes{parts}; take a "
+                f"batch size {self.batch}: does not divide by {self.processes} processes{parts}; take a "
                 f"multiple of {shares}"
             )
         if not self.images or (self.images < self.batch and not self.keep_last):
-            raise InputError(f"--batch-size {self.batch}: there are only {self.images} images; take less")
+            raise InputError(f"batch size {self.batch}: there are only {self.images} images; take less")
 
     @property
     def shares_of_batch(self) -> int:
