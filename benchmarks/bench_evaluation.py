@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How long counting, matching and scoring take, against decoding alone and against torchmetrics.
+"""How long counting, matching and scoring take, against only decoding and against torchmetrics.
 
 All figures come from one run on one machine; ratios are what to compare. "floor": the same decoder in the
 same workers, both masks of every pair decoded and dropped; of a whole process, one that imports PyTorch and
 numba, does that, and ends. "first pass": the one pass over the masks.
-"torchmetrics": its pooled Jaccard index (mIoU alone) on the first 500 pairs, decoded by the same workers.
+"torchmetrics": its pooled Jaccard index (only mIoU) on the first 500 pairs, decoded by the same workers.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def bench(title: str, pairs: Pairs, mode: str, workers: int, rounds: int) -> Non
             lambda: drain(load_chunks(DecodedChunks(pairs, everything), workers)),
         ),
         "first pass": (count, lambda: count_pairs(pairs, workers)),
-        "torchmetrics (mIoU alone)": (
+        "torchmetrics (mIoU only)": (
             len(some.names),
             lambda: torchmetrics_miou(some, workers, classes),
         ),

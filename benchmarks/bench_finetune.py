@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long a step of finetune.py waits for its images: share of the time, and the reading alone.
+"""How long a step of finetune.py waits for its images: share of the time, and reading by itself.
 
 Photographs are drawn (500 × 375 pixels, JPEG), the network is random. One run, ratios:
 python benchmarks/bench_finetune.py [--backbone resnet18] [--workers 2]

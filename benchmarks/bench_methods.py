@@ -2,7 +2,7 @@
 """Time distance matching against the bare forward pass of its network, and its search against one product.
 
 Prints ratios of one run, on synthetic photographs: images per second of the whole way from JPEG files to PNG
-files against the network alone on the same pictures, prepared beforehand, in the same batches, with the same
+files against only the network on the same pictures, prepared beforehand, in the same batches, with the same
 threads; and the neighbour search against one matrix product of its size.
 """
 
@@ -74,7 +74,7 @@ def synchronised(device: torch.device) -> None:
 
 
 def bare_forward(backbone: Backbone, images: Images, batch: int, processes: Processes) -> float:
-    """Seconds of the network alone on prepared batches on the device."""
+    """Seconds of only the network on prepared batches on the device."""
     reading = backbone.reading()
     pixels = np.stack([read_picture(images, name, reading).pixels for name in images.names[:batch]])
     pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().to(processes.device) / 255

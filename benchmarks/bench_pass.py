@@ -153,7 +153,7 @@ def bench_step(folder: Path, names: list[str], workers: int, batch: int) -> None
     plan = Plan(len(names), batch, 3, 0, False)
     spent = dict.fromkeys(("waiting for data", "network", "codes", "optimiser"), 0.0)
 
-    def timed(name: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever work gives
+    def timed(name: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever work returns
         begun = time.perf_counter()
         result = work()
         if device.type == "cuda":
@@ -211,11 +211,11 @@ def bench_k_means(threads: int, rows: int) -> None:
                 means = sums / torch.bincount(labels, minlength=clusters).clamp(min=1)[:, None]
 
     ours = seconds(sklearn, 2)
-    told = [f"PyTorch {seconds(pytorch, 2) / ours:.1f} times as long"]
+    results = [f"PyTorch {seconds(pytorch, 2) / ours:.1f} times as long"]
     try:
         import faiss
     except ImportError:
-        told.append("faiss is not installed")
+        results.append("faiss is not installed")
     else:
         faiss.omp_set_num_threads(threads)
 
@@ -224,8 +224,8 @@ def bench_k_means(threads: int, rows: int) -> None:
             kmeans.niter, kmeans.nredo, kmeans.max_points_per_centroid = iterations, restarts, 10_000_000
             kmeans.train(data, faiss.IndexFlatL2(width))
 
-        told.append(f"faiss {seconds(with_faiss, 2) / ours:.1f} times")
-    print(f"k-means, {rows} x {width}, {clusters} clusters: scikit-learn {ours:.1f} s, {', '.join(told)}")
+        results.append(f"faiss {seconds(with_faiss, 2) / ours:.1f} times")
+    print(f"k-means, {rows} x {width}, {clusters} clusters: scikit-learn {ours:.1f} s, {', '.join(results)}")
 
 
 def bench_thresholds(images: int) -> None:
@@ -285,7 +285,7 @@ def main() -> None:
         help="vectors of k-means (default: 20000)",
     )
     parts = ("augmentation", "step", "k-means", "thresholds")
-    parser.add_argument("--only", choices=parts, help="this part alone (default: all)")
+    parser.add_argument("--only", choices=parts, help="only this part (default: all)")
     arguments = parser.parse_args()
     wanted = (arguments.only,) if arguments.only else parts
     with tempfile.TemporaryDirectory() as folder:

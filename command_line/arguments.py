@@ -13,7 +13,7 @@ from imagenets.classes import Mode, find_mode
 
 
 def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
-    """Give a type for argparse: whole numbers from ``lowest``, not negative, to ``highest``."""
+    """Return an argparse type: whole numbers from ``lowest``, not negative, to ``highest``."""
 
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdecimal() or not lowest <= int(text) <= highest:
@@ -24,7 +24,7 @@ def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
 
 
 def number_in(lowest: float, highest: float) -> Callable[[str], float]:
-    """Give a type for argparse: numbers from ``lowest`` to ``highest``."""
+    """Return an argparse type: numbers from ``lowest`` to ``highest``."""
 
     def parse(text: str) -> float:
         value = _number(text)
@@ -51,7 +51,7 @@ def _number(text: str) -> float:
 
 
 def path_argument(text: str) -> Path:
-    """Argument type: a path. Nothing, which a shell's unset variable gives, would mean the working folder."""
+    """Argument type: a path. An empty one, as from an unset shell variable, would mean the working folder."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path: is a shell variable unset?")
     return Path(text)
@@ -95,9 +95,9 @@ def check_save_dir(parser: argparse.ArgumentParser, arguments: argparse.Namespac
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; of a flag that does not exist, say which one is like it.
+    """Parse the command line; for an unknown flag, suggest the nearest one.
 
-    argparse alone would tell of the flags that are lacking, and not of the one that is wrong.
+    argparse by itself would report the required flags as missing, and not the mistyped one.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     known = list(parser._option_string_actions)

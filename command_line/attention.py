@@ -38,7 +38,7 @@ class AttendedNetwork:
     backbone: Backbone
     attention: PixelAttention
     loaded: list[str]
-    settings: dict[str, object]  # those that decide what it gives
+    settings: dict[str, object]  # those that affect the result
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> AttendedNetwork:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``add_arguments`` but for the predictions."""
+    """Add the arguments of ``add_arguments`` except the predictions."""
     add_gt_dir_argument(parser)
     add_mode_argument(parser, "classes")
     parser.add_argument(
@@ -169,7 +169,7 @@ def request_of(arguments: argparse.Namespace, predict_dir: Path, matched: bool) 
 
 
 def read_classes(mode: Mode, gt_dir: Path) -> list[ClassInfo]:
-    """Name the mode's classes: by its list, else by the folders of --gt-dir, else by id alone."""
+    """Name the mode's classes: by its list, else by the folders of --gt-dir, else only by id."""
     return class_table(mode, find_wnids(mode, gt_dir))
 
 

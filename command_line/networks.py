@@ -102,7 +102,7 @@ def precision_of(arguments: argparse.Namespace) -> str:
 
 
 def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
-    """Add how a network is run; results do not depend on it but for rounding."""
+    """Add how a network is run; results do not depend on it except for rounding."""
     add_device(parser, "runs")
     parser.add_argument(
         "--workers",
@@ -139,7 +139,7 @@ def add_size(parser: argparse._ActionsContainer) -> None:
 
 
 def chosen_splits(root: Path, splits: Sequence[str] | None) -> list[str]:
-    """Give the splits that were asked for, or else those that are there."""
+    """Return the splits that were asked for, or else those that exist."""
     chosen = list(splits or [split for split in SPLITS if (root / split).is_dir()])
     if not chosen:
         raise InputError(f"{root}: neither validation nor test there")

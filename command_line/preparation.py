@@ -83,7 +83,7 @@ def add_absolute(parser: argparse.ArgumentParser) -> None:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line, in which a path may begin with a dash.
 
-    argparse alone would take such a path for an option.
+    argparse would take such a path for an option.
     """
     arguments: list[str] = []
     for argument in sys.argv[1:]:
@@ -102,7 +102,7 @@ def modes_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def origin_of(arguments: argparse.Namespace) -> Origin:
-    """Tell where lists and archives come from."""
+    """Return where lists and archives come from."""
     return Origin.chosen(arguments.mirror, arguments.lists)
 
 

@@ -96,5 +96,5 @@ def request_of(arguments: argparse.Namespace, processes: Processes) -> Request:
 
 
 def talk() -> Talk:
-    """Tell on the terminal what a run does."""
+    """Print what a run does."""
     return Talk(bar, lambda line: tqdm.write(line, file=sys.stdout))

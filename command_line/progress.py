@@ -38,7 +38,7 @@ def bar(description: str, total: int | None, *, unit: str, done: int = 0) -> Ite
 
 
 def _lines(description: str, total: int | None, unit: str, done: int) -> Advance:
-    """Give the function that counts, and prints a line after FIRST_LINE and then every NEXT_LINE seconds."""
+    """Return a function that counts, and prints a line after FIRST_LINE and then every NEXT_LINE seconds."""
     began = time.monotonic()
     due = began + FIRST_LINE
     scale, name = (1e6, "MB") if unit == "B" else (1, unit if unit.endswith("s") else f"{unit}s")

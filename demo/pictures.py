@@ -1,7 +1,7 @@
 """Synthetic pictures: textured objects on textured grounds, with their masks.
 
-A class has a hue and a texture, neither of which tells it alone: ten hues times five textures make 50
-classes. Outline, size, place, rotation and light differ from picture to picture.
+A class has a hue and a texture, and neither identifies it by itself: ten hues times five textures make
+50 classes. Outline, size, place, rotation and light differ from picture to picture.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def draw(rng: np.random.Generator, class_index: int) -> Picture:
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, look: Look, small: bool) -> np.ndarray:
-    """Paint an object onto ``canvas`` (H, W, 3); gives how far each pixel is covered, (H, W) in 0..1."""
+    """Paint an object onto ``canvas`` (H, W, 3); return how far each pixel is covered, (H, W) in 0..1."""
     height, width = canvas.shape[:2]
     radius = rng.uniform(0.12, 0.2) if small else rng.uniform(0.18, 0.5)
     radius *= min(height, width)

@@ -5,7 +5,7 @@ FILE holds the logits of each image, of the mode's N classes or of ImageNet's 10
 .npz, .safetensors   an array for each image, by its name; or arrays names (.npz) and logits or predictions
 .npy                 (images, classes), beside --names
 .csv                 name,prediction; name,prediction_1,prediction_2,...; or name and a column for each class
-An image is named <wnid>/<name> as in the prepared set, with its suffix or without, or <name> alone.
+An image is named <wnid>/<name> as in the prepared set, with its suffix or without, or only <name>.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def match_of_run(path: str, pattern: str, match: str | None, runs: int) -> str |
 
 
 def method_names(sides: Sequence[Side]) -> list[str]:
-    """Name the methods: as they were named, else by their folders, or by all that tells them apart."""
+    """Name the methods: as they were named, else by their folders, or by whatever distinguishes them."""
     names = distinct_names([side.runs[0][0].parts for side in sides])
     found = [side.name or name for side, name in zip(sides, names, strict=True)]
     if len(set(found)) == len(found):
@@ -198,7 +198,7 @@ def main() -> None:
     if arguments.output:
         saved[arguments.output] = comparison_json(comparison, classes, mode.name, a, b, arguments.gt_dir)
     if arguments.report:
-        # The charts' library takes a while, and scores alone do not need it.
+        # The charts' library takes a while to load; scores do not need it.
         from imagenets.reporting.comparison_page import Methods, comparison_html
 
         methods = Methods(

@@ -87,7 +87,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=PROTOCOLS,
         help="the run's protocol: it stands in x.json, its rule of matching is checked, and the report shows "
-        "published results of it alone (default: of all)",
+        "only published results of it (default: of all)",
     )
     parser.add_argument(
         "--results",
@@ -231,7 +231,7 @@ def report_content(
     **subject: Any,  # noqa: ANN401
 ) -> str:
     """Make the page of --report; ``subject`` are more fields of its Subject."""
-    # The charts' library takes a while, and scores alone do not need it.
+    # The charts' library takes a while to load; scores do not need it.
     from imagenets.reporting.html import Subject, html_report
 
     about = Subject(

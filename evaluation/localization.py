@@ -216,7 +216,7 @@ def score_maps(arguments: argparse.Namespace) -> tuple[Pairs, dict[str, int], Lo
 
 
 def warn_of_images(result: Localization) -> None:
-    """Tell which images do not count, and where."""
+    """Say which images do not count, and where."""
     lacking, k = result.lacking, result.settings.top_k
     for number, what in (
         (result.target_absent, "images do not show the class of their folder; they are not scored"),
@@ -268,7 +268,7 @@ def main() -> None:
     if arguments.per_image:
         saved[arguments.per_image] = localization_csv(result)
     if arguments.report:
-        # The templates' library takes a while, and scores alone do not need it.
+        # The templates' library takes a while to load; scores do not need it.
         from imagenets.reporting.localization_page import MapPage, localization_html
 
         page = MapPage(

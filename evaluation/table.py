@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="show other results of this protocol alone; that of a run stands in its score file "
+        help="show only results of this protocol; that of a run stands in its score file "
         "(evaluator.py --protocol)",
     )
     parser.add_argument(

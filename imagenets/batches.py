@@ -17,7 +17,7 @@ def pad_collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Make a batch of ImageNetS's items, whatever their sizes; the ``collate_fn`` of a DataLoader.
 
     - ``image`` (B, C, H, W): the images, tensors (C, h, w), with 0 to their right and below.
-    - ``mask`` (B, H', W') int64, where items have one: alike, with 1000, which counts nowhere.
+    - ``mask`` (B, H', W') int64, where items have one: padded with 1000, which is ignored.
     - ``image_size`` and ``size``: of each image, (height, width) of the image that the network is given, and
       of its mask; without masks they are the same. ``to_full_size`` needs them.
     - the items' other entries: numbers as a tensor (B,) int64, anything else as a list.

@@ -39,7 +39,7 @@ _COLLISION = "label {} is there already, and would be taken for ignored pixels"
 
 
 def mode_wnids(mode: ModeName, wnids: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Give a mode's N wnids, sorted: ``wnids`` where given, else the official list on this machine.
+    """Return a mode's N wnids, sorted: ``wnids`` where given, else the official list on this machine.
 
     Those of a class list are its folders, in its order.
 
@@ -61,7 +61,7 @@ def mode_wnids(mode: ModeName, wnids: Sequence[str] | None = None) -> tuple[str,
 
 
 def find_wnids(mode: Mode, *folders: Path) -> tuple[str, ...] | None:
-    """Give a mode's N wnids in the order of their class ids: one rule for every script.
+    """Return a mode's N wnids in the order of their class ids: one rule for every script.
 
     Those of a class list are its folders. Else they are those of the official list, where it is on this
     machine; without it, the names of the class
@@ -80,15 +80,15 @@ def find_wnids(mode: Mode, *folders: Path) -> tuple[str, ...] | None:
 
 
 def class_ids(mode: Mode, used: Iterable[str], folder: Path, *before: Path) -> dict[str, int]:
-    """Give the class id of each wnid, by ``find_wnids`` in the folders ``before`` and in ``folder``.
+    """Return the class id of each wnid, by ``find_wnids`` in the folders ``before`` and in ``folder``.
 
     ``used`` are the class folders of ``folder`` that must have one. Raises InputError when ids cannot be
-    told, or a used folder is no class.
+    known, or a used folder is no class.
     """
     wnids = find_wnids(mode, *before, folder)
     if wnids is None:
         raise InputError(
-            f"{folder}: class ids cannot be told, for the official list is not on this machine and there "
+            f"{folder}: class ids are unknown: the official list is not on this machine, and there "
             f"are {len(subfolders(folder))} class folders, not {mode.classes}; name the folder of the lists "
             "in IMAGENETS_LISTS"
         )
@@ -111,7 +111,7 @@ def mode_table(mode: ModeName, wnids: Sequence[str] | None = None) -> list[Class
 def id2label(mode: ModeName, wnids: Sequence[str] | None = None) -> dict[int, str]:
     """Names of the N + 1 labels by id, as Hugging Face's configurations have them: ``{0: "background", …}``.
 
-    No two are alike. ``wnids`` and errors as in ``mode_wnids``.
+    No two are the same. ``wnids`` and errors as in ``mode_wnids``.
     """
     return {info.id: label_name(info) for info in mode_table(mode, wnids)}
 
@@ -169,8 +169,8 @@ def logits_to_mode(
     """Take the scores of a 1000-way ImageNet classifier to the mode's N classes, along one axis.
 
     (..., 1000) becomes (..., N), and with ``axis=1`` (B, 1000, H, W) becomes (B, N, H, W). Entry i is class
-    i + 1: there is no background. A class into which another is merged (mode 919 alone) gets the log-sum-exp
-    of the two, so that a softmax adds up their probabilities. Arrays and tensors alike, floating point;
+    i + 1: there is no background. A class into which another is merged (mode 919 only) gets the log-sum-exp
+    of the two, so that a softmax adds up their probabilities. Arrays or tensors, floating point;
     gradients pass. ``wnids`` and errors as in ``logit_indices``; ValueError for another shape or type.
     """
     if not -logits.ndim <= axis < logits.ndim or logits.shape[axis] != IMAGENET_CLASSES:
@@ -250,7 +250,7 @@ def convert_labels(
 def change_ignore_index(labels: Labels, old: int, new: int) -> Labels:
     """Give ignored pixels another label: ``change_ignore_index(mask, 1000, 255)`` before a loss, and back.
 
-    Labels of any shape, integers, arrays and tensors alike; same shape and, where it can hold ``new``, same
+    Labels of any shape, integers, arrays or tensors; same shape and, where it can hold ``new``, same
     dtype, else int64. The input is not changed, and may be given back where nothing is to do.
 
     Raises ValueError when the labels hold ``new`` already, which would be lost among the ignored pixels

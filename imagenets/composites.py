@@ -113,7 +113,7 @@ def _tiled(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 class Ground(NamedTuple):
     """What an image's mask allows: is there an object, does what a ground hides, or its box, fill the image?
 
-    ``others`` tells whether other labelled classes are in it too.
+    ``others``: whether other labelled classes are in it too.
     """
 
     image: str

@@ -70,7 +70,7 @@ class ImageNetS(Dataset[dict[str, Any]]):
         ``joint_transform``. An item raises TypeError where a ``joint_transform`` returns anything else.
 
         The sizes of all pairs are held against each other by their headers. Raises InputError when an image
-        or mask lacks its partner or differs from it in size, or the classes cannot be told; ValueError for
+        or mask lacks its partner or differs from it in size, or the classes are unknown; ValueError for
         an unknown mode or split, or a ``joint_transform`` where there are no masks. Warns (UserWarning)
         when the split has not its official number of images, unless IMAGENETS_LISTS names lists of one's own.
         """
@@ -103,7 +103,7 @@ class ImageNetS(Dataset[dict[str, Any]]):
         return len(self._images)
 
     def __repr__(self) -> str:
-        """Tell mode, split, number of images and folder."""
+        """Show mode, split, number of images and folder."""
         return f"ImageNetS({str(self._folder)!r}: mode {self.mode}, {self.split}, {len(self)} images)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class ImageNetS(Dataset[dict[str, Any]]):
             what = getattr(self.joint_transform, "__name__", repr(self.joint_transform))
             raise TypeError(
                 f"joint_transform {what} returned {type(both).__name__}, not (image, mask); of one that "
-                'gives a dict, as albumentations do, return both["image"], both["mask"]'
+                'returns a dict, as those of albumentations do, return both["image"], both["mask"]'
             )
         return both[0], both[1]
 
@@ -161,9 +161,9 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def folder_ids(mode: Mode, folder: Path, images: Iterable[str]) -> dict[str, int]:
-    """Give the class id of each wnid, also by the folders of ``train`` beside a split's ``folder``.
+    """Return the class id of each wnid, also by the folders of ``train`` beside a split's ``folder``.
 
-    Raises InputError when ids cannot be told, or images ``<wnid>/<file>`` lie in folders that are no class.
+    Raises InputError when ids are unknown, or images ``<wnid>/<file>`` lie in folders that are no class.
     """
     return class_ids(mode, {image.partition("/")[0] for image in images}, folder, folder.parent / "train")
 
@@ -182,7 +182,7 @@ def _stem(place: str) -> str:
 def check_pairs(folder: Path, images: list[str], mask_folder: Path) -> None:
     """Refuse images and masks without partner, two of one stem, and pairs of different size, all at once.
 
-    ``images`` are ``<wnid>/<file>`` below ``folder``; sizes are told by the headers. Raises InputError.
+    ``images`` are ``<wnid>/<file>`` below ``folder``; sizes are read from the headers. Raises InputError.
     """
     masks = {_stem(mask) for mask in _files(mask_folder, (".png",))}
     by_stem: dict[str, str] = {}
@@ -235,7 +235,7 @@ def _imagenet_indices(images: list[str], mode: Mode, split: str, wnids: Iterable
 
 
 def _train_wnid(image: str) -> str:
-    """Class of an image in ImageNet's train: the folder's, or one merged into it that the name tells."""
+    """Class of an image in ImageNet's train: the folder's, or one merged into it, read from the name."""
     folder, _, name = image.partition("/")
     source = name.partition("_")[0]
     return source if MERGED.get(source) == folder else folder

@@ -65,7 +65,7 @@ def must_turn(image: Image.Image, mask_size: tuple[int, int] | None) -> bool | N
 
 
 def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:
-    """Hold an image's size against its mask's, (height, width) in pixels, by the header alone.
+    """Hold an image's size against its mask's, (height, width) in pixels; only the header is read.
 
     Raises InputError, naming the file, when it fits in neither reading or is no image, OSError when it
     cannot be read.

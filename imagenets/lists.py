@@ -1,7 +1,7 @@
 """The benchmark's official lists and archives: where they are and what they say (docs/benchmark.md).
 
 No list is part of this project. They are downloaded on first use, checked and cached; or they come from a
-mirror, checked alike; or from a folder of the user's own lists, which are taken as they are.
+mirror, checked in the same way; or from a folder of the user's own lists, which are taken as they are.
 """
 
 from __future__ import annotations

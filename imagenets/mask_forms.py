@@ -67,7 +67,7 @@ def read_labels(path: Path, form: str, ignore: int | None = None) -> np.ndarray:
 
 
 def write_labels(labels: np.ndarray, path: Path, form: str, ignore: int | None = None) -> None:
-    """Write labels (H, W) with 1000 for ignored pixels in one of FORMS; ``read_labels`` gives them back.
+    """Write labels (H, W) with 1000 for ignored pixels in one of FORMS; ``read_labels`` reads them back.
 
     Arrays are int64 where ``ignore`` is negative, else uint16. The folder must exist.
 

@@ -116,7 +116,7 @@ def colour_problem(red: bool, blue: bool) -> str | None:
 def decode_mask(source: Path | str | bytes, max_label: int | None = None) -> np.ndarray:
     """Decode a mask to its labels, (H, W) uint16.
 
-    ``source`` is a file's path or a PNG's bytes. With ``max_label``, labels above it are refused, but for
+    ``source`` is a file's path or a PNG's bytes. With ``max_label``, labels above it are refused, except
     1000 ("ignore").
 
     Raises InputError, naming the file when a path is given, for what the format forbids, OSError when the
@@ -190,8 +190,8 @@ def resize_mask(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize labels (H, W) to (height, width) in pixels, same dtype, by the nearest neighbour.
 
     Anything smoother would invent labels between two ids. Pixel centres lie at half-integers: output row y
-    is input row floor((y + 1/2) · H / height), as in Pillow and in PyTorch's ``nearest-exact``, but for their
-    rounding.
+    is input row floor((y + 1/2) · H / height), as in Pillow and in PyTorch's ``nearest-exact``, except
+    for rounding.
 
     Raises ValueError for another shape or type, or a size below 1.
     """

@@ -35,7 +35,7 @@ class SegmentationScores(Metric):
 
     Every image is counted into a contingency table by the functions that evaluator.py uses, so the scores
     are the same to the last digit, whatever the order and the batches: pixels of all images are pooled
-    before a ratio is taken, but for FMeasure and Acc, which are means over images.
+    before a ratio is taken; only FMeasure and Acc are means over images.
 
     >>> scores = SegmentationScores("50")
     >>> scores.update(torch.tensor([[0, 7, 7]]), torch.tensor([[0, 7, 1000]]))
@@ -157,7 +157,7 @@ class SegmentationScores(Metric):
             )
 
     def __repr__(self) -> str:
-        """Tell what is counted, and how many images have been."""
+        """Show what is counted, and how many images so far."""
         images = sum(len(part) for part in _listed(self.images))
         return (
             f"SegmentationScores({self.classes} classes, ignore_index={self.ignore_index}, "
@@ -183,7 +183,7 @@ class SegmentationScores(Metric):
         return scores
 
     def table(self) -> ContingencyTable:
-        """Give the contingency table of all images, of all ranks; what ``find_matching`` needs.
+        """Return the contingency table of all images, of all ranks; what ``find_matching`` needs.
 
         Images are numbered in the order of the updates, rank after rank.
         """
@@ -193,8 +193,8 @@ class SegmentationScores(Metric):
     def compute(self, match: Matched = None) -> dict[str, torch.Tensor]:
         """Compute the scores of all images so far, of all ranks: percentages, nan where one does not exist.
 
-        Values are float64 tensors () by the names of evaluator.py. ``match`` gives the class of each cluster:
-        what ``find_matching(scores.table(), ...)`` gives, a mapping, or a sequence that is indexed by
+        Values are float64 tensors () by the names of evaluator.py. ``match`` holds the class of each cluster:
+        what ``find_matching(scores.table(), ...)`` returns, a mapping, or a sequence that is indexed by
         cluster. Without it, predictions are classes. Without any
         image every score is nan.
 
@@ -313,7 +313,7 @@ class SegmentationScores(Metric):
 
 
 def _entries(match: Any) -> list[tuple[int, Any]]:  # noqa: ANN401 - Matched, but not None
-    """Give cluster and class of each entry of a matching, in whichever form."""
+    """Return cluster and class of each entry of a matching, in whichever form."""
     if isinstance(match, Matching):
         match = match.held()
     if isinstance(match, Mapping):
@@ -340,7 +340,7 @@ def _gather(state: torch.Tensor, group: Any | None = None) -> list[torch.Tensor]
 
 
 def _listed(state: list[torch.Tensor] | torch.Tensor) -> list[torch.Tensor]:
-    """Give a state as torchmetrics leaves it, a list or, gathered, a tensor, as a list."""
+    """Return a state as torchmetrics leaves it, a list or, gathered, a tensor, as a list."""
     return [state] if isinstance(state, torch.Tensor) else state
 
 
@@ -352,7 +352,7 @@ def _packed(rows: Rows) -> torch.Tensor:
 
 
 def _unpacked(packed: np.ndarray, lengths: np.ndarray) -> Rows:
-    """Give rows (n, 2) back, numbered by images that have so many rows each, (images,) int64."""
+    """Return rows (n, 2) back, numbered by images that have so many rows each, (images,) int64."""
     code, pixels = packed.T
     image = np.repeat(np.arange(lengths.size), lengths)
     columns = (image, code & 0xFFFF, code >> 16 & 0xFFFF, code >> 32 & 1, code >> 33 & 1, pixels)
@@ -365,7 +365,7 @@ def _batches(
     largest_prediction: int,
     largest_target: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Give arrays (B, H, W), of a batch or of each image of a list; ValueError for types too small."""
+    """Return arrays (B, H, W), of a batch or of each image of a list; ValueError for types too small."""
     both = (prediction, target)
     if not any(isinstance(labels, list | tuple) for labels in both):
         yield _on_cpu(

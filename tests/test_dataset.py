@@ -198,7 +198,7 @@ def test_it_can_be_sent_to_spawned_workers(save):
 
 def test_class_ids_without_lists(save, monkeypatch):
     monkeypatch.setenv("IMAGENETS_LISTS", str(save / "none"))
-    with pytest.raises(InputError, match="class ids cannot be told"):
+    with pytest.raises(InputError, match="class ids are unknown"):
         ImageNetS(save, "50", "validation")
     for wnid in WNIDS:
         (save / f"ImageNetS50/train/{wnid}").mkdir(exist_ok=True)
@@ -214,7 +214,7 @@ def test_hidden_folders_are_no_classes(save, monkeypatch):
     (train / ".cache").mkdir()
     assert ImageNetS(save, "50", "train").wnids == tuple(WNIDS)
     (train / WNIDS[7]).rmdir()
-    with pytest.raises(InputError, match="class ids cannot be told"):
+    with pytest.raises(InputError, match="class ids are unknown"):
         ImageNetS(save, "50", "train")
 
 

@@ -187,7 +187,7 @@ def test_what_is_no_shard_is_told(shard):
     [
         ({"path": None}, "row 7 has no name in image.path"),
         ({"path": ""}, "row 7 has no name in image.path"),
-        ({"path": "7.jpg"}, "row 7 is '7.jpg', which tells no class"),
+        ({"path": "7.jpg"}, "row 7 is '7.jpg', from which no class can be read"),
         ({"path": "n00001000_0_n00001000.JPEG"}, "row 7 is n00001000_0.JPEG, as is row 0 of"),
         ({"bytes": None}, "row 7 has a name and no image"),
         ({"bytes": b""}, "row 7 has a name and no image"),

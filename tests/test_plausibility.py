@@ -103,11 +103,11 @@ def request(folder, mode="300"):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda i, labels: np.where(labels, 301, 0), "301 alone, N + 1"),
+        (lambda i, labels: np.where(labels, 301, 0), "only 301, N + 1"),
         (lambda i, labels: labels * 256, "all labels are multiples of 256"),
         (
             lambda i, labels: np.where(labels, 400, 0) if i == 3 else labels,
-            "of 30 predictions 1 alone has such",
+            "such labels in only 1 of 30 predictions",
         ),
         (lambda i, labels: np.where(labels, 301 + i, 0), "cluster ids need a matching: run match.py"),
     ],
@@ -123,7 +123,7 @@ def test_labels_out_of_range_are_told_by_what_is_seen(tmp_path, change, message)
 def test_255_alone_is_told_in_predictions_and_ground_truth(tmp_path):
     images = [(object_in(1 + i), object_in(1 + i, 255)) for i in range(4)]
     write_pairs(tmp_path / "a", images)
-    with pytest.raises(InputError, match="255 alone is what other tools paint ignored pixels with"):
+    with pytest.raises(InputError, match="only 255, with which other tools mark ignored pixels with"):
         count_masks(request(tmp_path / "a", "50"))
     write_pairs(tmp_path / "b", [(prediction, truth) for truth, prediction in images])
     with pytest.raises(InputError, match="is 255 for ignored pixels"):

@@ -31,7 +31,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class _Version:
-    """What tells one version of a remote file from another."""
+    """What distinguishes one version of a remote file from another."""
 
     url: str
     validator: str | None  # ETag, else Last-Modified
@@ -53,7 +53,7 @@ def download(
 ) -> None:
     """Download ``url`` to ``target``, which appears only when it is whole; its folder must exist.
 
-    Until then the bytes lie in ``target.part``, and ``target.part.json`` tells which version of the remote
+    Until then the bytes lie in ``target.part``, and ``target.part.json`` records which version of the remote
     file they belong to. A later call goes on from there with a Range request, and starts afresh when the
     server does not (200), or when length or ETag have changed. Time-outs, broken connections and answers 5xx
     are tried again with growing waits. Proxies are those of the environment, as requests has them.
@@ -211,7 +211,7 @@ def _range_start(response: requests.Response) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """Give the innermost reason, which requests wraps twice or more."""
+    """Return the innermost cause: requests wraps it at least twice."""
     inner: Any = error
     while True:
         deeper = getattr(inner, "reason", None) or next(
@@ -231,7 +231,7 @@ def _read_state(part: Path, url: str) -> _Version | None:
         version = _Version(**json.loads(_state(part).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    # Without a length nothing tells whether the rest would belong to what we hold.
+    # Without a length, nothing shows whether the rest belongs to the part we have.
     return version if version.url == url and version.length else None
 
 

@@ -1,4 +1,4 @@
-"""The exceptions of the toolbox: bad input, told in a sentence, and work that was asked to stop."""
+"""The exceptions of the toolbox: bad input, with one clear sentence, and work that stopped on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the library tells a script that it gets on: it asks for a bar, and the script decides what that is."""
+"""Progress and warnings: the library calls functions that the script passes, and prints nothing itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Warn = Callable[[str], None]
 
 
 class Show(Protocol):
-    """Opens a progress bar and gives the function that moves it on by a number of units."""
+    """Open a progress bar; yield the function that advances it by a number of units."""
 
     def __call__(
         self, description: str, total: int | None, *, unit: str, done: int = 0
@@ -26,4 +26,4 @@ def no_bar(description: str, total: int | None, *, unit: str, done: int = 0) -> 
 
 
 def no_warning(message: str) -> None:
-    """Tell nobody."""
+    """Ignore the warning."""

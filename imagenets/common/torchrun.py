@@ -19,7 +19,7 @@ class Place(NamedTuple):
 
 
 def place() -> Place | None:
-    """Give this process's place; None where torchrun did not start it."""
+    """Return this process's place; None where torchrun did not start it."""
     if _RUN_ID not in os.environ:
         return None
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -32,7 +32,7 @@ def leave_job() -> None:
 
 
 def inside_other_job() -> bool:
-    """Tell whether a Python program that torchrun started has called this one, as a command.
+    """Return whether a Python program that torchrun started has called this one, as a command.
 
     Such a process inherits the variables, but is none of the job's: it must not join. A shell script between
     torchrun and this process (that binds it to cores, say) is no such program.
@@ -48,7 +48,7 @@ def inside_other_job() -> bool:
 
 
 def _variable_of_job(process: int) -> bool:
-    """Tell whether a process was started with torchrun's variables; False for another user's."""
+    """Return whether a process was started with torchrun's variables; False for another user's process."""
     try:
         return f"\0{_RUN_ID}=".encode() in b"\0" + Path(f"/proc/{process}/environ").read_bytes()
     except OSError:

@@ -19,7 +19,7 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 @contextmanager
 def whole_file(path: Path, lasting: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it is renamed to ``path``, on any error removed.
+    """Yield a temporary path beside ``path``; on success it is renamed to ``path``, on any error removed.
 
     The temporary file lies in the same folder, so that the rename is atomic, and is made with the
     permissions of the user's umask. Unless it is to be ``lasting``, a machine that loses power may leave it
@@ -35,7 +35,7 @@ def whole_file(path: Path, lasting: bool = True) -> Iterator[Path]:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         # Of what failed, name the file that the user knows. An error without a name may be another file's,
-        # but for a full disk: that is where we write.
+        # except for a full disk: that is where we write.
         if error.filename == str(temporary) or error.errno in _FULL:
             error.filename = str(path)
         raise
@@ -67,7 +67,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path``; on success it is renamed to ``path``, on any error removed.
+    """Yield a temporary folder beside ``path``; on success it is renamed to ``path``, on any error removed.
 
     Raises InputError where there is something of this name already.
     """

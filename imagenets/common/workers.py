@@ -70,7 +70,7 @@ def _begin_worker(begin: Callable[[], None] | None, number: int = 0) -> None:
     die_with_parent()
     signal.signal(_LEAVE, lambda *_: os._exit(0))
     parent = multiprocessing.parent_process()
-    if parent is None or not parent.is_alive():  # it ended before the kernel was told
+    if parent is None or not parent.is_alive():  # it ended before prctl was called
         os._exit(0)
     # What was loaded before the fork stays; to go through it for garbage takes time, and copies it.
     gc.freeze()
@@ -95,7 +95,7 @@ def _starting_workers() -> Iterator[list[BaseProcess]]:
 def process_map(
     workers: int, begin: Callable[[], None] | None = None, chunksize: int = 8
 ) -> Iterator[Mapper]:
-    """Give a ``map`` that works on ``workers`` processes (0: in this one), in order.
+    """Yield a ``map`` that works on ``workers`` processes (0: in this one), in order.
 
     Each worker is handed ``chunksize`` items at a time; the rest is as in ``process_pool``.
     """
@@ -110,7 +110,7 @@ def process_map(
 def process_pool(
     workers: int, begin: Callable[[], None] | None = None, start: Start = "fork"
 ) -> Iterator[ProcessPoolExecutor]:
-    """Give a pool of processes, each of which calls ``begin`` first.
+    """Yield a pool of processes, each of which calls ``begin`` first.
 
     Those that are forked are there when this returns, before the caller's process has threads. Raises
     InputError when one of them dies. On any error they are gone before it is passed on.
@@ -166,7 +166,7 @@ def load_tensors(
     PyTorch's DataLoader has ``workers`` processes (0: this one) make them, each ``ahead`` of their use, after
     it has called ``begin``. ``pin`` puts tensors where CUDA copies them from at once. None of this process's
     random numbers are used. Raises InputError when a worker dies: tensors travel through shared memory, which
-    containers have little of, so the message tells how much there is.
+    containers have little of, so the message says how much there is.
     """
     import torch
 

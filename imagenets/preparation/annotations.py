@@ -187,7 +187,7 @@ def _download_path(root: Path, mode: str) -> Path:
 
 
 def _fetch(mode: str, root: Path, origin: Origin, show: Show, warn: Warn) -> Path:
-    """Give the path of a mode's archive: in the mirror's folder, or downloaded, now or earlier."""
+    """Return the path of a mode's archive: in the mirror's folder, or downloaded, now or earlier."""
     place = origin.archive(mode)
     ways_out = (
         f"Without a network, name a copy: IMAGENETS_MIRROR, a URL or a folder with "
@@ -268,7 +268,7 @@ def _refuse_large(infos: Iterable[zipfile.ZipInfo], path: Path) -> None:
 
 
 def _sync(files: Iterable[Path]) -> None:
-    """Wait until the files are on the disk: a rename can get there before what it gives a name to."""
+    """Wait until the files are on the disk: a rename can reach it before the content does."""
 
     def sync(file: Path) -> None:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)

@@ -116,7 +116,7 @@ class ValFolder:
 
 
 def repeats_class(folder: Path) -> bool:
-    """Do the names in class folders below ``folder`` repeat the class? The first image tells."""
+    """Do the names in class folders below ``folder`` repeat the class? Decided by the first image."""
     for entry in _entries(folder):
         if not entry.is_dir():
             continue

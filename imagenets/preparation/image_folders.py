@@ -109,7 +109,7 @@ def plan_train(mode: str, wnids: Sequence[str], train: Train, copy: bool) -> Pla
 
 
 def merged_into(mode: str, wnids: Iterable[str], wnid: str) -> list[str]:
-    """ImageNet classes whose images count as ``wnid`` besides its own, in mode 919 alone."""
+    """ImageNet classes whose images count as ``wnid`` besides its own, in mode 919 only."""
     if not MODES[mode].merges:
         return []
     own = set(wnids)
@@ -294,7 +294,7 @@ class _Todo:
         return sum(on_disk(image.size) for image, _ in self.copies)
 
     def do(self, workers: int, show: Show) -> None:
-        """Make what is left but for rows of shards; files are staged in a folder and renamed when whole."""
+        """Make what is left, except rows of shards; files are staged in a folder and renamed when whole."""
         jobs = self._jobs()
         filled = {job.folder for job in jobs}
         for folder in self.folders:
@@ -470,7 +470,7 @@ def _run_all(
     advance: Callable[[int], None],
     stop: threading.Event | None = None,
 ) -> None:
-    """Do jobs in threads; each gives the number of images that it made. Where one fails, ``stop`` is set."""
+    """Do jobs in threads; each returns how many images it made. Where one fails, ``stop`` is set."""
     with _interruptible(ThreadPoolExecutor(workers)) as pool:
         try:
             for made in pool.map(lambda job: job(), jobs):

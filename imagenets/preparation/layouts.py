@@ -61,7 +61,7 @@ _FORMS = {
 def find_train(imagenet: Path) -> Train:
     """Recognise the training images of an ImageNet copy; folders go before the tar, and that before shards.
 
-    Raises InputError, which tells what was looked for, when there are none.
+    Raises InputError, which says what was looked for, when there are none.
     """
     refuse_other_data(imagenet)
     train = _find_train(imagenet)
@@ -73,7 +73,7 @@ def find_train(imagenet: Path) -> Train:
 def find_val(imagenet: Path) -> Val:
     """Recognise the validation images of an ImageNet copy; folders go before the tar, and that before shards.
 
-    Raises InputError, which tells what was looked for, when there are none.
+    Raises InputError, which says what was looked for, when there are none.
     """
     refuse_other_data(imagenet)
     val = _find_val(imagenet)
@@ -231,7 +231,7 @@ def _other_name(imagenet: Path, part: str) -> str | None:
 
 
 def _elsewhere(imagenet: Path, part: str) -> str | None:
-    """Find the part in a folder that was perhaps meant, or the other part alone."""
+    """Find the part in a folder that was perhaps meant, or only the other part."""
     for candidate in _nearby(imagenet):
         if _found(candidate, part):
             return f"They are in {candidate}: name that folder"

@@ -1,7 +1,7 @@
 """ImageNet in parquet shards, as Hugging Face publishes ``ILSVRC/imagenet-1k``; read by pyarrow, an extra.
 
 ``data/train-00000-of-00294.parquet`` and so on, in as many shards as they say. A row's column ``image`` is a
-struct of ``bytes``, the file, and ``path``, its name. Names are read first, by their column alone; of the
+struct of ``bytes``, the file, and ``path``, its name. Names are read first, only their column; of the
 bytes only the row groups that hold needed images are read, a few rows at a time.
 """
 
@@ -75,7 +75,9 @@ class TrainParquet:
         for name, image in self.shards.rows():
             wnid = class_of_name(name)
             if wnid is None:
-                raise InputError(f"{image.path}: row {image.row} is {name!r}, which tells no class; {AGAIN}")
+                raise InputError(
+                    f"{image.path}: row {image.row} is {name!r}, from which no class can be read; {AGAIN}"
+                )
             _add_once(classes.setdefault(sys.intern(wnid), {}), plain_name(name)[0], image)
         return classes
 
@@ -114,7 +116,7 @@ class ValParquet:
     flat = True
 
     def image(self, place: str) -> SourceImage:
-        """Find one image, ``<wnid>/<name>``, by its name alone."""
+        """Find one image, ``<wnid>/<name>``, by its name only."""
         name = place.rpartition("/")[2]
         if name not in self._images:
             raise MissingError(f"{self.shards}: no {name} in them")
@@ -219,7 +221,7 @@ def _read_group(
 
 
 def largest_row_group(path: str) -> int:
-    """Bytes that the images of a shard's largest row group take, by its footer alone."""
+    """Bytes that the images of a shard's largest row group take, read from its footer."""
     with _opened(Path(path)) as shard:
         return max((group.rows * group.size for group in _row_groups(Path(path), shard)), default=0)
 

@@ -33,7 +33,7 @@ class SourceImage(NamedTuple):
     """An image of ImageNet: a file, a member of a ZIP, a row of a shard, or ``size`` bytes of a tar."""
 
     path: str
-    size: int  # of a row: about what it takes, for nothing less than reading it tells
+    size: int  # of a parquet row: an estimate; only reading it shows the size
     offset: int | None = None  # in the tar
     row: int | None = None
     member: ZipMember | None = None
@@ -49,13 +49,13 @@ class MissingError(Exception):
 
 
 def plain_name(name: str) -> tuple[str, str | None]:
-    """Give ImageNet's own name of an image, and the class that the given one repeats (None: it does not)."""
+    """Return ImageNet's own name of an image, and the class that the file name repeats, or None."""
     match = _REPEATED.fullmatch(name)
     return (match[1] + match[3], match[2]) if match else (name, None)
 
 
 def class_of_name(name: str) -> str | None:
-    """Wnid that an image's name tells in either spelling; None when it tells none."""
+    """The wnid in an image's name, in either spelling; None when there is none."""
     repeated = plain_name(name)[1]
     if repeated is not None:
         return repeated
@@ -71,7 +71,7 @@ def spellings(place: str) -> tuple[str, str]:
 
 
 def first_file(paths: Sequence[str]) -> SourceImage:
-    """Give the first of these files that is there. Raises MissingError, which names the first path."""
+    """Return the first of these files that exists. Raises MissingError, which names the first path."""
     reason = ""
     for path in paths:
         try:
@@ -91,7 +91,7 @@ def first_file(paths: Sequence[str]) -> SourceImage:
 
 
 def not_empty(image: SourceImage, place: str) -> SourceImage:
-    """Give the image back. Raises MissingError, which names ``place``, when it has no bytes."""
+    """Return the image itself. Raises MissingError, which names ``place``, when it has no bytes."""
     if image.size == 0:
         raise MissingError(f"{place}: empty")
     return image

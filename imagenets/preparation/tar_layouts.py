@@ -72,7 +72,7 @@ class ValTar:
     flat = True
 
     def image(self, place: str) -> SourceImage:
-        """Find one image, ``<wnid>/<name>``, by its name alone."""
+        """Find one image, ``<wnid>/<name>``, by its name only."""
         name = place.rpartition("/")[2]
         image = self._images.get(name)
         if image is None:

@@ -216,7 +216,7 @@ def _verify_masks(
         try:
             sizes = _image_size(f"{root}/{split}/{image_of[mask]}")
         except InputError:
-            return None  # the image's own split tells; without images there is no size to compare
+            return None  # reported for the image's own split; without images there is no size to compare
         if size not in sizes:
             misfits.append(f"{path}: {size[1]}x{size[0]} pixels, its image {sizes[0][1]}x{sizes[0][0]}")
         return None
@@ -250,7 +250,7 @@ def _compare(folder: Path, name: str, wanted: Sequence[str]) -> tuple[SplitRepor
 
 
 def _note_extra(path: Path, report: SplitReport) -> None:
-    """Tell of what the list does not know: hidden files, ``.DS_Store``, are no fault."""
+    """Report what is not in the list; hidden files, such as ``.DS_Store``, are ignored."""
     hidden = path.name.startswith(".") and path.is_file()
     (report.ignored if hidden else report.unexpected).append(str(path))
 

@@ -76,7 +76,7 @@ class ValZip:
         return {name.rpartition("/")[2]: image for name, image in _members(self.path, "val")}
 
     def image(self, place: str) -> SourceImage:
-        """Find one image, ``<wnid>/<name>``, by its name alone."""
+        """Find one image, ``<wnid>/<name>``, by its name only."""
         name = place.rpartition("/")[2]
         image = self._images.get(name)
         if image is None:

@@ -22,7 +22,7 @@ _INK = "#010203"
 _REGION = "#3f7fc4"
 _BOUNDARY = "#c8761f"
 _MEAN = "#c2487a"
-# Of the protocols, in the order of PROTOCOLS; all are told from the run's own, and seen on light and dark.
+# Of the protocols, in the order of PROTOCOLS; none is the run's own; all are visible on light and dark.
 _PROTOCOL_COLOURS = ("#3f7fc4", "#c8761f", "#4d9a6a", "#8a72c4")
 _BUCKET_NAMES = ("S\nup to 5\u00a0%", "MS\n5 to 25\u00a0%", "ML\n25 to 50\u00a0%", "L\nabove 50\u00a0%")
 # With more labels than this, a name under each bar can no longer be read.

@@ -43,7 +43,7 @@ class Methods:
 
 
 def comparison_html(methods: Methods, comparison: Comparison) -> str:
-    """Format a comparison as a page; the same input gives the same page.
+    """Format a comparison as a page; the same input makes the same page.
 
     Masks and images are read of the images shown, and no others.
 

@@ -26,7 +26,7 @@ class Confusions:
 
 @dataclass(frozen=True)
 class MatchedCluster:
-    """A cluster and the class that a matching gives it.
+    """A cluster and the class that a matching maps it to.
 
     ``images`` and ``pixels`` are what both have in common: images that hold both, and overlapping pixels (0
     for label 0). ``size`` are all pixels of the cluster, ``mostly`` the ground-truth label under most of them

@@ -38,7 +38,7 @@ CONFUSIONS = 15
 
 _NOTES = {
     "mIoU": "mean IoU over all {labels} labels, background included; pixels pooled over all images",
-    "mBIoU": "the same on boundary pixels alone",
+    "mBIoU": "the same on boundary pixels only",
     "FMeasure": "objects against background, whatever their class; mean over images",
     "Acc": "images whose largest predicted class is in the ground truth",
     "S": "mIoU of objects up to 5 % of their image",
@@ -84,7 +84,7 @@ def html_report(
     intervals: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
 ) -> str:
-    """Format an evaluation as a page; the same input gives the same page.
+    """Format an evaluation as a page; the same input makes the same page.
 
     ``intervals`` are confidence intervals in percent by the names of the scores; a score without one, or with
     one of nan, is shown without.

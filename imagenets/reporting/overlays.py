@@ -77,7 +77,7 @@ def draw_labels(
 
 
 def disagreement_kinds(ground_truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Tell each pixel's place in DISAGREEMENT, from 1, (H, W) uint8; 0: background in both, or ignored."""
+    """Return each pixel's index in DISAGREEMENT, from 1, (H, W) uint8; 0: background in both, or ignored."""
     labelled, predicted = ground_truth != BACKGROUND, prediction != BACKGROUND
     kinds = np.select(
         [ground_truth == IGNORE, labelled & (ground_truth == prediction), labelled & ~predicted, labelled],
@@ -88,7 +88,7 @@ def disagreement_kinds(ground_truth: np.ndarray, prediction: np.ndarray) -> np.n
 
 
 def plain_ground(height: int, width: int) -> np.ndarray:
-    """Give a gray picture (height, width, 3) uint8, for images whose picture is not at hand."""
+    """Return a gray picture (height, width, 3) uint8, for images whose picture is not at hand."""
     return np.full((height, width, 3), GROUND_GRAY, np.uint8)
 
 

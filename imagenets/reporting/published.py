@@ -38,7 +38,7 @@ def published(
     """List published results as records that pandas takes as they are: ``pandas.DataFrame(published())``.
 
     A record has the keys of COLUMNS; ``mIoU`` is in percent, ``split`` "val" or "test". ``mode``,
-    ``protocol`` and ``split`` keep the results of that one alone.
+    ``protocol`` and ``split`` keep only its results.
 
     Raises ValueError for a mode, protocol or split that there is not.
 
@@ -168,7 +168,7 @@ def _rank(row: Standing) -> tuple[int, int, bool, float]:
 def read_standings(mode: str, protocol: str | None, results: Path | None) -> list[Standing]:
     """List what is published for a mode, and what a file of one's own results has of it, sorted as one.
 
-    Nothing is published for a class list of one's own. ``protocol`` keeps that one alone.
+    Nothing is published for a class list of one's own. ``protocol`` keeps only that one.
 
     Raises InputError as ``read_results`` does.
     """

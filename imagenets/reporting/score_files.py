@@ -19,7 +19,7 @@ class ScoreFile:
     """Scores of one run: percentages by name, nan where one does not exist.
 
     The names are those of SCORES; of accuracies (``task`` classification), the file's own.
-    ``images`` is the number of images, ``images_sha256`` tells which they are, ``definition`` by which
+    ``images`` is the number of images, ``images_sha256`` identifies them, ``definition`` by which
     definition of the scores they were computed (see SCORE_DEFINITION); None in files that do not say.
     ``protocol`` is the run's, ``class_list`` the digest of a class list of one's own, None without.
     """

@@ -39,7 +39,7 @@ class Row:
     """A line of the table: percentages by the names of the scores, nan where there is none.
 
     ``deviations`` are those of the sample (n − 1), nan with fewer than two runs. ``runs`` is None in a row
-    that is no run of one's own scored by this toolbox but a published result, of which mIoU alone is known.
+    that is no run of one's own scored by this toolbox but a published result, of which only mIoU is known.
     """
 
     name: str

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """Align cells in columns, to the right but for the columns ``left``."""
+    """Align cells in columns, to the right except the columns ``left``."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     return "\n".join(
         "  ".join(
@@ -66,7 +66,7 @@ def intervals_text(evaluation: Evaluation, bootstrap: Bootstrap) -> str:
 def outside_note(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str | None:
     """Explain in a line the scores that lie outside their own intervals; None where all are inside."""
     from imagenets.scoring.bootstrap import (
-        outside_intervals,  # SciPy takes a while, and scores alone do without
+        outside_intervals,  # SciPy takes a while to load; scores do without it
     )
 
     names = outside_intervals(scores, intervals)

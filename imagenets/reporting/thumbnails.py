@@ -51,7 +51,7 @@ def each_drawn(images: Iterable[int], draw: Callable[[int], dict[str, Any]]) -> 
 def shrunk(
     masks: Mapping[str, np.ndarray], image_dir: Path | None, name: str
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Shrink an image (h, w, 3) uint8 and its masks (H, W), all alike, to a thumbnail's size.
+    """Shrink an image (h, w, 3) uint8 and its masks (H, W) to a thumbnail's size.
 
     ``name`` is the mask's, ``<wnid>/<name>.png``; without ``image_dir`` the picture is a plain ground.
 
@@ -74,7 +74,7 @@ def shrunk_picture(
         pixels = plain_ground(*small)
     else:
         pixels = np.asarray(picture.resize(small[::-1], Image.Resampling.LANCZOS))
-    # Nearest neighbour, for all masks alike.
+    # Nearest neighbour, the same pixels of all masks.
     rows, columns = (
         ((np.arange(to) + 0.5) * size / to).astype(int)
         for to, size in zip(small, (height, width), strict=True)
@@ -85,7 +85,7 @@ def shrunk_picture(
 def panel(title: str, pixels: np.ndarray, drawn: bool) -> Panel:
     """Encode pixels (h, w, 3) uint8 for a page, coarser until small enough.
 
-    What is ``drawn`` alone, without a photograph below, becomes a PNG where that is small enough.
+    What is only ``drawn``, without a photograph below, becomes a PNG where that is small enough.
     """
     image = Image.fromarray(pixels)
     attempts: list[tuple[str, dict[str, Any]]] = [("png", {})] if drawn else []

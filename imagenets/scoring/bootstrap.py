@@ -9,13 +9,13 @@ the 2.5th and the 97.5th percentile of its values (Efron and Tibshirani, An Intr
 What an image adds to T, P and TP of a class does not depend on the resample, and most images hold few
 classes: a resample is a column of whole numbers, how often each image was drawn, and all totals are one
 product of a sparse matrix with such columns. They are exact integers, so that each resample has the very
-score that ``metrics.evaluate`` gives for the images drawn.
+score that ``metrics.evaluate`` computes for the images drawn.
 
 On generated populations of known scores (``benchmarks/bench_bootstrap.py --coverage``), with as many images a
 class as the benchmark has, 93 of 100 such intervals hold the population's mIoU, and no fewer than the basic
 and the BCa ones. Where a score is a mean over the labels that occur (a size bucket), or labels are in a few
 images each, the score of a sample is itself biased by more than the interval is wide, and none of the three
-mends that; ``outside_intervals`` tells the plainest cases.
+mends that; ``outside_intervals`` finds the plainest cases.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _by_image(table: ContingencyTable, term: Term, classes: int) -> csr_array:
 
 
 def percentile_intervals(resampled: Mapping[str, np.ndarray]) -> dict[str, Interval]:
-    """Give the 95% percentile interval of each score (or difference of scores), in percent.
+    """Return the 95% percentile interval of each score (or difference of scores), in percent.
 
     Resamples in which a score does not exist are left out of its interval; (nan, nan) if it exists in none.
     """

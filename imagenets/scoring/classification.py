@@ -32,7 +32,7 @@ class Classified:
 
     ``class_id`` (n,) is the truth, 1..N. ``rank`` (n,) int64 is the number of classes before it, 0 where it
     is first. ``predicted`` (n,) is the first class, 0 for one beyond the mode. ``margin`` (n,) is the truth's
-    logit less the largest other one, nan for indices. ``tied`` (n,) bool tells where another class has the
+    logit less the largest other one, nan for indices. ``tied`` (n,) bool: where another class has the
     truth's logit, so that the order of classes decides. ``depth`` is the number of ranks known.
     """
 

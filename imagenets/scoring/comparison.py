@@ -43,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Method:
-    """A method, by the ``name`` that the user gives it, and its runs, one for each seed."""
+    """A method, by the ``name`` that the user chose, and its runs, one for each seed."""
 
     name: str
     runs: tuple[Run, ...]
@@ -65,7 +65,7 @@ class Comparison:
     bootstrap: Bootstrap
 
     def is_significant(self, name: str) -> bool:
-        """Tell whether the interval of the score's difference leaves out 0."""
+        """Return whether the interval of the score's difference leaves out 0."""
         low, high = self.bootstrap.intervals[name]
         return low > 0 or high < 0
 

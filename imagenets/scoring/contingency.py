@@ -136,7 +136,7 @@ class PairChunks:
 
 
 def _count_files(pairs: Pairs, image: int) -> tuple[np.ndarray, int, list[str]]:
-    """Count one pair: what ``_counts`` gives, the prediction's largest label, and what cannot be used."""
+    """Count one pair: what ``_counts`` returns, the prediction's largest label, and what cannot be used."""
     from imagenets.scoring.run_length import label_runs
 
     paths = (pairs.gt_dir / pairs.names[image], pairs.predict_dir / pairs.names[image])

@@ -68,7 +68,7 @@ class CountRequest:
 def count_masks(request: CountRequest, show: Show = no_bar, warn: Warn = no_warning) -> ContingencyTable:
     """Count the masks of a request, or take the counts from its cache.
 
-    ``show`` opens a progress bar, ``warn`` is told what is odd but usable.
+    ``show`` opens a progress bar, ``warn`` is called with what is odd but usable.
 
     Raises InputError for folders or a list that cannot be what is meant, and for every mask that cannot be
     used, all together.
@@ -83,7 +83,7 @@ def count_all(
 ) -> list[ContingencyTable]:
     """Count the masks of several requests, of the same ground truth, as ``count_masks`` does.
 
-    What is wrong with the masks of any of them is told for all together.
+    Problems with the masks of all of them are reported together.
     """
     listed = [_list_pairs(request) for request in requests]
     refuse_other_mode(requests[0].gt_dir, requests[0].mode)
@@ -179,5 +179,5 @@ def _cure(table: ContingencyTable, images: np.ndarray, request: CountRequest) ->
     outside = labels[labels > request.limit.largest]
     cause = cause_of_labels(outside, labels, request.mode.classes)
     if cause is None and 0 < _FEW * images.size <= len(table.names):
-        cause = f"of {len(table.names)} predictions {images.size} alone has such: is it of another run?"
+        cause = f"such labels in only {images.size} of {len(table.names)} predictions: are they of another run?"
     return cause or request.limit.cure

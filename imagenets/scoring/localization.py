@@ -1,7 +1,7 @@
 """How well attribution maps find the object of an image's own class.
 
 In an image, ``values`` (P,) are the map's values at the pixels that count, floating point or uint8, finite,
-in row-major order, and ``inside`` (P,) bool tells which of them are the target class's; void pixels (label
+in row-major order, and ``inside`` (P,) bool: which of them are the target class's; void pixels (label
 1000) are left out before anything else is done. Scores are taken per image and averaged over images, except
 for ``iou_best`` (one threshold for all images) and the two-class mIoU (pixels pooled over images).
 
@@ -281,7 +281,7 @@ def iou_at_thresholds(scaled: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
     What is at least the threshold is the prediction; a constant map predicts nothing.
 
-    Cut at every threshold alike: Choe et al., Evaluating Weakly Supervised Object Localization Methods
+    Cut at every threshold: Choe et al., Evaluating Weakly Supervised Object Localization Methods
     Right, CVPR 2020, here with masks in place of boxes.
     """
     # For each threshold, how many pixels reach it: those that reach it and no more, and all that reach more.
@@ -435,7 +435,7 @@ def evaluate_maps(
 ) -> Localization:
     """Score the map of every mask ``<wnid>/<name>.png``; where it may lie: ``find_maps``.
 
-    ``pairs.predict_dir`` holds the maps; ``class_ids`` gives the class id of each wnid folder. ``workers`` is
+    ``pairs.predict_dir`` holds the maps; ``class_ids``: the class id of each wnid folder. ``workers`` is
     a number of processes (0: this one), ``show`` opens a progress bar. Maps of another size than their mask
     are an error; with ``resize``, interpolated. Maps that are all of one square size need a ``geometry``:
     how they lie on their images cannot be seen.
@@ -600,7 +600,7 @@ class _Table:
 
 
 def _named(means: np.ndarray, two_class: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
-    """Give means (10 + 19,) and pooled counts (2, 4) the names of SCORES; and the IoU at every threshold."""
+    """Name means (10 + 19,) and pooled counts (2, 4) as SCORES does; also the IoU at every threshold."""
     by_image, iou = means[: len(IMAGE_SCORES)].tolist(), means[len(IMAGE_SCORES) :]
     pooled = [100 * pooled_two_class(counts) for counts in two_class]
     return dict(zip(SCORES, [*by_image, float(iou.max()), *pooled], strict=True)), iou

@@ -89,7 +89,7 @@ class Matching:
         )
 
     def for_table(self, table: ContingencyTable) -> np.ndarray:
-        """Give ``classes``, which holds every cluster that the table's predictions use.
+        """Return ``classes``, which holds every cluster that the table's predictions use.
 
         Raises InputError, naming the clusters and the file, where it does not.
         """

@@ -64,8 +64,8 @@ class Areas:
 def evaluate(table: ContingencyTable, classes: int, matching: np.ndarray | None = None) -> Evaluation:
     """Compute every score of the benchmark (docs/benchmark.md).
 
-    ``matching`` is indexed by predicted label and gives classes 0..``classes``; without it, predictions are
-    classes. Pixels are pooled over all images before a ratio is taken, but for FMeasure and Acc, which are
+    ``matching`` is indexed by predicted label and holds classes 0..``classes``; without it, predictions are
+    classes. Pixels are pooled over all images before a ratio is taken; only FMeasure and Acc are
     means over images.
     """
     predicted = predicted_classes(table, matching)

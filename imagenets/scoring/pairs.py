@@ -147,6 +147,6 @@ def _mask_of_line(line: str) -> str:
 
 
 def _is_mask_name(name: str) -> bool:
-    """Is this one way alone to name a file: a folder, a slash, a file? Others could name a mask twice."""
+    """Is this the canonical spelling, folder/file? Another could name the same mask a second time."""
     folder, _, file = name.partition("/")
     return folder not in ("", ".", "..") and file.endswith(".png") and "/" not in file and "\0" not in name

@@ -1,4 +1,4 @@
-"""Numbers that are probably not what the user meant: what the contingency table tells of it, in sentences.
+"""Numbers that are probably not what the user meant: signs of it in the contingency table, as sentences.
 
 A score that is computed as the benchmark says stands; a sentence beside it says why it may be another one
 than was meant. Two folders that are surely swapped are refused.
@@ -115,12 +115,12 @@ def cause_of_labels(outside: np.ndarray, used: np.ndarray, classes: int) -> str 
     only = set(np.unique(outside).tolist())
     if only == {_BYTE}:
         return (
-            "255 alone is what other tools paint ignored pixels with; a prediction has none of them: give "
-            "such pixels a class, or 0"
+            "only 255, with which other tools mark ignored pixels; a prediction ignores none: give such "
+            "pixels a class, or 0"
         )
     if only == {classes + 1}:
         return (
-            f"{classes + 1} alone, N + 1: are the labels shifted by one, or has the network one output more? "
+            f"only {classes + 1}, N + 1: are the labels shifted by one, or has the network one output more? "
             f"Classes are 1..{classes}, and 0 is background"
         )
     foreground = used[used > BACKGROUND]

@@ -31,7 +31,7 @@ def broken_rule(protocol: str | None, matching: Matching | None) -> str | None:
         if matching is None:
             return f"{rule}; these predictions were taken for classes, without a matching"
         if not matching.one_to_one or matching.method == "majority":
-            return f"{rule}; this matching gives a class to several clusters (method majority)"
+            return f"{rule}; this matching maps several clusters to one class (method majority)"
     if protocol in ("distance-matching", "semi-supervised") and matching is not None:
         return f"the protocol {protocol} has no matching, for its labels are classes; these were matched"
     return None

@@ -3,7 +3,7 @@
 A mask of H rows and W columns is held as ``Runs``, row after row: ``starts`` (n,) int32, the column where
 each run begins, ``codes`` (n,) int32, what it holds, and ``first`` (H + 1,) int32, where each row's runs
 begin in the other two. Every row ends with a sentinel run that starts at W, so that a run's end is always
-the next one's start. Masks have few runs a row, which makes all that follows cheap: one loop alone touches
+the next one's start. Masks have few runs a row, which makes all that follows cheap: only one loop touches
 every pixel, and is written so that the compiler turns it into vector instructions. What is done for every
 run or every row avoids branches that a processor cannot foresee: those are what takes its time.
 
@@ -407,7 +407,7 @@ class LabelRuns(NamedTuple):
 def label_runs(rgb: np.ndarray) -> LabelRuns:
     """Encode a mask (H, W, 3) uint8, C-contiguous, label = R + 256 G, as runs of equal labels.
 
-    Pixels that differ in blue alone begin a new run too; ``blue`` tells the caller to refuse such a mask.
+    Pixels that differ only in blue begin a new run too; the caller sees it in ``blue`` and refuses the mask.
     """
     starts, codes, first, palette, red, blue = _label_runs(rgb, _LOOKUP)
     return LabelRuns(Runs(starts, codes, first), palette, bool(red), bool(blue))

@@ -228,7 +228,7 @@ def _compare_size(image_path: Path, height: int, width: int) -> tuple[str | None
                 image_width, image_height = image.size
                 if (height, width) in mask_sizes(image):
                     return None, None
-    except FileNotFoundError:  # also what a link to nowhere gives
+    except FileNotFoundError:  # or a dangling link
         return None, f"{image_path}: no such file"
     except (OSError, Image.DecompressionBombError) as error:
         return None, f"{image_path}: {error}"
@@ -387,7 +387,7 @@ def _check_names(source: ArchiveSource, expected: ExpectedPredictions | None) ->
     names = [info.filename for info in source.archive().infolist() if not info.is_dir()]
     predictions = {name for name in names if _PREDICTION_NAME.fullmatch(name)}
     problems = [
-        f"{name}: no part of a submission, which holds <wnid>/<name>.png, {MATCHING} and {METHOD} alone"
+        f"{name}: no part of a submission, which holds <wnid>/<name>.png, {MATCHING} and {METHOD} only"
         for name in sorted(set(names) - predictions - {MATCHING, METHOD})
     ]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
@@ -401,7 +401,7 @@ def _check_names(source: ArchiveSource, expected: ExpectedPredictions | None) ->
 
 
 def _check_method(source: ArchiveSource) -> tuple[dict[str, str], list[str]]:
-    """Give the values of method.txt by METHOD_LINES, and what is wrong with it."""
+    """Return the values of method.txt by METHOD_LINES, and what is wrong with it."""
     if METHOD not in source.archive().namelist():
         return {}, [f"no {METHOD}"]
     try:
@@ -416,7 +416,7 @@ def _check_method(source: ArchiveSource) -> tuple[dict[str, str], list[str]]:
 
 
 def _check_matching(source: ArchiveSource, classes: int, clusters: int) -> tuple[Matching | None, list[str]]:
-    """Give the matching of an archive, and what is wrong with it."""
+    """Return the matching of an archive, and what is wrong with it."""
     try:
         matching = Matching.of(parse_matching(source.read(MATCHING), classes, MATCHING))
         _refuse_incomplete(matching, clusters, MATCHING)

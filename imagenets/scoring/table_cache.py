@@ -76,11 +76,11 @@ def cached_table(
     show: Show = no_bar,
     warn: Warn = no_warning,
 ) -> tuple[ContingencyTable, list[str]]:
-    """Give the pairs' contingency table, from the cache in ``folder`` or by the one pass over the masks.
+    """Return the pairs' contingency table, from the cache in ``folder`` or by the one pass over the masks.
 
     Without a folder nothing is read or written there. Returns, like ``count_pairs``, one message for every
-    file that cannot be used; such a table is not cached. ``warn`` is told of a cache that cannot be written,
-    for the table is good without it.
+    file that cannot be used; such a table is not cached. ``warn`` is called when the cache cannot be
+    written: the table is good without it.
     """
     if folder is None:
         return count_pairs(pairs, workers, show)
