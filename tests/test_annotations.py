@@ -135,33 +135,34 @@ def refused(tmp_path, env, archive, *texts):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    "name",
     [
-        ("/etc/x.png", "an absolute path"),
-        ("/validation-segmentation/n00001000/x.png", "an absolute path"),
-        ("validation-segmentation/../../x.png", "'..' in the path"),
-        ("validation-segmentation/n00001000/..", "'..' in the path"),
-        ("a/..\\..\\x.png", "'..' in the path"),
-        ("\\\\host\\share\\x.png", "an absolute path"),
-        ("C:/x.png", "a drive letter"),
-        ("C:\\x.png", "a drive letter"),
-        ("validation-segmentation/C:x.png", "a drive letter"),
+        "/etc/x.png",
+        "/validation-segmentation/n00001000/x.png",
+        "validation-segmentation/../../x.png",
+        "validation-segmentation/n00001000/..",
+        "../x.png",
+        "a/..\\..\\x.png",
+        "\\\\host\\share\\x.png",
+        "C:/x.png",
+        "C:\\x.png",
+        "validation-segmentation/C:x.png",
     ],
 )
-def test_members_that_lead_elsewhere(tmp_path, env, members, name, reason):
+def test_members_that_lead_elsewhere(tmp_path, env, members, name):
     archive = write_archive(tmp_path / "a.zip", members | {name: b"x"})
-    refused(tmp_path, env, archive, "refused, 1 members", reason)
+    refused(tmp_path, env, archive, "refused, 1 member with an absolute path", f"{name!r}")
     assert not (tmp_path / "x.png").exists()
 
 
-@pytest.mark.parametrize(("kind", "reason"), [(stat.S_IFLNK, "a link"), (stat.S_IFIFO, "a special file")])
-def test_members_that_are_no_files(tmp_path, env, members, kind, reason):
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO])
+def test_members_that_are_no_files(tmp_path, env, members, kind):
     archive = write_archive(tmp_path / "a.zip", dict(list(members.items())[1:]))
     info = zipfile.ZipInfo(next(iter(members)))
     info.create_system, info.external_attr = 3, (kind | 0o777) << 16
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr(info, "/etc/passwd")
-    refused(tmp_path, env, archive, f"{info.filename}': {reason}")
+    refused(tmp_path, env, archive, "no regular file", info.filename)
 
 
 def test_unknown_members_are_skipped_with_a_warning(tmp_path, env, members):

@@ -31,7 +31,8 @@ TRAIN_SEMI = "train-semi-segmentation"
 STAGING = ".incomplete-masks"  # in a set's folder: mask folders that are being filled
 
 _MASK_MEMBER = re.compile(rf"(?:.*/)?({VALIDATION}|{TRAIN_SEMI})/(.+)", re.DOTALL)
-_DRIVE = re.compile(r"[A-Za-z]:")
+# Begins with a slash, or has a part that is ".." or begins with a drive letter; backslashes separate too.
+_ELSEWHERE = re.compile(r"^[/\\]|(^|[/\\])(\.\.([/\\]|$)|[A-Za-z]:)")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SYNCERS = 16  # threads that wait for the disk: it writes what several ask for in one go
 
@@ -360,28 +361,15 @@ def _select(
 
 
 def _refuse_hostile(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse an archive that other programs would unpack elsewhere; here, only listed names are written."""
     hostile = [
-        f"{info.filename!r}: {reason}"
+        f"{info.filename!r}"
         for info in archive.infolist()
-        if (reason := _why_hostile(info)) is not None
+        if _ELSEWHERE.search(info.orig_filename)
+        or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
     ]
     if hostile:
         raise _RefusedArchiveError(
-            f"{path}: refused, {len(hostile)} members could lead out of the folder:\n{listed(hostile)}"
+            f"{path}: refused, {counted(len(hostile), 'member')} with an absolute path, '..' or a drive "
+            f"letter, or no regular file:\n{listed(hostile)}"
         )
-
-
-def _why_hostile(info: zipfile.ZipInfo) -> str | None:
-    name = info.orig_filename.replace("\\", "/")
-    mode = info.external_attr >> 16
-    if name.startswith("/"):
-        return "an absolute path"
-    if ".." in name.split("/"):
-        return "'..' in the path"
-    if any(_DRIVE.match(part) for part in name.split("/")):
-        return "a drive letter"
-    if stat.S_ISLNK(mode):
-        return "a link"
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "a special file"
-    return None

@@ -179,5 +179,6 @@ def _cure(table: ContingencyTable, images: np.ndarray, request: CountRequest) ->
     outside = labels[labels > request.limit.largest]
     cause = cause_of_labels(outside, labels, request.mode.classes)
     if cause is None and 0 < _FEW * images.size <= len(table.names):
-        cause = f"such labels in only {images.size} of {len(table.names)} predictions: are they of another run?"
+        few = f"{images.size} of {len(table.names)} predictions"
+        cause = f"such labels in only {few}: are they of another run?"
     return cause or request.limit.cure

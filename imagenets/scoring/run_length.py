@@ -3,9 +3,9 @@
 A mask of H rows and W columns is held as ``Runs``, row after row: ``starts`` (n,) int32, the column where
 each run begins, ``codes`` (n,) int32, what it holds, and ``first`` (H + 1,) int32, where each row's runs
 begin in the other two. Every row ends with a sentinel run that starts at W, so that a run's end is always
-the next one's start. Masks have few runs a row, which makes all that follows cheap: only one loop touches
+the next run's start. Masks have few runs a row, which makes all that follows cheap: only one loop touches
 every pixel, and is written so that the compiler turns it into vector instructions. What is done for every
-run or every row avoids branches that a processor cannot foresee: those are what takes its time.
+run or every row avoids branches that a processor mispredicts: they would dominate the time.
 
 Labels are replaced by their place in the mask's ``palette`` (k,) int32, in order of appearance, so that an
 image with three classes is counted in a 3-row table whatever N is.
@@ -28,7 +28,7 @@ _INT32 = numba.int32[::1]
 _RUNS = (_INT32, _INT32, _INT32)
 _UINT = np.uint64
 
-# Words of 8 bytes that are looked at together for changes.
+# Words of 8 bytes that are compared at a time.
 _BLOCK = 512
 
 # Above this many cells a pair's table is sparse: noise, not segmentation. It is then counted by sorting.
@@ -55,7 +55,7 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:  # noqa: A
     return compile_
 
 
-# Parts of the loops below: set into each caller before it is compiled, so that they cost no call.
+# Parts of the loops below, inlined before their caller is compiled.
 _part = numba.njit(inline="always")
 
 
@@ -68,7 +68,7 @@ def _grown(array: np.ndarray, size: int) -> np.ndarray:
 
 @_part
 def _flag_changes(here: np.ndarray, right: np.ndarray, flags: np.ndarray) -> None:
-    """Say for each word whether a byte of it differs from that three on; ``right`` are the words one on."""
+    """Flag each word with a byte that differs from the byte three later; ``right``: each word's successor."""
     for i in range(here.size):
         flags[i] = np.uint8((here[i] ^ ((here[i] >> _UINT(24)) | (right[i] << _UINT(40)))) != _UINT(0))
 
@@ -183,8 +183,8 @@ def _label_runs(rgb: np.ndarray, lookup: np.ndarray) -> Any:  # noqa: ANN401
     return starts[:n], codes[:n], first, palette[:known], red, blue
 
 
-# Stretches of a row, (at least as many + 1, 3) int32: begin, end, code. One place more than they can be many
-# is written to, so that a stretch can be written first and counted or not afterwards.
+# Stretches of a row, (most + 1, 3) int32: begin, end, code. The extra place lets a loop write every candidate
+# and then advance or not, without a branch.
 
 
 @_part
@@ -259,19 +259,33 @@ def _split_row(
     return behind
 
 
+@_part
+def _common_to_the_end(
+    rows: np.ndarray, rows_size: np.ndarray, common: np.ndarray, common_size: np.ndarray
+) -> None:
+    """Write into ``common[r]``, for every row r of a stack, what row r and all below it have in common."""
+    last = rows_size.size - 1
+    common[last] = rows[last]
+    common_size[last] = rows_size[last]
+    for r in range(last - 1, -1, -1):
+        common_size[r] = _common_stretches(
+            rows[r], rows_size[r], common[r + 1], common_size[r + 1], common[r]
+        )
+
+
 @_compiled(numba.types.Tuple(_RUNS)(*_RUNS, numba.int64))
 def _boundary_runs(starts: np.ndarray, codes: np.ndarray, first: np.ndarray, distance: int) -> Any:  # noqa: ANN401
     height = first.size - 1
     window = 2 * distance + 1
-    # Inner stretches lie in runs that are wider than a window: there are at most so many in a row, and one
-    # place more.
+    # Inner stretches lie in runs wider than a window, which bounds their number in a row; and one place more.
     most = starts[first[1] - 1] // window + 2
     out_starts = np.empty(starts.size + 2 * most * height, np.int32)
     out_codes = np.empty(out_starts.size, np.int32)
     out_first = np.empty(height + 1, np.int32)
     m = _UINT(0)
-    # The image is cut into stacks of as many rows as a window has. Rows of a window lie in two: they are the
-    # end of the first, all of whose ends are worked out when it is complete, and the beginning of the second.
+    # The image is cut into stacks as high as a window, so that a window is the end of one stack and the
+    # beginning of the next. ``begins``: what a stack's rows so far have in common; ``ends``: the same from
+    # each row to the stack's last, computed when the stack is complete.
     rows = np.empty((window, most, 3), np.int32)
     rows_size = np.zeros(window, np.uint64)
     ends = np.empty((window, most, 3), np.int32)
@@ -294,12 +308,7 @@ def _boundary_runs(starts: np.ndarray, codes: np.ndarray, first: np.ndarray, dis
             else:
                 begin_size = _common_stretches(old, begin_size, rows[at], rows_size[at], new)
             if at == window - 1:
-                ends[at] = rows[at]
-                ends_size[at] = rows_size[at]
-                for r in range(window - 2, -1, -1):
-                    ends_size[r] = _common_stretches(
-                        rows[r], rows_size[r], ends[r + 1], ends_size[r + 1], ends[r]
-                    )
+                _common_to_the_end(rows, rows_size, ends, ends_size)
                 inner[:] = new
                 size = begin_size
             elif y >= window:
@@ -395,7 +404,7 @@ _LOOKUP = np.full(MAX_LABEL + 1, -1, np.int32)
 class LabelRuns(NamedTuple):
     """Runs of one decoded mask, whose codes are places in ``palette`` (k,) int32, and two colour facts.
 
-    ``red`` and ``blue`` tell whether any pixel has a value there.
+    ``red`` and ``blue``: whether any pixel has a value in that channel.
     """
 
     runs: Runs
@@ -418,8 +427,8 @@ def boundary_runs(runs: Runs, distance: int) -> Runs:
 
     A pixel is inside iff the (2 distance + 1)² window around it lies in the image and holds one label
     (docs/benchmark.md, Boundary IoU); ``distance`` is in pixels, at least 1. Time is linear in the runs,
-    whatever the distance, for all labels at once: a row's runs are shortened by it on both sides, and what
-    2 distance + 1 rows have in common of these is found with three comparisons of rows for each, as in van
+    whatever the distance, for all labels at once: each run of a row is shortened by it on both sides; the
+    intersection over 2 distance + 1 rows takes three intersections of two rows for each row, as in van
     Herk, Pattern Recognition Letters 13, 1992, and Gil and Werman, IEEE TPAMI 15, 1993.
     """
     return Runs(*_boundary_runs(*runs, distance))
@@ -428,7 +437,7 @@ def boundary_runs(runs: Runs, distance: int) -> Runs:
 def overlap_counts(
     a: Runs, b: Runs, palette_a: np.ndarray, palette_b: np.ndarray, left_out: int
 ) -> np.ndarray:
-    """Count the pixels of every pair of codes that two runs of the same shape have in common.
+    """Count the pixels of every pair of codes, in masks ``a`` and ``b`` of the same shape.
 
     A code is 2 c + f: the place c of a label in its palette, and a flag f. Returns (n, 5) int64: label of a,
     label of b, flag of a, flag of b, pixels > 0. Pixels with the label ``left_out`` in a are not counted.
