@@ -213,7 +213,7 @@ def test_a_bank_is_read_as_it_was_written_and_others_are_refused(tmp_path):
         patches.load_patches(bank, 5, 10)
     with pytest.raises(InputError, match="is no class of mode 50"):
         patches.load_patches(bank, 4, 10, MODES["50"])
-    with pytest.raises(InputError, match="fewer than --neighbours 3000"):
+    with pytest.raises(InputError, match="fewer than the 3000 neighbours"):
         patches.load_patches(bank, 4, 3000)
     assert kind_of_file(bank) == "patches"
     with pytest.raises(InputError, match="not a bank of patches"):

@@ -157,7 +157,9 @@ def load_patches(path: Path, channels: int, neighbours: int, mode: Mode | None =
             "belongs to the network that made it"
         )
     if neighbours > len(embeddings):
-        raise InputError(f"{path}: {len(embeddings)} patches, fewer than --neighbours {neighbours}")
+        raise InputError(
+            f"{path}: {len(embeddings)} patches, fewer than the {neighbours} neighbours asked for"
+        )
     if mode is not None and labels.max() > mode.classes:
         raise InputError(f"{path}: label {labels.max()} is no class of mode {mode.name}")
     owner = np.repeat(np.arange(len(counts)), counts)

@@ -113,7 +113,7 @@ class Backbone(nn.Module):
         reading = Reading(self.mean, self.std, fixed_size=self.fixed_size)
         if self.fixed_size is not None:
             if size not in (None, NATIVE, *self.fixed_size):
-                raise InputError(f"--size {size}: {self.name} takes {self.fixed_size[0]} only")
+                raise InputError(f"size {size}: {self.name} takes {self.fixed_size[0]} only")
             return reading
         patch = self.patch or 1
         if size is None:
