@@ -93,7 +93,7 @@ def test_what_is_not_of_the_form_is_told(tmp_path):
     for name, form, message in bad_inputs(tmp_path):
         with pytest.raises(InputError, match=f"{tmp_path / name}: {message}"):
             read_labels(tmp_path / name, form)
-    with pytest.raises(InputError, match=r"label 1000 is there already.*another label"):
+    with pytest.raises(InputError, match=r"label 1000 is there already.*name the label that ignored"):
         read_labels(tmp_path / "ignored.png", "gray16", 255)
     with pytest.raises(InputError, match=r"label 256, and gray8 holds 0\.\.255; take gray16"):
         write_labels(np.array([[256]]), tmp_path / "a.png", "gray8")

@@ -7,7 +7,7 @@ import re
 import pytest
 from masksets import CHECKOUT
 
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+PAGES = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
 # "docs/benchmark.md, Object size)": the topic is a heading of that page.
 POINTER = re.compile(r"docs/(\w+)\.md(?:, ([A-Z][^.,;:()`]*))?")
 
@@ -34,6 +34,13 @@ def test_pointers_in_the_code_name_a_section_that_is_there():
                 if not known:
                     lost.append(f"{file.name}: docs/{page}.md, {topic}")
     assert lost == []
+
+
+def test_contributing_names_files_that_are_there():
+    text = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:imagenets|command_line|tests|benchmarks|methods|docs)/[\w./]*)`", text)
+    assert [name for name in named if "NAME" not in name and not (CHECKOUT / name).exists()] == []
+    assert len(named) > 20
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -123,7 +123,7 @@ def test_labels_out_of_range_are_told_by_what_is_seen(tmp_path, change, message)
 def test_255_alone_is_told_in_predictions_and_ground_truth(tmp_path):
     images = [(object_in(1 + i), object_in(1 + i, 255)) for i in range(4)]
     write_pairs(tmp_path / "a", images)
-    with pytest.raises(InputError, match="only 255, with which other tools mark ignored pixels with"):
+    with pytest.raises(InputError, match="only 255, with which other tools mark ignored pixels"):
         count_masks(request(tmp_path / "a", "50"))
     write_pairs(tmp_path / "b", [(prediction, truth) for truth, prediction in images])
     with pytest.raises(InputError, match="is 255 for ignored pixels"):
@@ -184,7 +184,7 @@ def test_protocols_and_their_rule():
     one_to_one, many_to_one = Matching.of({0: 0, 1: 2, 2: 1}), Matching.of({0: 0, 1: 2, 2: 2})
     nothing = Matching.of({0: 0, 1: 0, 2: 0})
     assert "without a matching" in broken_rule("fully-unsupervised", None)
-    assert "a class to several clusters" in broken_rule("fully-unsupervised", many_to_one)
+    assert "several clusters to one class" in broken_rule("fully-unsupervised", many_to_one)
     assert broken_rule("fully-unsupervised", one_to_one) is broken_rule("fully-unsupervised", nothing) is None
     for protocol in ("distance-matching", "semi-supervised"):
         assert "has no matching" in broken_rule(protocol, one_to_one)
@@ -213,7 +213,7 @@ def test_warnings_protocol_and_method_stand_in_the_scores_and_the_report(tmp_pat
     scores = json.loads((tmp_path / "s.json").read_text())
     assert (scores["protocol"], scores["matching_method"]) == ("fully-unsupervised", "majority")
     assert [line.removeprefix("warning: ") for line in done.err.splitlines()] == scores["warnings"]
-    assert any("a class to several clusters" in warning for warning in scores["warnings"])
+    assert any("several clusters to one class" in warning for warning in scores["warnings"])
     assert any("48 of 50 classes do not occur" in warning for warning in scores["warnings"])
     page = (tmp_path / "r.html").read_text()
     assert page.count("<strong>Warning:</strong>") == len(scores["warnings"]) == 3
