@@ -238,7 +238,7 @@ def test_values_that_float16_cannot_hold_are_refused():
 
 
 def test_networks_without_blocks_have_no_layers_to_join():
-    with pytest.raises(InputError, match="--layers 4: resnet18 has 0 blocks"):
+    with pytest.raises(InputError, match="4 layers: resnet18 has 0 blocks"):
         make_backbone("resnet18", layers=4)
 
 

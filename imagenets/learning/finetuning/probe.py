@@ -265,7 +265,7 @@ class _Trainer:
         numbers = np.arange(len(self.names))
         held_out = numbers % _HELD_OUT == _HELD_OUT - 1
         if not held_out.any():
-            raise InputError(f"{len(numbers)} pictures are too few to choose the rate with; give --lr")
+            raise InputError(f"{len(numbers)} pictures are too few to choose a learning rate; name one")
         scores = {}
         for rate in self.values.rates:
             _, records = self.train(f"rate-{rate:g}", rate, numbers[~held_out], numbers[held_out])

@@ -359,7 +359,7 @@ def _blocks_and_norm(network: Any) -> tuple[Any, nn.Module]:  # noqa: ANN401 - o
 def _check_layers(name: str, network: nn.Module, layers: int) -> None:
     blocks, _ = _blocks_and_norm(network)
     if len(blocks) < layers:
-        raise InputError(f"--layers {layers}: {name} has {len(blocks)} blocks of tokens to join")
+        raise InputError(f"cannot join {layers} layers: {name} has {len(blocks)} blocks of tokens")
 
 
 def _read_resnet(network: nn.Module, pictures: torch.Tensor, rule: str = "") -> torch.Tensor:
