@@ -86,6 +86,22 @@ def add_save_dir_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_split_arguments(parser: argparse.ArgumentParser, splits: Sequence[str]) -> None:
+    """Add a split with masks of a prepared set, and the new folder that the script makes of it."""
+    add_save_dir_argument(parser)
+    add_mode_argument(parser, "the set")
+    parser.add_argument(
+        "--split", choices=splits, default="validation", help="of the set (default: validation)"
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="a folder that does not exist yet",
+    )
+
+
 def check_save_dir(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with wrong usage where --mode and --save-dir do not go together."""
     try:

@@ -34,6 +34,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_ground_truth_arguments(parser)
 
 
+def add_workers_argument(parser: argparse.ArgumentParser, work: str) -> None:
+    """Add --workers, the processes that do ``work``."""
+    parser.add_argument(
+        "--workers",
+        type=whole_number(0, 1024),
+        default=default_workers(),
+        help=f"processes that {work} (default: one per core; 0: no extra process)",
+    )
+
+
+def add_results_dir_argument(parser: argparse.ArgumentParser, holds: str = "matchings") -> None:
+    """Add --results-dir, which ``holds`` what scripts keep."""
+    parser.add_argument(
+        "--results-dir", type=path_argument, default=Path("results"), help=f"{holds} (default: results)"
+    )
+
+
 def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``add_arguments`` except the predictions."""
     add_gt_dir_argument(parser)
@@ -47,18 +64,8 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--names", type=path_argument, metavar="FILE", help="only these: one <wnid>/<name>.png a line"
     )
-    parser.add_argument(
-        "--workers",
-        type=worker_count,
-        default=default_workers(),
-        help="processes that decode (default: one per core; 0: no extra process)",
-    )
-    parser.add_argument(
-        "--results-dir",
-        type=path_argument,
-        default=Path("results"),
-        help="matchings, and the cache of counted masks (default: results)",
-    )
+    add_workers_argument(parser, "decode")
+    add_results_dir_argument(parser, "matchings, and the cache of counted masks")
     add_problems_argument(parser)
     parser.add_argument(
         "--no-cache", action="store_true", help="count all masks again; leave no cache behind"
@@ -106,7 +113,6 @@ def add_bootstrap_arguments(parser: argparse.ArgumentParser, resamples: int | No
 
 
 cluster_count = whole_number(1, MAX_LABEL)
-worker_count = whole_number(0, 1024)
 resample_count = whole_number(1, 1_000_000)
 seed_number = whole_number(0, 2**63 - 1)
 

@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
 from command_line.arguments import (
-    add_mode_argument,
-    add_save_dir_argument,
+    add_split_arguments,
     check_save_dir,
     parse,
     path_argument,
@@ -43,18 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_save_dir_argument(parser)
-    add_mode_argument(parser, "the set")
-    parser.add_argument(
-        "--split", choices=SPLITS_WITH_MASKS, default="validation", help="of the set (default: validation)"
-    )
-    parser.add_argument(
-        "--output-dir",
-        type=path_argument,
-        required=True,
-        metavar="DIR",
-        help="a folder that does not exist yet",
-    )
+    add_split_arguments(parser, SPLITS_WITH_MASKS)
     parser.add_argument(
         "--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS, help="which to make (default: all)"
     )

@@ -17,11 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
 from command_line.arguments import (
-    add_mode_argument,
-    add_save_dir_argument,
+    add_split_arguments,
     check_save_dir,
     parse,
-    path_argument,
     whole_number,
 )
 from command_line.progress import bar
@@ -34,19 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_save_dir_argument(parser)
-    add_mode_argument(parser, "the set")
-    parser.add_argument(
-        "--split", choices=SPLITS_WITH_MASKS, default="validation", help="of the set (default: validation)"
-    )
+    add_split_arguments(parser, SPLITS_WITH_MASKS)
     parser.add_argument("--form", choices=FORMS, required=True, help="form of the regions, see above")
-    parser.add_argument(
-        "--output-dir",
-        type=path_argument,
-        required=True,
-        metavar="DIR",
-        help="a folder that does not exist yet",
-    )
     parser.add_argument(
         "--square", action="store_true", help="crop to the largest square in the middle, as Alpha-CLIP does"
     )

@@ -33,16 +33,15 @@ from command_line.evaluation import (
     add_bootstrap_arguments,
     add_gt_dir_argument,
     add_problems_argument,
+    add_workers_argument,
     check_output,
     problems_kept,
     save_results,
     today,
-    worker_count,
 )
 from command_line.progress import bar, warn
 from imagenets.class_ids import class_ids
 from imagenets.classes import Mode, benchmark_title
-from imagenets.common.workers import default_workers
 from imagenets.images import check_image_dir
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, text_table
 from imagenets.scoring.bootstrap import Bootstrap
@@ -114,12 +113,7 @@ def parse_arguments() -> argparse.Namespace:
         help="pixels of the score top_k (default: 1000)",
     )
     add_bootstrap_arguments(parser, resamples=None)
-    parser.add_argument(
-        "--workers",
-        type=worker_count,
-        default=default_workers(),
-        help="processes (default: one per core; 0: no extra process)",
-    )
+    add_workers_argument(parser, "score")
     add_problems_argument(parser)
     parser.add_argument("--output", type=path_argument, metavar="FILE", help="save the scores: x.json")
     parser.add_argument(

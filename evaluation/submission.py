@@ -15,16 +15,16 @@ from command_line.arguments import parse, path_argument
 from command_line.evaluation import (
     add_match_argument,
     add_problems_argument,
+    add_results_dir_argument,
+    add_workers_argument,
     check_output,
     cluster_count,
     problems_kept,
     read_match,
-    worker_count,
 )
 from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError, listed
-from imagenets.common.workers import default_workers
 from imagenets.images import sizes_that_differ
 from imagenets.scoring.counting import LabelLimit
 from imagenets.scoring.matching import Matching
@@ -91,15 +91,8 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="another number of test images than the test set has is a warning, no error",
     )
-    parser.add_argument(
-        "--workers",
-        type=worker_count,
-        default=default_workers(),
-        help="processes that decode (default: one per core; 0: no extra process)",
-    )
-    parser.add_argument(
-        "--results-dir", type=path_argument, default=Path("results"), help="matchings (default: results)"
-    )
+    add_workers_argument(parser, "decode")
+    add_results_dir_argument(parser)
     add_problems_argument(parser)
     arguments = parse(parser)
     arguments.mode = MODES[arguments.mode]

@@ -14,15 +14,15 @@ from command_line.arguments import add_mode_argument, parse, path_argument
 from command_line.evaluation import (
     add_gt_dir_argument,
     add_match_argument,
+    add_results_dir_argument,
+    add_workers_argument,
     check_output,
     matching_path,
     read_classes,
-    worker_count,
 )
 from command_line.progress import bar
 from imagenets.classes import MAX_LABEL, MODES, Mode, label_name
 from imagenets.common.folders import subfolders
-from imagenets.common.workers import default_workers
 from imagenets.images import check_image_dir
 from imagenets.reporting.overlay_folder import Drawing, write_overlays
 from imagenets.scoring.matching import read_matching
@@ -50,15 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_mode_argument(parser, "classes (default: by the number of folders in --gt-dir)", required=False)
     add_match_argument(parser)
-    parser.add_argument(
-        "--results-dir", type=path_argument, default=Path("results"), help="matchings (default: results)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=worker_count,
-        default=default_workers(),
-        help="processes that draw (default: one per core; 0: no extra process)",
-    )
+    add_results_dir_argument(parser)
+    add_workers_argument(parser, "draw")
     return parse(parser)
 
 
