@@ -249,7 +249,7 @@ def test_killed_runs_leave_no_process_and_nothing_half_made(prepared, finished, 
 
 def test_another_run_is_not_mixed_in(prepared, finished, tmp_path, monkeypatch):
     before = predictions(finished)
-    with pytest.raises(InputError, match=r"seed: 0 then, 1 now.*another --output-dir"):
+    with pytest.raises(InputError, match=r"seed: 0 then, 1 now.*another output folder"):
         call(monkeypatch, kmeans, *options(prepared[0], finished, "--seed", "1"))
     assert predictions(finished) == before
     (tmp_path / "out" / "validation").mkdir(parents=True)

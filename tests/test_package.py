@@ -17,7 +17,7 @@ import imagenets
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 LIBRARY = CHECKOUT / "imagenets"
-MODULES = [path for path in sorted(LIBRARY.rglob("*.py")) if path.stem not in ("run_folder", "output_folder")]
+MODULES = sorted(LIBRARY.rglob("*.py"))
 _FLAG = re.compile(r"(^|[^\w-])--[a-z]")
 _QUOTED = re.compile(r"``[^`]*``")
 

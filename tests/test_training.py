@@ -425,7 +425,7 @@ def test_a_lack_of_memory_is_told_with_its_cure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Numbers, "read", lambda self, epoch, index: (torch.zeros(1),))
     monkeypatch.setattr(loop.torch.autograd, "backward", lacking)
-    with pytest.raises(InputError, match="memory of cpu does not suffice: raise --accumulate"):
+    with pytest.raises(InputError, match="memory of cpu does not suffice: accumulate over"):
         told(tmp_path, 1)
 
 

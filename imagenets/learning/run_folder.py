@@ -92,13 +92,14 @@ def _keep(record: Record, folder: Path) -> None:
             ]
         except FileNotFoundError:
             raise InputError(
-                f"{folder / there[0]}: not made by this script; name another --output-dir"
+                f"{folder / there[0]}: not made by this script; name another output folder"
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: damaged; name another --output-dir") from error
+            raise InputError(f"{path}: damaged; name another output folder") from error
         if changed:
             raise InputError(
-                f"{folder}: holds a run with other settings ({'; '.join(changed)}); name another --output-dir"
+                f"{folder}: holds a run with other settings ({'; '.join(changed)}); "
+                "name another output folder"
             )
         images = images and {**images_before, **images}
     settings = dict(record.settings)
