@@ -124,9 +124,9 @@ def test_a_plan_goes_on_where_it_stopped():
     [
         (
             (24, 9, 1, 0, True, 1, 0, 2),
-            "--batch-size 9: does not divide by 2 processes; take a multiple",
+            "batch size 9: does not divide by 2 processes; take a multiple",
         ),
-        ((24, 8, 1, 0, True, 3, 0, 2), "2 processes times --accumulate 3; take a multiple of 6"),
+        ((24, 8, 1, 0, True, 3, 0, 2), "2 processes times 3 micro-batches; take a multiple of 6"),
         ((7, 8, 1, 0, False), "there are only 7 images"),
     ],
 )
