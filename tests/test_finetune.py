@@ -248,7 +248,7 @@ def test_labels_that_are_none_are_refused(tmp_path, monkeypatch, recipe):
 @pytest.mark.parametrize(
     ("more", "status", "words"),
     [
-        (("--batch-size", 5, "--accumulate", 2), 1, "--batch-size 5: does not divide"),
+        (("--batch-size", 5, "--accumulate", 2), 1, "batch size 5: does not divide"),
         (("--crop", 70), 1, "take a multiple of 16"),
         (("--device", "cuda"), 1, "--device cpu"),
         (("--masks", "x"), 2, "--masks goes with --recipe pass"),

@@ -349,7 +349,7 @@ def test_a_shallow_stage_of_any_width():
 
 
 def test_a_backbone_without_stages_is_refused():
-    backbone = SimpleNamespace(network=nn.Linear(1, 1), name="vit_tiny", channels=8)
+    backbone = SimpleNamespace(network=nn.Linear(1, 1), name="vit_tiny", channels=8, is_resnet=False)
     with pytest.raises(InputError, match="backbone vit_tiny: PASS needs"):
         PassNetwork(backbone, SIZES)
 

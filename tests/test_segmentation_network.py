@@ -314,7 +314,7 @@ def test_every_form_of_file_loads(files, pictures, kind):
         ("resnet-published", "resnet18", None, 50, "has 7 classes, the mode has 50"),
         ("convnext-published", CONVNEXT, None, 50, "has 7 classes, the mode has 50"),
         ("vit-published", "vit_small_patch16_224", None, 7, "of another shape"),
-        ("resnet-own", "resnet34", None, 7, "is of resnet18, not of resnet34"),
+        ("resnet-own", "resnet34", None, 7, "is of backbone resnet18, not of resnet34"),
         ("resnet16-own", None, 32, 7, "has output stride 16, not 32"),
     ],
 )
