@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from imagenets.common.workers import default_workers
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load
     from imagenets.learning.engine.inference import Running
+    from imagenets.learning.engine.segmentation import Method
     from imagenets.learning.images import Images
     from imagenets.learning.networks.backbones import Size
     from imagenets.learning.processes import Processes
@@ -168,3 +169,16 @@ def running_of(arguments: argparse.Namespace, processes: Processes) -> Running:
         precision=precision_of(arguments),
         show=bar if processes.first else no_bar,
     )
+
+
+def run_method(arguments: argparse.Namespace, prepare: Callable[[argparse.Namespace], Method]) -> None:
+    """Segment images on all processes of torchrun with the method that ``prepare`` reads and checks."""
+    from imagenets.learning.engine.segmentation import segment
+    from imagenets.learning.processes import started
+
+    with started(arguments.device) as processes:
+        method = processes.together(lambda: prepare(arguments))
+        if processes.first and method.loaded:
+            print("\n".join(method.loaded))
+        overlays = getattr(arguments, "overlays", False)
+        segment(method, arguments.output_dir, running_of(arguments, processes), print, overlays)

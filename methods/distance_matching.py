@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line.startup import run
 from command_line.arguments import parse, path_argument, positive_number, whole_number
 from command_line.networks import (
-    SPLITS,
     add_running,
     add_sharpen,
     add_size,
@@ -30,29 +28,24 @@ from command_line.networks import (
     check_source,
     listed_images,
     precision_of,
-    running_of,
+    run_method,
 )
-from command_line.progress import bar, warn
+from command_line.progress import warn
 from imagenets.learning.distance_matching.bank import CODE, unusable_vectors
 from imagenets.learning.distance_matching.kinds import KINDS, PATCHES, REGIONS, kind_of_file
 from imagenets.learning.distance_matching.patches import PER_PICTURE
-from imagenets.learning.engine.inference import Running, store_arrays, write_label_maps
-from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
+from imagenets.learning.engine.inference import LabelStep, Running, store_arrays
+from imagenets.learning.engine.label_overlays import class_names
+from imagenets.learning.engine.segmentation import Method
 from imagenets.learning.engine.sharpening import SHARPENING
-from imagenets.learning.images import (
-    Images,
-    Reading,
-    annotated_images,
-    target_paths,
-)
+from imagenets.learning.images import Reading, annotated_images
 from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoint_files import file_digest, weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
-from imagenets.learning.processes import Processes, started
-from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
+from imagenets.learning.run_folder import Record, made_by
 
-RECORD, BANK = "distance_matching.json", "bank.npz"
+BANK = "bank.npz"
 
 
 def bank_argument(text: str) -> str | Path:
@@ -128,44 +121,29 @@ class Voting(NamedTuple):
     temperature: float
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that the command line names, read and checked."""
-
-    arguments: argparse.Namespace
-    backbone: Backbone
-    loaded: str  # what was loaded from the checkpoint
-    reading: Reading
-    voting: Voting
-    images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
-    targets: dict[str, list[Path]]
-    record: Record
-
-    @property
-    def identity(self) -> str:
-        """What decides what an image brings to the bank."""
-        return self.record.identity("bank", "backbone", "checkpoint", "size", "precision", "code")
-
-
-def bank_of(job: Job, running: Running) -> Any:  # noqa: ANN401 - of either kind
+def bank_of(
+    arguments: argparse.Namespace,
+    backbone: Backbone,
+    reading: Reading,
+    voting: Voting,
+    running: Running,
+    record: Record,
+) -> Any:  # noqa: ANN401 - of either kind
     """Read the bank, or make it of train-semi; called on all processes."""
-    arguments, processes, kind = job.arguments, running.processes, KINDS[job.voting.kind]
+    processes, kind = running.processes, KINDS[voting.kind]
     path = arguments.output_dir / BANK if arguments.bank in KINDS else arguments.bank
     if not processes.from_first(path.exists):
         images = processes.together(partial(annotated_images, arguments.save_dir, arguments.mode))
         parts = arguments.output_dir / "bank-parts"
-        step = kind.step(job.backbone, arguments.patches_per_picture or PER_PICTURE)
-        store = partial(
-            store_arrays, images, parts, job.identity, step, job.reading, running, with_masks=True
-        )
+        identity = record.identity("bank", "backbone", "checkpoint", "size", "precision", "code")
+        step = kind.step(backbone, arguments.patches_per_picture or PER_PICTURE)
+        store = partial(store_arrays, images, parts, identity, step, reading, running, with_masks=True)
         paths = processes.together(store)
         made = processes.from_first(partial(kind.join, paths, path))
         if processes.first:
             shutil.rmtree(parts)
             print(f"{path}: {made} {kind.noun} of {len(images.names)} images")
-    bank = processes.together(
-        partial(kind.load, path, job.backbone.channels, job.voting.neighbours, arguments.mode)
-    )
+    bank = processes.together(partial(kind.load, path, backbone.channels, voting.neighbours, arguments.mode))
     unusable = unusable_vectors(bank.embeddings)
     if unusable and processes.first:
         warn(f"{path}: {unusable}; labels found by them mean nothing, is it the right checkpoint?")
@@ -187,72 +165,55 @@ def bank_text(arguments: argparse.Namespace) -> str:
     return f"{arguments.bank} of train-semi{number}"
 
 
-def make_record(
-    arguments: argparse.Namespace, reading: Reading, voting: Voting, images: dict[str, Images]
-) -> Record:
-    """All that decides what this run writes."""
-    settings = {
-        "backbone": arguments.backbone,
-        "checkpoint": weights_digest(arguments.checkpoint, arguments.weights),
-        "bank": bank_text(arguments),
-        "mode": arguments.mode and arguments.mode.identity,
-        "neighbours": voting.neighbours,
-        "temperature": voting.temperature,
-        "size": reading.size_text,
-        "precision": precision_of(arguments),
-        "sharpen": SHARPENING if arguments.sharpen else False,
-        "code": made_by(CODE),
-    }
-    return Record(RECORD, settings, (*images, *SPLITS, BANK), digests_of(images))
-
-
-def prepare(arguments: argparse.Namespace) -> Job:
+def prepare(arguments: argparse.Namespace) -> Method:
     """Read and check all that the command line names."""
     backbone = make_backbone(arguments.backbone)
     line = load_backbone(backbone, arguments.checkpoint, arguments.weights)
     reading = backbone.reading(arguments.size)
-    images = listed_images(arguments)
-    targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
     voting = voting_of(arguments)
-    record = make_record(arguments, reading, voting, images)
-    return Job(arguments, backbone, line, reading, voting, images, targets, record)
+    return Method(
+        partial(label_step, arguments, backbone, reading, voting),
+        listed_images(arguments),
+        reading,
+        {
+            "backbone": arguments.backbone,
+            "checkpoint": weights_digest(arguments.checkpoint, arguments.weights),
+            "bank": bank_text(arguments),
+            "mode": arguments.mode and arguments.mode.identity,
+            "neighbours": voting.neighbours,
+            "temperature": voting.temperature,
+            "size": reading.size_text,
+            "precision": precision_of(arguments),
+            "sharpen": SHARPENING if arguments.sharpen else None,
+            "code": made_by(CODE),
+        },
+        "distance_matching.json",
+        loaded=[line],
+        owned=[BANK],
+        names=class_names(arguments.mode),
+    )
 
 
-def segment(job: Job, processes: Processes) -> None:
-    """Make the bank, write the label maps, print; called on all processes."""
-    arguments, running = job.arguments, running_of(job.arguments, processes)
-    fold_batch_norms(job.backbone)
-    job.backbone.to(processes.device)
-    bank = bank_of(job, running)
-    kind, neighbours, temperature = job.voting
-    step = KINDS[kind].label_step(job.backbone, bank, neighbours, temperature, arguments.sharpen)
-    for name, of_split in job.images.items():
-        write = partial(write_label_maps, of_split, job.targets[name], step, job.reading, running)
-        made = sum(processes.gathered(processes.together(write)))
-        if processes.first:
-            print(f"{arguments.output_dir / name}: {len(of_split.names)} predictions, {made} made now")
-    if arguments.overlays:
-        processes.from_first(partial(draw_overlays, job))
-
-
-def draw_overlays(job: Job) -> None:
-    """Draw the labels over the pictures."""
-    arguments = job.arguments
-    for name, of_split in job.images.items():
-        overlays = overlay_paths(job.targets[name], arguments.output_dir)
-        names = class_names(arguments.mode)
-        write_label_overlays(of_split, job.targets[name], overlays, names, "class", arguments.workers, bar)
+def label_step(
+    arguments: argparse.Namespace,
+    backbone: Backbone,
+    reading: Reading,
+    voting: Voting,
+    running: Running,
+    record: Record,
+) -> LabelStep:
+    """Make the bank, and label by it; called on all processes."""
+    fold_batch_norms(backbone)
+    backbone.to(running.processes.device)
+    bank = bank_of(arguments, backbone, reading, voting, running, record)
+    kind, neighbours, temperature = voting
+    step: LabelStep = KINDS[kind].label_step(backbone, bank, neighbours, temperature, arguments.sharpen)
+    return step
 
 
 def main() -> None:
-    """Parse, and work on all processes of torchrun."""
-    arguments = parse_arguments()
-    with started(arguments.device) as processes:
-        job = processes.together(partial(prepare, arguments))
-        if processes.first:
-            print(job.loaded)
-        with held_folder(arguments.output_dir, job.record, processes):
-            segment(job, processes)
+    """Parse, and segment on all processes of torchrun."""
+    run_method(parse_arguments(), prepare)
 
 
 if __name__ == "__main__":

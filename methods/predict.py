@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,20 +26,16 @@ from command_line.networks import (
     check_source,
     listed_images,
     precision_of,
-    running_of,
+    run_method,
 )
-from command_line.progress import bar
-from imagenets.learning.engine.inference import write_label_maps
-from imagenets.learning.engine.label_overlays import class_names, overlay_paths, write_label_overlays
+from imagenets.learning.engine.inference import LabelStep, Running
+from imagenets.learning.engine.label_overlays import class_names
+from imagenets.learning.engine.segmentation import Method
 from imagenets.learning.engine.sharpening import SHARPENING
 from imagenets.learning.finetuning.prediction import CODE, LONGEST, predicted
-from imagenets.learning.images import Images, Reading, target_paths
 from imagenets.learning.networks.checkpoint_files import file_digest
 from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork, read_saved
-from imagenets.learning.processes import Processes, started
-from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
-
-RECORD = "prediction.json"
+from imagenets.learning.run_folder import Record, made_by
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -79,29 +74,17 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that the command line names, read and checked."""
-
-    network: SegmentationNetwork
-    reading: Reading
-    recipe: str
-    loaded: str
-    images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
-    targets: dict[str, list[Path]]
-    record: Record
-
-
-def prepare(arguments: argparse.Namespace) -> Job:
+def prepare(arguments: argparse.Namespace) -> Method:
     """Read and check all that the command line names."""
     saved = read_saved(arguments.model)
     classes = arguments.mode.classes if arguments.mode else None
     network = saved.network(arguments.backbone, arguments.output_stride, classes)
     reading = saved.reading(network, arguments.size)
-    images = listed_images(arguments)
-    targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
-    record = Record(
-        RECORD,
+    clusters = saved.recipe == PASS
+    return Method(
+        partial(label_step, network, arguments),
+        listed_images(arguments),
+        reading,
         {
             "model": file_digest(arguments.model),
             "backbone": network.backbone.name,
@@ -112,46 +95,24 @@ def prepare(arguments: argparse.Namespace) -> Job:
             "sharpen": SHARPENING if arguments.sharpen else None,
             "code": made_by(CODE),
         },
-        ("train", *images, *SPLITS),
-        digests_of(images),
+        "prediction.json",
+        loaded=[f"{network.backbone.name}, {saved.recipe}, {network.labels - 1} classes: {arguments.model}"],
+        names=None if clusters else class_names(arguments.mode),
+        noun="cluster" if clusters else "class",
     )
-    loaded = f"{network.backbone.name}, {saved.recipe}, {network.labels - 1} classes: {arguments.model}"
-    return Job(network, reading, saved.recipe, loaded, images, targets, record)
 
 
-def segment(arguments: argparse.Namespace, job: Job, processes: Processes) -> None:
-    """Write the label maps, print; called on all processes."""
-    running = running_of(arguments, processes)
-    network = job.network.to(processes.device)
-    step = partial(predicted, network, longest=arguments.longest, sharpen=arguments.sharpen)
-    for name, of_split in job.images.items():
-        write = partial(write_label_maps, of_split, job.targets[name], step, job.reading, running)
-        made = sum(processes.gathered(processes.together(write)))
-        if processes.first:
-            print(f"{arguments.output_dir / name}: {len(of_split.names)} predictions, {made} made now")
-    if arguments.overlays:
-        processes.from_first(partial(draw_overlays, arguments, job))
-
-
-def draw_overlays(arguments: argparse.Namespace, job: Job) -> None:
-    """Draw all label maps over their pictures."""
-    clusters = job.recipe == PASS
-    names = None if clusters else class_names(arguments.mode)
-    noun = "cluster" if clusters else "class"
-    for name, of_split in job.images.items():
-        overlays = overlay_paths(job.targets[name], arguments.output_dir)
-        write_label_overlays(of_split, job.targets[name], overlays, names, noun, arguments.workers, bar)
+def label_step(
+    network: SegmentationNetwork, arguments: argparse.Namespace, running: Running, record: Record
+) -> LabelStep:
+    """Move the network to the device; its label maps are those of ``predicted``."""
+    network.to(running.processes.device)
+    return partial(predicted, network, longest=arguments.longest, sharpen=arguments.sharpen)
 
 
 def main() -> None:
-    """Parse, and work on all processes of torchrun."""
-    arguments = parse_arguments()
-    with started(arguments.device) as processes:
-        job = processes.together(partial(prepare, arguments))
-        if processes.first:
-            print(job.loaded)
-        with held_folder(arguments.output_dir, job.record, processes):
-            segment(arguments, job, processes)
+    """Parse, and segment on all processes of torchrun."""
+    run_method(parse_arguments(), prepare)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,13 @@ from command_line.arguments import check_save_dir, number_in, parse, path_argume
 import torch
 
 from command_line.attention import AttendedNetwork, add_attention
-from command_line.networks import add_running, precision_of, running_of
+from command_line.networks import add_running, precision_of, run_method
 from imagenets.common.errors import InputError
 from imagenets.dataset import SPLITS
-from imagenets.learning.engine.inference import Running, load_arrays, store_arrays, write_label_maps
+from imagenets.learning.engine.inference import LabelStep, Running, load_arrays, store_arrays
+from imagenets.learning.engine.segmentation import Method
 from imagenets.learning.engine.threshold_sweep import save_sweep
-from imagenets.learning.images import Images, split_images, target_paths, where_masks_come_from
+from imagenets.learning.images import Images, split_images, where_masks_come_from
 from imagenets.learning.networks.checkpoint_files import file_digest
 from imagenets.learning.pass_method.attended_labels import (
     CODE,
@@ -41,10 +42,9 @@ from imagenets.learning.pass_method.attended_labels import (
     sweep_step,
 )
 from imagenets.learning.pass_method.thresholds import sweep
-from imagenets.learning.processes import started
-from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
+from imagenets.learning.run_folder import Record, made_by
 
-RECORD, THRESHOLD, CHART, PARTS = "pseudo_labels.json", "threshold.json", "threshold.png", "threshold-parts"
+THRESHOLD, CHART, PARTS = "threshold.json", "threshold.png", "threshold-parts"
 
 
 def threshold_argument(text: str) -> float | None:
@@ -90,30 +90,31 @@ class Job:
     arguments: argparse.Namespace
     network: AttendedNetwork
     centroids: torch.Tensor
-    images: dict[str, Images]
-    targets: dict[str, list[Path]]
-    record: Record
 
 
-def prepare(arguments: argparse.Namespace) -> Job:
+def prepare(arguments: argparse.Namespace) -> Method:
     """Read and check all that the command line names."""
-    mode = arguments.mode
     network = AttendedNetwork.of(arguments)
     centroids = load_centroids(arguments.centroids, network.backbone.channels)
-    images = {split: split_images(arguments.save_dir, mode, split) for split in arguments.splits}
-    targets = {split: target_paths(of, arguments.output_dir / split) for split, of in images.items()}
-    settings = {
-        **network.settings,
-        "centroids": file_digest(arguments.centroids),
-        "threshold": "auto" if arguments.threshold is None else arguments.threshold,
-        "precision": precision_of(arguments),
-        "code": made_by(CODE),
-    }
-    record = Record(RECORD, settings, (*SPLITS, THRESHOLD, CHART, PARTS), digests_of(images))
-    return Job(arguments, network, torch.from_numpy(centroids), images, targets, record)
+    job = Job(arguments, network, torch.from_numpy(centroids))
+    return Method(
+        partial(attention_step, job),
+        {split: split_images(arguments.save_dir, arguments.mode, split) for split in arguments.splits},
+        LABEL_READING,
+        {
+            **network.settings,
+            "centroids": file_digest(arguments.centroids),
+            "threshold": "auto" if arguments.threshold is None else arguments.threshold,
+            "precision": precision_of(arguments),
+            "code": made_by(CODE),
+        },
+        "pseudo_labels.json",
+        loaded=network.loaded,
+        owned=(*SPLITS, THRESHOLD, CHART, PARTS),
+    )
 
 
-def chosen_threshold(job: Job, running: Running) -> float:
+def chosen_threshold(job: Job, running: Running, record: Record) -> float:
     """Give the threshold of the command line, or the best on validation; called on all processes."""
     arguments, processes = job.arguments, running.processes
     if arguments.threshold is not None:
@@ -123,7 +124,7 @@ def chosen_threshold(job: Job, running: Running) -> float:
         images = processes.together(partial(validation_images, arguments))
         parts = arguments.output_dir / PARTS
         step = sweep_step(job.network.backbone, job.network.attention, job.centroids.to(processes.device))
-        identity = job.record.identity()
+        identity = record.identity()
         store = partial(store_arrays, images, parts, identity, step, LABEL_READING, running, with_masks=True)
         files = processes.together(store)
         processes.from_first(partial(sweep_thresholds, job, images, files))
@@ -154,30 +155,17 @@ def sweep_thresholds(job: Job, images: Images, files: list[Path]) -> None:
     shutil.rmtree(output / PARTS)
 
 
-def label(job: Job, running: Running) -> None:
-    """Write the label maps of all splits; called on all processes."""
-    processes = running.processes
-    threshold = chosen_threshold(job, running)
-    step = label_step(
-        job.network.backbone, job.network.attention, job.centroids.to(processes.device), threshold
-    )
-    for split, images in job.images.items():
-        write = partial(write_label_maps, images, job.targets[split], step, LABEL_READING, running)
-        made = sum(processes.gathered(processes.together(write)))
-        if processes.first:
-            print(f"{job.arguments.output_dir / split}: {len(images.names)} label maps, {made} made now")
+def attention_step(job: Job, running: Running, record: Record) -> LabelStep:
+    """Choose the threshold; called on all processes."""
+    device, network = running.processes.device, job.network
+    network.to(device)
+    threshold = chosen_threshold(job, running, record)
+    return label_step(network.backbone, network.attention, job.centroids.to(device), threshold)
 
 
 def main() -> None:
-    """Parse, and work on all processes of torchrun."""
-    arguments = parse_arguments()
-    with started(arguments.device) as processes:
-        job = processes.together(partial(prepare, arguments))
-        if processes.first:
-            print("\n".join(job.network.loaded))
-        job.network.to(processes.device)
-        with held_folder(arguments.output_dir, job.record, processes):
-            label(job, running_of(arguments, processes))
+    """Parse, and label on all processes of torchrun."""
+    run_method(parse_arguments(), prepare)
 
 
 if __name__ == "__main__":

@@ -20,23 +20,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line.startup import run
 from command_line.arguments import number_in, parse, path_argument, whole_number
 from command_line.networks import (
-    SPLITS,
     add_running,
     add_source,
     check_source,
     listed_images,
     precision_of,
-    running_of,
+    run_method,
 )
 from command_line.progress import bar, warn
 from imagenets.class_ids import mode_table
 from imagenets.common.errors import InputError
-from imagenets.learning.engine.inference import Running, load_arrays, store_arrays, write_label_maps
-from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
+from imagenets.learning.engine.inference import LabelStep, Running, load_arrays, store_arrays
+from imagenets.learning.engine.segmentation import Method
 from imagenets.learning.engine.threshold_sweep import save_sweep
-from imagenets.learning.images import Images, Reading, digest, split_images, target_paths
-from imagenets.learning.processes import Processes, started
-from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
+from imagenets.learning.images import Images, Reading, digest, split_images
+from imagenets.learning.processes import Processes
+from imagenets.learning.run_folder import Record, made_by
 from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS
 from imagenets.learning.zero_shot.labels import CODE, Namer, label_step, sweep, sweep_step
 from imagenets.learning.zero_shot.text_embeddings import (
@@ -52,7 +51,7 @@ from imagenets.learning.zero_shot.text_embeddings import (
 from imagenets.learning.zero_shot.vision_language import SIGLIP_DENSE, VisionLanguage, load_vision_language
 from imagenets.lists import cache_folder
 
-RECORD, THRESHOLD, CHART, PARTS = "zero_shot.json", "threshold.json", "threshold.png", "threshold-parts"
+THRESHOLD, CHART, PARTS = "threshold.json", "threshold.png", "threshold-parts"
 SIZE = 336  # pixels, as SCLIP and NACLIP evaluate
 
 
@@ -136,9 +135,6 @@ class Job:
     model: VisionLanguage
     dense: str
     names: list[str]
-    images: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
-    targets: dict[str, list[Path]]
-    record: Record
 
     @property
     def reading(self) -> Reading:
@@ -146,7 +142,7 @@ class Job:
         return Reading(self.model.mean, self.model.std, side=self.arguments.size, multiple=self.model.patch)
 
 
-def prepare(arguments: argparse.Namespace) -> Job:
+def prepare(arguments: argparse.Namespace) -> Method:
     """Read and check all that the command line names."""
     images = listed_images(arguments)
     source = arguments.names or ("openai" if arguments.mode.own is None else "toolbox")
@@ -168,10 +164,17 @@ def prepare(arguments: argparse.Namespace) -> Job:
         "precision": precision_of(arguments),
         "code": made_by(CODE),
     }
-    targets = {name: target_paths(of_split, arguments.output_dir / name) for name, of_split in images.items()}
-    owned = (*images, *SPLITS, THRESHOLD, CHART, PARTS)
-    record = Record(RECORD, settings, owned, digests_of(images))
-    return Job(arguments, model, dense, names, images, targets, record)
+    job = Job(arguments, model, dense, names)
+    return Method(
+        partial(namer_step, job),
+        images,
+        job.reading,
+        settings,
+        "zero_shot.json",
+        loaded=model.lines,
+        owned=(THRESHOLD, CHART, PARTS),
+        names=["background", *names],
+    )
 
 
 def text_embeddings(job: Job, processes: Processes) -> Path:
@@ -187,7 +190,7 @@ def text_embeddings(job: Job, processes: Processes) -> Path:
     return path
 
 
-def chosen_threshold(job: Job, namer: Namer, running: Running) -> float:
+def chosen_threshold(job: Job, namer: Namer, running: Running, record: Record) -> float:
     """Return the threshold of the command line, or the best on validation; called on all processes."""
     arguments, processes = job.arguments, running.processes
     if arguments.threshold is not None:
@@ -195,7 +198,7 @@ def chosen_threshold(job: Job, namer: Namer, running: Running) -> float:
     path = arguments.output_dir / THRESHOLD
     if not processes.from_first(path.exists):
         images = processes.together(partial(validation_images, arguments))
-        identity = job.record.identity()
+        identity = record.identity()
         parts = arguments.output_dir / PARTS
         store = partial(
             store_arrays, images, parts, identity, sweep_step(namer), job.reading, running, with_masks=True
@@ -226,41 +229,19 @@ def sweep_thresholds(arguments: argparse.Namespace, files: list[Path]) -> None:
     shutil.rmtree(output / PARTS)
 
 
-def segment(job: Job, processes: Processes) -> None:
-    """Embed the names, choose the threshold, write the label maps, print; called on all processes."""
-    arguments, running = job.arguments, running_of(job.arguments, processes)
+def namer_step(job: Job, running: Running, record: Record) -> LabelStep:
+    """Embed the names, and choose the threshold; called on all processes."""
+    processes = running.processes
     job.model.model.to(processes.device)
     path = processes.from_first(partial(text_embeddings, job, processes))
     text = processes.together(partial(load_embeddings, path)).to(processes.device)
     namer = Namer(job.model, text, job.dense)
-    step = label_step(namer, chosen_threshold(job, namer, running))
-    for name, of_split in job.images.items():
-        write = partial(write_label_maps, of_split, job.targets[name], step, job.reading, running)
-        made = sum(processes.gathered(processes.together(write)))
-        if processes.first:
-            print(f"{arguments.output_dir / name}: {len(of_split.names)} predictions, {made} made now")
-    if arguments.overlays:
-        processes.from_first(partial(draw_overlays, job))
-
-
-def draw_overlays(job: Job) -> None:
-    """Draw the labels over the pictures."""
-    arguments = job.arguments
-    names = ["background", *job.names]
-    for name, of_split in job.images.items():
-        overlays = overlay_paths(job.targets[name], arguments.output_dir)
-        write_label_overlays(of_split, job.targets[name], overlays, names, "class", arguments.workers, bar)
+    return label_step(namer, chosen_threshold(job, namer, running, record))
 
 
 def main() -> None:
-    """Parse, and work on all processes of torchrun."""
-    arguments = parse_arguments()
-    with started(arguments.device) as processes:
-        job = processes.together(partial(prepare, arguments))
-        if processes.first:
-            print("\n".join(job.model.lines))
-        with held_folder(arguments.output_dir, job.record, processes):
-            segment(job, processes)
+    """Parse, and segment on all processes of torchrun."""
+    run_method(parse_arguments(), prepare)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ ENGINE = "engine 2"
 _LARGEST_CHUNK = 1024  # images; their pictures may all wait for others of their size: 300 MB
 _CHUNKS = 16  # at least, so that several processes have a share each, but for tiny sets
 _BLOCK = 8  # images that a worker decodes at a time
+_HIGHEST_LABEL = 65_535  # of a file
 _FILES_AHEAD = 64  # batches whose files are not written yet
 
 
@@ -111,8 +112,8 @@ def write_label_maps(
     image that the picture shows by ``laid``, and pixels beyond take the nearest label. Under torchrun these
     are this process's share, and their number.
 
-    Raises InputError for images that cannot be read, after all have been tried, and where the device's
-    memory does not suffice.
+    Raises InputError for images that cannot be read, after all have been tried, for label maps that are not
+    such integers, and where the device's memory does not suffice.
     """
     todo = [
         chunk
@@ -127,6 +128,7 @@ def write_label_maps(
     with writing(running.workers, _FILES_AHEAD, _begin_worker, running.processes.start) as write:
         work = _Work(images, todo, reading, running, absent)
         for batch, labels in _results(work, step):
+            _check_labels(batch, labels)
             files = [
                 LabelFile(targets[index], of_one.numpy(), size, shown)
                 for index, of_one, size, shown in zip(
@@ -138,6 +140,21 @@ def write_label_maps(
             made += len(files)
     work.refuse_bad()
     return made
+
+
+def _check_labels(batch: Batch, labels: Sequence[torch.Tensor]) -> None:
+    """Raise InputError unless there is one map of labels 0..65535 for each picture."""
+    if len(labels) != len(batch.indices):
+        raise InputError(f"{len(labels)} label maps for the {len(batch.indices)} pictures of a batch")
+    for of_one in labels:
+        kind = f"{str(of_one.dtype).removeprefix('torch.')} of shape {tuple(of_one.shape)}"
+        if of_one.ndim != 2 or of_one.is_floating_point() or of_one.is_complex():
+            raise InputError(f"label maps must be integers (h, w), one for each picture, not {kind}")
+        lowest, highest = map(int, of_one.aminmax())
+        if lowest < 0 or highest > _HIGHEST_LABEL:
+            raise InputError(
+                f"label maps must hold labels 0..{_HIGHEST_LABEL}, not {lowest if lowest < 0 else highest}"
+            )
 
 
 def visit(

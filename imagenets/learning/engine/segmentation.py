@@ -1,0 +1,86 @@
+"""From a method to the label maps of all splits, resumed where they were stopped, and their overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from imagenets.learning.engine.inference import LabelStep, Running, write_label_maps
+from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
+from imagenets.learning.images import Images, Reading, target_paths
+from imagenets.learning.processes import Processes
+from imagenets.learning.run_folder import Record, digests_of, held_folder
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method brings to ``segment``, read and checked.
+
+    - ``make_step(running, record)``: called on all processes when the folder is held; moves the network to
+      the device, makes what is still missing, and returns the function from a batch to its label maps.
+    - ``images`` by the folder of the output that their label maps go to, and how they are read.
+    - ``settings``: all else that decides the label maps, kept in ``record_file`` of the output.
+    - ``loaded``: lines for the user. ``owned``: names that the method makes in the output beside label maps.
+    - ``names`` of the labels for overlays; without them a label is called "``noun`` 7".
+    """
+
+    make_step: Callable[[Running, Record], LabelStep]
+    images: Mapping[str, Images]
+    reading: Reading
+    settings: Mapping[str, object]
+    record_file: str
+    loaded: Sequence[str] = ()
+    owned: Sequence[str] = ()
+    names: Sequence[str] | None = None
+    noun: str = "class"
+
+    @property
+    def record(self) -> Record:
+        """Which run the output's folder holds."""
+        folders = ("train", "validation", "test", "images")
+        return Record(self.record_file, self.settings, (*folders, *self.owned), digests_of(self.images))
+
+
+def segment(
+    method: Method, output: Path, running: Running, tell: Callable[[str], None], overlays: bool = False
+) -> None:
+    """Write the label maps of all splits below ``output``, and on request overlays; called on all processes.
+
+    ``tell`` is given lines for the user, in the first process only. Raises InputError as ``held_folder`` and
+    ``write_label_maps`` do.
+    """
+    processes = running.processes
+    record = processes.together(lambda: method.record)
+    targets = processes.together(
+        lambda: {name: target_paths(images, output / name) for name, images in method.images.items()}
+    )
+    with held_folder(output, record, processes):
+        step = method.make_step(running, record)
+        for name, images in method.images.items():
+            write = partial(write_label_maps, images, targets[name], step, method.reading, running)
+            write_split(images, output / name, write, processes, tell)
+        if overlays:
+            processes.from_first(partial(_draw, method, targets, output, running))
+
+
+def write_split(
+    images: Images,
+    folder: Path,
+    write: Callable[[], int],
+    processes: Processes,
+    tell: Callable[[str], None],
+) -> None:
+    """Have each process ``write`` its share of a split to ``folder``, and say how many were made now."""
+    made = sum(processes.gathered(processes.together(write)))
+    if processes.first:
+        tell(f"{folder}: {len(images.names)} predictions, {made} made now")
+
+
+def _draw(method: Method, targets: Mapping[str, list[Path]], output: Path, running: Running) -> None:
+    for name, images in method.images.items():
+        overlays = overlay_paths(targets[name], output)
+        write_label_overlays(
+            images, targets[name], overlays, method.names, method.noun, running.workers, running.show
+        )
