@@ -13,7 +13,7 @@ from masksets import SHARED
 from PIL import Image
 
 from benchmarks.bench_foregrounds import iou
-from imagenets.learning.kmeans.bilateral_solver import CELL, CONFIDENCE, SMOOTHNESS, solve
+from imagenets.learning.kmeans.bilateral_solver import solve
 from imagenets.learning.kmeans.clusters import is_coarse, network_foregrounds, rgb_pictures
 from imagenets.learning.kmeans.foregrounds import (
     border_distance,
@@ -50,11 +50,13 @@ def test_centre_weight_is_a_gaussian_of_the_places_middles():
 
 
 def solved_slowly(image, guess):
-    """The bilateral solver with loops over cells and a dense matrix."""
+    """The bilateral solver by loops over cells and a dense matrix, with the values of docs/methods.md."""
     yuv = cv2.cvtColor(image, cv2.COLOR_RGB2YUV).astype(int)
     cells, of_pixel = {}, {}
     for y, x in np.ndindex(guess.shape):
-        cell = tuple(value // size for value, size in zip((y, x, *yuv[y, x]), CELL, strict=True))
+        cell = tuple(
+            value // size for value, size in zip((y, x, *yuv[y, x]), (16, 16, 16, 8, 8), strict=True)
+        )
         of_pixel[y, x] = cells.setdefault(cell, len(cells))
     n = len(cells)
     blur = 10 * np.eye(n)
@@ -72,7 +74,7 @@ def solved_slowly(image, guess):
     for _ in range(10):
         scale = np.sqrt(scale * pixels / (blur @ scale))
     smooth = np.diag(scale * (blur @ scale)) - scale[:, None] * blur * scale
-    values = np.linalg.solve(SMOOTHNESS * smooth + CONFIDENCE * np.diag(pixels), CONFIDENCE * sums)
+    values = np.linalg.solve(256 * smooth + 0.999 * np.diag(pixels), 0.999 * sums)
     return np.array([values[of_pixel[place]] for place in np.ndindex(guess.shape)]).reshape(guess.shape)
 
 
