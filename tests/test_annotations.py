@@ -270,7 +270,7 @@ def test_a_mask_twice(tmp_path, env, members):
     name = next(iter(members))
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr(f"other/{name}", b"x")
-    refused(tmp_path, env, archive, "1 masks are there twice", name)
+    refused(tmp_path, env, archive, "1 masks are in it twice", name)
 
 
 def test_an_encrypted_archive(tmp_path, env, members):

@@ -324,13 +324,13 @@ def _select(
 ) -> dict[str, dict[str, zipfile.ZipInfo]]:
     """Find each folder's masks in the archive, whatever stands before the folder's name.
 
-    Raises InputError on members that lead elsewhere, on masks that are there twice and on missing ones. A
+    Raises InputError on members that lead elsewhere, on masks that are in it twice and on missing ones. A
     folder of train-semi masks that is wholly missing is left out with a warning.
     """
     _refuse_hostile(archive, path)
     wanted = {name: set(listed_masks) for name, listed_masks in masks.by_folder.items()}
     found: dict[str, dict[str, zipfile.ZipInfo]] = {name: {} for name in wanted}
-    unknown, twice = [], []
+    unknown, duplicates = [], []
     for info in archive.infolist():
         match = _MASK_MEMBER.fullmatch(info.filename)
         if match is None or info.is_dir():
@@ -339,11 +339,11 @@ def _select(
         if mask not in wanted[folder]:
             unknown.append(info.filename)
         elif mask in found[folder]:
-            twice.append(f"{info.filename}, and {found[folder][mask].filename}")
+            duplicates.append(f"{info.filename}, and {found[folder][mask].filename}")
         else:
             found[folder][mask] = info
-    if twice:
-        raise _RefusedArchiveError(f"{path}: {len(twice)} masks are there twice:\n{listed(twice)}")
+    if duplicates:
+        raise _RefusedArchiveError(f"{path}: {len(duplicates)} masks are in it twice:\n{listed(duplicates)}")
     if unknown:
         warn(f"{path}: skipped {len(unknown)} members that the list does not know:\n{listed(unknown)}")
     if masks.train_semi and not found[TRAIN_SEMI]:

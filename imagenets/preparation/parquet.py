@@ -202,7 +202,7 @@ def _read_group(
 ) -> Iterator[tuple[int, bytes]]:
     """Read the rows (n,) int64 of row group ``number``, which begins with row ``first``."""
     at = 0
-    with _told(Path(path)):
+    with _shard_errors(Path(path)):
         batches = shard.iter_batches(
             ROWS_AT_ONCE, row_groups=[number], columns=["image.bytes"], use_threads=False
         )
@@ -251,7 +251,7 @@ def _row_groups(path: Path, shard: ParquetFile) -> list[_RowGroup]:
 def _names(path: Path, shard: ParquetFile) -> Iterator[str]:
     """Go through the names of a shard's images, without folders. Raises InputError where one is missing."""
     row = 0
-    with _told(path):
+    with _shard_errors(path):
         for batch in shard.iter_batches(NAMES_AT_ONCE, columns=["image.path"], use_threads=False):
             (names,) = batch.column(0).flatten()
             for name in names.to_pylist():
@@ -284,7 +284,7 @@ def _opened(path: Path) -> Iterator[ParquetFile]:
             f"{path}: reading parquet needs pyarrow, which this Python lacks: "
             f"{sys.executable} -m pip install pyarrow"
         ) from error
-    with _told(path):
+    with _shard_errors(path):
         with path.open("rb") as file:
             if file.read(len(_POINTER)) == _POINTER:
                 raise InputError(f"{path}: a pointer of Git LFS, not the shard itself: git lfs pull")
@@ -298,7 +298,7 @@ def _opened(path: Path) -> Iterator[ParquetFile]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _shard_errors(path: Path) -> Iterator[None]:
     """Turn what pyarrow raises for a shard that is damaged or cut off into an InputError."""
     import pyarrow
 

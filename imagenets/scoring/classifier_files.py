@@ -72,9 +72,11 @@ def _checked(path: Path, names: tuple[str, ...], values: np.ndarray) -> Outputs:
         raise InputError(
             f"{path}: values of type {values.dtype}; give floating point logits, or whole indices"
         )
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise InputError(f"{path}: {len(twice)} images stand there more than once:\n{listed(twice)}", twice)
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates:
+        raise InputError(
+            f"{path}: {len(duplicates)} images are in it more than once:\n{listed(duplicates)}", twice
+        )
     if values.dtype.kind != "f":
         return Outputs(path, names, values.astype(np.int64))
     if values.shape[1] == 1:

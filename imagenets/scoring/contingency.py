@@ -86,12 +86,12 @@ def _counts(
     """Count one pair; (n, 5) int64, the columns of Rows after the image."""
     from imagenets.scoring.run_length import boundary_runs, overlap_counts
 
-    def codes(runs: Runs) -> Runs:
+    def flagged(runs: Runs) -> Runs:
         return runs._replace(codes=2 * runs.codes) if distance is None else boundary_runs(runs, distance)
 
     return overlap_counts(
-        codes(ground_truth.runs),
-        codes(prediction.runs),
+        flagged(ground_truth.runs),
+        flagged(prediction.runs),
         ground_truth.palette,
         prediction.palette,
         ignore,

@@ -390,8 +390,8 @@ def _check_names(source: ArchiveSource, expected: ExpectedPredictions | None) ->
         f"{name}: no part of a submission, which holds <wnid>/<name>.png, {MATCHING} and {METHOD} only"
         for name in sorted(set(names) - predictions - {MATCHING, METHOD})
     ]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    problems += [f"{name}: is there more than once" for name in twice]
+    duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
+    problems += [f"{name}: is in it more than once" for name in duplicates]
     if not predictions:
         problems.insert(0, "no predictions (<wnid>/<name>.png) at the archive's top level")
     if expected is not None:
