@@ -250,7 +250,7 @@ def test_labels_that_are_none_are_refused(tmp_path, monkeypatch, recipe):
     [
         (("--batch-size", 5, "--accumulate", 2), 1, "batch size 5: does not divide"),
         (("--crop", 70), 1, "take a multiple of 16"),
-        (("--device", "cuda"), 1, "--device cpu"),
+        (("--device", "cuda"), 1, "take the CPU"),
         (("--masks", "x"), 2, "--masks goes with --recipe pass"),
         (("--lr", "nan"), 2, "not a number above 0"),
         (("--evaluate-every", 1, "--checkpoint", "absent.pth"), 1, "absent.pth"),

@@ -75,7 +75,7 @@ def _checked(path: Path, names: tuple[str, ...], values: np.ndarray) -> Outputs:
     duplicates = [name for name, count in Counter(names).items() if count > 1]
     if duplicates:
         raise InputError(
-            f"{path}: {len(duplicates)} images are in it more than once:\n{listed(duplicates)}", twice
+            f"{path}: {len(duplicates)} images are in it more than once:\n{listed(duplicates)}", duplicates
         )
     if values.dtype.kind != "f":
         return Outputs(path, names, values.astype(np.int64))
