@@ -55,9 +55,7 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--weight-decay", type=number_in(0, 100), help="the optimiser's (default: the recipe's)"
     )
-    parser.add_argument(
-        "--seed", type=whole_number(0, 2**31 - 1), help="of all that is random (default: the recipe's)"
-    )
+    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), help="random seed (default: the recipe's)")
     parser.add_argument(
         "--split",
         choices=("train", "train-full"),

@@ -28,14 +28,14 @@ from imagenets.common.workers import die_with_parent
 # whoever shares the machine: several times slower there. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# Which command installs a package that setup.sh alone does not.
+# Commands that install what setup.sh without an argument does not.
 _SETUP = dict.fromkeys(("torchvision", "timm", "safetensors", "pyarrow"), "bash setup.sh methods") | {
     "open_clip": "bash setup.sh zero-shot"
 }
 _OWN = ("imagenets", "command_line")
 
 _STOPPING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGUSR1: "asked to stop"}
-# Seconds until a process that was told to stop leaves as it stands: for a step of a training, or for what is
+# Seconds until a process that was asked to stop leaves as it stands: for a step of a training, or for what is
 # half done to be removed; and where it does not listen, being in a package's own code.
 _STEP, _DEAF = 20.0, 2.0
 # Seconds for which a rank that fails in silence lets the one that says why go first: torchrun ends them all.
@@ -59,7 +59,7 @@ def _uncaught(kind: type[BaseException], error: BaseException, traceback: Traceb
     if not message:
         sys.__excepthook__(kind, error, traceback)
     else:
-        _tell(message)
+        _report(message)
         _leave(1)
 
 
@@ -68,7 +68,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     os._exit(130)  # nothing has begun that would have to be cleaned up
 
 
-# For a script of the toolbox alone, and until run() takes over: packages take seconds to import. What they
+# Only for a script of the toolbox, and until run() takes over: packages take seconds to import. What they
 # load stays, and to look through it for garbage again and again takes a quarter of that time.
 if Path(sys.argv[0]).resolve().parent.parent == Path(__file__).resolve().parent.parent:
     gc.disable()
@@ -78,10 +78,10 @@ if Path(sys.argv[0]).resolve().parent.parent == Path(__file__).resolve().parent.
 
 
 @cache
-def _first_to_tell() -> bool:
-    """Tell whether this process is to say how the job ends: without torchrun it is; else the first that asks.
+def _first_to_report() -> bool:
+    """Return whether this process reports how the job ends: without torchrun, always; else the first to ask.
 
-    torchrun's store counts who asked. Where it cannot be reached, it is the first process of each machine.
+    torchrun's store counts the calls. Where it cannot be reached, it is the first process of each machine.
     """
     here = place()
     if here is None:
@@ -108,7 +108,7 @@ _heard = threading.Event()
 
 
 def stop_asked() -> bool:
-    """Tell whether a signal has asked this process to stop; who calls it once has to go on calling it.
+    """Return whether a signal has asked this process to stop; a caller has to keep polling.
 
     From the first call on, signals raise nothing here: a training saves its state, and raises StoppedError.
     """
@@ -129,9 +129,9 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def _listen_for_signals() -> None:
     """Answer signals also while the main thread waits in a package's own code, where handlers do not run."""
-    heard, tells = os.pipe()
-    os.set_blocking(tells, False)
-    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    heard, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     for number in _STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has background jobs ignore SIGINT
             signal.signal(number, _on_signal)
@@ -146,7 +146,7 @@ def _leave_after_signal(heard: int) -> None:
         number = os.read(heard, 1)[0]
     if _polled or _heard.wait(_DEAF):
         time.sleep(_STEP)
-    if _first_to_tell():
+    if _first_to_report():
         print(_STOPPING[signal.Signals(number)], file=sys.stderr)
     _leave(128 + number)
 
@@ -172,16 +172,16 @@ def run(main: Callable[[], None], goes_on: bool = False, on_all_ranks: bool = Fa
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without some letter must not end the run
     if place() is not None:
-        _tell_usage_once()
+        _print_usage_once()
     _leave(_status_of(main, goes_on))
 
 
-def _tell_usage_once() -> None:
+def _print_usage_once() -> None:
     """Have one of torchrun's processes print what argparse prints."""
     usual = argparse.ArgumentParser._print_message
 
     def once(parser: argparse.ArgumentParser, message: str, file: io.TextIOBase | None = None) -> None:
-        if _first_to_tell():
+        if _first_to_report():
             usual(parser, message, file)
 
     argparse.ArgumentParser._print_message = once  # type: ignore[method-assign,assignment]
@@ -198,27 +198,27 @@ def _status_of(main: Callable[[], None], goes_on: bool) -> int:
     except (_Stop, StoppedError) as error:
         number = _asked or signal.SIGTERM  # another rank may have got it
         saved = f", {error}" if isinstance(error, StoppedError) else ""
-        again = ": run the same command again to go on" if goes_on else ""
-        _tell(f"{_STOPPING[signal.Signals(number)]}{saved}{again}")
+        again = ": run the same command again to resume" if goes_on else ""
+        _report(f"{_STOPPING[signal.Signals(number)]}{saved}{again}")
         return 128 + number
     except InputError as error:
-        _tell(f"error: {error}")
+        _report(f"error: {error}")
     except BrokenPipeError:
         # The reader of our output (head, say) has left; point stdout elsewhere so that nothing is flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        _tell(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+        _report(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
     except Exception as error:
         message = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
         if message:  # of a package that only some runs need
-            _tell(message)
-        elif _first_to_tell():
+            _report(message)
+        elif _first_to_report():
             sys.__excepthook__(type(error), error, error.__traceback__)
     return 1
 
 
-def _tell(message: str) -> None:
-    if _first_to_tell():
+def _report(message: str) -> None:
+    if _first_to_report():
         print(message, file=sys.stderr)
 
 

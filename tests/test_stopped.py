@@ -118,7 +118,7 @@ def test_it_says_one_line_and_leaves_no_worker_and_nothing_half_written(
         os.killpg(process.pid, sent)
         _, said = process.communicate(timeout=60)
     saved = r", saved after epoch \d+, step \d+" if script == "finetune" else ""
-    assert re.fullmatch(f"{word}{saved}: run the same command again to go on\n", said), said
+    assert re.fullmatch(f"{word}{saved}: run the same command again to resume\n", said), said
     assert process.returncode == status
     assert len(workers) >= 2
     wait_until_gone(workers)

@@ -458,7 +458,7 @@ def _write_rows(shard: str, copies: Sequence[tuple[_Todo, _Rows]], staged: str, 
                 unfinished.write_bytes(content)
             except OSError as error:
                 raise InputError(
-                    f"cannot write {root}/{target}: {error.strerror}; run the same command again to go on"
+                    f"cannot write {root}/{target}: {error.strerror}; run the same command again to resume"
                 ) from error
             os.rename(unfinished, f"{root}/{target}")
     return sum(map(len, targets.values()))
@@ -512,7 +512,7 @@ def copy_image(image: SourceImage, target: str) -> None:
             os.close(source)
     except OSError as error:
         raise InputError(
-            f"cannot copy {image.path}: {error.strerror or error}; run the same command again to go on"
+            f"cannot copy {image.path}: {error.strerror or error}; run the same command again to resume"
         ) from error
     if copied != image.size:
         raise InputError(
@@ -530,7 +530,7 @@ def _unpack_image(path: str, member: ZipMember, target: str) -> None:
             file.write(content)
     except OSError as error:
         raise InputError(
-            f"cannot write {target}: {error.strerror}; run the same command again to go on"
+            f"cannot write {target}: {error.strerror}; run the same command again to resume"
         ) from error
 
 
