@@ -11,6 +11,7 @@ from command_line.arguments import (
     add_mode_argument,
     add_save_dir_argument,
     check_save_dir,
+    parse,
     path_argument,
     whole_number,
 )
@@ -169,6 +170,20 @@ def running_of(arguments: argparse.Namespace, processes: Processes) -> Running:
         precision=precision_of(arguments),
         show=bar if processes.first else no_bar,
     )
+
+
+def method_arguments(description: str) -> argparse.Namespace:
+    """Parse the command line of a method that takes images, and nothing of its own."""
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_source(parser)
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
+    add_running(parser)
+    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
+    arguments = parse(parser)
+    check_source(parser, arguments)
+    return arguments
 
 
 def run_method(arguments: argparse.Namespace, prepare: Callable[[argparse.Namespace], Method]) -> None:

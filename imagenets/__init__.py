@@ -43,7 +43,8 @@
     inference, which pictures it reads and how
   - ``networks``: backbones by name and their families, checkpoints (files, wrappers, layouts),
     position embeddings, a backbone with a head
-  - ``engine``: batched inference: decode in workers, run the network, write label maps or arrays
+  - ``engine``: batched inference: decode in workers, run the network, write label maps or arrays;
+    ``segmentation``: a method of one's own
   - ``training``: the loop, order of the images, augmentation, optimisers and schedules
   - ``distance_matching``: the bank of embeddings, nearest neighbours
   - ``finetuning``: recipes and losses of the semi-supervised protocol and of PASS's third step

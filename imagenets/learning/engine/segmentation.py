@@ -1,4 +1,7 @@
-"""From a method to the label maps of all splits, resumed where they were stopped, and their overlays."""
+"""From a method to the label maps of all splits, resumed where they were stopped, and their overlays.
+
+A method of one's own takes all it needs from here: docs/own_method.md.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from imagenets.learning.engine.inference import LabelStep, Running, write_label_maps
+import torch
+from torch import nn
+
+from imagenets.learning.engine.inference import ENGINE, LabelStep, Running, write_label_maps
+from imagenets.learning.engine.inference import Batch as Batch
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
-from imagenets.learning.images import Images, Reading, target_paths
+from imagenets.learning.images import Images, digest, target_paths
+from imagenets.learning.images import Reading as Reading
 from imagenets.learning.processes import Processes
-from imagenets.learning.run_folder import Record, digests_of, held_folder
+from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,29 @@ class Method:
         """Which run the output's folder holds."""
         folders = ("train", "validation", "test", "images")
         return Record(self.record_file, self.settings, (*folders, *self.owned), digests_of(self.images))
+
+
+def network_method(
+    name: str,
+    network: nn.Module,
+    label_maps: Callable[[nn.Module, Batch], torch.Tensor],
+    images: Mapping[str, Images],
+    reading: Reading,
+    settings: Mapping[str, object],
+) -> Method:
+    """Make a ``Method`` of any module and a function from it and a batch to label maps (B, h, w), integers.
+
+    ``settings`` are recorded beside the network's modules and weights, and the versions of the libraries.
+    """
+
+    def make_step(running: Running, record: Record) -> LabelStep:
+        network.eval().to(running.processes.device)
+        return partial(label_maps, network)
+
+    weights = (part.cpu().contiguous().view(-1).view(torch.uint8) for part in network.state_dict().values())
+    known = digest([str(network), *(part.numpy().tobytes() for part in weights)])
+    recorded = {**settings, "network": known, "size": reading.size_text, "code": made_by(ENGINE)}
+    return Method(make_step, images, reading, recorded, f"{name}.json")
 
 
 def segment(
