@@ -30,9 +30,8 @@ from command_line.networks import add_running, precision_of, running_of
 from imagenets.common.whole_files import whole_file, write_whole
 from imagenets.learning.engine.inference import Running, store_arrays
 from imagenets.learning.images import Images, split_images
-from imagenets.learning.pass_method.attended_labels import CLUSTER_READING, CODE, feature_step
+from imagenets.learning.pass_method.attended_labels import CLUSTER_READING, CODE, feature_step, join_features
 from imagenets.learning.pass_method.centroids import RESTARTS, agreement, fit_centroids, nearest_rows
-from imagenets.learning.pass_method.feature_files import join_features
 from imagenets.learning.processes import started
 from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 

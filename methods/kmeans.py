@@ -39,6 +39,7 @@ from imagenets.classes import MAX_LABEL, Mode
 from imagenets.common.whole_files import whole_file
 from imagenets.learning.engine.inference import Running
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
+from imagenets.learning.engine.segmentation import write_split
 from imagenets.learning.images import Images, images_below, shuffled, split_images, target_paths
 from imagenets.learning.kmeans.clusters import (
     CODE,
@@ -234,9 +235,7 @@ def segment(job: Job, seed: int, output: Path, running: Running) -> None:
         for name, images in job.splits.items():
             limits = radius if name == "train" else None
             write = partial(write_clusters, job.descriptor, images, targets[name], centres, running, limits)
-            made = sum(processes.gathered(processes.together(write)))
-            if processes.first:
-                print(f"{output / name}: {len(images.names)} predictions, {made} made now")
+            write_split(images, output / name, write, processes, print)
         if arguments.overlays:
             processes.from_first(partial(draw_overlays, job, targets, output))
 

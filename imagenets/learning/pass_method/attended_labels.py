@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from imagenets.common.errors import InputError
-from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, LabelStep
+from imagenets.common.whole_files import whole_file
+from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, LabelStep, load_arrays
 from imagenets.learning.images import Reading
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.pass_method.attention import (
@@ -95,3 +96,17 @@ def _full_size(
         )
         for labels, of_one, size in zip(clusters, attended, batch.sizes, strict=True)
     ]
+
+
+def join_features(parts: Sequence[Path], images: int, path: Path) -> None:
+    """Join what ``store_arrays`` kept of ``images`` to ``path``, (n, C) float32; only a part is in memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width = load_arrays(parts[:1], "features").shape[1]
+    with whole_file(path) as temporary:
+        joined = np.lib.format.open_memmap(temporary, "w+", np.float32, (images, width))
+        place = 0
+        for part in parts:
+            rows = load_arrays([part], "features")
+            joined[place : place + len(rows)] = rows
+            place += len(rows)
+        joined.flush()
