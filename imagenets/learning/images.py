@@ -21,6 +21,7 @@ from imagenets.images import is_image, read_image
 from imagenets.lists import mask_of
 from imagenets.masks import decode_mask, png_size
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB values in 0..1
 _MAX_ASPECT = 32  # longer to shorter side, above which a picture would fill memory
 _PNG_HEADER = 33  # bytes
 # Of folders that are no ImageNet: what Pillow reads and people have.

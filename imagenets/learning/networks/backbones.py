@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from imagenets.common.errors import InputError
-from imagenets.learning.images import Reading
+from imagenets.learning.images import IMAGENET_MEAN, IMAGENET_STD, Reading
 from imagenets.learning.networks.families import OWN_MODELS, PLAIN, Family, family_of
 from imagenets.learning.networks.position_embeddings import DINO, RULE_OF, RULES, for_picture
 
 # Modules behind the feature map, at the top of a network.
 HEADS = ("fc", "classifier", "head", "heads", "head_dist", "avgpool", "attn_pool", "attnpool")
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SIDE = 224  # pixels, of the picture on which a network's map is measured
 # Both libraries have these names, for different layouts of weights; ConvNeXt's own files are timm's.
 _TIMM_FIRST = ("convnext_",)
@@ -42,8 +41,8 @@ class _Built(NamedTuple):
     network: nn.Module
     read: Read
     fixed_size: tuple[int, int] | None = None  # height, width of the only pictures that it takes
-    mean: tuple[float, ...] = _IMAGENET_MEAN
-    std: tuple[float, ...] = _IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     padding_unknown: bool = False
     native_size: tuple[int, int] = (_SIDE, _SIDE)
     family: Family = PLAIN
@@ -281,7 +280,7 @@ def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Buil
     # A name alone stands for an architecture, which people pre-trained with ImageNet's mean; a name with a
     # tag (vit_base_patch16_224.augreg_in21k) for certain weights, and that of some families for the family's.
     own_values = "." in name or family.own_values
-    mean, std = (config["mean"], config["std"]) if own_values else (_IMAGENET_MEAN, _IMAGENET_STD)
+    mean, std = (config["mean"], config["std"]) if own_values else (IMAGENET_MEAN, IMAGENET_STD)
     native = config["input_size"][1:]
     norm, fc_norm = getattr(network, "norm", None), getattr(network, "fc_norm", None)
     if isinstance(norm, nn.Identity) and isinstance(fc_norm, nn.Module):

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
 from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, LabelStep, load_arrays
-from imagenets.learning.images import Reading
+from imagenets.learning.images import IMAGENET_MEAN, IMAGENET_STD, Reading
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.pass_method.attention import (
     PixelAttention,
@@ -25,9 +25,8 @@ from imagenets.learning.pass_method.thresholds import count_steps
 
 # Raised by hand whenever features or labels change.
 CODE = f"{ENGINE}, attended features 1"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LABEL_READING = Reading(MEAN, STD)
-CLUSTER_READING = Reading(MEAN, STD, crop=224)
+LABEL_READING = Reading(IMAGENET_MEAN, IMAGENET_STD)
+CLUSTER_READING = Reading(IMAGENET_MEAN, IMAGENET_STD, crop=224)
 
 
 def load_centroids(path: Path, channels: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from imagenets.images import read_image
+from imagenets.learning.images import IMAGENET_MEAN
 from imagenets.learning.training.augmentation import (
     PUBLISHED_COLOURS,
     Colours,
@@ -20,7 +21,7 @@ from imagenets.learning.training.augmentation import (
 )
 from imagenets.learning.training.order import generator
 
-MEAN = (0.485, 0.456, 0.406)
+MEAN = IMAGENET_MEAN
 STD = (0.228, 0.224, 0.225)  # as published: red has 0.228 here, and the field's 0.229 everywhere else
 
 
