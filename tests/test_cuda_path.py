@@ -59,7 +59,7 @@ def test_fine_tunings_loss_is_float32_and_nothing_is_copied(backbone, precision,
         masks = torch.zeros(2, 64, 64, dtype=torch.int16, device=CUDA)
         with Transfers() as transfers:
             logits = run_network(network, normalised(pictures), precision=precision)
-            losses = annotated_loss(logits, masks, ALONE), label_map_loss(logits, masks)
+            losses = annotated_loss(logits, masks, ALONE), label_map_loss(logits, masks, ALONE)
         on_cuda(logits, *losses)
         assert transfers.seen == []
 
