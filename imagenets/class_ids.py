@@ -52,8 +52,8 @@ def mode_wnids(mode: ModeName, wnids: Sequence[str] | None = None) -> tuple[str,
         wnids = categories_at_hand(found.name)
     if wnids is None:
         raise InputError(
-            f"the list of the {found.classes} classes is not on this machine; pass their wnids (those of a "
-            "data set are dataset.wnids), or name the folder of the official lists in IMAGENETS_LISTS"
+            f"the list of the {found.classes} classes is not on this machine; name the folder of the "
+            "official lists in IMAGENETS_LISTS or, in Python, pass their wnids (of a data set, dataset.wnids)"
         )
     if len(set(wnids)) != found.classes or len(wnids) != found.classes:
         raise ValueError(f"mode {mode} has {found.classes} classes, {len(set(wnids))} wnids are given")

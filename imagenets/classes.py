@@ -179,8 +179,10 @@ def find_mode(mode: str | int | Path | Mode) -> Mode:
     if str(mode) in MODES:
         return MODES[str(mode)]
     if isinstance(mode, int) or not Path(mode).is_file():
+        inside = f"{mode} is a folder: name the list in it, as {mode}/categories.txt"
         raise ValueError(
             f"no such mode: {str(mode)!r}; there are {', '.join(MODES)}, or the path of a class list"
+            + (f"; {inside}" if not isinstance(mode, int) and Path(mode).is_dir() else "")
         )
     return read_class_list(Path(mode))
 

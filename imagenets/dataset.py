@@ -156,7 +156,9 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
             "it prepared"
         ) from error
     if not files:
-        raise InputError(f"{folder}: no files {', '.join(suffixes)} in its class folders; prepare it again")
+        held = files_by_class(folder)
+        but = f", and there is {held[0]}" if held else "; prepare it again"
+        raise InputError(f"{folder}: no files {', '.join(suffixes)} in its class folders{but}")
     return files
 
 

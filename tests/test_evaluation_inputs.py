@@ -193,3 +193,12 @@ def test_predictions_of_another_ending_are_named(tmp_path, ending, cure):
         (tmp_path / f"pred/n01/{i}{ending}").touch()
     with pytest.raises(InputError, match=rf"but 2 files of another ending, such as 0{ending}; {cure}"):
         check_predict_dir(find_pairs(tmp_path / "gt", tmp_path / "pred"))
+
+
+@pytest.mark.parametrize(("held", "there"), [("n01/0.npy", ", and there is n01/0.npy"), (None, "")])
+def test_a_folder_without_ground_truth_says_what_is_there(tmp_path, held, there):
+    (tmp_path / "gt/n01").mkdir(parents=True)
+    if held:
+        (tmp_path / "gt" / held).touch()
+    with pytest.raises(InputError, match=rf"no masks there; ground truth lies in .*\.png{there}$"):
+        find_pairs(tmp_path / "gt", tmp_path)

@@ -157,7 +157,10 @@ def _mask_size(path: Path | None) -> tuple[int, int] | None:
 def list_images(folder: Path) -> list[str]:
     """List the images ``<class folder>/<name>`` of a split, sorted. Raises InputError when there is none."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; make it with the scripts of datapreparation/")
+        raise InputError(
+            f"{folder}: no such folder; give the folder that data_preparation.sh saved to, and a split that "
+            "it prepared"
+        )
     found = files_by_class(folder, is_image)
     if not found:
         raise InputError(f"{folder}: no images there; they lie in {folder}/<wnid>/<name>.JPEG")

@@ -81,7 +81,7 @@ class Matching:
         else:
             cure = (
                 f"give the matching of these predictions; if it is, match.py was given {self.clusters} "
-                "clusters: pass that number here too"
+                "clusters, or a mode of so many classes: pass the same here"
             )
         raise InputError(
             f"{self.path or 'matching'}: a matching of {self.clusters} clusters, but the predictions have "

@@ -57,7 +57,7 @@ def find_pairs(gt_dir: Path, predict_dir: Path, names: Sequence[str] | None = No
     """
     for folder in (gt_dir, predict_dir):
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; masks lie in <folder>/<wnid>/<name>.png")
+            raise InputError(f"{folder}: no such folder; files lie in <folder>/<wnid>/")
     if names is not None:
         return Pairs(tuple(sorted(names)), gt_dir, predict_dir)
     return Pairs(_mask_names(gt_dir), gt_dir, predict_dir)
@@ -103,7 +103,9 @@ def _refuse_other_endings(pairs: Pairs) -> None:
 def _mask_names(gt_dir: Path) -> tuple[str, ...]:
     found = files_by_class(gt_dir, lambda name: name.endswith(".png"))
     if not found:
-        raise InputError(f"{gt_dir}: no masks there; ground truth lies in <gt-dir>/<wnid>/<name>.png")
+        held = files_by_class(gt_dir)
+        there = f", and there is {held[0]}" if held else ""
+        raise InputError(f"{gt_dir}: no masks there; ground truth lies in <gt-dir>/<wnid>/<name>.png{there}")
     return tuple(found)
 
 

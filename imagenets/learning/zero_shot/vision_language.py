@@ -90,7 +90,10 @@ def load_vision_language(name: str | None, path: Path) -> VisionLanguage:
     if path.is_dir():
         return _from_folder(path)
     if name is None:
-        raise InputError(f"{path}: a file of weights does not say which model it is; give open_clip's name")
+        raise InputError(
+            f"{path}: a file of weights does not say which model it is; give open_clip's name as model, or "
+            "the folder that holds open_clip_config.json"
+        )
     config = _config(name)
     if "hf_tokenizer_name" in config["text_cfg"] or "hf_model_name" in config["text_cfg"]:
         raise InputError(
