@@ -132,21 +132,43 @@ def test_a_pass_that_ends_early_ends_the_pinning_thread_before_its_workers(monke
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_pass_that_nobody_ended_does_not_keep_python_from_ending(count):
+    code = f"from imagenets.common.workers import load_tensors; p = load_tensors(range(9), {count}); next(p)"
+    subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, timeout=60, check=True)
+
+
 class Stuck(Squares):
     """The second chunk never comes."""
 
+    def __init__(self, count):
+        super().__init__(count)
+        self.begun = multiprocessing.Event()
+
     def __getitem__(self, index):
         while index == 1:
+            self.begun.set()
             time.sleep(60)
         return index
 
 
 @pytest.mark.parametrize("loads", [load_chunks, load_tensors])
 def test_a_worker_that_waits_for_ever_does_not_keep_a_pass_from_ending(loads, monkeypatch):
+    """It is asked to leave while the pass waits for it; PyTorch would wait five seconds for each."""
+    asked, ask = [], workers._ask_to_leave
+
+    def asking(processes):
+        asked.extend(processes)
+        ask(processes)
+
     monkeypatch.setattr(workers, "_PATIENCE", 0.05)
-    arriving = loads(Stuck(9), 2)
+    monkeypatch.setattr(workers, "_ask_to_leave", asking)
+    stuck = Stuck(9)
+    arriving = loads(stuck, 2)
     assert next(arriving) == 0
+    assert stuck.begun.wait(60)
     arriving.close()
+    assert len(asked) == 2
     assert not multiprocessing.active_children()
 
 
@@ -160,8 +182,9 @@ def test_signals_of_the_job_are_left_to_the_main_process():
 
 
 def test_an_error_of_a_worker_is_not_taken_for_its_death():
-    with pytest.raises(RuntimeError, match="a bug of our own"):
-        list(load_chunks(Squares(5, run_into_a_bug), 1))
+    with pytest.raises(RuntimeError, match="a bug of our own") as caught:
+        list(load_chunks(Squares(5, run_into_a_bug), 2))
+    assert caught.value and not multiprocessing.active_children(), "the error keeps its workers"
     with pytest.raises(RuntimeError, match="a bug of our own"), process_map(1) as mapped:
         list(mapped(Squares(5, run_into_a_bug).__getitem__, range(5)))
 

@@ -6,12 +6,14 @@ processes, and the main one decides what happens. Workers end with it, however i
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -202,6 +204,9 @@ def _loaded(
     )
     with _starting_workers() as started:
         arriving = iter(loader)
+    # Of a pass that nobody ended, Python's end would send workers a SIGTERM, which they do not hear.
+    at_exit = partial(_ask_to_leave, started)
+    atexit.register(at_exit)
     try:
         yield from arriving
     except BaseException as error:
@@ -212,9 +217,11 @@ def _loaded(
     finally:
         # As it goes, the iterator ends first its pinning thread, then its workers, and waits for them.
         impatience = threading.Timer(_PATIENCE, _ask_to_leave, [started])
-        impatience.start()
+        if not sys.is_finalizing():  # Python would wait for ever for a thread that begins then
+            impatience.start()
         del arriving
         impatience.cancel()
+        atexit.unregister(at_exit)
 
 
 def _ask_to_leave(processes: Iterable[BaseProcess]) -> None:
