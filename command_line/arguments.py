@@ -6,6 +6,7 @@ import argparse
 import difflib
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -110,11 +111,19 @@ def check_save_dir(parser: argparse.ArgumentParser, arguments: argparse.Namespac
         parser.error(f"--save-dir: {error}")
 
 
+class _WholeWords(argparse.RawDescriptionHelpFormatter):
+    """Wrap help texts between words only: ``--save-dir`` and file names stay in one piece."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+
+
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; for an unknown flag, suggest the nearest one.
 
     argparse by itself would report the required flags as missing, and not the mistyped one.
     """
+    parser.formatter_class = _WholeWords
     given = sys.argv[1:] if arguments is None else list(arguments)
     known = list(parser._option_string_actions)
     for argument in given:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from prepared_set import write_lists
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.learning.engine.full_size import label_map, reduced_size
+from imagenets.learning.finetuning import prediction
 from imagenets.learning.finetuning.losses import annotated_loss
 from imagenets.learning.finetuning.pairs import Augmented, list_pairs
 from imagenets.learning.networks.backbones import make_backbone
@@ -364,3 +366,20 @@ def measured(send):
     size = reduced_size((10_000, 8_000), 1000)
     labels = label_map(torch.randn(920, 10, 8), size)
     send.send((tuple(labels.shape), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def test_validation_shows_its_progress(monkeypatch):
+    """It may take minutes at the end of a training."""
+    seen = []
+
+    def visit(images, step, reading, running, with_masks):
+        seen.append(running.show)
+        raise InputError("seen")
+
+    monkeypatch.setattr(prediction, "visit", visit)
+    network = torch.nn.Module()
+    network.backbone = SimpleNamespace(reading=lambda stretched: None)
+    validation = prediction.Validation(object(), 3, 1, show=print)
+    with pytest.raises(InputError, match="seen"):
+        validation.scores(network, 1, Processes(0, 1, torch.device("cpu")), 0, "float32", 1)
+    assert seen == [print]

@@ -10,6 +10,8 @@ import sys
 import pytest
 from masksets import CHECKOUT
 
+from command_line.arguments import parse
+
 FOLDERS = ("datapreparation", "evaluation", "methods", "demo", "benchmarks")
 SCRIPTS = sorted(
     f"{folder}.{path.stem}"
@@ -61,6 +63,16 @@ def test_every_option_says_what_it_is_for(script, monkeypatch):
     ]
     assert not bare, f"{script}: no help for {', '.join(bare)}"
     assert parser.format_help().startswith("usage: ")
+
+
+def test_help_texts_are_broken_between_words_only(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--one", help="the folder " + "of a --save-dir or open_clip_pytorch_model.bin " * 4)
+    with pytest.raises(SystemExit, match="0"):
+        parse(parser, ["--help"])
+    printed = capsys.readouterr().out
+    assert printed.count("--save-dir") == printed.count("open_clip_pytorch_model.bin") == 4
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if not name.startswith("benchmarks")])

@@ -11,6 +11,7 @@ import torch
 
 from imagenets.classes import Mode
 from imagenets.common.errors import InputError
+from imagenets.common.progress import Show, no_bar
 from imagenets.learning.engine.full_size import label_map, reduced_size
 from imagenets.learning.engine.inference import ENGINE, Batch, Running, visit
 from imagenets.learning.engine.label_files import laid
@@ -63,6 +64,7 @@ class Validation:
     images: Images | None
     classes: int
     every: int
+    show: Show = no_bar
 
     @staticmethod
     def of(save_dir: Path | None, mode: Mode, every: int) -> Validation:
@@ -104,7 +106,7 @@ class Validation:
         counted = SegmentationScores(self.classes, boundary=False)
 
         def count() -> None:
-            running = Running(processes, workers=workers, precision=precision)
+            running = Running(processes, workers=workers, precision=precision, show=self.show)
             step, reading = partial(predicted, network), network.backbone.reading(stretched=True)
             for batch, labels in visit(images, step, reading, running, with_masks=True):
                 for of_one, shown, mask in zip(labels, batch.shown, batch.masks, strict=True):

@@ -11,7 +11,7 @@ import torch
 
 from imagenets.classes import Mode
 from imagenets.common.errors import InputError
-from imagenets.common.progress import Show
+from imagenets.common.progress import Show, no_bar
 from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
 from imagenets.learning.finetuning.pairs import Augmented, Pairs, list_pairs, places
 from imagenets.learning.finetuning.prediction import Validation
@@ -100,6 +100,7 @@ def fine_tune(request: Request, processes: Processes, show: Show, tell: Tell) ->
         f"{len(pairs)} images, {plan.steps} steps an epoch; {described(processes)}, "
         f"{values.batch // plan.shares_of_batch} images at a time in each"
     )
+    validation = replace(validation, show=show if processes.first else no_bar)
     with opened_run(request.output, settings, processes) as run:
         job = _job(request, values, network, processes, precision, validation, plan)
         reader = Augmented(pairs, values.crop, values.smallest_crop, values.seed)
