@@ -331,8 +331,8 @@ def test_a_mode_that_the_own_lists_lack_is_named(save, tmp_path, lists, env):
     said = run("verify.py", "--save-dir", save, "--mode", "300", env=env, status=1).stderr
     assert said == (
         f"error: {tmp_path}/lists/categories/ImageNetS_categories_im300.txt: No such file or directory. "
-        f"{tmp_path}/lists, which IMAGENETS_LISTS (or --lists) names, has lists of mode 50 alone: give that "
-        "--mode, or leave IMAGENETS_LISTS out, for the official lists\n"
+        f"{tmp_path}/lists, which IMAGENETS_LISTS names, has lists of mode 50 only: take that mode, or leave "
+        "IMAGENETS_LISTS out, for the official lists\n"
     )
     (tmp_path / "lists/mapping/ImageNetS_im50_mapping_test.txt").unlink()
     said = run("verify.py", "--save-dir", save, "--mode", "50", env=env, status=1).stderr
