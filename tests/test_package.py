@@ -63,10 +63,9 @@ def test_the_library_names_no_flag_prints_nothing_and_ends_nothing(path):
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     imported = {alias.name for node in imports for alias in node.names}
     imported |= {node.module for node in imports if isinstance(node, ast.ImportFrom)}
-    ends = (
-        set() if path == LIBRARY / "common/workers.py" else {"os._exit"}
-    )  # workers have no script to end them
-    assert not (names | imported) & {"print", "exit", "quit", "sys.exit", "atexit", "argparse", *ends}
+    # Worker processes have no script to end them.
+    ends = set() if path == LIBRARY / "common/workers.py" else {"os._exit", "atexit"}
+    assert not (names | imported) & {"print", "exit", "quit", "sys.exit", "argparse", *ends}
 
 
 def _is_text(node):
