@@ -504,3 +504,27 @@ def test_a_second_run_makes_nothing_new_and_other_settings_are_refused(
         run(tmp_path / "other", "--dense", "siglip")
     monkeypatch.setattr(zero_shot, "embed_names", None)  # kept from before: not computed again
     run(tmp_path / "third", "--threshold", 0.2, "--dense", "sclip")
+
+
+def test_a_pixel_at_the_threshold_is_of_its_class():
+    levels = torch.tensor(labels.THRESHOLDS)
+    counted = labels.count_labels(
+        np.ones((1, len(levels)), np.uint16), torch.ones(1, len(levels)).int(), levels[None]
+    )
+    steps = counted["predicted"][:, 1].tolist()
+    assert steps == list(range(1, len(levels) + 1))  # each reaches its own threshold and those below
+
+
+def test_siglips_probabilities_have_its_scale_and_offset(siglip):
+    text = torch.nn.functional.normalize(
+        torch.randn(3, 48, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    batch = Batch([0], pictures, [(64, 64)], [(64, 64)], [])
+    with torch.no_grad():
+        ((found, confidence),) = labels.Namer(siglip, text, SIGLIP_DENSE).labels_and_confidence(batch)
+        patches = siglip.patch_embeddings(pictures, SIGLIP_DENSE)[0]
+    logits = math.exp(2) * torch.einsum("ehw,ne->nhw", patches, text) - 3
+    best, label = interpolate(logits[None], (64, 64), mode="bilinear")[0].max(0)
+    assert torch.equal(found.long(), label + 1)
+    assert torch.allclose(confidence, best.sigmoid(), atol=1e-5)
