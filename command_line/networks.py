@@ -159,6 +159,19 @@ def listed_images(arguments: argparse.Namespace) -> dict[str, Images]:
     return {split: split_images(arguments.save_dir, mode, split) for split in splits}
 
 
+def validation_images(arguments: argparse.Namespace) -> Images:
+    """List validation, whose masks the choice of a threshold needs. Raises InputError where it has none."""
+    from imagenets.learning.images import split_images, where_masks_come_from
+
+    images = split_images(arguments.save_dir, arguments.mode, "validation")
+    if images.masks is None:
+        raise InputError(
+            f"{images.folder}: has no masks beside it, which --threshold auto needs; "
+            f"{where_masks_come_from(arguments.save_dir, arguments.mode)}; or give a threshold"
+        )
+    return images
+
+
 def running_of(arguments: argparse.Namespace, processes: Processes) -> Running:
     """How the command line wants a network to be run."""
     from imagenets.learning.engine.inference import Running

@@ -26,13 +26,12 @@ from command_line.arguments import check_save_dir, number_in, parse, path_argume
 import torch
 
 from command_line.attention import AttendedNetwork, add_attention
-from command_line.networks import add_running, precision_of, run_method
-from imagenets.common.errors import InputError
+from command_line.networks import add_running, precision_of, run_method, validation_images
 from imagenets.dataset import SPLITS
 from imagenets.learning.engine.inference import LabelStep, Running, load_arrays, store_arrays
 from imagenets.learning.engine.segmentation import Method
 from imagenets.learning.engine.threshold_sweep import save_sweep
-from imagenets.learning.images import Images, split_images, where_masks_come_from
+from imagenets.learning.images import Images, split_images
 from imagenets.learning.networks.checkpoint_files import file_digest
 from imagenets.learning.pass_method.attended_labels import (
     CODE,
@@ -132,17 +131,6 @@ def chosen_threshold(job: Job, running: Running, record: Record) -> float:
     if processes.first:
         print(f"threshold {best:.2f}: the best on validation, whose masks were used for it; {path}")
     return best
-
-
-def validation_images(arguments: argparse.Namespace) -> Images:
-    """List validation, whose masks the choice of the threshold needs."""
-    images = split_images(arguments.save_dir, arguments.mode, "validation")
-    if images.masks is None:
-        raise InputError(
-            f"{images.folder}: has no masks beside it, which --threshold auto needs; "
-            f"{where_masks_come_from(arguments.save_dir, arguments.mode)}; or give a threshold"
-        )
-    return images
 
 
 def sweep_thresholds(job: Job, images: Images, files: list[Path]) -> None:

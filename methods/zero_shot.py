@@ -26,6 +26,7 @@ from command_line.networks import (
     listed_images,
     precision_of,
     run_method,
+    validation_images,
 )
 from command_line.progress import bar, warn
 from imagenets.class_ids import mode_table
@@ -33,7 +34,7 @@ from imagenets.common.errors import InputError
 from imagenets.learning.engine.inference import LabelStep, Running, load_arrays, store_arrays
 from imagenets.learning.engine.segmentation import Method
 from imagenets.learning.engine.threshold_sweep import save_sweep
-from imagenets.learning.images import Images, Reading, digest, split_images
+from imagenets.learning.images import Reading, digest
 from imagenets.learning.processes import Processes
 from imagenets.learning.run_folder import Record, made_by
 from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS
@@ -209,16 +210,6 @@ def chosen_threshold(job: Job, namer: Namer, running: Running, record: Record) -
     if processes.first:
         print(f"threshold {best:g}: the best on validation, whose masks were used to choose it; {path}")
     return best
-
-
-def validation_images(arguments: argparse.Namespace) -> Images:
-    """List validation, whose masks the choice of the threshold needs."""
-    images = split_images(arguments.save_dir, arguments.mode, "validation")
-    if images.masks is None:
-        raise InputError(
-            f"{images.folder}: has no masks beside it to choose a threshold with; give --threshold"
-        )
-    return images
 
 
 def sweep_thresholds(arguments: argparse.Namespace, files: list[Path]) -> None:
