@@ -26,7 +26,7 @@ from command_line.arguments import whole_number
 from imagenets.classes import MODES
 from imagenets.common.progress import no_bar
 from imagenets.learning.finetuning.pairs import Augmented, list_pairs
-from imagenets.learning.finetuning.run import Request, fine_tune
+from imagenets.learning.finetuning.run import FineTuneRequest, fine_tune
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.run_files import RunFolder
 from imagenets.masks import encode_mask
@@ -76,7 +76,7 @@ def main() -> None:
             Augmented(pairs, 224, 0.14, 0).read(0, index)
         reading = (time.monotonic() - begun) / IMAGES
         processes = Processes(0, 1, torch.device(arguments.device))
-        request = Request(
+        request = FineTuneRequest(
             save, MODES["50"], "semi-supervised", arguments.backbone, None, save / "run",
             {"epochs": EPOCHS, "batch": BATCH}, workers=arguments.workers,
         )  # fmt: skip

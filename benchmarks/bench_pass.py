@@ -34,11 +34,11 @@ from imagenets.learning.pass_method.crops import MEAN, STD, CropReader, CropSett
 from imagenets.learning.pass_method.heads import DIMENSIONS, HeadSizes, PassNetwork
 from imagenets.learning.pass_method.recipes import PUBLISHED_PRETRAINING
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue
-from imagenets.learning.pass_method.steps import CollapseWatch, PretrainingStep, balanced_views
+from imagenets.learning.pass_method.steps import CollapseWatch, PretrainingStep, assignments_of_views
 from imagenets.learning.pass_method.thresholds import THRESHOLDS, count_steps, sweep
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.optimisers import Lars
-from imagenets.learning.training.order import Batch, Moment, Plan, batches
+from imagenets.learning.training.order import Plan, StepIndex, TrainingBatch, batches
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.matching import find_matching
 from imagenets.scoring.metrics import evaluate
@@ -138,7 +138,7 @@ def _all_batches(reader: CropReader, plan: Plan, workers: int) -> None:
 
 
 def bench_step(folder: Path, names: list[str], workers: int, batch: int) -> None:
-    """Shares of a pre-training step of mode 50: waiting for data, network, codes, optimiser."""
+    """Shares of a pre-training step of mode 50: waiting for data, network, assignments, optimiser."""
     recipe = replace(PUBLISHED_PRETRAINING["50"], batch=batch)
     device = ALONE.device
     network = PassNetwork(make_backbone(recipe.backbone), HeadSizes(recipe.hidden, recipe.prototypes))
@@ -151,7 +151,7 @@ def bench_step(folder: Path, names: list[str], workers: int, batch: int) -> None
     optimiser = Lars(network.parameters(), lr=0.1)
     reader = CropReader(folder, names, 0, recipe.large, recipe.small)
     plan = Plan(len(names), batch, 3, 0, False)
-    spent = dict.fromkeys(("waiting for data", "network", "codes", "optimiser"), 0.0)
+    spent = dict.fromkeys(("waiting for data", "network", "assignments", "optimiser"), 0.0)
 
     def timed(name: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever work returns
         begun = time.perf_counter()
@@ -162,26 +162,26 @@ def bench_step(folder: Path, names: list[str], workers: int, batch: int) -> None
         return result
 
     arriving = batches(reader, plan, workers)
-    moment, images = 0, 0
+    step_number, images = 0, 0
     while True:
         found = timed("waiting for data", lambda: next(arriving, None))
         if found is None:
             break
-        here: Batch = found[1].to(device)
-        loss = timed("network", partial(step.loss_of, here, Moment(99, 0, 0, moment)))["loss"]
+        here: TrainingBatch = found[1].to(device)
+        loss = timed("network", partial(step.loss_of, here, StepIndex(99, 0, 0, step_number)))["loss"]
         timed("network", loss.backward)
         features = torch.randn(2 * batch, DIMENSIONS, device=device)
         scores = torch.rand(2, batch, recipe.prototypes, device=device).unbind()
-        timed("codes", partial(balanced_views, features, scores, queue, network.prototypes))
+        timed("assignments", partial(assignments_of_views, features, scores, queue, network.prototypes))
         timed("optimiser", optimiser.step)
         optimiser.zero_grad()
-        moment, images = moment + 1, images + batch
-    spent["network"] -= spent["codes"]  # which are part of the loss, and were timed once more
+        step_number, images = step_number + 1, images + batch
+    spent["network"] -= spent["assignments"]  # which are part of the loss, and were timed once more
     total = sum(spent.values())
     shares = ", ".join(f"{name} {100 * share / total:.1f} %" for name, share in spent.items())
     print(f"a step of mode 50, batch {batch}, {device.type}, {images / total:.1f} images/s: {shares}")
     augmenting = seconds(lambda: [reader.read(0, index) for index in range(batch)], 1)
-    share = 100 * augmenting / (total / moment)
+    share = 100 * augmenting / (total / step_number)
     print(f"augmentation of such a batch by one core, which workers do meanwhile: {share:.1f} % of the step")
 
 

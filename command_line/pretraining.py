@@ -22,7 +22,7 @@ from command_line.training import add_machine
 from imagenets.learning.images import list_images
 from imagenets.learning.networks.precision import training_precision
 from imagenets.learning.pass_method.recipes import RECIPES, Attention, Pretraining
-from imagenets.learning.pass_method.runs import Request, Talk
+from imagenets.learning.pass_method.runs import PassRequest, Talk
 from imagenets.learning.processes import Processes
 
 Recipe = TypeVar("Recipe", Pretraining, Attention)
@@ -79,10 +79,10 @@ def overridden(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 
-def request_of(arguments: argparse.Namespace, processes: Processes) -> Request:
+def request_of(arguments: argparse.Namespace, processes: Processes) -> PassRequest:
     """List the images, and say what is asked for. Raises InputError when there are none."""
     folder = arguments.mode.set_folder(arguments.save_dir) / arguments.split
-    return Request(
+    return PassRequest(
         mode=arguments.mode.identity,
         recipe_name=arguments.recipe,
         folder=folder,

@@ -151,11 +151,11 @@ def _leave_after_signal(heard: int) -> None:
     _leave(128 + number)
 
 
-def run(main: Callable[[], None], goes_on: bool = False, on_all_ranks: bool = False) -> NoReturn:
+def run(main: Callable[[], None], resumes: bool = False, on_all_ranks: bool = False) -> NoReturn:
     """Run a script's ``main`` and end the process: 0, or 1 after one clear message on stderr.
 
     argparse itself ends with 2 for wrong usage. SIGINT ends with 130 and SIGTERM with 143, as in a shell,
-    after what is half-done has been removed; a script that ``goes_on`` when it is started again says so then.
+    after what is half-done has been removed; a script that ``resumes`` when it is started again says so then.
     Under torchrun the first process works and the others leave with 0, unless the script works
     ``on_all_ranks``; of those, one says what is wrong.
     """
@@ -173,7 +173,7 @@ def run(main: Callable[[], None], goes_on: bool = False, on_all_ranks: bool = Fa
         sys.stdout.reconfigure(errors="replace")  # a terminal without some letter must not end the run
     if place() is not None:
         _print_usage_once()
-    _leave(_status_of(main, goes_on))
+    _leave(_status_of(main, resumes))
 
 
 def _print_usage_once() -> None:
@@ -187,7 +187,7 @@ def _print_usage_once() -> None:
     argparse.ArgumentParser._print_message = once  # type: ignore[method-assign,assignment]
 
 
-def _status_of(main: Callable[[], None], goes_on: bool) -> int:
+def _status_of(main: Callable[[], None], resumes: bool) -> int:
     """Run ``main``, say what ended it if that is not its end, and give the exit status."""
     try:
         main()
@@ -198,7 +198,7 @@ def _status_of(main: Callable[[], None], goes_on: bool) -> int:
     except (_Stop, StoppedError) as error:
         number = _asked or signal.SIGTERM  # another rank may have got it
         saved = f", {error}" if isinstance(error, StoppedError) else ""
-        again = ": run the same command again to resume" if goes_on else ""
+        again = ": run the same command again to resume" if resumes else ""
         _report(f"{_STOPPING[signal.Signals(number)]}{saved}{again}")
         return 128 + number
     except InputError as error:

@@ -46,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, goes_on=True)
+    run(main, resumes=True)

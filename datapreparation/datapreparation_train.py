@@ -68,4 +68,4 @@ def warn_of_totals(done: list[Done], counted: bool) -> None:
 
 
 if __name__ == "__main__":
-    run(main, goes_on=True)
+    run(main, resumes=True)

@@ -158,12 +158,12 @@ def read_methods(arguments: argparse.Namespace) -> list[Method]:
     absent = absent_classes(tables[0], arguments.mode.classes)
     if absent:
         warn(absent)
-    counted = iter(
+    runs_in_order = iter(
         run_of(arguments.mode, folder, match, matching, table)
         for (folder, match), matching, table in zip(runs, matchings, tables, strict=True)
     )
     return [
-        Method(name, tuple(islice(counted, len(side.runs))))
+        Method(name, tuple(islice(runs_in_order, len(side.runs))))
         for name, side in zip(method_names(sides), sides, strict=True)
     ]
 

@@ -70,7 +70,7 @@ def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:
     Raises InputError, naming the file, when it fits in neither reading or is no image, OSError when it
     cannot be read.
     """
-    with _opened(path) as image:
+    with _open_image(path) as image:
         _turn_or_refuse(path, image, mask_size)
 
 
@@ -83,7 +83,7 @@ def read_image(
     do. 16-bit grayscale is scaled to 8 bits. Raises InputError, naming the file, when it fits in neither
     reading or is no whole image, OSError when it cannot be read.
     """
-    with _opened(path) as image:
+    with _open_image(path) as image:
         turn = upright or _turn_or_refuse(path, image, mask_size)
         return _to_rgb(path, ImageOps.exif_transpose(image) if turn else image)
 
@@ -110,7 +110,7 @@ def sizes_that_differ(set_folder: Path, most: int = 200) -> tuple[int, int]:
         for mask in masks[:: max(1, len(masks) // most)]:
             try:
                 image = find_image(set_folder / split, f"{mask.parent.name}/{mask.name}")
-                with _opened(mask) as drawn, _opened(image) as pixels:
+                with _open_image(mask) as drawn, _open_image(image) as pixels:
                     fits = drawn.size[::-1] in mask_sizes(pixels)
             except (InputError, OSError):
                 continue
@@ -130,7 +130,7 @@ def _turn_or_refuse(path: Path | str, image: Image.Image, mask_size: tuple[int, 
 
 
 @contextmanager
-def _opened(path: Path | str) -> Iterator[Image.Image]:
+def _open_image(path: Path | str) -> Iterator[Image.Image]:
     """Open an image, and turn what Pillow raises for a bad one, then or on decoding, into an InputError."""
     try:
         with Image.open(path) as image:

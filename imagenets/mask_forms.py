@@ -17,7 +17,7 @@ from PIL import Image
 
 from imagenets.class_ids import change_ignore_index
 from imagenets.classes import IGNORE, MAX_LABEL
-from imagenets.common.errors import InputError, counted, listed
+from imagenets.common.errors import InputError, listed, quantity
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_folder
 from imagenets.images import find_image, mask_sizes
@@ -177,7 +177,7 @@ def convert_folder(
                 problems += [problem] if problem else []
                 advance(1)
         if problems:
-            what = f"{counted(len(problems), 'mask')} cannot be converted; nothing was written"
+            what = f"{quantity(len(problems), 'mask')} cannot be converted; nothing was written"
             raise InputError(f"{what}:\n{listed(problems)}")
         record = {"from": source_form, "to": target_form, "masks": len(names), "resized": len(resized)}
         if size_of is not None:
@@ -198,7 +198,7 @@ def _mask_names(source: Path, suffix: str) -> list[Path]:
     endings = Counter(name.suffix or "no ending" for name in visible)
     others = ", ".join(f"{number} with {ending}" for ending, number in endings.most_common(3))
     raise InputError(
-        f"{source}: no {suffix} files in it; there are {counted(len(visible), 'file')}, {others}"
+        f"{source}: no {suffix} files in it; there are {quantity(len(visible), 'file')}, {others}"
     )
 
 

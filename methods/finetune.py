@@ -34,7 +34,7 @@ from command_line.networks import add_size, add_weights, precision_of
 from command_line.progress import bar
 from command_line.training import add_machine
 from imagenets.learning.finetuning import probe
-from imagenets.learning.finetuning.run import Request, fine_tune
+from imagenets.learning.finetuning.run import FineTuneRequest, fine_tune
 from imagenets.learning.networks.segmentation_network import PASS, PROBE, RECIPES
 from imagenets.learning.processes import Processes, started
 
@@ -178,7 +178,7 @@ def train_probe_of(arguments: argparse.Namespace, processes: Processes) -> None:
         "weight_decay": arguments.weight_decay,
         "seed": arguments.seed,
     }
-    request = probe.Request(
+    request = probe.ProbeRequest(
         save_dir=arguments.save_dir,
         mode=arguments.mode,
         backbone=arguments.backbone,
@@ -198,7 +198,7 @@ def train_probe_of(arguments: argparse.Namespace, processes: Processes) -> None:
 
 def fine_tune_of(arguments: argparse.Namespace, processes: Processes) -> None:
     """Fine-tune all of a network."""
-    request = Request(
+    request = FineTuneRequest(
         save_dir=arguments.save_dir,
         mode=arguments.mode,
         recipe=arguments.recipe,
@@ -228,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, goes_on=True, on_all_ranks=True)
+    run(main, resumes=True, on_all_ranks=True)

@@ -157,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, goes_on=True, on_all_ranks=True)
+    run(main, resumes=True, on_all_ranks=True)

@@ -13,7 +13,7 @@ from prepared_set import write_lists, write_set
 
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
-from imagenets.learning.finetuning.pairs import Augmented, Pairs, list_pairs
+from imagenets.learning.finetuning.pairs import Augmented, TrainingPairs, list_pairs
 from imagenets.learning.networks.precision import Normalisation
 from imagenets.learning.networks.segmentation_network import PASS, SEMI
 from imagenets.learning.pass_method.crops import CropReader, CropSettings
@@ -35,7 +35,7 @@ def write_picture(path, pixels):
 def pairs_of(folder, pixels, labels, recipe):
     write_picture(folder / "images/n0/a.JPEG", pixels)
     write_mask(folder / "masks/n0/a.png", labels)
-    return Pairs(folder / "images", folder / "masks", np.array([b"n0/a.JPEG"]), 32_000, recipe)
+    return TrainingPairs(folder / "images", folder / "masks", np.array([b"n0/a.JPEG"]), 32_000, recipe)
 
 
 def test_a_picture_of_its_labels_comes_out_as_its_mask(tmp_path):
@@ -102,7 +102,7 @@ def test_pairs_are_those_of_the_recipes_split(tmp_path, monkeypatch, recipe, spl
             write_mask(masks / image.with_suffix(".png"), np.ones(opened.size[::-1], int))
     pairs = list_pairs(tmp_path, MODES["50"], recipe, masks if recipe == PASS else None)
     assert (pairs.folder, pairs.masks, pairs.classes) == (root / split, masks, 50)
-    assert [pairs.place(index) for index in range(len(pairs))] == [str(image) for image in images]
+    assert [pairs.image_name(index) for index in range(len(pairs))] == [str(image) for image in images]
     for folder, suffix in ((root / split, ".JPEG"), (masks, ".png")):
         (folder / "n99999999").mkdir()
         (folder / f"n99999999/a{suffix}").write_bytes((folder / images[0].with_suffix(suffix)).read_bytes())

@@ -15,7 +15,7 @@ from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoints import load_backbone
-from imagenets.learning.networks.position_embeddings import for_picture, resized
+from imagenets.learning.networks.position_embeddings import grid_embeddings, resized
 from imagenets.learning.networks.segmentation_network import SegmentationNetwork, kind_of
 from imagenets.learning.pass_method.heads import HeadSizes, PassNetwork
 
@@ -198,7 +198,7 @@ def test_position_embeddings_of_another_resolution_keep_the_class_token():
     expected = interpolate(given[:, 1:].mT.reshape(1, 5, 7, 7), size=(14, 14), mode="bicubic")
     torch.testing.assert_close(moved[:, 1:].mT.reshape(1, 5, 14, 14), expected)
     with pytest.raises(ValueError, match="square"):
-        for_picture(torch.randn(1, 1 + 50, 5), 1, (3, 3), (48, 48))
+        grid_embeddings(torch.randn(1, 1 + 50, 5), 1, (3, 3), (48, 48))
 
 
 def test_drop_path_is_the_networks_own():

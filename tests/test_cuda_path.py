@@ -29,8 +29,8 @@ from imagenets.learning.pass_method.attention import AttentionNetwork, PixelAtte
 from imagenets.learning.pass_method.heads import DIMENSIONS, HeadSizes, PassNetwork
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue
 from imagenets.learning.processes import Processes
-from imagenets.learning.training.order import Batch as Share
-from imagenets.learning.training.order import Moment
+from imagenets.learning.training.order import StepIndex
+from imagenets.learning.training.order import TrainingBatch as Share
 from methods.pretrain import pretraining_recipe
 
 ALONE = Processes(0, 1, CUDA)
@@ -78,7 +78,7 @@ def test_a_step_of_pre_training_makes_the_host_wait_for_nothing(precision, monke
         small = torch.zeros(4, 2, 3, 32, 32, dtype=torch.uint8, device=CUDA)
         share = Share((torch.zeros(4, 2, 5, device=CUDA), crops, small), np.arange(4))
         with Transfers() as transfers:
-            found = step.loss_of(share, Moment(recipe.queue_from, 0, 0, 0))
+            found = step.loss_of(share, StepIndex(recipe.queue_from, 0, 0, 0))
         on_cuda(*found.values(), queue.features)
         assert transfers.seen == []
 
@@ -93,7 +93,7 @@ def test_a_step_of_the_attention_makes_the_host_wait_for_nothing(precision, monk
         step = steps.AttentionStep(network, network, queue, steps.CollapseWatch(12, ALONE, print), precision)
         crops = torch.zeros(4, 2, 3, 64, 64, dtype=torch.uint8, device=CUDA)
         with Transfers() as transfers:
-            found = step.loss_of(Share((None, crops), np.arange(4)), Moment(0, 0, 0, 0))
+            found = step.loss_of(Share((None, crops), np.arange(4)), StepIndex(0, 0, 0, 0))
         on_cuda(found["loss"], queue.features)
         assert transfers.seen == []
 

@@ -1,4 +1,4 @@
-"""Codes, grids, losses, heads and attention of PASS against slow references written from docs/methods.md."""
+"""Sinkhorn, grids, losses, heads and attention of PASS against slow references after docs/methods.md."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from imagenets.learning.pass_method.heads import (
     normalize_prototypes,
     sample,
 )
-from imagenets.learning.pass_method.sinkhorn import FeatureQueue, balanced_codes, codes_of_crop
+from imagenets.learning.pass_method.sinkhorn import FeatureQueue, assignments_of_crop, balanced_assignments
 
 SIZES = HeadSizes(hidden=24, prototypes=11)
 
 
-# --- codes
+# --- assignments
 
 
-def slow_codes(scores, batch):
-    """Codes of the last ``batch`` rows by loops over single numbers."""
+def slow_assignments(scores, batch):
+    """Assignments of the last ``batch`` rows by loops over single numbers."""
     rows, prototypes = scores.shape
     q = [[math.exp(scores[b, k] / 0.05) for b in range(rows)] for k in range(prototypes)]
     total = sum(map(sum, q))
@@ -57,15 +57,15 @@ def slow_codes(scores, batch):
 @pytest.mark.parametrize(("rows", "prototypes"), [(1, 1), (3, 7), (12, 5)])
 def test_codes(rows, prototypes):
     scores = torch.rand(rows, prototypes, dtype=torch.float64, generator=torch.manual_seed(rows)) * 2 - 1
-    codes = balanced_codes(scores)
-    np.testing.assert_allclose(codes, slow_codes(scores.numpy(), rows), rtol=1e-10)
-    np.testing.assert_allclose(codes.sum(1), 1, rtol=1e-12)
+    assignments = balanced_assignments(scores)
+    np.testing.assert_allclose(assignments, slow_assignments(scores.numpy(), rows), rtol=1e-10)
+    np.testing.assert_allclose(assignments.sum(1), 1, rtol=1e-12)
 
 
 def test_codes_of_half_precision_do_not_overflow():
-    codes = balanced_codes(torch.eye(4, dtype=torch.float16))
-    assert codes.dtype == torch.float32
-    np.testing.assert_allclose(codes, np.eye(4), atol=1e-6)
+    assignments = balanced_assignments(torch.eye(4, dtype=torch.float16))
+    assert assignments.dtype == torch.float32
+    np.testing.assert_allclose(assignments, np.eye(4), atol=1e-6)
 
 
 def test_codes_with_a_queue_that_fills():
@@ -80,10 +80,10 @@ def test_codes_with_a_queue_that_fills():
             scores = features @ prototypes.T
             used = kept[crop] @ prototypes.numpy().T if kept[crop][-1].any() else np.zeros((0, 5))
             assert queue.filled(crop) == (step >= 2)
-            codes = codes_of_crop(scores, crop, queue, prototypes)
+            assignments = assignments_of_crop(scores, crop, queue, prototypes)
             queue.push(crop, features)
             np.testing.assert_allclose(
-                codes, slow_codes(np.concatenate((used, scores.numpy())), 4), rtol=2e-4, atol=1e-7
+                assignments, slow_assignments(np.concatenate((used, scores.numpy())), 4), rtol=2e-4, atol=1e-7
             )
             kept[crop] = np.concatenate((features.numpy(), kept[crop][:4]))
             np.testing.assert_array_equal(queue.features[crop], kept[crop])
@@ -147,42 +147,44 @@ def test_grids_show_the_same_place():
 # --- losses
 
 
-def slow_cross_entropy(code, scores):
+def slow_cross_entropy(assignment, scores):
     total = 0.0
-    for q, row in zip(code.tolist(), scores.tolist(), strict=True):
+    for q, row in zip(assignment.tolist(), scores.tolist(), strict=True):
         highest = max(row)
         log_sum = highest / 0.1 + math.log(sum(math.exp((s - highest) / 0.1) for s in row))
         total -= sum(share * (s / 0.1 - log_sum) for share, s in zip(q, row, strict=True))
-    return total / len(code)
+    return total / len(assignment)
 
 
 @pytest.fixture
 def views():
     generator = torch.manual_seed(3)
     scores = [torch.rand(4, 6, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(5)]
-    codes = [torch.rand(4, 6, dtype=torch.float64, generator=generator).softmax(1) for _ in range(2)]
-    return codes, scores
+    assignments = [torch.rand(4, 6, dtype=torch.float64, generator=generator).softmax(1) for _ in range(2)]
+    return assignments, scores
 
 
 def test_image_loss_and_its_gradient(views):
-    codes, scores = views
+    assignments, scores = views
     expected = (
-        sum(slow_cross_entropy(codes[i], scores[v]) / 4 for i in (0, 1) for v in range(5) if v != i) / 2
+        sum(slow_cross_entropy(assignments[i], scores[v]) / 4 for i in (0, 1) for v in range(5) if v != i) / 2
     )
-    loss = losses.image_to_image(codes, scores)
+    loss = losses.image_to_image(assignments, scores)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     loss.backward()
-    # Softmax minus code, over temperature, batch, the four other views and two codes.
+    # Softmax minus assignment, over temperature, batch, the four other views and two assignments.
     for v, view in enumerate(scores):
-        against = [code for i, code in enumerate(codes) if i != v]
-        expected = sum((view / 0.1).softmax(1) - code for code in against) / 0.1 / 4 / 4 / 2
+        against = [assignment for i, assignment in enumerate(assignments) if i != v]
+        expected = sum((view / 0.1).softmax(1) - assignment for assignment in against) / 0.1 / 4 / 4 / 2
         torch.testing.assert_close(view.grad, expected.detach(), rtol=1e-10, atol=1e-14)
 
 
 def test_shallow_loss_takes_the_code_of_the_other_crop(views):
-    codes, scores = views
-    loss = losses.deep_to_shallow(codes, scores[:2])
-    expected = (slow_cross_entropy(codes[0], scores[1]) + slow_cross_entropy(codes[1], scores[0])) / 2
+    assignments, scores = views
+    loss = losses.deep_to_shallow(assignments, scores[:2])
+    expected = (
+        slow_cross_entropy(assignments[0], scores[1]) + slow_cross_entropy(assignments[1], scores[0])
+    ) / 2
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 

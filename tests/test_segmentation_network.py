@@ -13,7 +13,7 @@ from imagenets.common.errors import InputError
 from imagenets.learning.engine.full_size import label_map, reduced_size
 from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
 from imagenets.learning.finetuning.recipes import Values, values_of
-from imagenets.learning.finetuning.run import Request, chosen_values
+from imagenets.learning.finetuning.run import FineTuneRequest, chosen_values
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.segmentation_network import PASS, SEMI, SegmentationNetwork, read_saved
 from imagenets.learning.processes import Processes
@@ -395,6 +395,6 @@ def test_values_of_fine_tuning_in_pass():
 )
 def test_given_values_take_others_along(recipe, given, expected, tmp_path):
     """With the batch the rate, with the epochs the warm-up, and with PASS's rate its last one."""
-    request = Request(tmp_path, MODES["50"], recipe, "resnet18", None, tmp_path, given)
+    request = FineTuneRequest(tmp_path, MODES["50"], recipe, "resnet18", None, tmp_path, given)
     values = chosen_values(request)
     assert {name: getattr(values, name) for name in expected} == pytest.approx(expected)

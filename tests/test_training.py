@@ -20,7 +20,7 @@ from torch import nn
 from imagenets.common.errors import InputError
 from imagenets.learning.processes import Processes, join, synchronised
 from imagenets.learning.training import loop
-from imagenets.learning.training.loop import Job, train
+from imagenets.learning.training.loop import TrainingJob, train
 from imagenets.learning.training.optimisers import (
     Lars,
     cosine,
@@ -28,7 +28,7 @@ from imagenets.learning.training.optimisers import (
     set_rate,
     warm_up_and_cosine,
 )
-from imagenets.learning.training.order import Moment, Plan, seed_network
+from imagenets.learning.training.order import Plan, StepIndex, seed_network
 from imagenets.learning.training.run_files import RunFolder, curves_figure, opened_run
 
 TIMEOUT = 120  # seconds, far above what a run takes
@@ -114,8 +114,8 @@ def test_a_last_batch_is_filled_from_the_epochs_beginning():
 
 def test_a_plan_goes_on_where_it_stopped():
     plan = Plan(23, 4, 3, 0, True)
-    everything = [(moment, share.tolist()) for moment, share in plan.after(0, 0)]
-    assert [moment.update for moment, _ in everything] == list(range(18))
+    everything = [(at, share.tolist()) for at, share in plan.after(0, 0)]
+    assert [at.update for at, _ in everything] == list(range(18))
     assert [(m, s.tolist()) for m, s in plan.after(1, 4)] == everything[10:]
 
 
@@ -285,7 +285,7 @@ def test_dropout_is_drawn_anew_for_each_part_of_each_step_in_each_process():
     """Each number that tells a part of a step counts."""
     seeds = set()
     for seed, epoch, step, part, rank in np.ndindex(2, 3, 3, 2, 2):
-        seed_network(seed, Moment(epoch, step, part, 3 * epoch + step), rank)
+        seed_network(seed, StepIndex(epoch, step, part, 3 * epoch + step), rank)
         seeds.add(torch.initial_seed())
     assert len(seeds) == 2 * 3 * 3 * 2 * 2
 
@@ -309,16 +309,16 @@ def told(folder, accumulate, stop_before=None, broken=None, save_every=0.0):
     weight = nn.Parameter(torch.zeros(1))
     plan = Plan(10, 4, 3, 7, True, accumulate)
 
-    def loss_of(batch, moment):
-        if moment.update == stop_before and moment.part == accumulate - 1:
+    def loss_of(batch, at):
+        if at.update == stop_before and at.part == accumulate - 1:
             raise StopError
         loss = batch.tensors[0].mean() + 0 * weight.sum()
-        if (moment.update, moment.part) == broken:
+        if (at.update, at.part) == broken:
             loss = loss / 0
-        return {"loss": loss, "update": torch.tensor(float(moment.update))}
+        return {"loss": loss, "update": torch.tensor(float(at.update))}
 
-    job = Job(
-        nn.Identity(), torch.optim.SGD([weight], lr=1.0), loss_of, lambda moment: 0.5 ** (1 + moment.update),
+    job = TrainingJob(
+        nn.Identity(), torch.optim.SGD([weight], lr=1.0), loss_of, lambda at: 0.5 ** (1 + at.update),
         lambda: {"weight": weight.detach()}, lambda state: None, {}, scores=lambda epoch: {"scored": epoch},
     )  # fmt: skip
     with opened_run(folder, {}, ALONE) as run:
@@ -358,9 +358,9 @@ def test_the_state_within_an_epoch_is_saved_when_it_is_time(tmp_path):
     weight = nn.Parameter(torch.zeros(1))
     for every, within in ((0.0, True), (1e9, False)):
         saved.clear()
-        job = Job(
-            nn.Identity(), torch.optim.SGD([weight], lr=1.0), lambda batch, moment: {"loss": weight.sum()},
-            lambda moment: 1.0, dict, lambda state: None, {},
+        job = TrainingJob(
+            nn.Identity(), torch.optim.SGD([weight], lr=1.0), lambda batch, at: {"loss": weight.sum()},
+            lambda at: 1.0, dict, lambda state: None, {},
         )  # fmt: skip
         train(
             job, Numbers(), Plan(10, 4, 2, 7, True), Kept(tmp_path, {}, ALONE, is_new=True), save_every=every
@@ -392,8 +392,8 @@ def test_stopped_while_it_scores_it_goes_on_with_the_scores(tmp_path):
     weight = nn.Parameter(torch.zeros(1))
     updates, stopping = [], [True]
 
-    def loss_of(batch, moment):
-        updates.append(moment.update)
+    def loss_of(batch, at):
+        updates.append(at.update)
         return {"loss": batch.tensors[0].mean() + weight.sum()}
 
     def scores(epoch):
@@ -404,8 +404,8 @@ def test_stopped_while_it_scores_it_goes_on_with_the_scores(tmp_path):
     def load(state):
         weight.data.copy_(state["weight"])
 
-    job = Job(
-        nn.Identity(), torch.optim.SGD([weight], lr=1.0), loss_of, lambda moment: 1.0,
+    job = TrainingJob(
+        nn.Identity(), torch.optim.SGD([weight], lr=1.0), loss_of, lambda at: 1.0,
         lambda: {"weight": weight.detach().clone()}, load, {}, scores=scores, scores_take_long=lambda _: True,
     )  # fmt: skip
     plan = Plan(8, 4, 2, 7, True)

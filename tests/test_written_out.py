@@ -22,7 +22,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, grid_sample, i
 from imagenets.classes import MODES
 from imagenets.common.progress import no_bar
 from imagenets.learning.finetuning import run as finetuning
-from imagenets.learning.finetuning.pairs import Augmented, Pairs, list_pairs
+from imagenets.learning.finetuning.pairs import Augmented, TrainingPairs, list_pairs
 from imagenets.learning.networks.segmentation_network import PASS, SEMI
 from imagenets.learning.pass_method import runs
 from imagenets.learning.pass_method.crops import CropReader, CropSettings
@@ -30,7 +30,7 @@ from imagenets.learning.pass_method.recipes import PUBLISHED_ATTENTION, PUBLISHE
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.augmentation import Colours
 from imagenets.learning.training.loop import train
-from imagenets.learning.training.order import Moment, Plan, seed_network
+from imagenets.learning.training.order import Plan, StepIndex, seed_network
 from imagenets.masks import decode_mask
 
 timm = pytest.importorskip("timm")
@@ -153,7 +153,7 @@ def save(tmp_path_factory):
 def request(save, output, recipe, backbone, **given):
     masks = save / "ImageNetS50/train-segmentation" if recipe == PASS else None
     values = {"batch": 4, "crop": 64, "epochs": 20, "lr": 0.002} | given
-    return finetuning.Request(
+    return finetuning.FineTuneRequest(
         save,
         MODES["50"],
         recipe,
@@ -214,7 +214,7 @@ def test_semi_supervised_fine_tuning_is_this_loop(save, tmp_path, monkeypatch):
         optimiser.zero_grad()
         for part, indices in enumerate((batch[:2], batch[2:])):
             pictures, masks = pictures_and_masks(reader, epoch, indices)
-            seed_network(0, Moment(epoch, step, part, update), 0)
+            seed_network(0, StepIndex(epoch, step, part, update), 0)
             logits = interpolate(logits_of(normalised(pictures)), scale_factor=2, mode="bilinear")
             loss = cross_entropy(logits, masks[:, ::8, ::8], ignore_index=1000)
             (loss / 2).backward()
@@ -289,7 +289,7 @@ def photos(tmp_path_factory):
 
 
 def of_pass(photos, output):
-    return runs.Request("50", "pass", *photos, output, workers=0, precision="float32")
+    return runs.PassRequest("50", "pass", *photos, output, workers=0, precision="float32")
 
 
 def image_head(channels):
@@ -468,7 +468,7 @@ def test_the_attentions_training_is_this_loop(photos, tmp_path, monkeypatch):
     assert_moved_alike(recorded.start, network.state_dict(), recorded.weights, noise)
 
 
-# --- rates: of each recipe as it is published, at a moment of each kind
+# --- rates: of each recipe as it is published, at a step of each kind
 
 
 class Rates:
@@ -481,16 +481,16 @@ class Rates:
         self.job, self.plan, self.reader = job, plan, reader
 
     def at(self, epoch, step):
-        """At a step, by the moment that the plan gives it."""
-        moment, _ = next(self.plan.after(epoch, step))
-        assert (moment.epoch, moment.step, moment.part) == (epoch, step, 0)
-        return self.job.rate(moment)
+        """At a step, by the index that the plan yields."""
+        at, _ = next(self.plan.after(epoch, step))
+        assert (at.epoch, at.step, at.part) == (epoch, step, 0)
+        return self.job.rate(at)
 
 
 def many_pairs(count, recipe, monkeypatch):
     """As if so many images were there."""
     names = np.array([f"n0/{number}.JPEG".encode() for number in range(count)])
-    pairs = Pairs(None, None, names, 50, recipe)
+    pairs = TrainingPairs(None, None, names, 50, recipe)
     monkeypatch.setattr(finetuning, "list_pairs", lambda *_: pairs)
 
 
@@ -498,7 +498,7 @@ def test_rates_of_semi_supervised_fine_tuning(tmp_path, monkeypatch):
     """919: 9,190 images in batches of 256 are 36 steps an epoch, the last one smaller; warm-up 5 epochs."""
     rates = Rates(monkeypatch, finetuning)
     many_pairs(9190, SEMI, monkeypatch)
-    asked = finetuning.Request(
+    asked = finetuning.FineTuneRequest(
         tmp_path, MODES["919"], SEMI, "vit_small_patch16_224", None, tmp_path / "run", {}
     )
     finetuning.fine_tune(asked, ALONE, no_bar, print)
@@ -554,7 +554,7 @@ def test_rates_of_pass(recipe, tmp_path, monkeypatch):
     rates = Rates(monkeypatch, module)
     if recipe == "fine-tuning":
         many_pairs(64_431, PASS, monkeypatch)
-        asked = finetuning.Request(
+        asked = finetuning.FineTuneRequest(
             tmp_path, MODES["50"], PASS, "resnet18", None, tmp_path / "run", {}, masks=tmp_path
         )
         finetuning.fine_tune(asked, ALONE, no_bar, print)

@@ -31,7 +31,7 @@ def listed(problems: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def counted(number: int, noun: str) -> str:
+def quantity(number: int, noun: str) -> str:
     """Write ``1 thing`` or ``2 things``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -39,4 +39,4 @@ def counted(number: int, noun: str) -> str:
 def refuse(problems: Sequence[str], what: str = "mask") -> None:
     """Raise InputError that says how many of ``what`` cannot be used and lists the first; nothing if none."""
     if problems:
-        raise InputError(f"{counted(len(problems), what)} cannot be used:\n{listed(problems)}", problems)
+        raise InputError(f"{quantity(len(problems), what)} cannot be used:\n{listed(problems)}", problems)

@@ -18,7 +18,7 @@ from pathlib import Path
 from imagenets.classes import MODES
 from imagenets.common.disk_space import check_room, on_disk, readable
 from imagenets.common.download import discard, download, leftovers, places
-from imagenets.common.errors import InputError, counted, listed
+from imagenets.common.errors import InputError, listed, quantity
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, Warn, no_bar, no_warning
 from imagenets.common.zip_files import BROKEN_ZIP, read_member
@@ -84,7 +84,7 @@ def put_annotations(
     lacking = _lacking(masks, root, archive)
     if lacking or _left_behind(root, masks.mode) or is_there(save / LOCK):
         if lacking and archive is not None:
-            with _opened(archive) as opened:  # refused before anything is written
+            with _open_archive(archive) as opened:  # refused before anything is written
                 _select(opened, archive, masks, no_warning)
         save.mkdir(parents=True, exist_ok=True)
         with locked(save / LOCK):
@@ -150,7 +150,7 @@ def _lacking(masks: MaskList, root: Path, archive: Path | None) -> dict[str, set
                 lacking[name] = absent
     if problems:
         raise InputError(
-            f"{counted(len(problems), 'thing')} in the way; nothing was written. "
+            f"{quantity(len(problems), 'thing')} in the way; nothing was written. "
             f"Move them away and run this again:\n{listed(problems)}"
         )
     # Validation comes last: where it is, the archive of that run had no masks for train-semi.
@@ -226,7 +226,7 @@ def _extract(
 ) -> None:
     """Unpack into a staging folder; rename each mask folder when it is whole, or the masks that one lacks."""
     staging = root / STAGING
-    with _opened(path) as archive:
+    with _open_archive(path) as archive:
         selected = {
             name: {mask: info for mask, info in members.items() if mask in lacking[name]}
             for name, members in _select(archive, path, masks, warn).items()
@@ -263,7 +263,7 @@ def _refuse_large(infos: Iterable[zipfile.ZipInfo], path: Path) -> None:
     ]
     if large:
         raise _RefusedArchiveError(
-            f"{path}: {counted(len(large), 'mask')} of more than {readable(MAX_MASK_BYTES)}, which no mask "
+            f"{path}: {quantity(len(large), 'mask')} of more than {readable(MAX_MASK_BYTES)}, which no mask "
             f"needs; nothing was unpacked:\n{listed(large)}"
         )
 
@@ -308,7 +308,7 @@ def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Pat
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
     except BROKEN_ZIP as error:
@@ -370,6 +370,6 @@ def _refuse_hostile(archive: zipfile.ZipFile, path: Path) -> None:
     ]
     if hostile:
         raise _RefusedArchiveError(
-            f"{path}: refused, {counted(len(hostile), 'member')} with an absolute path, '..' or a drive "
+            f"{path}: refused, {quantity(len(hostile), 'member')} with an absolute path, '..' or a drive "
             f"letter, or no regular file:\n{listed(hostile)}"
         )

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from imagenets.classes import MERGED, MODES
 from imagenets.common.disk_space import check_room, on_disk
-from imagenets.common.errors import InputError, counted, listed
+from imagenets.common.errors import InputError, listed, quantity
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.zip_files import BROKEN_ZIP, read_member
@@ -280,7 +280,7 @@ class _Todo:
             problems.append(f"{staging}: the run needs this name for a folder of its own")
         if problems:
             raise InputError(
-                f"{counted(len(problems), 'thing')} in the way; nothing was written. "
+                f"{quantity(len(problems), 'thing')} in the way; nothing was written. "
                 f"Move them away, or choose another folder:\n{listed(problems)}"
             )
         return cls(plan, root, folders, links, copies, staged=staging.exists())
@@ -295,7 +295,7 @@ class _Todo:
 
     def do(self, workers: int, show: Show) -> None:
         """Make what is left, except rows of shards; files are staged in a folder and renamed when whole."""
-        jobs = self._jobs()
+        jobs = self._copy_tasks()
         filled = {job.folder for job in jobs}
         for folder in self.folders:
             if str(folder) not in filled:
@@ -319,7 +319,7 @@ class _Todo:
         finally:
             shutil.rmtree(staging)
 
-    def _jobs(self) -> list[_Job]:
+    def _copy_tasks(self) -> list[_CopyTask]:
         """Share out the copies: class folders that are not there yet as a whole, else a few files each."""
         by_folder: dict[str, list[tuple[SourceImage, str]]] = {}
         for image, target in self.copies:
@@ -331,9 +331,9 @@ class _Todo:
         jobs = []
         for folder, copies in by_folder.items():
             if folder in new:
-                jobs.append(_Job(folder, copies))
+                jobs.append(_CopyTask(folder, copies))
             else:
-                jobs += [_Job(None, copies[i : i + BATCH]) for i in range(0, len(copies), BATCH)]
+                jobs += [_CopyTask(None, copies[i : i + BATCH]) for i in range(0, len(copies), BATCH)]
         return jobs
 
     def summary(self) -> list[Done]:
@@ -389,7 +389,7 @@ def _wrong_copy(entry: os.DirEntry[str], image: SourceImage) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _CopyTask:
     """Copies that one thread makes: all of a new folder, which appears whole, or some of an old one."""
 
     folder: str | None

@@ -52,7 +52,7 @@ class Shards:
         Raises InputError, which names the shard, when it is damaged or lacks names.
         """
         for path in self.paths:
-            with _opened(path) as shard:
+            with _open_shard(path) as shard:
                 groups = _row_groups(path, shard)
                 sizes = np.repeat([group.size for group in groups], [group.rows for group in groups])
                 for row, name in enumerate(_names(path, shard)):
@@ -183,7 +183,7 @@ def read_rows(path: str, rows: Sequence[int]) -> Iterator[tuple[int, bytes]]:
 
     Raises InputError, which names the shard, when it is damaged or a row has no file.
     """
-    with _opened(Path(path)) as shard:
+    with _open_shard(Path(path)) as shard:
         groups = _row_groups(Path(path), shard)
         starts = np.cumsum([0, *(group.rows for group in groups)])
         wanted = np.asarray(rows, np.int64)
@@ -222,7 +222,7 @@ def _read_group(
 
 def largest_row_group(path: str) -> int:
     """Bytes that the images of a shard's largest row group take, read from its footer."""
-    with _opened(Path(path)) as shard:
+    with _open_shard(Path(path)) as shard:
         return max((group.rows * group.size for group in _row_groups(Path(path), shard)), default=0)
 
 
@@ -275,7 +275,7 @@ def _add_once(images: dict[str, SourceImage], name: str, image: SourceImage) -> 
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ParquetFile]:
+def _open_shard(path: Path) -> Iterator[ParquetFile]:
     """Open a shard as pyarrow's ParquetFile. Raises InputError when it is none."""
     try:
         import pyarrow.parquet

@@ -91,7 +91,7 @@ def holds(path: Path, part: str) -> bool:
 
 def _members(path: Path, part: str) -> Iterator[tuple[str, SourceImage]]:
     """Names below ``part``, train or val, and places of the images in a ZIP."""
-    archive = _opened(path)
+    archive = _open_zip(path)
     prefix = f"{ROOT}/{part}/"
     for info in archive.infolist():
         if info.filename.startswith(prefix) and is_image(info.filename.rpartition("/")[2]):
@@ -100,7 +100,7 @@ def _members(path: Path, part: str) -> Iterator[tuple[str, SourceImage]]:
 
 
 @lru_cache(maxsize=1)
-def _opened(path: Path) -> zipfile.ZipFile:
+def _open_zip(path: Path) -> zipfile.ZipFile:
     """Open the ZIP and read its index, once: it has two million entries."""
     try:
         archive = zipfile.ZipFile(path)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from imagenets.classes import MAX_LABEL
-from imagenets.common.errors import InputError, counted, listed
+from imagenets.common.errors import InputError, listed, quantity
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.workers import process_map
@@ -77,7 +77,7 @@ def _write_all(pairs: Pairs, drawing: Drawing, out: Path, workers: int, show: Sh
                 advance(1)
         if problems:
             raise InputError(
-                f"{counted(len(problems), 'image')} cannot be drawn:\n{listed(problems)}", problems
+                f"{quantity(len(problems), 'image')} cannot be drawn:\n{listed(problems)}", problems
             )
         for name in pairs.names:
             (out / name).parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagenets.common.errors import InputError, counted
+from imagenets.common.errors import InputError, quantity
 from imagenets.scoring.metrics import SCORES
 from imagenets.scoring.protocols import PROTOCOLS
 
@@ -102,7 +102,7 @@ def refuse_unlike(files: Sequence[ScoreFile]) -> None:
         differences = _difference("images", [file.images_sha256 for file in files], files)
     if differences:
         raise InputError(
-            f"{counted(len(files), 'score file')} cannot stand in one table; score the same images in the "
+            f"{quantity(len(files), 'score file')} cannot stand in one table; score the same images in the "
             "same mode, with one version of the toolbox:\n" + "\n".join(differences)
         )
 

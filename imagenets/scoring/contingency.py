@@ -128,11 +128,11 @@ class PairChunks:
     def __getitem__(self, index: int) -> Chunk:
         """Decode and count one chunk."""
         images = self.chunks[index]
-        counted = [_count_files(self.pairs, image) for image in images]
+        results = [_count_files(self.pairs, image) for image in images]
         # A few arrays for all images together: to hand over some for each takes longer than to join them.
-        rows = _rows_of(images, [counts for counts, _, _ in counted])
-        problems = [problem for _, _, found in counted for problem in found]
-        return Chunk([rows], [largest for _, largest, _ in counted], problems)
+        rows = _rows_of(images, [counts for counts, _, _ in results])
+        problems = [problem for _, _, found in results for problem in found]
+        return Chunk([rows], [largest for _, largest, _ in results], problems)
 
 
 def _count_files(pairs: Pairs, image: int) -> tuple[np.ndarray, int, list[str]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from imagenets.class_ids import find_wnids
 from imagenets.classes import BACKGROUND, IGNORE, MODES, Mode
-from imagenets.common.errors import InputError, counted, refuse
+from imagenets.common.errors import InputError, quantity, refuse
 from imagenets.common.folders import files_by_class, subfolders
 from imagenets.common.progress import Show, Warn, no_bar, no_warning
 from imagenets.lists import categories_at_hand, own_lists
@@ -117,7 +117,7 @@ def _warn_of_number(request: CountRequest, masks: int, warn: Warn) -> None:
     warn_of_number(request.gt_dir, masks, request.mode, warn)
     stray = stray_masks(request.gt_dir)
     if stray:
-        warn(f"{request.gt_dir}: {counted(stray, 'mask')} not in <gt-dir>/<wnid>/<name>.png: not scored")
+        warn(f"{request.gt_dir}: {quantity(stray, 'mask')} not in <gt-dir>/<wnid>/<name>.png: not scored")
 
 
 def refuse_other_mode(gt_dir: Path, mode: Mode) -> None:

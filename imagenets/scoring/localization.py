@@ -397,14 +397,14 @@ def _shape_problem(
 
 def _score(attribution: np.ndarray, labels: np.ndarray, class_id: int, settings: Settings) -> Scores | None:
     target, void = target_mask(labels, class_id)
-    counted = ~void
-    inside = target[counted]
+    scored = ~void
+    inside = target[scored]
     if not inside.any():
         return None
-    values = attribution[counted]
+    values = attribution[scored]
     near = inside
     if settings.tolerance:
-        near = (ndimage.distance_transform_edt(~target) <= settings.tolerance)[counted]
+        near = (ndimage.distance_transform_edt(~target) <= settings.tolerance)[scored]
     ranking = rank_pixels(values, inside)
     scaled = scale_to_unit(values)
     cuts = (scaled.mean(), otsu_threshold(scaled))
@@ -446,7 +446,7 @@ def evaluate_maps(
     maps, missing = find_maps(pairs.predict_dir, pairs.names)
     refuse(missing, "file")  # before the long work
     jobs = [
-        _Job(pairs.gt_dir / name, file, class_ids[name.partition("/")[0]])
+        _ImageFiles(pairs.gt_dir / name, file, class_ids[name.partition("/")[0]])
         for name, file in zip(pairs.names, maps, strict=True)
     ]
     task = _ScoreFile(settings, max(class_ids.values()), resize, geometry)
@@ -461,7 +461,7 @@ def evaluate_maps(
     return _averaged(pairs.names, results, settings, geometry)
 
 
-class _Job(NamedTuple):
+class _ImageFiles(NamedTuple):
     mask: Path
     attribution: MapFile
     class_id: int
@@ -488,7 +488,7 @@ class _ScoreFile:
     resize: bool
     geometry: Geometry | None
 
-    def __call__(self, job: _Job) -> _Scored:
+    def __call__(self, job: _ImageFiles) -> _Scored:
         problems = []
         labels = attribution = None
         try:
@@ -507,7 +507,7 @@ class _ScoreFile:
             return _Scored(problems=problems)
         return self._scored(job, labels, attribution)
 
-    def _scored(self, job: _Job, labels: np.ndarray, attribution: np.ndarray) -> _Scored:
+    def _scored(self, job: _ImageFiles, labels: np.ndarray, attribution: np.ndarray) -> _Scored:
         shape = attribution.shape
         of_image = shape == labels.shape
         try:
@@ -613,11 +613,11 @@ def localization_intervals(result: Localization, resamples: int, seed: int) -> B
     """
     table = _Table.of(result.by_image)
     there = ~np.isnan(table.images)
-    values, counted = np.where(there, table.images, 0), there.astype(np.float64)
+    values, defined = np.where(there, table.images, 0), there.astype(np.float64)
     scores: dict[str, list[float]] = {name: [] for name in SCORES}
     for drawn in drawn_images(len(values), resamples, seed):
         times = np.bincount(drawn, minlength=len(values))
-        count = times @ counted
+        count = times @ defined
         means = np.where(count > 0, times @ values / np.maximum(count, 1), math.nan)
         named, _ = _named(means, np.tensordot(times, table.two_class, axes=1))
         for name, score in named.items():

@@ -136,10 +136,10 @@ def parse_matching(content: bytes, classes: int, where: str) -> dict[int, int]:
     Raises InputError as ``read_matching`` does; ``where`` names the file in messages.
     """
     try:
-        pairs = json.loads(content.decode(), object_pairs_hook=_Pairs)
+        pairs = json.loads(content.decode(), object_pairs_hook=_Entries)
     except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
         raise InputError(f"{where}: not JSON ({error}); run match.py again") from error
-    if not isinstance(pairs, _Pairs) or not pairs:
+    if not isinstance(pairs, _Entries) or not pairs:
         raise InputError(f'{where}: not a matching; it must look like {{"0": 0, "1": 17, …}}')
     problems = [problem for key, value in pairs if (problem := _entry_problem(key, value, classes))]
     if problems:
@@ -152,7 +152,7 @@ def parse_matching(content: bytes, classes: int, where: str) -> dict[int, int]:
     return matching
 
 
-class _Pairs(list[tuple[str, Any]]):
+class _Entries(list[tuple[str, Any]]):
     """A JSON object as the list of its pairs, so that a key that stands twice is seen."""
 
 

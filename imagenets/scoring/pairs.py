@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenets.common.errors import InputError, counted, listed
+from imagenets.common.errors import InputError, listed, quantity
 from imagenets.common.folders import files_by_class, visible
 
 # A line of an official list, ``n1/a.JPEG n2/a.png`` or ``n1/a.JPEG n2/a.JPEG``: the right one counts.
@@ -96,7 +96,7 @@ def _refuse_other_endings(pairs: Pairs) -> None:
         cure = "evaluation/convert_masks.py converts .npy and grayscale PNGs"
     raise InputError(
         f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths, but "
-        f"{counted(len(others), 'file')} of another ending, such as {first}; {cure}"
+        f"{quantity(len(others), 'file')} of another ending, such as {first}; {cure}"
     )
 
 
@@ -137,9 +137,9 @@ def read_names(path: Path) -> list[str]:
     names = [name for _, name in numbered]
     if not names:
         raise InputError(f"{path}: no names there; give one <wnid>/<name>.png a line")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise InputError(f"{path}: {len(twice)} names stand there more than once:\n{listed(twice)}")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(f"{path}: {len(repeated)} names stand there more than once:\n{listed(repeated)}")
     return names
 
 

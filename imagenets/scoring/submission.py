@@ -22,7 +22,7 @@ from PIL import Image
 
 from imagenets.classes import MODES
 from imagenets.common.disk_space import readable
-from imagenets.common.errors import InputError, counted, listed, refuse
+from imagenets.common.errors import InputError, listed, quantity, refuse
 from imagenets.common.folders import files_by_class, visible
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_file
@@ -135,7 +135,7 @@ class ArchiveSource:
     def __init__(self, path: Path) -> None:
         """Take an archive that exists."""
         self.path = path
-        self._opened: tuple[int, zipfile.ZipFile] | None = None
+        self._archive: tuple[int, zipfile.ZipFile] | None = None
 
     def where(self, name: str) -> str:
         """Name an entry in messages."""
@@ -158,14 +158,14 @@ class ArchiveSource:
 
     def archive(self) -> zipfile.ZipFile:
         """Open the archive, once in each process: forked ones would share one place in the file."""
-        if self._opened is None or self._opened[0] != os.getpid():
+        if self._archive is None or self._archive[0] != os.getpid():
             try:
-                self._opened = (os.getpid(), zipfile.ZipFile(self.path))
+                self._archive = (os.getpid(), zipfile.ZipFile(self.path))
             except BROKEN_ZIP as error:
                 if isinstance(error, OSError) and error.filename:
                     raise
                 raise InputError(f"{self.path}: no whole ZIP archive ({error}); pack it again") from error
-        return self._opened[1]
+        return self._archive[1]
 
 
 class Checked(NamedTuple):
@@ -378,7 +378,7 @@ def check_submission(
             _collect(chunk, found, unreadable)
             problems += [problem.removeprefix(prefix) for problem in found]
     if problems:
-        raise InputError(f"{path}: {counted(len(problems), 'problem')}:\n{listed(problems)}", problems)
+        raise InputError(f"{path}: {quantity(len(problems), 'problem')}:\n{listed(problems)}", problems)
     return ArchiveReport(len(predictions), matching, unreadable, method["Training scheme"])
 
 

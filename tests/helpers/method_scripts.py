@@ -41,7 +41,7 @@ def child(script, arguments, environment, said, fault=None):
     sys.argv = [f"{script}.py", *arguments]
     if fault is not None:
         faults.arm(*fault)
-    run(MAINS[script], goes_on=True, on_all_ranks=True)
+    run(MAINS[script], resumes=True, on_all_ranks=True)
 
 
 def stuck(environment, said, at_work):
@@ -58,4 +58,4 @@ def stuck(environment, said, at_work):
             at_work.touch()
             processes.sum(torch.zeros(1))
 
-    run(main, goes_on=True, on_all_ranks=True)
+    run(main, resumes=True, on_all_ranks=True)

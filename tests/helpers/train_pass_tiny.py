@@ -16,7 +16,7 @@ from imagenets.common.progress import no_bar
 from imagenets.learning.pass_method import runs
 from imagenets.learning.pass_method.crops import CropSettings
 from imagenets.learning.pass_method.recipes import SMALL_ATTENTION, SMALL_PRETRAINING
-from imagenets.learning.pass_method.runs import Request, Talk, pretrain, train_attention
+from imagenets.learning.pass_method.runs import PassRequest, Talk, pretrain, train_attention
 from imagenets.learning.processes import started
 from imagenets.learning.training.augmentation import PUBLISHED_COLOURS
 
@@ -42,7 +42,7 @@ ATTENTION = replace(SMALL_ATTENTION, epochs=2, batch=8, large=PRETRAINING.large,
 
 def request(images, output):
     names = sorted(f"{path.parent.name}/{path.name}" for path in images.glob("*/*.JPEG"))
-    return Request("50", "small", images, names, output, workers=0, precision="float32")
+    return PassRequest("50", "small", images, names, output, workers=0, precision="float32")
 
 
 def without_batch_norms(patch):

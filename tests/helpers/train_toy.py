@@ -71,8 +71,8 @@ def main(argv=None):
         joined = distributed.join(network, processes)
         optimiser = Lars(network.parameters(), lr=1.0, weight_decay=1e-4, trust=0.1)
 
-        def loss_of(batch, moment):
-            if moment.update == options.kill_at:
+        def loss_of(batch, at):
+            if at.update == options.kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             pictures, labels = batch.tensors
             loss = cross_entropy(joined(pictures), labels)
@@ -80,7 +80,7 @@ def main(argv=None):
                 loss = loss * float("nan")
             return {"loss": loss, "shift": network[0].bias.abs().mean()}
 
-        job = loop.Job(
+        job = loop.TrainingJob(
             joined, optimiser, loss_of, lambda m: cosine(m.update / (3 * options.epochs), 1.0, 0.01),
             network.state_dict, network.load_state_dict, {"backbone": "toy"},
             scores=lambda epoch: {"mIoU": 7.0} if epoch % 2 == 0 else {},

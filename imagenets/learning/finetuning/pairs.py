@@ -26,7 +26,7 @@ _THREADS = 8
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TrainingPairs:
     """Images ``<wnid>/<name>`` below ``folder``, with a mask each below ``masks``, sorted by path.
 
     ``names`` is an array of bytes: a million objects would be copied into every worker.
@@ -42,7 +42,7 @@ class Pairs:
         """Return the number of images."""
         return len(self.names)
 
-    def place(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """Give an image's ``<wnid>/<name>``."""
         return os.fsdecode(bytes(self.names[index]))
 
@@ -51,10 +51,10 @@ class Pairs:
 
         Raises InputError, naming the file, for other labels.
         """
-        return decode_mask(self.masks / mask_of(self.place(index)), self.classes)
+        return decode_mask(self.masks / mask_of(self.image_name(index)), self.classes)
 
 
-def list_pairs(save_dir: Path | None, mode: Mode, recipe: str, masks: Path | None) -> Pairs:
+def list_pairs(save_dir: Path | None, mode: Mode, recipe: str, masks: Path | None) -> TrainingPairs:
     """List what a recipe trains on, and refuse what does not fit, all at once, before the first step.
 
     Semi-supervised: train-semi and its masks; PASS: the images of ``train`` with the label maps in ``masks``.
@@ -71,13 +71,15 @@ def list_pairs(save_dir: Path | None, mode: Mode, recipe: str, masks: Path | Non
     images = image_files(folder)
     folder_ids(mode, folder, images)  # refuses what is no class
     check_pairs(folder, images, of_folder)
-    pairs = Pairs(folder, of_folder, np.array([os.fsencode(name) for name in images]), mode.classes, recipe)
+    pairs = TrainingPairs(
+        folder, of_folder, np.array([os.fsencode(name) for name in images]), mode.classes, recipe
+    )
     if recipe == SEMI:
         _check_labels(pairs)
     return pairs
 
 
-def _check_labels(pairs: Pairs) -> None:
+def _check_labels(pairs: TrainingPairs) -> None:
     def problem(index: int) -> str | None:
         try:
             pairs.mask(index)
@@ -100,7 +102,7 @@ class Augmented:
     Source: docs/methods.md, Augmentation.
     """
 
-    pairs: Pairs
+    pairs: TrainingPairs
     side: int
     smallest: float
     seed: int
@@ -108,7 +110,7 @@ class Augmented:
     def read(self, epoch: int, index: int) -> tuple[torch.Tensor, ...]:
         """Read one pair, in the augmentation of an epoch."""
         labels = self.pairs.mask(index)
-        image = read_image(self.pairs.folder / self.pairs.place(index), labels.shape)
+        image = read_image(self.pairs.folder / self.pairs.image_name(index), labels.shape)
         random = generator(self.seed, epoch, index)
         crop = random_crop(random, *image.size, (self.smallest, 1.0))
         picture = cropped(image, crop, self.side)
@@ -119,9 +121,9 @@ class Augmented:
 
     def name(self, index: int) -> str:
         """Name an image to the user."""
-        return str(self.pairs.folder / self.pairs.place(index))
+        return str(self.pairs.folder / self.pairs.image_name(index))
 
 
-def places(pairs: Pairs) -> Sequence[bytes]:
+def image_names(pairs: TrainingPairs) -> Sequence[bytes]:
     """Give the names of all images, for a digest."""
     return [bytes(name) for name in pairs.names]

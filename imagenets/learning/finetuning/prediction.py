@@ -103,7 +103,7 @@ class Validation:
         if self.images is None or not self.is_due(epochs, epoch):
             return {}
         images = self.images
-        counted = SegmentationScores(self.classes, boundary=False)
+        running_scores = SegmentationScores(self.classes, boundary=False)
 
         def count() -> None:
             running = Running(processes, workers=workers, precision=precision, show=self.show)
@@ -111,11 +111,11 @@ class Validation:
             for batch, labels in visit(images, step, reading, running, with_masks=True):
                 for of_one, shown, mask in zip(labels, batch.shown, batch.masks, strict=True):
                     whole = laid(of_one.numpy(), shown, mask.shape)
-                    counted.update(torch.from_numpy(whole), torch.from_numpy(mask.astype("int32")))
+                    running_scores.update(torch.from_numpy(whole), torch.from_numpy(mask.astype("int32")))
 
         same_buffers(network, processes)
         network.eval()
         processes.together(count)
         network.train()
-        scores = counted.compute()
+        scores = running_scores.compute()
         return {name: float(scores[name]) for name in ("mIoU", "FMeasure", "Acc")}

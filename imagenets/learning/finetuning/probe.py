@@ -31,9 +31,9 @@ from imagenets.learning.networks.precision import on_device
 from imagenets.learning.networks.segmentation_network import PROBE, SegmentationNetwork
 from imagenets.learning.processes import Processes, described, join
 from imagenets.learning.run_folder import made_by
-from imagenets.learning.training.loop import Job, train
+from imagenets.learning.training.loop import TrainingJob, train
 from imagenets.learning.training.optimisers import warm_up_and_cosine
-from imagenets.learning.training.order import Batch, Moment, Plan
+from imagenets.learning.training.order import Plan, StepIndex, TrainingBatch
 from imagenets.learning.training.run_files import RunFolder, Settings, opened_run, settings_text
 
 CODE = f"{ENGINE}, stored maps 1"  # raised by hand whenever stored maps change
@@ -136,7 +136,7 @@ class ProbeHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class Request:
+class ProbeRequest:
     """What the user asks for.
 
     ``checkpoint`` None leaves the network's weights random; ``weights`` is the copy in it, where it has
@@ -159,7 +159,7 @@ class Request:
     precision: str = "float32"
 
 
-def train_probe(request: Request, processes: Processes, show: Show, tell: Tell) -> None:
+def train_probe(request: ProbeRequest, processes: Processes, show: Show, tell: Tell) -> None:
     """Train a probe as requested, or go on with it; called in all processes.
 
     Writes ``last.pth``, a network for ``predict.py``, and in folders beside it the maps and the trainings.
@@ -191,7 +191,7 @@ def train_probe(request: Request, processes: Processes, show: Show, tell: Tell) 
         run.save({**_about(request, backbone), "model": network.weights()}, records, last=True)
 
 
-def _load(request: Request, tell: Tell) -> Backbone:
+def _load(request: ProbeRequest, tell: Tell) -> Backbone:
     torch.manual_seed(request.values.seed)
     backbone = make_backbone(request.backbone, output_stride=request.output_stride, layers=request.layers)
     if request.checkpoint is None:
@@ -208,7 +208,7 @@ def _with_epochs(values: Values, images: int) -> Values:
     return replace(values, epochs=max(_EPOCHS, -(-_FEWEST_STEPS // steps)))
 
 
-def _settings(request: Request, values: Values, images: Images, reading: Reading) -> Settings:
+def _settings(request: ProbeRequest, values: Values, images: Images, reading: Reading) -> Settings:
     """All that decides the weights, but for the number of processes and the machine."""
     weights = weights_digest(request.checkpoint, request.weights) if request.checkpoint else "random"
     stride = f"output stride {request.output_stride or 'its own'}"
@@ -233,7 +233,7 @@ def _settings(request: Request, values: Values, images: Images, reading: Reading
     }
 
 
-def _about(request: Request, backbone: Backbone) -> dict[str, Any]:
+def _about(request: ProbeRequest, backbone: Backbone) -> dict[str, Any]:
     """What ``predict.py`` has to know beside the weights."""
     return {
         "backbone": request.backbone,
@@ -251,7 +251,7 @@ def _about(request: Request, backbone: Backbone) -> dict[str, Any]:
 class _Trainer:
     """Trains probes on stored maps, each in a folder of its own in the run's."""
 
-    request: Request
+    request: ProbeRequest
     values: Values
     stored: StoredMaps
     names: Sequence[str]
@@ -292,7 +292,7 @@ class _Trainer:
         head.to(processes.device)
         joined = join(head, processes)
 
-        def loss_of(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
+        def loss_of(batch: TrainingBatch, at: StepIndex) -> dict[str, torch.Tensor]:
             rows, labels, grids, moments = batch.tensors
             return {"loss": probe_loss(joined(rows, grids, moments), labels, processes)}
 
@@ -303,7 +303,7 @@ class _Trainer:
 
         optimiser = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=values.weight_decay)
         reader = MapReader(self.stored, self.names, pictures, values.seed)
-        job = Job(
+        job = TrainingJob(
             joined, optimiser, loss_of, partial(_rate, values, rate, plan), head.state_dict,
             head.load_state_dict, {"recipe": PROBE}, scores=score,
         )  # fmt: skip
@@ -348,6 +348,6 @@ def held_out_score(head: ProbeHead, reader: MapReader, pictures: np.ndarray) -> 
     return float(100 * np.mean(hits[there] / union[there])) if there.any() else 0.0
 
 
-def _rate(values: Values, rate: float, plan: Plan, moment: Moment) -> float:
-    epoch = moment.epoch + moment.step / plan.steps
+def _rate(values: Values, rate: float, plan: Plan, at: StepIndex) -> float:
+    epoch = at.epoch + at.step / plan.steps
     return warm_up_and_cosine(epoch, plan.epochs, values.warm_up * plan.epochs, rate, 0.0)

@@ -13,7 +13,7 @@ from imagenets.classes import Mode
 from imagenets.common.errors import InputError
 from imagenets.common.progress import Show, no_bar
 from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
-from imagenets.learning.finetuning.pairs import Augmented, Pairs, list_pairs, places
+from imagenets.learning.finetuning.pairs import Augmented, TrainingPairs, image_names, list_pairs
 from imagenets.learning.finetuning.prediction import Validation
 from imagenets.learning.finetuning.recipes import Values, values_of
 from imagenets.learning.images import digest
@@ -29,16 +29,16 @@ from imagenets.learning.networks.segmentation_network import (
     kind_of,
 )
 from imagenets.learning.processes import Processes, described, join
-from imagenets.learning.training.loop import Job, train
+from imagenets.learning.training.loop import TrainingJob, train
 from imagenets.learning.training.optimisers import Lars, layer_decay_groups, warm_up_and_cosine
-from imagenets.learning.training.order import Batch, Moment, Plan
+from imagenets.learning.training.order import Plan, StepIndex, TrainingBatch
 from imagenets.learning.training.run_files import Settings, opened_run, settings_text
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Request:
+class FineTuneRequest:
     """What the user asks for; ``given`` are values of the recipe that are replaced, by their names.
 
     ``checkpoint`` None starts at random; ``weights`` is the copy in it, where it has several. ``masks`` are
@@ -62,7 +62,7 @@ class Request:
     evaluate_every: int = 0
 
 
-def fine_tune(request: Request, processes: Processes, show: Show, tell: Tell) -> None:
+def fine_tune(request: FineTuneRequest, processes: Processes, show: Show, tell: Tell) -> None:
     """Fine-tune as requested, or go on with it; called in all processes.
 
     Writes ``last.pth``, ``log.jsonl``, ``curves.png`` and ``settings.json`` in ``request.output``. ``tell``
@@ -111,7 +111,7 @@ def _tell_nobody(line: str) -> None:
     pass
 
 
-def chosen_values(request: Request) -> Values:
+def chosen_values(request: FineTuneRequest) -> Values:
     """Give the recipe's values, replaced by what was given; InputError for what the backbone cannot do."""
     backbone = make_backbone(request.backbone, output_stride=request.output_stride)
     values = values_of(
@@ -136,7 +136,7 @@ def chosen_values(request: Request) -> Values:
     return values
 
 
-def build_network(request: Request, values: Values, tell: Tell) -> SegmentationNetwork:
+def build_network(request: FineTuneRequest, values: Values, tell: Tell) -> SegmentationNetwork:
     """Make the network with a fresh head, the checkpoint loaded into its backbone."""
     torch.manual_seed(values.seed)
     backbone = make_backbone(
@@ -154,7 +154,7 @@ def build_network(request: Request, values: Values, tell: Tell) -> SegmentationN
     return network
 
 
-def _settings(request: Request, values: Values, pairs: Pairs, precision: str) -> Settings:
+def _settings(request: FineTuneRequest, values: Values, pairs: TrainingPairs, precision: str) -> Settings:
     """All that decides the weights, but for the number of processes and the machine."""
     return {
         "recipe": request.recipe,
@@ -166,19 +166,19 @@ def _settings(request: Request, values: Values, pairs: Pairs, precision: str) ->
         "accumulate": request.accumulate,
         "precision": precision,
         "images": len(pairs),
-        "names": digest(places(pairs)),
+        "names": digest(image_names(pairs)),
     }
 
 
 def _job(
-    request: Request,
+    request: FineTuneRequest,
     values: Values,
     network: SegmentationNetwork,
     processes: Processes,
     precision: str,
     validation: Validation,
     plan: Plan,
-) -> Job:
+) -> TrainingJob:
     on_device(network, processes.device).train()
     joined = join(network, processes, unused=network.kind == "other")
     if request.recipe == PASS:
@@ -193,14 +193,14 @@ def _job(
 
     normalised = Normalisation(network.backbone.mean, network.backbone.std, processes.device)
 
-    def loss_of(batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
+    def loss_of(batch: TrainingBatch, at: StepIndex) -> dict[str, torch.Tensor]:
         pictures, masks = batch.tensors
         logits = run_network(joined, normalised(pictures), precision=precision)
         if request.recipe == PASS:
             return {"loss": label_map_loss(logits, masks, processes)}
         return {"loss": annotated_loss(logits, masks, processes)}
 
-    return Job(
+    return TrainingJob(
         joined,
         optimiser,
         loss_of,
@@ -221,6 +221,6 @@ def _job(
     )
 
 
-def _rate(values: Values, plan: Plan, moment: Moment) -> float:
-    epoch = moment.epoch + moment.step / plan.steps
+def _rate(values: Values, plan: Plan, at: StepIndex) -> float:
+    epoch = at.epoch + at.step / plan.steps
     return warm_up_and_cosine(epoch, values.epochs, values.warm_up, values.lr, values.final_lr)

@@ -17,7 +17,7 @@ from torch import nn
 from imagenets.common.errors import InputError
 from imagenets.learning.images import IMAGENET_MEAN, IMAGENET_STD, Reading
 from imagenets.learning.networks.families import OWN_MODELS, PLAIN, Family, family_of
-from imagenets.learning.networks.position_embeddings import DINO, RULE_OF, RULES, for_picture
+from imagenets.learning.networks.position_embeddings import DINO, RULE_OF, RULES, grid_embeddings
 
 # Modules behind the feature map, at the top of a network.
 HEADS = ("fc", "classifier", "head", "heads", "head_dist", "avgpool", "attn_pool", "attnpool")
@@ -389,7 +389,7 @@ def _read_torchvision_vit(network: Any, pictures: torch.Tensor, rule: str) -> to
     tokens = network.conv_proj(cropped).flatten(2).transpose(1, 2)
     tokens = torch.cat([network.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
     encoder = network.encoder
-    tokens = tokens + for_picture(encoder.pos_embedding, 1, grid, pictures.shape[2:], rule)  # type: ignore[arg-type]
+    tokens = tokens + grid_embeddings(encoder.pos_embedding, 1, grid, pictures.shape[2:], rule)  # type: ignore[arg-type]
     return _as_grid(encoder.ln(encoder.layers(encoder.dropout(tokens))), grid)
 
 
@@ -423,7 +423,7 @@ def _embedded(network: Any, pictures: torch.Tensor, rule: str) -> tuple[torch.Te
     positions = network.pos_embed
     covered = _covered_tokens(network)
     if positions is not None:
-        positions = for_picture(positions, covered, grid, pictures.shape[2:], rule)  # type: ignore[arg-type]
+        positions = grid_embeddings(positions, covered, grid, pictures.shape[2:], rule)  # type: ignore[arg-type]
         tokens = tokens if covered else tokens + positions
     tokens = torch.cat([*prefix, tokens], dim=1)
     if positions is not None and covered:

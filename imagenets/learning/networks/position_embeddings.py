@@ -44,7 +44,7 @@ RULE_OF = {
 _DINO_OFFSET = 0.1
 
 
-def for_picture(
+def grid_embeddings(
     embeddings: torch.Tensor, prefix: int, grid: tuple[int, int], size: tuple[int, int], rule: str = DINO
 ) -> torch.Tensor:
     """Position embeddings for one picture: (1, prefix + T, D) → (1, prefix + h·w, D).

@@ -32,7 +32,7 @@ class SegmentationNetwork(nn.Module):
       laid out as 4 × 4 places of N + 1 channels each.
     - A linear probe of any network: a batch norm ``probe_norm`` and a 1×1 convolution on its map.
     - All others: a 1×1 convolution on the last map. In the semi-supervised recipe of a ResNet the logits
-      are then enlarged twice (bilinear), as the published networks do it.
+      are then enlarged by 2 (bilinear), as the published networks do it.
 
     ``weights`` has the library's own names of tensors, and ``head.weight``, ``head.bias``.
     Source: docs/methods.md, Heads.
@@ -44,7 +44,7 @@ class SegmentationNetwork(nn.Module):
         self.backbone = backbone
         self.kind = PROBE if recipe == PROBE else kind_of(backbone)
         self.labels = classes + 1
-        self.twice = self.kind == "resnet" and recipe == SEMI
+        self.upsample_2x = self.kind == "resnet" and recipe == SEMI
         channels = backbone.channels
         if self.kind == PROBE:
             self.probe_norm = nn.BatchNorm2d(channels)
@@ -79,7 +79,7 @@ class SegmentationNetwork(nn.Module):
         if self.kind == "convnext":
             return _spread(self.head(_channels_normed(self.seg_norm, features)), self.labels)
         logits: torch.Tensor = self.head(features)
-        if self.twice:
+        if self.upsample_2x:
             return interpolate(logits, scale_factor=2, mode="bilinear")
         return logits
 

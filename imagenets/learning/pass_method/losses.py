@@ -13,31 +13,32 @@ TEMPERATURE = 0.1
 
 
 def image_to_image(
-    codes: Sequence[torch.Tensor], scores: Sequence[torch.Tensor], temperature: float = TEMPERATURE
+    assignments: Sequence[torch.Tensor], scores: Sequence[torch.Tensor], temperature: float = TEMPERATURE
 ) -> torch.Tensor:
-    """Teach every view the codes of the large crops of its picture, as SwAV does: a scalar.
+    """Teach every view the assignments of the large crops of its picture, as SwAV does: a scalar.
 
-    ``codes``: one (B, K) for each of the large crops, without gradient. ``scores``: one (B, K) for each view;
-    the large crops come first, in the order of ``codes``. Mean over the views that are not the code's own,
-    over pictures and over codes.
+    ``assignments``: one (B, K) for each of the large crops, without gradient. ``scores``: one (B, K) for
+    each view; the large crops come first, in the order of ``assignments``. Mean over the other views than
+    the assignment's own, over pictures and over assignments.
     """
     log_shares = [_log_shares(view, temperature) for view in scores]
     losses = []
-    for own, code in enumerate(codes):
-        others = [_cross_entropy(code, view) for index, view in enumerate(log_shares) if index != own]
+    for own, assignment in enumerate(assignments):
+        others = [_cross_entropy(assignment, view) for index, view in enumerate(log_shares) if index != own]
         losses.append(torch.stack(others).mean())
     return torch.stack(losses).mean()
 
 
 def deep_to_shallow(
-    codes: Sequence[torch.Tensor], scores: Sequence[torch.Tensor], temperature: float = TEMPERATURE
+    assignments: Sequence[torch.Tensor], scores: Sequence[torch.Tensor], temperature: float = TEMPERATURE
 ) -> torch.Tensor:
-    """Teach a shallow stage's view of each large crop the deep code of the other crop: a scalar.
+    """Teach a shallow stage's view of each large crop the deep assignment of the other crop: a scalar.
 
-    ``codes`` and ``scores``: two (B, K) each, of the large crops 0 and 1.
+    ``assignments`` and ``scores``: two (B, K) each, of the large crops 0 and 1.
     """
     losses = [
-        _cross_entropy(code, _log_shares(scores[1 - own], temperature)) for own, code in enumerate(codes)
+        _cross_entropy(assignment, _log_shares(scores[1 - own], temperature))
+        for own, assignment in enumerate(assignments)
     ]
     return torch.stack(losses).mean()
 
@@ -73,5 +74,5 @@ def _log_shares(scores: torch.Tensor, temperature: float) -> torch.Tensor:
     return log_softmax(at_least_float32(scores) / temperature, dim=1)
 
 
-def _cross_entropy(code: torch.Tensor, log_shares: torch.Tensor) -> torch.Tensor:
-    return -(code * log_shares).sum(1).mean()
+def _cross_entropy(assignment: torch.Tensor, log_shares: torch.Tensor) -> torch.Tensor:
+    return -(assignment * log_shares).sum(1).mean()

@@ -26,14 +26,14 @@ from imagenets.learning.pass_method.recipes import Attention, Pretraining, as_se
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue
 from imagenets.learning.pass_method.steps import AttentionStep, CollapseWatch, PretrainingStep, QueueState
 from imagenets.learning.processes import Processes, described, join
-from imagenets.learning.training.loop import Job, train
+from imagenets.learning.training.loop import TrainingJob, train
 from imagenets.learning.training.optimisers import Lars, cosine
-from imagenets.learning.training.order import Moment, Plan
+from imagenets.learning.training.order import Plan, StepIndex
 from imagenets.learning.training.run_files import Settings, opened_run
 
 
 @dataclass(frozen=True)
-class Request:
+class PassRequest:
     """Which images are trained on, and where the run lies.
 
     ``images`` are ``<wnid>/<file>`` in ``folder``. ``precision`` is a name of PyTorch's, the network's.
@@ -56,7 +56,7 @@ class Talk:
     tell: Callable[[str], None]
 
 
-def pretrain(request: Request, recipe: Pretraining, processes: Processes, talk: Talk) -> None:
+def pretrain(request: PassRequest, recipe: Pretraining, processes: Processes, talk: Talk) -> None:
     """Do step 1 from where its folder stands to its end: ``last.pth``, ``log.jsonl``, ``curves.png``.
 
     Raises InputError when the backbone is no ResNet, the batch cannot be split, the folder holds another
@@ -81,7 +81,7 @@ def pretrain(request: Request, recipe: Pretraining, processes: Processes, talk: 
 
 
 def train_attention(
-    request: Request,
+    request: PassRequest,
     recipe: Attention,
     backbone: str,
     checkpoint: Path,
@@ -115,7 +115,7 @@ def train_attention(
     _run(request, job, reader, plan, settings, processes, talk)
 
 
-def _plan(request: Request, recipe: Pretraining | Attention, processes: Processes) -> Plan:
+def _plan(request: PassRequest, recipe: Pretraining | Attention, processes: Processes) -> Plan:
     return Plan(
         images=len(request.images),
         batch=recipe.batch,
@@ -128,20 +128,20 @@ def _plan(request: Request, recipe: Pretraining | Attention, processes: Processe
 
 
 def _job(
-    request: Request,
+    request: PassRequest,
     recipe: Pretraining | Attention,
     plan: Plan,
     step: PretrainingStep | AttentionStep,
     backbone: str,
-) -> Job:
+) -> TrainingJob:
     """Give what both trainings have in common: LARS, its rate, and what is saved."""
     updates = plan.epochs * plan.steps
 
-    def rate(moment: Moment) -> float:
-        return cosine(moment.update / updates, recipe.lr, recipe.final_lr)
+    def rate(at: StepIndex) -> float:
+        return cosine(at.update / updates, recipe.lr, recipe.final_lr)
 
     trained = (weight for weight in step.network.parameters() if weight.requires_grad)
-    return Job(
+    return TrainingJob(
         network=step.joined,
         optimiser=Lars(trained, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay),
         loss_of=step.loss_of,
@@ -156,7 +156,7 @@ def _job(
     )
 
 
-def _settings(request: Request, recipe: Pretraining | Attention) -> Settings:
+def _settings(request: PassRequest, recipe: Pretraining | Attention) -> Settings:
     return {
         "mode": request.mode,
         "recipe": request.recipe_name,
@@ -168,8 +168,8 @@ def _settings(request: Request, recipe: Pretraining | Attention) -> Settings:
 
 
 def _run(
-    request: Request,
-    job: Job,
+    request: PassRequest,
+    job: TrainingJob,
     reader: CropReader,
     plan: Plan,
     settings: Settings,

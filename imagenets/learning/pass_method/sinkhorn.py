@@ -1,4 +1,4 @@
-"""Codes of SwAV: soft assignments of views to prototypes, balanced over batch, queue and processes.
+"""SwAV's soft assignments of views to prototypes (its "codes"), balanced over batch, queue and processes.
 
 Source: Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, NeurIPS
 2020; docs/methods.md, PASS.
@@ -16,26 +16,26 @@ ITERATIONS = 3
 
 
 @torch.no_grad()
-def balanced_codes(
+def balanced_assignments(
     scores: torch.Tensor, epsilon: float = EPSILON, iterations: int = ITERATIONS
 ) -> torch.Tensor:
-    """Codes of this process's rows by Sinkhorn's algorithm: scores (R, K) to codes (R, K) float32.
+    """Sinkhorn's algorithm on this process's rows: scores (R, K) → assignments (R, K) float32.
 
     Over the rows of all processes together, every prototype is used equally often; each row sums up to 1.
     ``scores`` are cosines; they may be of half precision, which exp(1 / ``epsilon``) would overflow.
     """
-    codes = torch.exp(at_least_float32(scores) / epsilon)
-    prototypes = codes.shape[1]
-    rows = codes.shape[0] * _processes()
-    codes /= _sum_over_processes(codes.sum())
+    assignments = torch.exp(at_least_float32(scores) / epsilon)
+    prototypes = assignments.shape[1]
+    rows = assignments.shape[0] * _processes()
+    assignments /= _sum_over_processes(assignments.sum())
     for _ in range(iterations):
-        codes /= prototypes * _sum_over_processes(codes.sum(0, keepdim=True))
-        codes /= rows * codes.sum(1, keepdim=True)
-    return codes * rows
+        assignments /= prototypes * _sum_over_processes(assignments.sum(0, keepdim=True))
+        assignments /= rows * assignments.sum(1, keepdim=True)
+    return assignments * rows
 
 
 class FeatureQueue:
-    """The last features of both large crops, which make the codes of a small batch less coarse.
+    """The last features of both large crops, which make the assignments of a small batch less coarse.
 
     Every process holds the features of its own images: ``features`` (2, length / processes, D) float32, zeros
     at first, newest in front.
@@ -88,17 +88,17 @@ class FeatureQueue:
 
 
 @torch.no_grad()
-def codes_of_crop(
+def assignments_of_crop(
     scores: torch.Tensor, crop: int, queue: FeatureQueue | None, prototypes: torch.Tensor
 ) -> torch.Tensor:
-    """Codes (B, K) float32 of one large crop from its scores (B, K), balanced together with its queue.
+    """Assignments (B, K) float32 of one large crop from its scores (B, K), balanced together with its queue.
 
     ``prototypes`` (K, D) are the current ones.
     """
     rows = scores.detach()
     if queue is not None:
         rows = torch.cat((queue.scores(crop, prototypes), rows))
-    return balanced_codes(rows)[-len(scores) :]
+    return balanced_assignments(rows)[-len(scores) :]
 
 
 def _processes() -> int:

@@ -15,9 +15,9 @@ from imagenets.learning.pass_method.crops import MEAN, STD, shared_grids, views
 from imagenets.learning.pass_method.heads import PassNetwork, PassOutputs, normalize_prototypes
 from imagenets.learning.pass_method.losses import deep_to_shallow, image_to_image, pass_loss, pixel_to_pixel
 from imagenets.learning.pass_method.recipes import Pretraining
-from imagenets.learning.pass_method.sinkhorn import FeatureQueue, codes_of_crop
+from imagenets.learning.pass_method.sinkhorn import FeatureQueue, assignments_of_crop
 from imagenets.learning.processes import Processes
-from imagenets.learning.training.order import Batch, Moment
+from imagenets.learning.training.order import StepIndex, TrainingBatch
 
 # Below these a run has collapsed: all pictures look alike to it.
 COLLAPSED_SPREAD = 0.01
@@ -115,26 +115,26 @@ class PretrainingStep:
         self.run = partial(run_network, joined, precision=precision)
         self.normalised = Normalisation(MEAN, STD, watch.processes.device)
 
-    def loss_of(self, batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
+    def loss_of(self, batch: TrainingBatch, at: StepIndex) -> dict[str, torch.Tensor]:
         """Losses of this process's share: ``loss``, and its parts ``image``, ``shallow`` and ``pixel``."""
         rectangles, large, *small = batch.tensors
         normalize_prototypes(self.network.prototypes)
         grids = torch.cat(shared_grids(rectangles[:, 0], rectangles[:, 1]))
         crops = [self.normalised(views(crops)) for crops in (large, *small)]
         outputs: PassOutputs = self.run(crops[0], crops[1:], grids)
-        queue = self.queue if moment.epoch >= self.recipe.queue_from else None
+        queue = self.queue if at.epoch >= self.recipe.queue_from else None
         scores = torch.split(outputs.scores, len(large))
-        codes = balanced_views(outputs.features, scores[:2], queue, self.network.prototypes)
+        assignments = assignments_of_views(outputs.features, scores[:2], queue, self.network.prototypes)
         self.watch.look(outputs.pooled, outputs.scores[: 2 * len(large)])
-        image = image_to_image(codes, scores)
-        shallow = deep_to_shallow(codes, outputs.shallow.chunk(2))
+        image = image_to_image(assignments, scores)
+        shallow = deep_to_shallow(assignments, outputs.shallow.chunk(2))
         pixel = pixel_to_pixel(outputs.prediction, outputs.projection)
         loss = pass_loss(image, [shallow], pixel, self.recipe.weights)
         return {"loss": loss, "image": image, "shallow": shallow, "pixel": pixel}
 
-    def before_update(self, moment: Moment) -> None:
+    def before_update(self, at: StepIndex) -> None:
         """Drop the gradient of the prototypes while they are frozen; they neither decay nor gain momentum."""
-        if moment.update < self.recipe.frozen_steps:
+        if at.update < self.recipe.frozen_steps:
             self.network.prototypes.weight.grad = None
 
 
@@ -154,33 +154,33 @@ class AttentionStep:
         self.run = partial(run_network, joined, precision=precision)
         self.normalised = Normalisation(MEAN, STD, watch.processes.device)
 
-    def loss_of(self, batch: Batch, moment: Moment) -> dict[str, torch.Tensor]:
+    def loss_of(self, batch: TrainingBatch, at: StepIndex) -> dict[str, torch.Tensor]:
         """Loss of this process's share, ``loss``."""
         _, large = batch.tensors
         normalize_prototypes(self.network.prototypes)
         outputs: AttentionOutputs = self.run(self.normalised(views(large)))
         scores = outputs.scores.chunk(2)
-        codes = balanced_views(outputs.features, scores, self.queue, self.network.prototypes)
+        assignments = assignments_of_views(outputs.features, scores, self.queue, self.network.prototypes)
         self.watch.look(outputs.pooled, outputs.scores)
-        return {"loss": image_to_image(codes, scores)}
+        return {"loss": image_to_image(assignments, scores)}
 
-    def before_update(self, moment: Moment) -> None:
+    def before_update(self, at: StepIndex) -> None:
         """Let all gradients pass: attention and prototypes are trained from the first step on."""
 
 
-def balanced_views(
+def assignments_of_views(
     features: torch.Tensor,
     scores: tuple[torch.Tensor, ...],
     queue: FeatureQueue | None,
     prototypes: nn.Linear,
 ) -> list[torch.Tensor]:
-    """Codes (B, K) of both large crops from their ``scores`` (B, K); then their features enter the queue.
+    """Assignments (B, K) of both large crops from their ``scores`` (B, K).
 
-    ``features`` (2B, D): unit vectors of both crops.
+    Their features enter the queue afterwards. ``features`` (2B, D): unit vectors of both crops.
     """
-    codes = []
+    assignments = []
     for crop, (own, of_crop) in enumerate(zip(features.chunk(2), scores, strict=True)):
-        codes.append(codes_of_crop(of_crop, crop, queue, prototypes.weight))
+        assignments.append(assignments_of_crop(of_crop, crop, queue, prototypes.weight))
         if queue is not None:
             queue.push(crop, own)
-    return codes
+    return assignments

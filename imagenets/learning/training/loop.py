@@ -19,7 +19,7 @@ from imagenets.common.progress import Show, no_bar
 from imagenets.learning.networks.precision import cuda_switches
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.optimisers import set_rate
-from imagenets.learning.training.order import Batch, Moment, Plan, Reader, batches, seed_network
+from imagenets.learning.training.order import Plan, Reader, StepIndex, TrainingBatch, batches, seed_network
 from imagenets.learning.training.run_files import RunFolder
 
 _READ_EVERY = {"cpu": 1, "cuda": 10}  # steps
@@ -36,7 +36,7 @@ class Stateful(Protocol):
         """Take a saved state back; called in all processes with the same."""
 
 
-def _nothing(moment: Moment) -> None:
+def _nothing(at: StepIndex) -> None:
     pass
 
 
@@ -49,17 +49,17 @@ def _no_epoch(epoch: int) -> bool:
 
 
 @dataclass
-class Job:
+class TrainingJob:
     """What a training script brings to the loop.
 
     - ``network``: all that is trained, on the device, as ``distributed.join`` gave it.
-    - ``loss_of(batch, moment)``: the loss of this process's share (tensors on the device), scalar under
+    - ``loss_of(batch, at)``: the loss of this process's share (tensors on the device), scalar under
       ``loss``, and any other scalars to log. The mean over all processes is the loss of the part.
-    - ``rate(moment)``: the learning rate of an update; groups with ``scale`` take it times that.
+    - ``rate(at)``: the learning rate of an update; groups with ``scale`` take it times that.
     - ``weights()``: what is saved as ``model``; ``load_weights`` takes it back.
     - ``precision``: of the network; float16 needs its loss scaled.
     - ``about``: what else is saved beside it: the backbone's name, the mode …, plain values.
-    - ``before_update(moment)``: after the gradients are there, before the optimiser uses them.
+    - ``before_update(at)``: after the gradients are there, before the optimiser uses them.
     - ``scores(epoch)``: called after each epoch in all processes, gives numbers to log ({} if none).
     - ``scores_take_long(epoch)``: save before ``scores``, so that a run that is stopped there loses nothing.
     - ``more``: further state by name.
@@ -67,13 +67,13 @@ class Job:
 
     network: nn.Module
     optimiser: Optimizer
-    loss_of: Callable[[Batch, Moment], dict[str, torch.Tensor]]
-    rate: Callable[[Moment], float]
+    loss_of: Callable[[TrainingBatch, StepIndex], dict[str, torch.Tensor]]
+    rate: Callable[[StepIndex], float]
     weights: Callable[[], dict[str, torch.Tensor]]
     load_weights: Callable[[Mapping[str, torch.Tensor]], object]
     about: Mapping[str, Any]
     precision: str = "float32"
-    before_update: Callable[[Moment], None] = _nothing
+    before_update: Callable[[StepIndex], None] = _nothing
     scores: Callable[[int], Mapping[str, float]] = _no_scores
     scores_take_long: Callable[[int], bool] = _no_epoch
     more: Mapping[str, Stateful] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class _Progress:
 
 
 def train(
-    job: Job,
+    job: TrainingJob,
     reader: Reader,
     plan: Plan,
     run: RunFolder,
@@ -136,35 +136,35 @@ def train(
     progress = _resumed(job, scaler, saved) if saved else _Progress()
     run.write_log(progress.records)
     if processes.first and progress.epoch < plan.epochs:
-        tell(_where_it_begins(progress, anew=run.is_new))
+        tell(_start_message(progress, anew=run.is_new))
     cuda = processes.device.type == "cuda"
     begin = progress.epoch, progress.step
     arriving = batches(reader, plan, workers, *begin, pin=cuda, start=processes.start)
     show_here = show if processes.first else no_bar
     unread = _Unread(reader, processes, progress)
-    keeper = _Keeper(job, scaler, run, progress, unread, save_every)
+    checkpointer = _Checkpointer(job, scaler, run, progress, unread, save_every)
     while progress.epoch < plan.epochs:
         description = f"epoch {progress.epoch + 1} of {plan.epochs}"
         with show_here(description, plan.steps, unit=" steps", done=progress.step) as advance:
             while progress.step < plan.steps:
-                with _memory_told(processes.device), cuda_switches(processes.device, one_size=True):
+                with _memory_errors(processes.device), cuda_switches(processes.device, one_size=True):
                     _update(job, scaler, arriving, plan, progress, unread)
                     unread.read(at_once=progress.step == plan.steps)
                 advance(1)
-                keeper.save_if_due()
+                checkpointer.save_if_due()
         if job.scores_take_long(progress.epoch + 1):
-            keeper.save(last=False)
-        rate = job.rate(plan.last_moment(progress.epoch))
+            checkpointer.save(last=False)
+        rate = job.rate(plan.last_step(progress.epoch))
         record = {**progress.record(plan, rate), **job.scores(progress.epoch + 1)}
         _end_epoch(progress, record)
-        keeper.save(last=progress.epoch == plan.epochs)
+        checkpointer.save(last=progress.epoch == plan.epochs)
         if processes.first:
             tell(record_text(record))
     return progress.records
 
 
 def _update(
-    job: Job,
+    job: TrainingJob,
     scaler: torch.amp.GradScaler,
     arriving: Any,  # noqa: ANN401 - what ``batches`` gives
     plan: Plan,
@@ -180,27 +180,27 @@ def _update(
     images: list[np.ndarray] = []
     for part in range(plan.accumulate):
         asked = time.monotonic()
-        moment, batch = next(arriving)
+        at, batch = next(arriving)
         waited += time.monotonic() - asked
         if part == 0:
-            set_rate(job.optimiser, job.rate(moment))
+            set_rate(job.optimiser, job.rate(at))
             job.optimiser.zero_grad(set_to_none=True)
-        seed_network(plan.seed, moment, plan.rank)
+        seed_network(plan.seed, at, plan.rank)
         last = part == plan.accumulate - 1
         with _gathering(job.network, last):
-            values = job.loss_of(batch.to(device), moment)
+            values = job.loss_of(batch.to(device), at)
             torch.autograd.backward(scaler.scale(values["loss"] / plan.accumulate))
         broken.append(1 - values["loss"].detach().isfinite().float())
         images.append(batch.images)
         for name, value in values.items():
             totals[name] = totals.get(name, 0.0) + value.detach().float() / plan.accumulate
     scaler.unscale_(job.optimiser)
-    job.before_update(moment)
+    job.before_update(at)
     scaler.step(job.optimiser)
     scaler.update()
-    unread.add(moment, images, totals, broken)
+    unread.add(at, images, totals, broken)
     progress.step += 1
-    progress.images += min(plan.batch, plan.images - moment.step * plan.batch)
+    progress.images += min(plan.batch, plan.images - at.step * plan.batch)
     progress.seconds += time.monotonic() - begun
     progress.waited += waited
 
@@ -222,11 +222,11 @@ class _Unread:
         self.reader, self.processes, self.progress = reader, processes, progress
         self.names: list[str] = []
         self.rows: list[torch.Tensor] = []  # of each step its values, then a flag for each part
-        self.seen: list[tuple[Moment, list[np.ndarray]]] = []  # each step's images, part by part
+        self.seen: list[tuple[StepIndex, list[np.ndarray]]] = []  # each step's images, part by part
 
     def add(
         self,
-        moment: Moment,
+        at: StepIndex,
         images: list[np.ndarray],
         values: Mapping[str, torch.Tensor],
         broken: Sequence[torch.Tensor],
@@ -234,7 +234,7 @@ class _Unread:
         """Take a step's values, and of each part whether its loss was not finite (1)."""
         self.names = list(values)
         self.rows.append(torch.stack([*values.values(), *broken]))
-        self.seen.append((moment, images))
+        self.seen.append((at, images))
 
     def read(self, *, at_once: bool) -> None:
         """Add the means over all processes to the epoch's sums, if it is time or ``at_once``.
@@ -251,7 +251,7 @@ class _Unread:
                 self.progress.sums[name] = self.progress.sums.get(name, 0.0) + total / self.processes.number
         self.rows, self.seen = [], []
 
-    def _end(self, moment: Moment, images: list[np.ndarray], broken: list[float]) -> None:
+    def _end(self, at: StepIndex, images: list[np.ndarray], broken: list[float]) -> None:
         """End all processes, with the names of the images whose loss was not finite."""
         at_fault = [
             self.reader.name(int(index))
@@ -261,13 +261,13 @@ class _Unread:
         ]
         names = [name for of_rank in self.processes.gathered(at_fault) for name in of_rank]
         self.processes.refuse(
-            f"the loss is not finite in epoch {moment.epoch + 1}, step {moment.step + 1}; lower the "
+            f"the loss is not finite in epoch {at.epoch + 1}, step {at.step + 1}; lower the "
             f"learning rate, or look at these {len(names)} images:\n{listed(names)}"
         )
 
 
 @contextmanager
-def _memory_told(device: torch.device) -> Iterator[None]:
+def _memory_errors(device: torch.device) -> Iterator[None]:
     """Turn a lack of the device's memory into one message."""
     try:
         yield
@@ -292,7 +292,7 @@ def _refuse_other_states(saved: Mapping[str, Any] | None, processes: Processes) 
         )
 
 
-def _where_it_begins(progress: _Progress, anew: bool) -> str:
+def _start_message(progress: _Progress, anew: bool) -> str:
     if progress.epoch or progress.step:
         return f"resuming at epoch {progress.epoch + 1}, step {progress.step + 1}"
     return (
@@ -300,12 +300,12 @@ def _where_it_begins(progress: _Progress, anew: bool) -> str:
     )
 
 
-class _Keeper:
+class _Checkpointer:
     """Saves the state: after each epoch, when the first process's clock says so, and at a stop."""
 
     def __init__(
         self,
-        job: Job,
+        job: TrainingJob,
         scaler: torch.amp.GradScaler,
         run: RunFolder,
         progress: _Progress,
@@ -348,7 +348,7 @@ class _Keeper:
         self.saved = time.monotonic()
 
 
-def _resumed(job: Job, scaler: torch.amp.GradScaler, saved: dict[str, Any]) -> _Progress:
+def _resumed(job: TrainingJob, scaler: torch.amp.GradScaler, saved: dict[str, Any]) -> _Progress:
     """Put a saved state back into the job."""
     job.load_weights(saved["model"])
     job.optimiser.load_state_dict(saved["optimiser"])

@@ -26,7 +26,7 @@ def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepIndex:
     """A place in a run: the ``part`` of the ``step`` of an ``epoch``, and the ``update`` of the whole run.
 
     All count from 0; ``update`` is the step's number over all epochs.
@@ -38,9 +38,9 @@ class Moment:
     update: int
 
 
-def seed_network(seed: int, moment: Moment, rank: int) -> None:
+def seed_network(seed: int, at: StepIndex, rank: int) -> None:
     """Set the randomness of dropout and drop path for one part of a step in one process."""
-    numbers = (_NETWORK, seed, moment.epoch, moment.step, moment.part, rank)
+    numbers = (_NETWORK, seed, at.epoch, at.step, at.part, rank)
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
@@ -92,18 +92,18 @@ class Plan:
         """Give this process's share of each part of a batch."""
         return self._shares(self._order(epoch), step)
 
-    def after(self, epoch: int, step: int) -> Iterator[tuple[Moment, np.ndarray]]:
+    def after(self, epoch: int, step: int) -> Iterator[tuple[StepIndex, np.ndarray]]:
         """Give this process's shares from (epoch, step) on, to the end of the run."""
         while epoch < self.epochs:
             order = self._order(epoch)
             for now in range(step, self.steps):
                 for part, share in enumerate(self._shares(order, now)):
-                    yield Moment(epoch, now, part, epoch * self.steps + now), share
+                    yield StepIndex(epoch, now, part, epoch * self.steps + now), share
             epoch, step = epoch + 1, 0
 
-    def last_moment(self, epoch: int) -> Moment:
+    def last_step(self, epoch: int) -> StepIndex:
         """Place of the last part of an epoch."""
-        return Moment(epoch, self.steps - 1, self.accumulate - 1, (epoch + 1) * self.steps - 1)
+        return StepIndex(epoch, self.steps - 1, self.accumulate - 1, (epoch + 1) * self.steps - 1)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((_ORDER, self.seed, epoch)).permutation(self.images)
@@ -132,15 +132,17 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """This process's share of a part: tensors (B, …), and the images' indices (B,)."""
 
     tensors: tuple[torch.Tensor, ...]
     images: np.ndarray
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> TrainingBatch:
         """Move the tensors to a device; from pinned memory, without waiting."""
-        return Batch(tuple(tensor.to(device, non_blocking=True) for tensor in self.tensors), self.images)
+        return TrainingBatch(
+            tuple(tensor.to(device, non_blocking=True) for tensor in self.tensors), self.images
+        )
 
 
 class _Shares(Dataset[Any]):
@@ -177,17 +179,17 @@ def batches(
     *,
     pin: bool = False,
     start: Start = "fork",
-) -> Iterator[tuple[Moment, Batch]]:
+) -> Iterator[tuple[StepIndex, TrainingBatch]]:
     """Read this process's shares from (epoch, step) on, ahead of their use, by ``workers`` processes.
 
     0 workers read in this process. ``pin`` puts the tensors where CUDA copies them from at once.
     Raises InputError for files that cannot be read, and when a worker dies.
     """
-    keys = ([(moment.epoch, int(index)) for index in share] for moment, share in plan.after(epoch, step))
+    keys = ([(at.epoch, int(index)) for index in share] for at, share in plan.after(epoch, step))
     arriving = load_tensors(
         _Shares(reader), workers, keys=keys, begin=_begin_worker, ahead=4, pin=pin, start=start
     )
-    for (moment, share), tensors in zip(plan.after(epoch, step), arriving, strict=True):
+    for (at, share), tensors in zip(plan.after(epoch, step), arriving, strict=True):
         if isinstance(tensors, str):
             raise InputError(tensors)
-        yield moment, Batch(tuple(tensors), share)
+        yield at, TrainingBatch(tuple(tensors), share)

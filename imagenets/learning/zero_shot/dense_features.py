@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
-from imagenets.learning.networks.position_embeddings import for_picture
+from imagenets.learning.networks.position_embeddings import grid_embeddings
 
 NEIGHBOUR_SIGMA = 5.0  # patches; of NACLIP's Gaussian
 
@@ -105,7 +105,7 @@ def _tokens_before_last_block(visual: Any, pictures: torch.Tensor) -> tuple[torc
     grid = (maps.shape[2], maps.shape[3])
     patches = maps.flatten(2).transpose(1, 2)
     tokens = torch.cat([visual.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
-    tokens = tokens + for_picture(
+    tokens = tokens + grid_embeddings(
         visual.positional_embedding[None], 1, grid, (pictures.shape[2], pictures.shape[3])
     )
     tokens = visual.ln_pre(tokens)

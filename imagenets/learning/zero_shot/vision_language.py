@@ -21,7 +21,7 @@ from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.checkpoint_files import file_digest, read_checkpoint
-from imagenets.learning.networks.position_embeddings import for_picture
+from imagenets.learning.networks.position_embeddings import grid_embeddings
 from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS, clip_embeddings, siglip_embeddings
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -257,5 +257,5 @@ def _trunk_tokens(trunk: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, tup
     maps = trunk.patch_embed.proj(pictures)
     grid = (maps.shape[2], maps.shape[3])
     tokens = trunk.patch_embed.norm(maps.flatten(2).transpose(1, 2))
-    tokens = tokens + for_picture(trunk.pos_embed, 0, grid, (pictures.shape[2], pictures.shape[3]))
+    tokens = tokens + grid_embeddings(trunk.pos_embed, 0, grid, (pictures.shape[2], pictures.shape[3]))
     return trunk.norm(trunk.blocks(trunk.norm_pre(tokens))), grid
