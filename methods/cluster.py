@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""PASS, step 2: cluster the attended features of the training images; docs/methods.md, PASS.
+"""PASS, step 2: cluster the attended features of the training images; docs/pass.md.
 
 Writes OUTPUT/centroids.npy (K, C), OUTPUT/features/<split>.npy (n, C), the features as they are pooled, rows
 by sorted path, and OUTPUT/clusters.csv, the cluster 1..K of each image. A run that was stopped goes on. Under

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""PASS, step 2: learn on a pre-trained network which pixels matter; docs/methods.md, PASS."""
+"""PASS, step 2: learn on a pre-trained network which pixels matter; docs/pass.md."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""PASS, step 1: pre-train a ResNet without labels; docs/methods.md, PASS."""
+"""PASS, step 1: pre-train a ResNet without labels; docs/pass.md."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""PASS, step 2: label the pixels of images by attention and centroids; docs/methods.md, PASS.
+"""PASS, step 2: label the pixels of images by attention and centroids; docs/pass.md.
 
 Writes OUTPUT/<split>/<wnid>/<name>.png with ids cluster + 1 (row of the centroids + 1), and 0 where the
 attention is below the threshold. With --threshold auto, the threshold is the one of 0.00 to 0.80 that scores

@@ -1,4 +1,4 @@
-"""Augmentation: pictures and masks stay together, crops and colours are as docs/methods.md says."""
+"""Augmentation: pictures and masks stay together, crops and colours are as docs/finetuning.md says."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def photographs(split, every):
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs beside the checkout")
 def test_foregrounds_of_photographs_are_as_good_as_measured():
-    """Every thirtieth of validation: the means of docs/methods.md within two standard errors."""
+    """Every thirtieth of validation: the means of docs/notes.md within two standard errors."""
     from imagenets.learning.networks.checkpoints import load_backbone
 
     pytest.importorskip("timm")

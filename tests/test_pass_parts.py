@@ -1,4 +1,4 @@
-"""Sinkhorn, grids, losses, heads and attention of PASS against slow references after docs/methods.md."""
+"""Sinkhorn, grids, losses, heads and attention of PASS against slow references written from docs/pass.md."""
 
 from __future__ import annotations
 

@@ -286,7 +286,7 @@ def test_a_recipe_may_change_colours_less(images):
 
 
 def test_published_settings():
-    """docs/methods.md, PASS, Settings: every value of every mode."""
+    """docs/pass.md, Settings: every value of every mode."""
     two = CropSettings(2, 224, (0.08, 1))
     common = {
         "batch": 256, "queue_from": 15, "lr": 0.6, "final_lr": 0.0006, "weight_decay": 1e-6,

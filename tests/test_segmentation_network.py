@@ -175,7 +175,7 @@ def test_another_backbone_gets_a_convolution(pictures):
 
 
 def test_layers_of_each_network():
-    """The numbers of docs/methods.md, written out."""
+    """The numbers of docs/finetuning.md, written out."""
     expected = {
         "vit_tiny_patch16_224": (13, {"cls_token": 0, "pos_embed": 0, "patch_embed.proj.weight": 0,
             "blocks.0.norm1.weight": 1, "blocks.11.mlp.fc2.bias": 12, "fc_norm.weight": 13, "head.bias": 13}),
@@ -347,7 +347,7 @@ def test_the_head_of_a_convnext_takes_the_place_of_dinov3s_norm():
     assert "norm.weight" not in SegmentationNetwork(backbone, 7, "semi-supervised").weights()
 
 
-PUBLISHED = {  # base learning rate, layer decay, weight decay, drop path; docs/methods.md, Values
+PUBLISHED = {  # base learning rate, layer decay, weight decay, drop path; docs/finetuning.md, Values
     ("vit_base_patch16_224", "vit", 16): (5e-4, 0.60, 0.05, 0.1),
     ("vit_small_patch16_224", "vit", 16): (5e-4, 0.50, 0.05, 0.1),
     ("resnet50", "resnet", 32): (5e-4, 0.40, 5e-4, 0.0),
@@ -363,7 +363,7 @@ OURS = {
 
 
 def test_values_of_semi_supervised_fine_tuning():
-    """docs/methods.md, Values: published for mode 919, ours elsewhere."""
+    """docs/finetuning.md, Values: published for mode 919, ours elsewhere."""
     for mode, batch in (("50", 32), ("300", 128), ("919", 256)):
         for network, (rate, layer_decay, weight_decay, drop_path) in (PUBLISHED | OURS).items():
             assert values_of("semi-supervised", *network, mode) == Values(

@@ -1,6 +1,7 @@
 """Each recipe's first steps as a plain loop, held against the run; learning rates as arithmetic.
 
-The loops follow docs/methods.md, and use nothing of imagenets but which pictures and crops a step gets.
+The loops follow docs/finetuning.md and docs/pass.md, and use nothing of imagenets except which pictures and
+crops a step gets.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The bank holds patches of train-semi, each with its shares of labels; a patch of another picture takes the
 shares of its nearest neighbours, weighted by a softmax of their cosines. Source: Balazevic et al., Towards
-In-context Scene Understanding, NeurIPS 2023 (Hummingbird); docs/methods.md, Patches.
+In-context Scene Understanding, NeurIPS 2023 (Hummingbird); docs/frozen_features.md, Patches.
 """
 
 from __future__ import annotations

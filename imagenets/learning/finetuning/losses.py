@@ -16,7 +16,7 @@ def annotated_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Process
     over the pixels that are not ignored in the batches of all processes together, so that it does not depend
     on how many there are: what this process gives is its share of the sum, such that the mean over the
     processes is the mean over the pixels. 0 where every pixel is ignored.
-    Source: docs/methods.md, Semi-supervised fine-tuning.
+    Source: docs/finetuning.md, Loss.
     """
     return _mean_over_labelled(interpolate(logits, scale_factor=2, mode="bilinear"), masks, processes)
 
@@ -26,7 +26,7 @@ def label_map_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Process
 
     The logits are enlarged to it bilinearly, of the maps every second pixel is taken. Pixels of 1000, which
     self-training leaves out, do not count; the mean over the others is as in ``annotated_loss``.
-    Source: docs/methods.md, PASS.
+    Source: docs/finetuning.md, Loss.
     """
     size = (masks.shape[1] // 2, masks.shape[2] // 2)
     return _mean_over_labelled(interpolate(logits, size, mode="bilinear"), masks, processes)

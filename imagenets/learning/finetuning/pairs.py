@@ -99,7 +99,7 @@ class Augmented:
 
     A random part, of at least ``smallest`` of the area, is resized to S × S, and mirrored in half of the
     cases; the semi-supervised recipe also changes the colours and blurs.
-    Source: docs/methods.md, Augmentation.
+    Source: docs/finetuning.md, Augmentation.
     """
 
     pairs: TrainingPairs

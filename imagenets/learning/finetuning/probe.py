@@ -1,7 +1,7 @@
 """The linear probe: one linear layer behind a batch norm, trained on the maps of a frozen network.
 
 Source: DINOv2 (Oquab et al., 2023) and DINOv3 (Siméoni et al., 2025), whose probes differ from this one as
-docs/methods.md, Linear probe, says.
+docs/frozen_features.md, Linear probe, says.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class _Row:
 
 _VIT_SMALL = _Row(5e-4, 0.50, 0.05, 0.1)
 _RESNET = _Row(5e-4, 0.40, 5e-4, 0.0)
-# Published for mode 919: docs/methods.md, Semi-supervised fine-tuning.
+# Published for mode 919: docs/finetuning.md, Values.
 _PUBLISHED = {
     ("vit_base_patch16_224", 16): _Row(5e-4, 0.60, 0.05, 0.1),
     ("vit_small_patch16_224", 16): _VIT_SMALL,

@@ -3,7 +3,7 @@
 What touches the border of a picture is mostly ground (Wei et al., Geodesic Saliency Using Background Priors,
 ECCV 2012), and objects are mostly near its middle. The first guess are colours or places of a network's map
 that stand out so; GrabCut (Rother et al., SIGGRAPH 2004) or the bilateral solver takes it to the picture's
-edges. What each choice is worth on photographs: docs/methods.md, Foregrounds.
+edges. What each choice is worth on photographs: docs/notes.md, Foregrounds.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class SegmentationNetwork(nn.Module):
       are then enlarged by 2 (bilinear), as the published networks do it.
 
     ``weights`` has the library's own names of tensors, and ``head.weight``, ``head.bias``.
-    Source: docs/methods.md, Heads.
+    Source: docs/finetuning.md, Heads.
     """
 
     def __init__(self, backbone: Backbone, classes: int, recipe: str) -> None:
@@ -126,7 +126,7 @@ class SegmentationNetwork(nn.Module):
         """Layer of a tensor, by its name in ``named_parameters``: 0 for the stem, the highest for the head.
 
         Blocks count, and a ConvNeXt's downsamplings. Other networks than ResNets, timm's vision transformers
-        and ConvNeXts are one layer. Source: docs/methods.md, Optimiser.
+        and ConvNeXts are one layer. Source: docs/finetuning.md, Optimiser.
         """
         bare = name.removeprefix(_BACKBONE)
         if self.kind == "other":
@@ -279,7 +279,7 @@ def read_saved(path: Path) -> Saved:
     )
     weights = {_own_name(name): tensor for name, tensor in named_tensors(part).items()}
     if any(name.endswith(".conv_dw.rates") for name in weights):
-        raise InputError(f"{path}: is an RF-ConvNeXt, which is left out here; see docs/methods.md")
+        raise InputError(f"{path}: is an RF-ConvNeXt, which is left out here; see docs/finetuning.md")
     if not {"head.weight", "head.bias"} <= weights.keys() or weights["head.weight"].ndim != 4:
         raise InputError(
             f"{path}: no fine-tuned network: it has no head of 1 x 1 convolutions; give what finetune.py "

@@ -1,1 +1,1 @@
-"""PASS, the benchmark paper's own method, from pre-training to label maps; docs/methods.md, PASS."""
+"""PASS, the benchmark paper's own method, from pre-training to label maps; docs/pass.md."""

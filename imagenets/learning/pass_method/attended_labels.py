@@ -1,4 +1,4 @@
-"""What PASS finds in pictures with a backbone and its attention; docs/methods.md, PASS."""
+"""What PASS finds in pictures with a backbone and its attention; docs/pass.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixel attention of PASS: which pixels matter, learnt on a frozen backbone; docs/methods.md, PASS."""
+"""Pixel attention of PASS: which pixels matter, learnt on a frozen backbone; docs/pass.md."""
 
 from __future__ import annotations
 

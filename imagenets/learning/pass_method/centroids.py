@@ -1,4 +1,4 @@
-"""k-means as PASS does it: on unit vectors, many restarts, centroids as they come; docs/methods.md, PASS."""
+"""k-means as PASS does it: on unit vectors, many restarts, centroids as they come; docs/pass.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The crops of each picture that PASS learns from; docs/methods.md, PASS, Augmentation."""
+"""The crops of each picture that PASS learns from; docs/pass.md, Augmentation."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def shared_grids(
     and 1 where the crop is flipped left to right. A grid holds (x, y) in -1..1 as
     ``torch.nn.functional.grid_sample`` takes it; place (i, j) of both is the same point of the picture, and
     the outermost points lie on the overlap's border. Without overlap (touching crops included) all is
-    ``NOWHERE``. Source: docs/methods.md, PASS, Pixel to pixel.
+    ``NOWHERE``. Source: docs/pass.md, Losses.
     """
     low = torch.maximum(first[:, :2], second[:, :2])
     high = torch.minimum(first[:, :2] + first[:, 2:4], second[:, :2] + second[:, 2:4])

@@ -1,4 +1,4 @@
-"""The network of PASS: a ResNet with image, shallow and pixel heads; docs/methods.md, PASS."""
+"""The network of PASS: a ResNet with image, shallow and pixel heads; docs/pass.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three losses of PASS; docs/methods.md, PASS, Losses."""
+"""The three losses of PASS; docs/pass.md, Losses."""
 
 from __future__ import annotations
 

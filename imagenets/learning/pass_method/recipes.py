@@ -75,7 +75,7 @@ _NARROW = Pretraining(
 )
 _ATTENTION = Attention(epochs=20, batch=256, large=CropSettings(2, 224, (0.08, 1)), queue=3840, lr=0.6)
 
-# Published: docs/methods.md, PASS, Settings.
+# Published: docs/pass.md, Settings.
 PUBLISHED_PRETRAINING = {"50": _NARROW, "300": _WIDE, "919": _WIDE}
 PUBLISHED_ATTENTION = {"50": replace(_ATTENTION, lr=6.0), "300": _ATTENTION, "919": _ATTENTION}
 

@@ -1,4 +1,4 @@
-"""PASS's two trainings from images to ``last.pth``: docs/methods.md, PASS."""
+"""PASS's two trainings from images to ``last.pth``: docs/pass.md."""
 
 from __future__ import annotations
 

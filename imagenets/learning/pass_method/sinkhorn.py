@@ -1,7 +1,7 @@
 """SwAV's soft assignments of views to prototypes (its "codes"), balanced over batch, queue and processes.
 
 Source: Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, NeurIPS
-2020; docs/methods.md, PASS.
+2020; docs/pass.md.
 """
 
 from __future__ import annotations

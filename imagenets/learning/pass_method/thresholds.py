@@ -1,4 +1,4 @@
-"""Which attention is foreground: all thresholds scored on validation in one pass; docs/methods.md, PASS."""
+"""Which attention is foreground: all thresholds scored on validation in one pass; docs/pass.md."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def random_crop(
 
     The aspect ratio is log-uniform in 3/4..4/3; after ten that do not fit, the middle of the image, as large
     as the ratio allows. Mirrored with probability ``flip``. Source: Szegedy et al., Going Deeper with
-    Convolutions, 2015; docs/methods.md, Augmentation.
+    Convolutions, 2015; docs/finetuning.md, Augmentation.
     """
     for _ in range(_TRIES):
         area = width * height * random.uniform(*scale)
@@ -90,7 +90,7 @@ def distort(
 ) -> Image.Image:
     """Change colours (p 0.8) in random order, take them away (p ``grey``) and blur (p 0.5, radius from 0.1).
 
-    Source: Caron et al., SwAV, NeurIPS 2020; docs/methods.md, Augmentation.
+    Source: Caron et al., SwAV, NeurIPS 2020; docs/finetuning.md, Augmentation.
     """
     if random.random() < 0.8:
         image = jitter(random, image, colours.strength, colours.hue)

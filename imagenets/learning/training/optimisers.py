@@ -20,7 +20,7 @@ class Lars(Optimizer):
     weight decay. Then plain SGD: m ← momentum·m + g (m = g at first), w ← w − lr·m. All tensors are treated
     so, biases and batch norms included; one without a gradient is left alone, its momentum too.
 
-    Source: You et al., Large Batch Training of Convolutional Networks, 2017; docs/methods.md, LARS.
+    Source: You et al., Large Batch Training of Convolutional Networks, 2017; docs/finetuning.md, LARS.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ def layer_decay_groups(
     ``set_rate`` multiplies the learning rate by. Tensors of one dimension, position embeddings and class
     tokens do not decay.
 
-    Source: docs/methods.md, Optimiser; BEiT (Bao et al., ICLR 2022) for the layer decay.
+    Source: docs/finetuning.md, Optimiser; BEiT (Bao et al., ICLR 2022) for the layer decay.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, weight in network.named_parameters():
@@ -108,7 +108,7 @@ def cosine(progress: float, highest: float, lowest: float) -> float:
     """Fall from ``highest`` to ``lowest`` along half a cosine; ``progress`` from 0 to 1.
 
     lowest + ½ (highest − lowest)(1 + cos(π progress)). Source: Loshchilov & Hutter, SGDR, ICLR 2017;
-    docs/methods.md, Schedules.
+    docs/finetuning.md, Schedules.
     """
     return lowest + 0.5 * (highest - lowest) * (1 + math.cos(math.pi * progress))
 
