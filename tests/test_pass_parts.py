@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,6 +97,70 @@ def test_a_queue_of_less_than_a_batch_is_none():
     assert not queue.filled(0)
     assert queue.scores(0, torch.ones(5, 2)).shape == (0, 5)
     queue.restore(queue.gathered())
+
+
+def as_two_processes(monkeypatch, work):
+    """What ``work(rank)`` returns in each of two processes: here two threads that wait for each other."""
+    meeting, held, rank = threading.Barrier(2, timeout=20), [None, None], threading.local()
+
+    def exchanged(values):
+        held[rank.own] = values.clone()
+        meeting.wait()
+        both = list(held)
+        meeting.wait()
+        return both
+
+    def all_gather(parts, own):
+        for part, value in zip(parts, exchanged(own), strict=True):
+            part.copy_(value)
+
+    def begun(own):
+        rank.own = own
+        return work(own)
+
+    distributed = {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "get_world_size": lambda: 2,
+        "get_rank": lambda: rank.own,
+        "all_reduce": lambda values: values.copy_(sum(exchanged(values))),
+        "all_gather": all_gather,
+    }
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        for name, stand_in in distributed.items():
+            patch.setattr(torch.distributed, name, stand_in)
+        return list(pool.map(begun, (0, 1)))
+
+
+def test_assignments_of_two_processes_are_balanced_over_the_rows_of_both(monkeypatch):
+    scores = torch.rand(8, 5, dtype=torch.float64, generator=torch.manual_seed(1)) * 2 - 1
+    found = as_two_processes(monkeypatch, lambda rank: balanced_assignments(scores.chunk(2)[rank]))
+    np.testing.assert_allclose(torch.cat(found), slow_assignments(scores.numpy(), 8), rtol=1e-10)
+
+
+def test_a_queue_of_two_processes_is_saved_as_that_of_one_and_taken_back(monkeypatch):
+    """Two batches of four, of which each process sees two rows; the first crop's are in the queue."""
+    features = unit(torch.randn(2, 4, 3, generator=torch.manual_seed(2)))
+    one = FeatureQueue(length=9, batch=4, dimensions=3)
+    for batch in features:
+        one.push(0, batch)
+    expected = one.gathered()
+
+    def work(rank):
+        queue = FeatureQueue(length=9, batch=4, dimensions=3)
+        for batch in features:
+            queue.push(0, batch.chunk(2)[rank])
+        again = FeatureQueue(length=9, batch=4, dimensions=3)
+        gathered = queue.gathered()
+        again.restore(gathered)
+        return queue, gathered, again
+
+    for queue, gathered, again in as_two_processes(monkeypatch, work):
+        assert torch.equal(gathered, expected)
+        assert torch.equal(again.features, queue.features)
+        assert queue.rows == [4, 0]
+        assert again.rows == queue.rows
+        assert again.filled(0) and not again.filled(1)
 
 
 # --- grids

@@ -34,10 +34,11 @@ from imagenets.learning.pass_method.recipes import (
     pretraining_recipe,
 )
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue
-from imagenets.learning.pass_method.steps import CollapseWatch
+from imagenets.learning.pass_method.steps import CollapseWatch, QueueState
 from imagenets.learning.processes import Processes
-from imagenets.learning.training.augmentation import Colours, Crop, as_tensor, cropped
+from imagenets.learning.training.augmentation import Colours, Crop, as_tensor, cropped, distort, random_crop
 from imagenets.learning.training.loop import train
+from imagenets.learning.training.order import generator
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 TRAINING = CHECKOUT / "tests/helpers/train_pass_tiny.py"
@@ -238,6 +239,94 @@ def test_a_collapsed_run_says_so():
     assert said[0].startswith("epoch 2: this run has collapsed")
 
 
+def looks(nearest, vectors, prototypes):
+    """Pooled features, and scores by which each crop is nearest to a prototype."""
+    return vectors, nn.functional.one_hot(torch.tensor(nearest), prototypes).float()
+
+
+def around(mean, axis):
+    """Unit vectors, as many as there are signs, that spread by ``axis`` around ``mean``."""
+    return torch.tensor([[mean, axis], [mean, -axis]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("prototypes", "in_use", "spread", "collapsed"),
+    [
+        (300, 4, 0.0101, False),
+        (300, 4, 0.0099, True),  # the spread is below 0.01
+        (300, 3, 0.5, True),  # one in a hundred
+        (12, 2, 0.5, False),
+        (12, 1, 0.5, True),  # of few prototypes, one alone
+    ],
+)
+def test_when_a_run_has_collapsed(prototypes, in_use, spread, collapsed):
+    """Two crops a prototype; of unit vectors (c, ±s) the mean is (c, 0), and the variance s²."""
+    said = []
+    watch = CollapseWatch(prototypes, ALONE, said.append)
+    crops = around((1 - spread**2) ** 0.5, spread)
+    for prototype in range(in_use):
+        watch.look(*looks([prototype] * 2, crops, prototypes))
+    scores = watch.scores(3)
+    assert scores == {"prototypes_in_use": in_use, "spread": pytest.approx(spread, rel=1e-6)}
+    assert bool(said) == collapsed
+    if collapsed:
+        assert said[0].startswith(
+            f"epoch 3: this run has collapsed, all pictures look alike to it: {in_use} of"
+        )
+    watch.look(*looks([0, 1], crops, prototypes))
+    expected = {"prototypes_in_use": 2, "spread": pytest.approx(spread, rel=1e-6)}
+    assert watch.scores(4) == expected, "the next epoch counts anew"
+
+
+def test_the_watch_goes_on_within_an_epoch_and_only_the_first_process_has_what_was_saved():
+    generator = torch.manual_seed(0)
+    steps = [
+        (nn.functional.normalize(torch.randn(6, 4, generator=generator), dim=1), torch.rand(6, 9))
+        for _ in range(4)
+    ]
+    whole, begun, resumed = (CollapseWatch(9, ALONE, no_talk) for _ in range(3))
+    for step in steps:
+        whole.look(*step)
+    for step in steps[:2]:
+        begun.look(*step)
+    saved = begun.state_dict()
+    resumed.load_state_dict(saved)
+    for step in steps[2:]:
+        resumed.look(*step)
+    assert resumed.counts.tolist() == whole.counts.tolist()
+    torch.testing.assert_close(resumed.sum, whole.sum)
+    assert begun.counts.sum() == 12, "what was saved is no part of the watch that goes on"
+    said = []
+    second = CollapseWatch(9, Processes(1, 2, torch.device("cpu")), said.append)
+    second.load_state_dict(saved)
+    assert not second.counts.any() and not second.sum.any()
+
+
+def test_only_the_first_process_speaks_of_a_collapse(monkeypatch):
+    said = []
+    for rank in (0, 1):
+        watch = CollapseWatch(200, Processes(rank, 2, torch.device("cpu")), said.append)
+        monkeypatch.setattr(Processes, "sum", lambda self, values: 2 * values)  # of two that see the same
+        watch.look(*looks([0, 0], around(1.0, 0.0), 200))
+        assert watch.scores(1) == {"prototypes_in_use": 1, "spread": 0}
+    assert len(said) == 1
+
+
+def test_a_queues_state_is_taken_back():
+    """Of one that is full for one crop alone."""
+    queue = FeatureQueue(8, 4, 3)
+    for batch in nn.functional.normalize(torch.randn(3, 4, 3), dim=2):
+        queue.push(1, batch)
+    queue.push(0, torch.ones(4, 3))
+    state = QueueState(queue).state_dict()
+    queue.push(0, torch.full((4, 3), 2.0))
+    again = FeatureQueue(8, 4, 3)
+    QueueState(again).load_state_dict(state)
+    assert torch.equal(again.features[1], queue.features[1])
+    assert again.features[0].tolist() == [[1, 1, 1]] * 4 + [[0, 0, 0]] * 4, "as it was when it was saved"
+    assert [again.filled(crop) for crop in (0, 1)] == [False, True]
+
+
 def test_a_queue_is_shared_out_anew_when_processes_change(monkeypatch):
     """What one process gathered, two take by batch: their own rows of each."""
     queue = FeatureQueue(8, 4, 1)
@@ -266,6 +355,28 @@ def test_crops_are_a_function_of_seed_epoch_and_picture(images):
     assert all(torch.equal(a, b) for a, b in zip(again, (rectangles, large, small), strict=True))
     for other in (readers[0].read(1, 3), readers[2].read(0, 3), readers[0].read(0, 4)):
         assert not torch.equal(other[1], large)
+
+
+def test_crops_written_out(images):
+    """Of each size in turn: a rectangle, its crop, its colours, all drawn from the picture's one stream."""
+    names = sorted(f"{path.parent.name}/{path.name}" for path in images.glob("*/*.JPEG"))
+    sizes = CropSettings(2, 24, (0.14, 1)), CropSettings(3, 16, (0.05, 0.14))
+    colours = Colours(0.5, 0.1, 0.3, 1.5)
+    rectangles, *found = CropReader(images, names, 5, *sizes, colours).read(2, 7)
+    picture, random = read_image(images / names[7]), generator(seed=5, epoch=2, index=7)
+    drawn = []
+    for size, crops in zip(sizes, found, strict=True):
+        for crop in crops:
+            drawn.append(random_crop(random, picture.width, picture.height, size.scale))
+            expected = distort(random, cropped(picture, drawn[-1], size.side), colours)
+            np.testing.assert_array_equal(crop.permute(1, 2, 0), np.asarray(expected))
+    assert rectangles.tolist() == [list(map(float, rectangle)) for rectangle in drawn[:2]]
+
+
+def test_names_of_pictures_may_be_any_bytes(tmp_path):
+    names = ["n0/plain.JPEG", os.fsdecode(b"n1/caf\xe9.JPEG")]
+    reader = CropReader(tmp_path, names, 0, CropSettings(2, 24, (0.14, 1)), None)
+    assert [reader.name(index) for index in (0, 1)] == names
 
 
 def test_a_recipe_may_change_colours_less(images):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -238,6 +240,21 @@ def test_losses_against_loops():
     assert float(label_map_loss(logits[:1], torch.full((1, 32, 32), 1000, dtype=torch.int16), ALONE)) == 0
     ours = label_map_loss(logits, torch.from_numpy(masks.astype(np.int16)), ALONE)
     assert float(ours) == pytest.approx(float(sum(terms) / len(terms)), abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [annotated_loss, label_map_loss])
+def test_the_mean_of_both_processes_losses_is_that_of_one_process(loss):
+    """Though one of them has far fewer pixels that count."""
+    draw = np.random.default_rng(1)
+    masks = draw.choice([0, 1, 2, 3, 1000], (4, 32, 32))
+    masks[2:, :24] = 1000
+    masks = torch.from_numpy(masks.astype(np.int16))
+    logits = torch.from_numpy(draw.normal(size=(4, 4, 4, 4))).float()
+    step = 4 if loss is annotated_loss else 2
+    pixels = (masks[:, ::step, ::step] != 1000).sum()
+    both = SimpleNamespace(number=2, sum=lambda own: pixels)
+    shares = [loss(logits[own], masks[own], both) for own in (slice(2), slice(2, 4))]
+    assert float(sum(shares) / 2) == pytest.approx(float(loss(logits, masks, ALONE)), abs=1e-6)
 
 
 def test_label_maps_do_not_depend_on_how_many_maps_are_enlarged_together():

@@ -28,7 +28,7 @@ from imagenets.learning.training.optimisers import (
     set_rate,
     warm_up_and_cosine,
 )
-from imagenets.learning.training.order import Plan, StepIndex, seed_network
+from imagenets.learning.training.order import Plan, StepIndex, generator, seed_network
 from imagenets.learning.training.run_files import RunFolder, curves_figure, opened_run
 
 TIMEOUT = 120  # seconds, far above what a run takes
@@ -110,6 +110,17 @@ def test_a_last_batch_is_filled_from_the_epochs_beginning():
     assert last[5:].tolist() == plan.batch_of(0, 0)[:3].tolist()
     few = Plan(7, 12, 1, 3, True)
     assert (few.steps, sorted(few.batch_of(0, 0))) == (1, list(range(7)))
+
+
+def test_order_augmentation_and_network_draw_from_streams_of_their_own(monkeypatch):
+    """Also where one's numbers would be a beginning of another's: zeros after it count as nothing."""
+    made, default_rng = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda *seed: made.append(default_rng(*seed)) or made[-1])
+    Plan(8, 8, 1, 5, True).batch_of(3, 0)
+    generator(5, 3, 0)
+    seed_network(5, StepIndex(3, 0, 0, 0), 0)
+    streams = [of.bit_generator.seed_seq.generate_state(1, np.uint64)[0] >> np.uint64(1) for of in made]
+    assert len({*map(int, streams), torch.initial_seed()}) == 3
 
 
 def test_a_plan_goes_on_where_it_stopped():

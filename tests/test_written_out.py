@@ -24,6 +24,8 @@ from imagenets.classes import MODES
 from imagenets.common.progress import no_bar
 from imagenets.learning.finetuning import run as finetuning
 from imagenets.learning.finetuning.pairs import Augmented, TrainingPairs, list_pairs
+from imagenets.learning.images import digest
+from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.segmentation_network import PASS, SEMI
 from imagenets.learning.pass_method import runs
 from imagenets.learning.pass_method.crops import CropReader, CropSettings
@@ -479,7 +481,7 @@ class Rates:
         monkeypatch.setattr(module, "train", self.train)
 
     def train(self, job, reader, plan, run, **options):
-        self.job, self.plan, self.reader = job, plan, reader
+        self.job, self.plan, self.reader, self.run, self.options = job, plan, reader, run, options
 
     def at(self, epoch, step):
         """At a step, by the index that the plan yields."""
@@ -575,3 +577,77 @@ def test_rates_of_pass(recipe, tmp_path, monkeypatch):
         assert rates.at(epoch, step) == pytest.approx(expected, rel=1e-12), (epoch, step)
     (group,) = rates.job.optimiser.param_groups
     assert (group["weight_decay"], group["momentum"], group["trust"]) == (1e-6, 0.9, 0.001)
+
+
+def in_record(recipe, names):
+    """What the folder of either training says about its recipe and its pictures."""
+    return {
+        "mode": "50", "recipe": "pass", "epochs": 4, "batch": 8, "lr": recipe.lr, "final_lr": 0.0006,
+        "weight_decay": 0.01, "queue": recipe.queue, "colours": "0.5, hue 0.1, grey 0.3, blur 1.5",
+        "seed": recipe.seed, "precision": "bfloat16", "images": 17, "names of images": digest(names),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("training", ["pretraining", "attention"])
+def test_a_run_of_pass_is_what_was_asked_for(photos, tmp_path, monkeypatch, training):
+    """A start by the seed, whatever was drawn before; the given values wherever they are used."""
+    rates, starts = Rates(monkeypatch, runs), []
+    file, said = tmp_path / "pretrained.pth", []
+    torch.save({name: pass_network().state_dict() for name in ("student", "teacher")}, file)
+    for number, seed in enumerate((5, 5, 6)):
+        torch.manual_seed(number)
+        asked = replace(of_pass(photos, tmp_path / f"{number}"), workers=3, precision="bfloat16")
+        talk = runs.Talk(no_bar, said.append)
+        recipe = replace(
+            PRETRAINING if training == "pretraining" else ATTENTION, seed=seed, weight_decay=0.01
+        )
+        if training == "pretraining":
+            runs.pretrain(asked, recipe, ALONE, talk)
+        else:
+            runs.train_attention(asked, recipe, "timm/test_resnet", file, ALONE, talk, "student")
+        starts.append({name: value.clone() for name, value in rates.job.weights().items()})
+    new = "prototypes.weight" if training == "pretraining" else "fbg.atten.0.weight"
+    assert torch.equal(starts[0][new], starts[1][new]) and not torch.equal(starts[1][new], starts[2][new])
+
+    job, reader, (folder, names) = rates.job, rates.reader, photos
+    assert rates.plan == Plan(17, 8, 4, 6, keep_last=False)
+    assert (reader.folder, [reader.name(index) for index in range(17)], reader.seed) == (folder, names, 6)
+    assert reader.sizes == [size for size in (recipe.large, getattr(recipe, "small", None)) if size]
+    assert reader.colours == recipe.colours
+    assert rates.options == {"workers": 3, "show": no_bar, "tell": said.append}
+    assert job.about == {"backbone": "timm/test_resnet", "mode": "50", "recipe": "pass"}
+    assert job.precision == "bfloat16"
+    assert job.network.training and job.network.prototypes.out_features == 11
+    (group,) = job.optimiser.param_groups
+    assert (group["weight_decay"], group["momentum"], group["trust"]) == (0.01, 0.9, 0.001)
+    trained = {id(weight) for weight in group["params"]}
+    names_trained = {name for name, p in job.network.named_parameters() if id(p) in trained}
+    queue, watch = job.more["queue"].queue, job.more["watch"]
+    assert queue.features.shape == (2, 16 if training == "pretraining" else 8, 128)
+    assert watch.counts.shape == (11,) and watch.warn == said.append and job.scores == watch.scores
+    step = job.loss_of.__self__
+    assert (step.network, step.joined, step.queue, step.watch) == (job.network, job.network, queue, watch)
+    assert job.before_update == step.before_update
+    loaded = {name: torch.full_like(value, 0.25) for name, value in job.weights().items()}
+    job.load_weights(loaded)
+    assert all(
+        (value == loaded[name]).all() for name, value in job.network.backbone.network.state_dict().items()
+    )
+    if training == "pretraining":
+        assert names_trained == {name for name, _ in job.network.named_parameters()}
+        more = {
+            "step": "pretraining", "backbone": "timm/test_resnet", "large": "2 x 64 of 0.14..1",
+            "small": "3 x 32 of 0.05..0.14", "hidden": 24, "prototypes": 11, "queue_from": 1,
+            "frozen_steps": 3, "weights": "1:1",
+        }  # fmt: skip
+    else:
+        assert {name.partition(".")[0] for name in names_trained} == {"fbg", "prototypes"}
+        more = {
+            "step": "attention", "backbone": "timm/test_resnet", "large": "2 x 64 of 0.08..1",
+            "checkpoint": weights_digest(file, "student"),
+        }  # fmt: skip
+        assert [line for line in said if "loaded from pretrained.pth" in line]
+        state = torch.load(file)["student"]
+        assert all(torch.equal(starts[2][name], value) for name, value in state.items())
+    assert rates.run.settings == more | in_record(recipe, names)
+    assert "17 images, 2 steps an epoch; 1 process on cpu" in said
