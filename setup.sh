@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Makes .venv in the checkout, once, with the tested versions, and installs the toolbox's library there in
 # place ("editable"), so that `import imagenets` works in any folder:
-#   bash setup.sh            preparing, scoring, reports and the k-means baseline
-#   bash setup.sh methods    that and what networks need: torchvision and the torch that fits it, timm, pyarrow
-#   bash setup.sh zero-shot  that and open_clip, for methods/zero_shot.py
-#   bash setup.sh dev        that and what the tests and benchmarks need
-# What is there already is kept: a smaller kind after a larger one changes nothing.
+#   bash setup.sh            for preparation, scoring, reports and the k-means baseline
+#   bash setup.sh methods    also for networks: torchvision with its matching torch, timm, pyarrow
+#   bash setup.sh zero-shot  also open_clip, for methods/zero_shot.py
+#   bash setup.sh dev        also what the tests and benchmarks need
+# Installed packages are kept: a smaller kind after a larger one changes nothing.
 # BASE_PYTHON chooses the interpreter.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -14,7 +14,7 @@ extras=(report,kmeans methods zero-shot dev)
 venv=$root/.venv
 stamp=$venv/.installed
 
-# The place of a kind in `kinds`; -1 where there is none of that name.
+# The index of a kind in `kinds`; -1 if there is none of that name.
 rank() {
     for i in "${!kinds[@]}"; do if [ "${kinds[i]}" = "$1" ]; then echo "$i"; return; fi; done
     echo -1
@@ -24,7 +24,7 @@ if [ "$wanted" = -1 ] || [ $# -gt 1 ]; then
     echo "usage: bash setup.sh [methods|zero-shot|dev]" >&2
     exit 2
 fi
-# Another environment, which this would change: the toolbox of another checkout would become this one there.
+# A link leads to another environment, possibly of another checkout, which would get this library installed.
 if [ -e "$venv" ] && [ ! -d "$venv" ]; then
     echo "error: $venv is a file, where the environment belongs: move it away, then run this again" >&2
     exit 1
@@ -33,12 +33,12 @@ if [ -L "$venv" ]; then
     echo "error: $venv is a symbolic link to $(readlink -- "$venv"), an environment that is not this checkout's own: remove the link (rm $venv), then run this again" >&2
     exit 1
 fi
-# The stamp is the kind, a line, and what it was made from: the lists of packages, and the checkout's path, as one
-# that was moved is installed from where it no longer is.
+# The stamp holds the kind, then what the environment was made from: the lists of packages, and the checkout's path,
+# because an installed library points to the path that the checkout had.
 source="$(cat "$root"/requirements*.txt "$root/pyproject.toml" "${BASH_SOURCE[0]}" | cksum) $root"
 made=-1
 if [ -f "$stamp" ]; then made=$(rank "$(head -n 1 "$stamp")"); fi
-# A stamp alone proves nothing: the system's Python, to which .venv leads, may be gone or another one.
+# The stamp is not enough: the system's Python behind .venv may be gone or replaced.
 works() { "$venv/bin/python" -I -c "$1" 2>/dev/null; }
 if [ "$made" -ge "$wanted" ] && [ "$(tail -n +2 "$stamp")" = "$source" ] && works 'import imagenets'; then exit 0; fi
 
@@ -70,7 +70,7 @@ if ! works 'import pip'; then
         "$python" -m venv --clear "$venv"
     fi
 fi
-# An environment with torchvision keeps it, also when only its other packages are brought up to date.
+# An environment with torchvision keeps it, even if only the other packages are updated.
 kind=$((made > wanted ? made : wanted))
 if [ "$kind" -ge "$(rank methods)" ]; then
     tested=$venv/tested.txt

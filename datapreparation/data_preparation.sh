@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# From an ImageNet copy to a whole ImageNet-S:
-# bash data_preparation.sh IMAGENET SAVE {50,300,919,all} [true|false [--absolute]]
-# The fourth argument: copy the training images (true) or link them (false, the default). --absolute: with links that
-# hold the full path, also where ImageNet and SAVE lie below one folder.
+# Makes a complete ImageNet-S from a copy of ImageNet:
+# bash data_preparation.sh IMAGENET PREPARED {50,300,919,all} [true|false [--absolute]]
+# The fourth argument: copy the training images (true) or link them (false, the default). --absolute: links hold
+# the full path, even if IMAGENET and PREPARED lie below one folder.
 # Stops at the first step that fails, with its exit status. PYTHON chooses the interpreter.
 set -euo pipefail
 usage() {
-    echo "usage: bash data_preparation.sh IMAGENET SAVE {50,300,919,all} [copy train images: true|false [--absolute]]" >&2
+    echo "usage: bash data_preparation.sh IMAGENET PREPARED {50,300,919,all} [copy train images: true|false [--absolute]]" >&2
     exit 2
 }
 if [ $# -lt 3 ] || [ $# -gt 5 ] || [ -z "$1" ] || [ -z "$2" ]; then usage; fi
@@ -21,7 +21,7 @@ if [ ! -x "$python" ]; then python=python3; fi
 PYTHON=${PYTHON:-$python}
 export PYTHON
 
-# Hours of copying train should not end with val that is not there.
+# A missing val should be found now, not after hours of copying train.
 "$PYTHON" "$here/datapreparation_val.py" "--imagenet-dir=$1" "--save-dir=$2" "--mode=$3" --check
 "$PYTHON" "$here/datapreparation_train.py" "--imagenet-dir=$1" "--save-dir=$2" "--mode=$3" ${copy[@]+"${copy[@]}"}
 "$PYTHON" "$here/datapreparation_val.py" "--imagenet-dir=$1" "--save-dir=$2" "--mode=$3"

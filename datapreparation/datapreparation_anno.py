@@ -16,7 +16,7 @@ from imagenets.preparation.annotations import MaskList, put_annotations
 def main() -> None:
     """Parse, fetch the archives, put the masks in place, print."""
     parser = new_parser(
-        "Put SAVE/ImageNetS*/validation-segmentation and train-semi-segmentation in place, from the\n"
+        "Put ImageNetS*/validation-segmentation and train-semi-segmentation in place, from the\n"
         "archive of the official release, which is downloaded and removed afterwards."
     )
     parser.add_argument(

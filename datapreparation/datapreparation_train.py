@@ -27,7 +27,7 @@ from imagenets.preparation.layouts import find_train, packed_in
 def main() -> None:
     """Parse, plan, prepare, print."""
     parser = new_parser(
-        "Make SAVE/ImageNetS*/train: a soft link for each class folder; the merged classes of mode 919\n"
+        "Make ImageNetS*/train: a soft link for each class folder; the merged classes of mode 919\n"
         "become real folders of links. Mode 919 also gets train-full, a link to the whole train folder of\n"
         "ImageNet: a link also with --copy, and not made where your copy has no class folders to link to.",
         layouts=True,

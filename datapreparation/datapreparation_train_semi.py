@@ -25,7 +25,7 @@ from imagenets.preparation.layouts import find_train, packed_in
 def main() -> None:
     """Parse, plan, prepare, print."""
     parser = new_parser(
-        "Make SAVE/ImageNetS*/train-semi: copies of the ten training images a class that have masks.",
+        "Make ImageNetS*/train-semi: copies of the ten training images a class that have masks.",
         layouts=True,
     )
     parser.add_argument("--link", action="store_true", help="soft links in place of copies")

@@ -25,7 +25,7 @@ from imagenets.preparation.layouts import find_val, packed_in
 def main() -> None:
     """Parse, plan, prepare, print."""
     parser = new_parser(
-        "Make SAVE/ImageNetS*/validation and test: copies of ImageNet's validation images where the lists\n"
+        "Make ImageNetS*/validation and test: copies of ImageNet's validation images where the lists\n"
         "say, which for 13% of them is another class folder.",
         layouts=True,
     )

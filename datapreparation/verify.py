@@ -21,7 +21,7 @@ def main() -> None:
     """Parse, verify, print a table for each set, end with 1 when one is not right."""
     warnings.filterwarnings("ignore", module="PIL")  # about EXIF that Pillow cannot read: no fault of a set
     parser = new_parser(
-        "Compare SAVE/ImageNetS* with its lists, split by split. Exit status 0 only when all that is there\n"
+        "Compare ImageNetS* with its lists, split by split. Exit status 0 only when all that is there\n"
         "is right and something is there; splits that are absent are named. Train has no list of images:\n"
         "its class folders and its total are compared. Nothing is written."
     )

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole benchmark in one command, on synthetic pictures: bash demo/run.sh [OUTPUT]
-# Everything is made anew in demo/output, or in OUTPUT, a folder that does not exist yet. PYTHON chooses an
-# interpreter that has what setup.sh installs; without it, setup.sh makes one.
+# The whole pipeline in one command, on synthetic pictures: bash demo/run.sh [OUTPUT]
+# Everything is made anew in demo/output, or in OUTPUT, a folder that does not exist yet. PYTHON names an
+# interpreter with the packages that setup.sh installs; without it, setup.sh makes one.
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 case $#:${1:-} in
@@ -32,14 +32,14 @@ evaluate() { # name, folder of predictions, more arguments of evaluator.py
 
 step "a synthetic ImageNet: no photographs, drawn objects; only the folder names are real"
 "$PYTHON" "$root/demo/make_imagenet.py" --output-dir "$output"
-# README's walk needs all that follows: where this is stopped, its commands would lack files.
+# README's walk needs everything below: after a stop, its commands would miss files.
 again="run this again, it begins anew"
 if [ $# = 1 ]; then again="remove $output, then run this again"; fi
-unfinished() { echo "error: the demo did not come to its end, and $output is not whole: $again" >&2; }
+unfinished() { echo "error: the demo did not finish, and $output is incomplete: $again" >&2; }
 trap unfinished EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-# From here on in the output folder, so that what is printed and the report name no path of this machine.
+# From here on in the output folder, so that neither the output nor the report names paths of this machine.
 cd -- "$output"
 export IMAGENETS_LISTS=lists IMAGENETS_MIRROR=mirror
 
@@ -54,7 +54,7 @@ step "its scores, in percent"
 evaluate baseline baseline/validation \
     --report report.html --image-dir "$set/validation"
 
-step "beside predictions that know nothing"
+step "trivial predictions to compare with"
 for kind in background random random-clusters; do
     "$PYTHON" "$root/methods/trivial.py" --predict-dir baseline/validation --mode 50 \
         --kind "$kind" --output-dir "$kind"
@@ -63,5 +63,5 @@ done
 "$PYTHON" "$root/evaluation/table.py" {background,random,random-clusters,baseline}.json
 
 trap - EXIT
-printf '\nThe pictures are synthetic: the numbers say that the toolbox works, nothing about how good a method is.\n'
+printf '\nThe pictures are synthetic: the numbers show that the toolbox works, but say nothing about how good a method is.\n'
 echo "The report to look at: $output/report.html"

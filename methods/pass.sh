@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# PASS, the benchmark paper's own method, all steps: bash methods/pass.sh SAVE MODE OUT [small]
-# SAVE is data_preparation.sh's, MODE 50, 300 or 919. Run it again to go on after a stop. small: minutes on two
-# cores, for the demo's set. It runs on as many GPUs of this machine as divide a batch of 256. PYTHON is an
-# interpreter that has what the methods need; without it, the checkout's .venv (bash setup.sh methods). SEED
-# replaces the seeds of all steps.
+# All steps of PASS, the benchmark paper's own method: bash methods/pass.sh PREPARED MODE OUT [small]
+# PREPARED is the folder that data_preparation.sh filled, MODE is 50, 300 or 919. Run it again to resume after a
+# stop. small: settings for the demo's set, minutes on two cores. It uses the GPUs of this machine, as many as
+# divide a batch of 256. PYTHON names an interpreter with the packages of the methods (default: the checkout's .venv,
+# made by bash setup.sh methods). SEED replaces the seeds of all steps.
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-usage() { echo "usage: bash methods/pass.sh SAVE MODE OUT [small], with MODE 50, 300 or 919"; }
+usage() { echo "usage: bash methods/pass.sh PREPARED MODE OUT [small], with MODE 50, 300 or 919"; }
 wrong() { usage >&2 && exit 2; }
 case ${1:-} in -h | --help) usage && exit 0 ;; esac
 case $#:${4:-small} in 3:* | 4:small) ;; *) wrong ;; esac

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Self-training on clusters: foregrounds and k-means of train, a segmentation network trained on them, its
-# predictions: bash methods/self_training.sh SAVE MODE OUT BACKBONE CHECKPOINT [--rounds 2] [options of finetune.py]
-# SAVE is data_preparation.sh's, MODE 50, 300 or 919. Run it again to resume after a stop. --rounds 2 trains once
-# more, on the predictions of train, also after a run of one round. All GPUs of this machine are used. PYTHON chooses an interpreter that has
-# requirements.txt and requirements-methods.txt; without it, the checkout's .venv (bash setup.sh methods).
-# SEED replaces the seeds of all steps; CLUSTERS the number of clusters (default: the mode's classes).
+# Self-training on clusters: cluster the foregrounds of train with k-means, train a segmentation network on them,
+# predict with it:
+# bash methods/self_training.sh PREPARED MODE OUT BACKBONE CHECKPOINT [--rounds 2] [options of finetune.py]
+# PREPARED is the folder that data_preparation.sh filled, MODE is 50, 300 or 919. Run it again to resume after a
+# stop. --rounds 2 trains once more, on the predictions of train, also after a run of one round. It uses all GPUs of
+# this machine. PYTHON names an interpreter with the packages of the methods (default: the checkout's .venv, made by
+# bash setup.sh methods). SEED replaces the seeds of all steps, CLUSTERS the number of clusters (default: the mode's
+# classes).
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 usage() {
-    echo "usage: bash methods/self_training.sh SAVE MODE OUT BACKBONE CHECKPOINT [--rounds 2] [options of finetune.py]" >&2
+    echo "usage: bash methods/self_training.sh PREPARED MODE OUT BACKBONE CHECKPOINT [--rounds 2] [options of finetune.py]" >&2
     exit 2
 }
 [ $# -ge 5 ] || usage
@@ -65,7 +67,7 @@ score() { # name, folder of predictions, their number of clusters, more argument
 }
 step "scores on validation, in percent"
 score clusters "$out/clusters/validation" "$clusters"
-# The networks have a place for each class: their labels are 0..$mode, however many clusters they learned.
+# The networks have an output for each class: their labels are 0..$mode, however many clusters they learned.
 for ((round = 1; round < rounds; round++)); do score "round$round" "$out/predictions$round/validation" "$mode"; done
 score "round$rounds" "$out/predictions$rounds/validation" "$mode" \
     --report "$out/report.html" --image-dir "$set/validation"

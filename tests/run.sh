@@ -13,10 +13,10 @@ checking=$!
 ruff check .
 ruff format --check .
 lint-imports
-# The counting code is compiled when it is first imported: here once, not in each of the tests' first processes.
+# The counting code is compiled at its first import: once here, not in every test process.
 python -c 'import imagenets.scoring.run_length'
 wait $checking || { cat "$types" && exit 1; }
 cat "$types"
 
-# By files: what the tests of one share is made once.
+# Each file of tests in one process, so that its fixtures are made once.
 python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

@@ -29,7 +29,7 @@ def blocks(page, *kinds):
 
 
 def test_docs_python_runs(tmp_path, monkeypatch):
-    write_set(tmp_path / "data")
+    write_set(tmp_path / "prepared")
     write_lists(tmp_path / "lists")
     monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")

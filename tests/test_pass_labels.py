@@ -282,7 +282,7 @@ def test_pass_sh_says_how_it_is_used(arguments):
         ["bash", CHECKOUT / "methods/pass.sh", *arguments], capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
-    assert result.stderr.startswith("usage: bash methods/pass.sh SAVE MODE OUT [small]")
+    assert result.stderr.startswith("usage: bash methods/pass.sh PREPARED MODE OUT [small]")
 
 
 def test_pass_sh_says_how_it_is_used_on_demand():
