@@ -82,7 +82,7 @@ def add_save_dir_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--save-dir",
         type=path_argument,
-        help="folder of the prepared sets, which holds ImageNetS50 and so on; not with a class list, "
+        help="folder of the prepared sets: it holds ImageNetS50 and so on; not with a class list, "
         "beside which the set lies",
     )
 

@@ -39,7 +39,10 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
             "--imagenet-dir", type=path_argument, required=True, help="your ImageNet copy; only read"
         )
     parser.add_argument(
-        "--save-dir", type=path_argument, required=True, help="folder of the prepared sets, which holds ImageNetS50 and so on"
+        "--save-dir",
+        type=path_argument,
+        required=True,
+        help="folder of the prepared sets: it holds ImageNetS50 and so on",
     )
     parser.add_argument(
         "--mode", choices=[*MODES, "all"], required=True, help="which set; all: 50, 300 and 919"
@@ -75,8 +78,8 @@ def add_absolute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--absolute",
         action="store_true",
-        help="links with the full path (default: relative where ImageNet and the prepared sets lie below one folder, "
-        "which can then be moved or mounted elsewhere)",
+        help="links with the full path (default: relative if ImageNet and the prepared sets lie below one "
+        "folder, which can then be moved or mounted elsewhere)",
     )
 
 

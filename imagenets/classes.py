@@ -78,8 +78,8 @@ class Mode:
     def set_folder(self, save_dir: Path | None) -> Path:
         """Folder that holds ``train``, ``validation`` and so on.
 
-        It lies in ``save_dir``, the folder that data_preparation.sh fills; a set of one's own lies where its class list
-        does. Raises ValueError where ``save_dir`` is lacking, or given with a class list.
+        It lies in ``save_dir``, the folder that data_preparation.sh fills; a data set of one's own lies
+        beside its class list. Raises ValueError if ``save_dir`` is missing, or given with a class list.
         """
         if self.own is not None:
             if save_dir is not None:

@@ -56,7 +56,7 @@ class ImageNetS(Dataset[dict[str, Any]]):
         transform: Callable[[Any], Any] | None = None,
         joint_transform: Callable[[Any, Any], tuple[Any, Any]] | None = None,
     ) -> None:
-        """List the images under ``root``, the folder that data_preparation.sh fills, and pair them with their masks.
+        """Pair images and masks under ``root``, the folder that data_preparation.sh fills.
 
         ``mode`` is 50, 300, 919 or the path of a class list; a set of one's own lies in the folder of its
         class list, and ``root`` is None (docs/own_data.md).

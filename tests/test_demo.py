@@ -192,8 +192,7 @@ def test_a_demo_that_was_stopped_says_that_its_folder_is_not_whole(tmp_path, sen
     _, said = process.communicate(timeout=60)
     assert process.returncode == status
     assert said == (
-        f"error: the demo did not finish, and {output} is incomplete: remove {output}, then run this "
-        "again\n"
+        f"error: the demo did not finish, and {output} is incomplete: remove {output}, then run this again\n"
     )
 
 
