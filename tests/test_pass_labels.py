@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import json
 import os
 import subprocess
+import sys
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 import torch
-from masksets import CHECKOUT, script, table_of
+from masksets import CHECKOUT, table_of
 from PIL import Image
 from prepared_set import WNIDS, write_lists, write_set
+from torch import nn
 from torch.nn.functional import interpolate
 
 from imagenets.common.errors import InputError
+from imagenets.learning.engine.inference import Batch
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.pass_method.attended_labels import load_centroids
-from imagenets.learning.pass_method.attention import AttentionNetwork
+from imagenets.learning.pass_method import attended_labels
+from imagenets.learning.pass_method import centroids as kmeans_of_pass
+from imagenets.learning.pass_method.attended_labels import (
+    feature_step,
+    join_features,
+    label_step,
+    load_centroids,
+    sweep_step,
+)
+from imagenets.learning.pass_method.attention import AttentionNetwork, PixelAttention
 from imagenets.learning.pass_method.centroids import agreement, fit_centroids, nearest_rows, unit_rows
 from imagenets.learning.pass_method.heads import HeadSizes, library_state
 from imagenets.learning.pass_method.thresholds import THRESHOLDS, count_steps, sweep
 from imagenets.masks import decode_mask
 from imagenets.scoring.matching import find_matching, shared_with_class
 from imagenets.scoring.metrics import evaluate
+from methods import cluster, pseudo_labels
 
 MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
 
@@ -108,19 +123,92 @@ def test_the_best_of_all_restarts_is_kept_as_it_is():
     unit = unit_rows(features)
     labels = np.array([((best - row) ** 2).sum(1).argmin() for row in unit])
     np.testing.assert_array_equal(nearest_rows(features, best), labels + 1)
-    for cluster in range(9):
-        np.testing.assert_allclose(best[cluster], unit[labels == cluster].mean(0), atol=1e-5)
+    for index, centroid in enumerate(best):
+        np.testing.assert_allclose(centroid, unit[labels == index].mean(0), atol=1e-5)
     np.testing.assert_array_equal(best, fit_centroids(features, 9, restarts=12, seed=3))
 
 
-def test_features_that_do_not_fit_are_clustered_in_batches(tmp_path):
+class Noted:
+    """What scikit-learn's k-means, of either kind, is asked for and given."""
+
+    def __init__(self, monkeypatch):
+        self.settings, self.rows, self.threads = [], [], []
+        for name, method in (("KMeans", "fit"), ("MiniBatchKMeans", "partial_fit")):
+            monkeypatch.setattr(kmeans_of_pass, name, self.noting(getattr(kmeans_of_pass, name), method))
+        limits = kmeans_of_pass.threadpool_limits
+        monkeypatch.setattr(
+            kmeans_of_pass, "threadpool_limits", lambda number: self.threads.append(number) or limits(1)
+        )
+
+    def noting(self, kind, method):
+        notes = self
+
+        class Noting(kind):
+            pass
+
+        def noted(own, rows):
+            notes.settings.append(own.get_params())
+            notes.rows.append(rows.copy())
+            return getattr(kind, method)(own, rows)
+
+        setattr(Noting, method, noted)
+        return Noting
+
+
+def test_k_means_has_the_published_settings(monkeypatch):
+    noted = Noted(monkeypatch)
+    features = blobs(np.random.default_rng(0), rows=40)
+    fit_centroids(features, 3)
+    (settings,), (rows,) = noted.settings, noted.rows
+    asked = ("n_clusters", "init", "n_init", "max_iter", "tol", "random_state")
+    assert [settings[name] for name in asked] == [3, "random", 30, 20, 0, 0]
+    np.testing.assert_allclose(rows, features / np.linalg.norm(features, axis=1, keepdims=True), rtol=1e-5)
+    monkeypatch.setattr(kmeans_of_pass, "EXACT_ROWS", 39)
+    fit_centroids(features, 3, restarts=2, seed=7)
+    assert [noted.settings[1][name] for name in ("n_init", "random_state")] == [2, 7]
+    assert noted.threads == [1, None], "one thread up to EXACT_ROWS"
+
+
+def test_features_that_do_not_fit_are_clustered_in_batches(tmp_path, monkeypatch):
+    """As many rows as fit, drawn at random, for Lloyd; then each row once in each of five epochs."""
     features = blobs(np.random.default_rng(1), rows=2000)
     np.save(tmp_path / "train.npy", features)
     mapped = np.load(tmp_path / "train.npy", mmap_mode="r")
     whole = fit_centroids(mapped, 5, restarts=5)
-    parts = fit_centroids(mapped, 5, restarts=5, memory=4 * 8 * 500)
+    noted = Noted(monkeypatch)
+    monkeypatch.setattr(kmeans_of_pass, "_BLOCK", 300)
+    parts = fit_centroids(mapped, 5, restarts=5, seed=4, memory=4 * 8 * 500)
+    assert parts.dtype == np.float32
     assert objective(features, parts) < 1.02 * objective(features, whole)
     np.testing.assert_array_equal(np.load(tmp_path / "train.npy"), features)
+    first, *batches = noted.rows
+    unit = unit_rows(features)
+    places = {row.tobytes(): place for place, row in enumerate(unit)}
+    chosen = [places[row.tobytes()] for row in first]
+    assert len(set(chosen)) == 500 and max(chosen) > 1800
+    assert [len(batch) for batch in batches] == [300] * 6 + [200] + ([300] * 6 + [200]) * 4
+    epochs = np.split(np.array([places[row.tobytes()] for batch in batches for row in batch]), 5)
+    assert all((np.sort(epoch) == np.arange(2000)).all() for epoch in epochs)
+    assert (epochs[0][:300] != epochs[1][:300]).any()
+    settings = noted.settings[1]
+    assert (settings["n_clusters"], settings["n_init"], settings["random_state"]) == (5, 1, 4)
+    assert settings["init"].shape == (5, 8)
+
+
+def test_blocks_are_joined_in_their_order(monkeypatch):
+    """Rows of a file's memory map are brought to length 1, and given their clusters, a block at a time."""
+    features = blobs(np.random.default_rng(3), rows=50)
+    centroids = fit_centroids(features, 4, restarts=2)
+    labels = nearest_rows(features, centroids)
+    assert labels.dtype == np.int64
+    monkeypatch.setattr(kmeans_of_pass, "_BLOCK", 7)
+    np.testing.assert_array_equal(fit_centroids(features, 4, restarts=2), centroids)
+    np.testing.assert_array_equal(nearest_rows(features, centroids), labels)
+
+
+def test_rows_of_nothing_stay_so():
+    np.testing.assert_array_equal(unit_rows(np.array([[0, 0], [3, 4]])), np.float32([[0, 0], [0.6, 0.8]]))
+    assert unit_rows(np.ones((1, 2))).dtype == np.float32
 
 
 def test_k_means_refuses_what_it_cannot_do():
@@ -128,6 +216,7 @@ def test_k_means_refuses_what_it_cannot_do():
         fit_centroids(np.ones((3, 2), np.float32), 4)
     with pytest.raises(InputError, match="not finite"):
         fit_centroids(np.full((3, 2), np.nan, np.float32), 2)
+    assert len(fit_centroids(np.eye(3, dtype=np.float32), 3)) == 3, "as many images as clusters"
 
 
 def test_agreement_with_folders():
@@ -135,6 +224,96 @@ def test_agreement_with_folders():
     assert (perfect.nmi, perfect.accuracy) == (pytest.approx(1), 100)
     half = agreement(np.array([1, 1, 1, 1]), np.array(["a", "a", "b", "b"]))
     assert (half.nmi, half.accuracy) == (pytest.approx(0), 50)
+    # Three clusters in two folders: 1 lies in a, 3 in b, 2 is split over both; one to one, 2 + 2 of 6 agree.
+    split = agreement(np.array([1, 1, 2, 2, 3, 3]), np.array(list("aaabbb")))
+    # The information is that of the folders, ln 2, less what is unknown of them in one cluster of three.
+    assert split.accuracy == pytest.approx(100 * 4 / 6)
+    assert split.nmi == pytest.approx((np.log(2) - np.log(2) / 3) / ((np.log(3) + np.log(2)) / 2))
+
+
+# --- what is found in a batch
+
+
+@pytest.fixture
+def found():
+    """Two pictures of different images, a network of one convolution and an attention, and their batch."""
+    torch.manual_seed(0)
+    backbone, attention = nn.Conv2d(3, 5, 3, stride=4), PixelAttention(5).eval()
+    sizes = [(30, 50), (9, 20)]
+    rng = np.random.default_rng(0)
+    masks = [rng.choice([0, 1, 2, 1000], size).astype(np.uint16) for size in sizes]
+    with torch.inference_mode():
+        yield Batch([4, 9], torch.randn(2, 3, 16, 24), sizes, sizes, masks), backbone, attention
+
+
+CENTROIDS = torch.tensor([[1.0, 0, 0, 0, 2], [0, 3, 0, 1, 0], [0, 0, -1, 0, 0.5], [-9, 1, 1, -2, 0]])
+
+
+def slow_places(backbone, attention, picture):
+    """Of one picture: enlarged features (5, h, w), attention (5, h, w), and cluster by place."""
+    maps = backbone(picture[None])
+    x = interpolate(maps, scale_factor=4, mode="bilinear", align_corners=False)[0]
+    a = attention((x / x.norm(dim=0))[None])[0]
+    clusters = torch.zeros(x.shape[1:])
+    for place in np.ndindex(*clusters.shape):
+        vector = x[(slice(None), *place)]
+        cosines = [float(vector @ c / vector.norm() / c.norm()) for c in CENTROIDS]
+        clusters[place] = 1 + int(np.argmax(cosines))
+    return x, a, clusters
+
+
+def test_features_of_a_batch(found):
+    batch, backbone, attention = found
+    rows = feature_step(backbone, attention)(batch)
+    for row, picture in zip(rows, batch.pictures, strict=True):
+        x, a, _ = slow_places(backbone, attention, picture)
+        assert row.keys() == {"features"} and row["features"].shape == (1, 5)
+        torch.testing.assert_close(row["features"][0], (x * a).mean((1, 2)))
+
+
+def test_labels_and_counts_of_a_batch(found):
+    """The threshold is the median attention, of one pixel, which stays foreground as higher ones do."""
+    batch, backbone, attention = found
+    slow = []
+    for picture, size in zip(batch.pictures, batch.sizes, strict=True):
+        _, a, clusters = slow_places(backbone, attention, picture)
+        slow.append(
+            (
+                interpolate(clusters[None, None], size, mode="nearest")[0, 0].int(),
+                interpolate(a.mean(0)[None, None], size, mode="bilinear", align_corners=False)[0, 0],
+            )
+        )
+    (_, attended), _ = attended_labels._full_size(batch, backbone, attention, CENTROIDS)
+    place = np.unravel_index(int(attended.flatten().argsort()[attended.numel() // 2]), attended.shape)
+    threshold = float(attended[place])
+    labels = label_step(backbone, attention, CENTROIDS, threshold)(batch)
+    for of_one, (clusters, attended) in zip(labels, slow, strict=True):
+        assert of_one.dtype == torch.int32 and of_one.shape == clusters.shape
+        clear = (attended - threshold).abs() > 1e-6
+        assert torch.equal(of_one[clear], torch.where(attended < threshold, 0, clusters)[clear])
+    assert labels[0][place] == slow[0][0][place], "equal is not below"
+    assert 0.4 < (labels[0] > 0).float().mean() < 0.6
+    counted = sweep_step(backbone, attention, CENTROIDS)(batch)
+    for index, of_one, mask, (clusters, _) in zip((4, 9), counted, batch.masks, slow, strict=True):
+        rows = of_one["rows"].numpy()
+        assert of_one["image"].tolist() == [index] * len(rows)
+        for label, number in itertools.product((0, 1, 2, 1000), range(1, 5)):
+            pixels = ((mask == label) & (clusters.numpy() == number)).sum()
+            counted_pixels = rows[(rows[:, 0] == label) & (rows[:, 1] == number), 3].sum()
+            assert counted_pixels == (0 if label == 1000 else pixels)
+
+
+def test_parts_of_features_are_joined_in_their_order(tmp_path):
+    values = np.arange(24, dtype=np.float16).reshape(6, 4)
+    parts = []
+    for number, rows in enumerate((values[:3], values[3:4], values[4:])):
+        parts.append(tmp_path / f"{number}.npz")
+        np.savez(parts[-1], features=rows)
+    join_features(parts, 6, tmp_path / "features/train.npy")
+    joined = np.load(tmp_path / "features/train.npy")
+    assert joined.dtype == np.float32
+    np.testing.assert_array_equal(joined, values)
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["train.npy"]
 
 
 # --- the scripts
@@ -158,21 +337,22 @@ def prepared(tmp_path_factory):
     return folder, network
 
 
-def run(folder, name, *arguments, status=0):
-    result = script(
-        f"methods/{name}.py", "--save-dir", folder / "save", "--mode", "50",
-        "--checkpoint", folder / "pass50_pixelatt.pth.tar", "--workers", "0", "--device", "cpu", *arguments,
-        env={**os.environ, "IMAGENETS_LISTS": str(folder / "lists"), "OMP_NUM_THREADS": "2"},
-    )  # fmt: skip
-    assert result.returncode == status, result.stderr
-    return result
+def run(folder, script, *arguments):
+    """Run a script in this process; gives what it printed. pass.sh's tests run it as a process of its own."""
+    common = ("--save-dir", folder / "save", "--mode", "50", "--workers", "0", "--device", "cpu")
+    given = (*common, "--checkpoint", folder / "pass50_pixelatt.pth.tar", *arguments)
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setenv("IMAGENETS_LISTS", str(folder / "lists"))
+        patch.setattr(sys, "argv", [script.__name__, *map(str, given)])
+        script.main()
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
 def clustered(prepared):
     folder, _ = prepared
-    arguments = ("--output-dir", folder / "att", "--clusters", "3", "--restarts", "4")
-    return run(folder, "cluster", *arguments)
+    return run(folder, cluster, "--output-dir", folder / "att", "--clusters", "3", "--restarts", "4")
 
 
 def slow_picture(path, crop=None):
@@ -220,9 +400,9 @@ def test_clusters_of_the_images(prepared, clustered):
         f"{WNIDS[min(i, 1)]}/{WNIDS[min(i, 1)]}_{i}.JPEG" for i in range(3)
     ]
     assert sorted(row["cluster"] for row in rows[:3]) == ["1", "2", "3"]
-    assert "accuracy 66.67 %" in clustered.stdout
+    assert "accuracy 66.67 %" in clustered
     before = (folder / "att/centroids.npy").stat().st_mtime_ns
-    run(folder, "cluster", "--output-dir", folder / "att", "--clusters", "3", "--restarts", "4")
+    run(folder, cluster, "--output-dir", folder / "att", "--clusters", "3", "--restarts", "4")
     assert (folder / "att/centroids.npy").stat().st_mtime_ns == before, "it is there and stays"
 
 
@@ -230,13 +410,11 @@ def test_label_maps_and_threshold(prepared, clustered):
     """Label maps equal the reference's but for ties; the sweep's best mIoU is what these maps score."""
     folder, network = prepared
     arguments = ("--centroids", folder / "att/centroids.npy", "--splits", "validation", "train")
-    result = run(
-        folder, "pseudo_labels", *arguments, "--threshold", "auto", "--output-dir", folder / "labels"
-    )
+    printed = run(folder, pseudo_labels, *arguments, "--threshold", "auto", "--output-dir", folder / "labels")
     found = json.loads((folder / "labels/threshold.json").read_text())
     assert found["thresholds"] == list(THRESHOLDS)
     assert found["best"] == THRESHOLDS[int(np.argmax(found["mIoU"]))]
-    assert f"threshold {found['best']:.2f}: the best on validation, whose masks were used" in result.stdout
+    assert f"threshold {found['best']:.2f}: the best on validation, whose masks were used" in printed
     assert (folder / "labels/threshold.png").read_bytes()[:4] == b"\x89PNG"
     assert not (folder / "labels/threshold-parts").exists()
     centroids = torch.from_numpy(np.load(folder / "att/centroids.npy"))
@@ -265,13 +443,31 @@ def test_label_maps_and_threshold(prepared, clustered):
     assert scores["mIoU"] == max(found["mIoU"])
 
 
-def test_centroids_of_another_network_are_refused(tmp_path):
-    np.save(tmp_path / "wide.npy", np.ones((3, 2048), np.float32))
-    with pytest.raises(InputError, match=r"wide.npy: centroids are \(3, 2048\), but the backbone has 512"):
-        load_centroids(tmp_path / "wide.npy", 512)
+@pytest.mark.parametrize(
+    ("centroids", "words"),
+    [
+        (np.ones((3, 2048), np.float32), r"centroids are \(3, 2048\), but the backbone has 512 channels"),
+        (np.ones(512, np.float32), r"centroids are \(512,\), but the backbone has 512"),
+        (np.ones((3, 512), int), "centroids must be finite numbers"),
+        (np.full((3, 512), np.nan), "centroids must be finite numbers"),
+    ],
+)
+def test_centroids_of_another_network_are_refused(tmp_path, centroids, words):
+    np.save(tmp_path / "bad.npy", centroids)
+    with pytest.raises(InputError, match=f"bad.npy: {words}"):
+        load_centroids(tmp_path / "bad.npy", 512)
+
+
+def test_files_that_hold_no_centroids_are_refused(tmp_path):
     (tmp_path / "text.npy").write_text("no array")
     with pytest.raises(InputError, match=r"text\.npy: no NumPy file of centroids"):
         load_centroids(tmp_path / "text.npy", 512)
+    with (tmp_path / "archive.npy").open("wb") as file:
+        np.savez(file, centroids=np.ones((3, 512)))
+    with pytest.raises(InputError, match=r"archive\.npy: centroids are no array"):
+        load_centroids(tmp_path / "archive.npy", 512)
+    np.save(tmp_path / "double.npy", np.ones((3, 512)))
+    assert load_centroids(tmp_path / "double.npy", 512).dtype == np.float32
 
 
 @pytest.mark.parametrize(

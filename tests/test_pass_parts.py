@@ -18,6 +18,7 @@ from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.pass_method import losses
 from imagenets.learning.pass_method.attention import (
     AttentionNetwork,
+    PixelAttention,
     attended_features,
     attention_and_vectors,
     attention_at,
@@ -28,8 +29,10 @@ from imagenets.learning.pass_method.heads import (
     HeadSizes,
     PassNetwork,
     library_state,
+    load_library_state,
     normalize_prototypes,
     sample,
+    start_convolutions,
 )
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue, assignments_of_crop, balanced_assignments
 
@@ -340,6 +343,8 @@ def test_heads_against_their_definition(network):
     pooled = torch.cat((fourth.mean((2, 3)), network.backbone(small).mean((2, 3))))
     features = unit(mlp(tensors, pooled, "projection_head", IMAGE))
     torch.testing.assert_close(outputs.features, features[:4], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(outputs.pooled, unit(fourth.mean((2, 3))))
+    assert not outputs.features.requires_grad and not outputs.pooled.requires_grad
     scores = features @ tensors["prototypes.weight"].T
     torch.testing.assert_close(outputs.scores, scores, atol=1e-5, rtol=1e-4)
     assert outputs.scores.abs().max() <= 1 + 1e-5
@@ -383,19 +388,41 @@ def test_which_parameters_get_a_gradient(network):
 
 
 def test_names_of_the_checkpoint(network):
-    names = library_state(network).keys()
-    heads = {name.rpartition(".")[0] for name in names if "head" in name or "proto" in name}
-    assert heads == {
-        *(f"projection_head.{i}" for i in (0, 1, 3, 4)),
-        *(f"projection_head_shallow.projection_head_shallow3.{i}" for i in (0, 1, 3, 4)),
-        *(f"projection_head_pixel_shallow.projection_head_pixel3.{i}" for i in (0, 1, 3, 4, 6, 7)),
-        *(f"projection_head_pixel.{i}" for i in (0, 1, 3, 4, 6, 7)),
-        *(f"predictor_head_pixel.{i}" for i in (0, 1, 3)),
-        "prototypes",
+    """Of every tensor: last norms are plain, and no convolution but the predictor's last has a bias."""
+    norm = {"running_mean", "running_var", "num_batches_tracked"}
+    linear, affine = {"weight", "bias"}, norm | {"weight", "bias"}
+    image = {0: linear, 1: affine, 3: linear, 4: norm}
+    pixel = {0: {"weight"}, 1: affine, 3: {"weight"}, 4: affine, 6: {"weight"}, 7: norm}
+    heads = {
+        "projection_head": image,
+        "projection_head_shallow.projection_head_shallow3": image,
+        "projection_head_pixel_shallow.projection_head_pixel3": pixel,
+        "projection_head_pixel": pixel,
+        "predictor_head_pixel": {0: {"weight"}, 1: affine, 3: linear},
     }
-    backbone = {name for name in torchvision.models.resnet18().state_dict() if not name.startswith("fc.")}
-    assert backbone <= set(names)
-    assert not any(name.startswith(("fc.", "backbone.")) for name in names)
+    expected = {f"{head}.{i}.{name}" for head, parts in heads.items() for i in parts for name in parts[i]}
+    resnet = torchvision.models.resnet18().state_dict()
+    backbone = {name for name in resnet if not name.startswith("fc.")}
+    assert library_state(network).keys() == expected | {"prototypes.weight"} | backbone
+
+
+def test_the_state_by_the_librarys_names_is_taken_back(network):
+    again = PassNetwork(make_backbone("resnet18"), SIZES)
+    load_library_state(again, library_state(network))
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_outside_of_a_map_there_is_nothing():
+    grids = torch.tensor([[[[0.0, 0.0], [-2.0, -2.0]]]])
+    assert sample(torch.ones(1, 3, 4, 4), grids).flatten(1).tolist() == [[1, 0] * 3]
+
+
+def test_prototypes_become_unit_vectors():
+    prototypes = nn.Linear(2, 3, bias=False)
+    with torch.no_grad():
+        prototypes.weight.copy_(torch.tensor([[3.0, 4], [0, 2], [-1, 0]]))
+    normalize_prototypes(prototypes)
+    torch.testing.assert_close(prototypes.weight.data, torch.tensor([[0.6, 0.8], [0, 1], [-1, 0]]))
 
 
 def test_statistics_of_batch_norms(network):
@@ -405,6 +432,21 @@ def test_statistics_of_batch_norms(network):
     network(large, [small], torch.zeros(4, 7, 7, 2))
     after = [int(m.num_batches_tracked) for m in (network.backbone.network.bn1, network.projection_head[1])]
     assert [b - a for a, b in zip(before, after, strict=True)] == [2, 1]
+
+
+def test_convolutions_start_by_their_fan_out(network):
+    """Kaiming: a normal distribution of variance 2 / (outputs · kernel); all else as PyTorch starts it."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(64, 32, 3), nn.Linear(9, 9))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    start_convolutions(module)
+    assert module[0].weight.std().item() == pytest.approx(math.sqrt(2 / (32 * 9)), rel=0.03)
+    same = {name for name, value in module.state_dict().items() if torch.equal(value, before[name])}
+    assert same == {"0.bias", "1.weight", "1.bias"}
+    pixel = network.projection_head_pixel
+    attention = PixelAttention(64).atten
+    for convolution, outputs in ((pixel[0], 24), (pixel[6], 128), (attention[0], 64), (attention[3], 64)):
+        assert convolution.weight.std().item() == pytest.approx(math.sqrt(2 / outputs), rel=0.05)
 
 
 def test_a_shallow_stage_of_any_width():
@@ -445,6 +487,8 @@ def test_attention_step_against_its_definition(attention_network):
     pooled = (vectors * attention).mean((2, 3))
     features = unit(mlp(tensors, pooled, "projection_head", IMAGE))
     torch.testing.assert_close(outputs.features, features, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(outputs.pooled, unit(pooled), atol=1e-4, rtol=1e-3)
+    assert not outputs.features.requires_grad and not outputs.pooled.requires_grad
     torch.testing.assert_close(
         outputs.scores, features @ tensors["prototypes.weight"].T, atol=1e-4, rtol=1e-3
     )

@@ -25,8 +25,15 @@ from imagenets.images import read_image
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.pass_method import runs
+from imagenets.learning.pass_method.attention import AttentionNetwork
 from imagenets.learning.pass_method.crops import CropReader, CropSettings, views
-from imagenets.learning.pass_method.published_files import attended_backbone, attention_network
+from imagenets.learning.pass_method.heads import HeadSizes, library_state
+from imagenets.learning.pass_method.published_files import (
+    attended_backbone,
+    attention_network,
+    load_part,
+    part_of,
+)
 from imagenets.learning.pass_method.recipes import (
     Attention,
     Pretraining,
@@ -215,6 +222,54 @@ def test_files_of_both_steps_load_where_they_are_wanted(whole, tmp_path):
         expected = state(whole / "attention")["model"]
         for name, tensor in attention.state_dict().items():
             assert torch.equal(tensor, expected[f"fbg.{name}"]), name
+
+
+def test_parts_of_a_file_are_told_by_whole_steps_of_their_names():
+    tensors = {
+        "fbg.threshold": 1, "module.fbg.atten.0.weight": 2, "fbg.fbg.bias": 3, "nofbg.threshold": 4,
+        "fbg": 5, "projection_head_shallow.projection_head_shallow3.0.bias": 6, "projection_head.0.bias": 7,
+    }  # fmt: skip
+    assert part_of(tensors, "fbg.") == {"threshold": 1, "atten.0.weight": 2, "bias": 3}
+    assert part_of(tensors, "projection_head.") == {"0.bias": 7}
+
+
+def test_a_part_is_loaded_whole_or_not_at_all(tmp_path):
+    """But for counts of batches, which older files lack."""
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    other = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).state_dict()
+    del other["1.num_batches_tracked"]
+    path = tmp_path / "part.pth"
+    lacking = {name: value for name, value in other.items() if name != "1.bias"}
+    with pytest.raises(InputError, match=r"part.pth: 1 tensors of PASS do not fit \(head.1.bias is missing"):
+        load_part(module, lacking, "head", path)
+    wide = other | {"0.weight": torch.ones(3, 4)}
+    with pytest.raises(InputError, match=r"\(head.0.weight is \(3, 4\), wanted \(3, 2\)\)"):
+        load_part(module, wide, "head", path)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    load_part(module, other, "head", path)
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in other.items())
+
+
+def test_of_several_copies_in_a_file_the_chosen_one_is_taken(tmp_path):
+    """Also by the attention, which then is in evaluation mode, as its backbone is."""
+    torch.manual_seed(1)
+    networks = {
+        name: AttentionNetwork(make_backbone(tiny.BACKBONE), HeadSizes(6, 4))
+        for name in ("student", "teacher")
+    }
+    path = tmp_path / "both.pth"
+    torch.save({name: library_state(network) for name, network in networks.items()}, path)
+    for name, network in networks.items():
+        found, _ = attention_network(tiny.BACKBONE, path, name)
+        expected = network.state_dict()
+        state = {k: v for k, v in found.state_dict().items() if not k.startswith("fbg.")}
+        assert state and all(torch.equal(expected[key], value) for key, value in state.items())
+        backbone, attention, lines = attended_backbone(tiny.BACKBONE, path, name)
+        assert not backbone.training and not attention.training
+        assert lines[1] == "attention loaded from both.pth"
+        assert torch.equal(backbone.network.conv1.weight, network.backbone.network.conv1.weight)
+        assert torch.equal(attention.atten[0].weight, network.fbg.atten[0].weight)
 
 
 def test_a_checkpoint_without_heads_is_refused(tmp_path):
