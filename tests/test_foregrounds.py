@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,13 +14,16 @@ from masksets import SHARED
 from PIL import Image
 
 from benchmarks.bench_foregrounds import iou
+from imagenets.learning.kmeans import clusters, foregrounds
 from imagenets.learning.kmeans.bilateral_solver import solve
-from imagenets.learning.kmeans.clusters import is_coarse, network_foregrounds, rgb_pictures
+from imagenets.learning.kmeans.clusters import above_threshold, is_coarse, network_foregrounds, rgb_pictures
 from imagenets.learning.kmeans.foregrounds import (
     border_distance,
     by_hand,
     centre_weight,
     grab_cut,
+    rare_colours,
+    resized_mask,
     smoothed,
     smoothed_and_cut,
 )
@@ -29,15 +33,17 @@ from imagenets.masks import decode_mask
 PHOTOS = SHARED / "photos"
 
 
-def test_border_distance_is_one_minus_the_cosine_with_the_rings_mean_direction():
-    maps = torch.randn(2, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (1, 5), (3, 1), (1, 1)])
+def test_border_distance_is_one_minus_the_cosine_with_the_rings_mean_direction(height, width):
+    maps = torch.randn(2, 5, height, width, generator=torch.Generator().manual_seed(0))
     found = border_distance(maps)
+    assert found.shape == (2, height, width)
     for of_one, of_map in zip(found, maps.double().numpy(), strict=True):
         ring = np.zeros(5)
-        for y, x in itertools.product(range(4), range(6)):
-            if y in (0, 3) or x in (0, 5):
+        for y, x in itertools.product(range(height), range(width)):
+            if y in (0, height - 1) or x in (0, width - 1):
                 ring += of_map[:, y, x] / np.linalg.norm(of_map[:, y, x])
-        for y, x in itertools.product(range(4), range(6)):
+        for y, x in itertools.product(range(height), range(width)):
             cosine = of_map[:, y, x] @ ring / np.linalg.norm(of_map[:, y, x]) / np.linalg.norm(ring)
             assert of_one[y, x].item() == pytest.approx(1 - cosine, abs=1e-5)
 
@@ -119,9 +125,224 @@ def test_where_grab_cut_runs_away_the_guess_stays():
     assert (smoothed_and_cut(image, guess) == smoothed(image, guess)).all()
 
 
-def test_which_maps_are_coarse():
+def slow_otsu(values):
+    """The middle of the gap in the sorted values that leaves most variance between its sides."""
+    ordered = sorted(values)
+
+    def between(cut):
+        low, high = ordered[:cut], ordered[cut:]
+        return len(low) * len(high) * (np.mean(low) - np.mean(high)) ** 2
+
+    best = max(range(1, len(ordered)), key=between)
+    return (ordered[best - 1] + ordered[best]) / 2
+
+
+def smoothed_histogram(counts):
+    """A Gaussian of sigma 1, four bins to each side, along L, a and b; the outermost bins go on beyond."""
+    kernel = np.exp(-(np.arange(-4, 5) ** 2) / 2)
+    kernel /= kernel.sum()
+    for axis in range(3):
+        counts = np.apply_along_axis(
+            lambda line: np.convolve(np.pad(line, 4, mode="edge"), kernel, "valid"), axis, counts
+        )
+    return counts
+
+
+def test_rare_colours_are_those_of_loops():
+    """Bins of 32 levels of L and 8 of a and b, and a border of 6 % of the shorter side: here 2 pixels."""
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 256, (3, 4, 3)).astype(np.uint8), (44, 30))
+    weight = centre_weight(30, 44)
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(int)
+    outside, inside, bins = np.zeros((8, 16, 16)), np.zeros((8, 16, 16)), {}
+    for y, x in np.ndindex(30, 44):
+        lightness, a, b = lab[y, x]
+        bins[y, x] = (
+            lightness // 32,
+            min(max((a - 128) // 8 + 8, 0), 15),
+            min(max((b - 128) // 8 + 8, 0), 15),
+        )
+        border = min(y, 29 - y, x, 43 - x) < 2
+        (outside if border else inside)[bins[y, x]] += 1
+    outside, inside = (smoothed_histogram(counts / counts.sum()) for counts in (outside, inside))
+    rarity = np.zeros((30, 44), np.float32)
+    for place, of_bin in bins.items():
+        rarity[place] = inside[of_bin] / (inside[of_bin] + outside[of_bin] + 1e-6) * weight[place]
+    salience = cv2.GaussianBlur(rarity, (0, 0), 2)
+    threshold = slow_otsu(salience.ravel().astype(float))
+    clear = np.abs(salience - threshold) > 1e-4
+    assert clear.mean() > 0.99
+    found = rare_colours(image, weight)
+    assert (found == (salience > threshold))[clear].all()
+    assert 0.05 < found.mean() < 0.95
+    assert rare_colours(image[:2], np.ones((2, 44))).all(), "all is border, and nothing is rarer there"
+
+
+def cut_as(monkeypatch, found):
+    """Have GrabCut find a mask; gives what it was asked for."""
+    asked = []
+
+    def grab(picture, labels, box, ground, objects, rounds, how):
+        asked.append((picture, labels.copy(), rounds, how))
+        labels[:] = np.where(found, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+
+    monkeypatch.setattr(cv2, "grabCut", grab)
+    return asked
+
+
+def square(rows, columns, side=100):
+    mask = np.zeros((side, side), bool)
+    mask[rows, columns] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("found", "believed"),
+    [
+        (square(slice(20, 40), slice(20, 86)), True),  # 400 of 1,320 pixels: 0.303
+        (square(slice(20, 40), slice(20, 87)), False),  # 400 of 1,340: 0.299
+        (square(slice(20, 40), slice(34, 54)), False),  # moved by 14 of 20: 120 of 680
+        (square(slice(20, 32), slice(20, 31)), True),  # 132 of 400: 0.33
+        (square(slice(20, 32), slice(20, 29)), False),  # 108 of 400: 0.27
+        (square(slice(None), slice(None)), False),
+    ],
+)
+def test_grab_cut_is_believed_where_it_agrees_with_the_guess(monkeypatch, found, believed):
+    guess = square(slice(20, 40), slice(20, 40))
+    asked = cut_as(monkeypatch, found)
+    image = np.random.default_rng(0).integers(0, 256, (100, 100, 3)).astype(np.uint8)
+    assert (grab_cut(image, guess) == (found if believed else guess)).all()
+    ((picture, labels, rounds, how),) = asked
+    assert (picture == image).all() and rounds == 2 and how == cv2.GC_INIT_WITH_MASK
+    assert (labels == np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD)).all()
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_guess_of_all_or_nothing_stays(monkeypatch, everything):
+    asked = cut_as(monkeypatch, square(slice(20, 40), slice(20, 40)))
+    guess = np.full((100, 100), everything)
+    assert (grab_cut(np.zeros((100, 100, 3), np.uint8), guess) == guess).all() and not asked
+
+
+def test_holes_are_filled_and_specks_dropped(monkeypatch):
+    """Specks have less than a twentieth of the largest piece."""
+    block = square(slice(10, 50), slice(10, 50))  # 1,600 pixels
+    found = block.copy()
+    found[20:30, 20:30] = False
+    found[70:78, 70:80] = found[90:93, 0:26] = True  # 80 pixels, a twentieth; 78 pixels
+    cut_as(monkeypatch, found)
+    expected = block.copy()
+    expected[70:78, 70:80] = True
+    assert (grab_cut(np.zeros((100, 100, 3), np.uint8), block) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"), [((100, 60), (100, 60)), ((256, 512), (64, 128)), ((300, 2), (128, 1))]
+)
+def test_grab_cut_sees_the_picture_at_128_pixels(monkeypatch, size, seen):
+    """Of the longer side; smaller pictures as they are."""
+    height, width = seen
+    found = np.zeros(seen, bool)
+    found[: height // 2] = True
+    asked = cut_as(monkeypatch, found)
+    guess = np.zeros(size, bool)
+    guess[: size[0] // 2] = True
+    image = np.zeros((*size, 3), np.uint8)
+    assert (grab_cut(image, guess) == guess).all()
+    assert asked[0][0].shape == (height, width, 3)
+    monkeypatch.setattr(foregrounds, "rare_colours", lambda small, weight: small[..., 0] >= 0)
+    monkeypatch.setattr(foregrounds, "grab_cut", lambda small, guess: asked.append(small.shape) or guess)
+    assert by_hand(image).shape == size
+    assert asked[-1] == (height, width, 3)
+
+
+def test_half_of_a_pixel_is_enough():
+    """Of what a mask covers of it; where no pixel has as much, the most is."""
+    mask = np.zeros((4, 4), bool)
+    mask[0, 0:2] = mask[2, 0] = True  # half of the first of four pixels, a quarter of the third
+    assert resized_mask(mask, (2, 2), cv2.INTER_AREA).tolist() == [[True, False], [False, False]]
+    mask[0, 0:2] = False
+    assert resized_mask(mask, (2, 2), cv2.INTER_AREA).tolist() == [[False, False], [True, False]]
+
+
+def test_smoothed_is_above_one_half_or_the_guess(monkeypatch):
+    values = np.array([[0.4, 0.5], [0.51, 0.9]])
+    guess = np.array([[True, False], [False, False]])
+    monkeypatch.setattr(foregrounds, "solve", lambda image, given: values)
+    assert smoothed(None, guess).tolist() == [[False, False], [True, True]]
+    values[:] = 0.5
+    assert smoothed(None, guess) is guess
+
+
+@pytest.mark.parametrize(
+    ("stride", "patches", "coarse"),
+    [
+        (32, None, True),
+        (16, None, True),
+        (8, None, False),
+        (16, "patch_embed", False),
+        (14, "conv_proj", False),
+        (32, "patch_embed", True),
+    ],
+)
+def test_which_maps_are_coarse(stride, patches, coarse):
+    parts = {} if patches is None else {patches: torch.nn.Identity()}
+    assert is_coarse(SimpleNamespace(stride=stride, network=SimpleNamespace(**parts))) == coarse
+
+
+def test_maps_of_real_networks_are_coarse_or_not():
     pytest.importorskip("timm")
     assert is_coarse(make_backbone("test_resnet")) and not is_coarse(make_backbone("test_vit"))
+
+
+def test_a_guess_is_above_otsus_threshold_once_the_map_is_enlarged():
+    salience = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    salience[1] = 2.0
+    found = above_threshold(salience, (9, 16))
+    threshold = slow_otsu(salience[0].flatten().tolist())
+    large = torch.nn.functional.interpolate(salience[:1, None], (9, 16), mode="bilinear")[0, 0]
+    clear = (large - threshold).abs() > 1e-6
+    assert torch.equal(found[0][clear], (large > threshold)[clear])
+    assert found.dtype == torch.bool and found[1].all(), "without contrast everything"
+
+
+def test_pictures_are_taken_back_to_8_bits():
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    image = torch.arange(2 * 4 * 6 * 3, dtype=torch.uint8).view(2, 4, 6, 3)
+    pictures = (image.permute(0, 3, 1, 2) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
+        3, 1, 1
+    )
+    found = rgb_pictures(pictures, mean, std)
+    assert found.dtype == np.uint8 and (found == image.numpy()).all()
+    assert rgb_pictures(torch.tensor([[-9.0, 9, 0]]).view(1, 3, 1, 1), mean, std).ravel().tolist() == [
+        0, 255, round(0.406 * 255),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("coarse", [True, False])
+def test_foregrounds_of_a_network_follow_the_kind_of_its_map(monkeypatch, coarse):
+    """Coarse: length times centre weight, solver and GrabCut. Fine: distance from the border, solver."""
+    maps = torch.randn(2, 5, 4, 6, generator=torch.Generator().manual_seed(1))
+    pictures = torch.zeros(2, 3, 40, 60)
+    backbone = SimpleNamespace(
+        stride=32 if coarse else 8, network=None, mean=(0.5, 0.25, 0.75), std=(1.0, 1.0, 1.0)
+    )
+    seen = []
+
+    def refining(name):
+        return lambda image, guess: seen.append((name, image, guess)) or ~guess
+
+    for name in ("smoothed", "smoothed_and_cut"):
+        monkeypatch.setattr(clusters, name, refining(name))
+    monkeypatch.setattr(clusters, "available_cores", lambda: 1)
+    found = network_foregrounds(backbone, maps, pictures)
+    salience = maps.norm(dim=1) * torch.from_numpy(centre_weight(4, 6)) if coarse else border_distance(maps)
+    guesses = above_threshold(salience, (40, 60))
+    assert [name for name, _, _ in seen] == ["smoothed_and_cut" if coarse else "smoothed"] * 2
+    for (_, image, guess), expected in zip(seen, guesses.numpy(), strict=True):
+        assert (guess == expected).all()
+        assert image.shape == (40, 60, 3) and (image == (128, 64, 191)).all()
+    assert torch.equal(found, ~guesses)
 
 
 def photographs(split, every):

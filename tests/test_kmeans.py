@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.processes import children, wait_for, wait_until_gone
+from masksets import write_mask
 from PIL import Image
 
 from command_line import progress
 from demo.pictures import CLASSES, draw
-from imagenets.classes import IGNORE
+from imagenets.classes import IGNORE, MODES
 from imagenets.common.errors import InputError
 from imagenets.learning.engine.inference import Running
 from imagenets.learning.images import Images, list_images, shuffled
@@ -372,16 +373,192 @@ def test_centres_of_all_images_with_and_without_mini_batches(tmp_path, monkeypat
     assert (found[1].numpy() == distances.argmin(axis=1)).all()
 
 
+def noted(monkeypatch, name, method):
+    """What one of scikit-learn's k-means is asked for and given: its settings, and rows by call."""
+    kind, notes = getattr(clustering, name), []
+
+    class Noting(kind):
+        pass
+
+    def noting(self, rows):
+        notes.append((self.get_params(), rows.copy()))
+        return getattr(kind, method)(self, rows)
+
+    setattr(Noting, method, noting)
+    monkeypatch.setattr(clustering, name, Noting)
+    return notes
+
+
+def test_what_k_means_is_asked_for(tmp_path, monkeypatch):
+    """Lloyd's on the first images; then five times all of them, in the files' order, from its centres."""
+    monkeypatch.setattr(clustering, "LLOYD_IMAGES", 250)
+    threads = []
+    limits = clustering.threadpool_limits
+    monkeypatch.setattr(clustering, "threadpool_limits", lambda count: threads.append(count) or limits(count))
+    lloyd, batches = noted(monkeypatch, "KMeans", "fit"), noted(monkeypatch, "MiniBatchKMeans", "partial_fit")
+    points = blobs(330)[0]
+    found = clustering.fit_centres(saved(points, tmp_path), 4, 3, seed=8)
+    points = points.astype(np.float16).astype(np.float32)
+    ((settings, rows),) = lloyd
+    assert [settings[name] for name in ("n_clusters", "n_init", "random_state")] == [4, 3, 8]
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, points[:250])
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in batches]), np.tile(points, (5, 1)))
+    assert [len(rows) for _, rows in batches] == [100, 100, 100, 30] * 5
+    settings, _ = batches[0]
+    assert [settings[name] for name in ("n_clusters", "n_init", "random_state")] == [4, 1, 8]
+    assert settings["init"].shape == found.shape == (4, 5)
+    assert threads == [1]
+
+
+def test_as_many_images_as_clusters_are_enough(tmp_path):
+    assert clustering.fit_centres(saved(np.eye(3), tmp_path), 3, 1, seed=0).shape == (3, 3)
+    with pytest.raises(InputError, match="3 training images cannot make 4 clusters"):
+        clustering.fit_centres(saved(np.eye(3), tmp_path), 4, 1, seed=0)
+
+
 def test_a_radius_leaves_out_the_farthest_of_each_cluster(tmp_path):
-    points, of, centres = blobs(400)
-    points[of == 2] *= 2  # another spread
-    points = points.astype(np.float16).astype(float)
-    found = clustering.radii(saved(points, tmp_path), centres, 0.2)
-    distances = np.linalg.norm(points[:, None] - centres, axis=2)
-    nearest = distances.argmin(axis=1)
-    for cluster in range(4):
-        inside = distances[nearest == cluster, cluster] <= found[cluster]
-        assert np.mean(inside) == pytest.approx(0.8, abs=0.02)
+    """Of 100 images at 1, 2 … 100 the radius of all but a fifth is between the 80th and the 81st."""
+    away = np.arange(1, 101) / 4
+    points = np.concatenate((np.outer(away, (1, 0)), np.outer(2 * away, (0, 1)) - (50, 0)))
+    shuffle = np.random.default_rng(0).permutation(200)
+    centres = np.array([(0, 0), (-50, 0), (900, 900)])
+    found = clustering.radii(saved(points[shuffle], tmp_path), centres, 0.2)
+    assert found.dtype == np.float32
+    assert found.tolist() == [pytest.approx((80 + 0.2) / 4), pytest.approx((80 + 0.2) / 2), 0]
+
+
+def test_labels_of_a_batch_are_the_nearest_clusters_within_their_radius(monkeypatch):
+    """On the foreground; a foreground as far away as the radius keeps its cluster."""
+    vectors = torch.tensor([[0.0, 3], [0, 3.5], [7, 0], [6, 0]])
+    inside = torch.rand(4, 2, 3, generator=torch.Generator().manual_seed(0)) > 0.4
+    given = []
+    descriptor = clustering.Descriptor("a reading", lambda batch: (vectors, inside), "")
+    monkeypatch.setattr(clustering, "write_label_maps", lambda *arguments: given.append(arguments) or 17)
+    running = Running(Processes(0, 1, torch.device("cpu")))
+    centres = np.array([[5.0, 0], [0, 0]])
+    assert clustering.write_clusters(descriptor, "images", "targets", centres, running) == 17
+    clustering.write_clusters(descriptor, "images", "targets", centres, running, np.float32([2, 3]))
+    for (images, targets, step, reading, how), ids in zip(
+        given, ((2, 2, 1, 1), (2, 1000, 1, 1)), strict=True
+    ):
+        assert (images, targets, reading, how) == ("images", "targets", "a reading", running)
+        expected = [np.where(mask, label, 0).tolist() for mask, label in zip(inside, ids, strict=True)]
+        assert step(None).tolist() == expected
+
+
+def test_stored_features_have_16_bits_and_are_known_by_what_made_them(tmp_path, prepared):
+    images = Images(prepared[0] / "ImageNetS50/train", [f"{FOLDERS[0]}/t0_{i}.JPEG" for i in range(3)])
+    running = Running(Processes(0, 1, torch.device("cpu")))
+    reading = clustering.handmade().reading
+    made = []
+
+    def describe(batch):
+        made.append(batch)
+        return torch.tensor([[index / 3, 9] for index in batch.indices]), None
+
+    def stored(identity, code):
+        descriptor = clustering.Descriptor(reading, describe, identity)
+        return clustering.store_features(descriptor, images, tmp_path, code, running)
+
+    features = np.concatenate([np.load(path)["features"] for path in stored("by hand", "1")])
+    assert features.dtype == np.float16
+    assert features.tolist() == np.float16([[0, 9], [1 / 3, 9], [2 / 3, 9]]).tolist()
+    counts = [len(made)]
+    for identity, code in (("by hand", "1"), ("by hand", "2"), ("another", "1")):
+        stored(identity, code)
+        counts.append(len(made))
+    assert counts[0] == counts[1] < counts[2] < counts[3]
+
+
+def test_scores_of_several_runs_are_their_mean_and_deviation(tmp_path):
+    """Two pictures of 10 pixels; the second run mixes one of them up. Deviations are over n - 1."""
+    truth, runs = tmp_path / "truth", [tmp_path / "a", tmp_path / "b"]
+    for folder, ids in ((truth, (1, 2)), (runs[0], (2, 1)), (runs[1], (2, 2))):
+        for number, label in enumerate(ids):
+            labels = np.zeros((2, 10), int)
+            labels[1] = label
+            write_mask(folder / f"n0/{number}.png", labels)
+    found = clustering.matched_scores(truth, runs, MODES["50"], 2)
+    # Run b's one cluster is matched with one of the classes: half of the images, and a third of its pixels.
+    assert found["Acc"] == (pytest.approx(75), pytest.approx(50 / 2**0.5))
+    occurring = (100, 100 * (1 + 1 / 2 + 0) / 3)
+    mean, deviation = found["mIoU of occurring classes"]
+    assert mean == pytest.approx(sum(occurring) / 2)
+    assert deviation == pytest.approx(np.std(occurring) * 2**0.5)
+    assert found["mIoU"][0] == pytest.approx(mean * 3 / 51)
+
+
+class Asked:
+    """What methods/kmeans.py asks of the library, in place of which nothing is done."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        self.replace(monkeypatch, "store_features", lambda *_: ["chunk"])
+        self.replace(monkeypatch, "fit_centres", lambda *_: np.zeros((4, 198)))
+        self.replace(monkeypatch, "radii", lambda *_: "radius")
+        self.replace(monkeypatch, "write_clusters", lambda *_: 0)
+        self.replace(monkeypatch, "matched_scores", lambda *_: {"mIoU": (12.344, 0.456), "Acc": (50, 0)})
+
+    def replace(self, monkeypatch, name, stand_in):
+        def noted(*arguments):
+            self.calls.append((name, arguments))
+            return stand_in(*arguments)
+
+        monkeypatch.setattr(kmeans, name, noted)
+
+    def of(self, name):
+        return [arguments for called, arguments in self.calls if called == name]
+
+
+def test_what_the_command_line_names_reaches_the_library(prepared, tmp_path, monkeypatch, capsys):
+    asked, output = Asked(monkeypatch), tmp_path / "out"
+    masks = prepared[0] / "ImageNetS50/validation-segmentation"
+    masks.mkdir()
+    try:
+        more = ("--clusters", 4, "--restarts", 3, "--seed", 5, "--seeds", 2, "--train-images", 7)
+        last = ("--leave-out", 0.25, "--splits", "train", "validation", "--batch-size", 9)
+        call(monkeypatch, kmeans, *options(prepared[0], output, *more, *last))
+    finally:
+        masks.rmdir()
+    assert [arguments[1:] for arguments in asked.of("fit_centres")] == [(4, 3, 5), (4, 3, 6)]
+    for descriptor, train, store, code, running in asked.of("store_features"):
+        root = prepared[0] / "ImageNetS50"
+        assert descriptor.identity == "handmade" and store == output / "features" and clustering.CODE in code
+        assert train.folder == root / "train" and train.masks is None
+        assert train.names == shuffled(list_images(root / "train"))[:7]
+        assert (running.workers, running.batch_size, running.precision) == (0, 9, "float32")
+    assert [share for _, _, share in asked.of("radii")] == [0.25, 0.25]
+    written = asked.of("write_clusters")
+    assert [limits for *_, limits in written] == ["radius", None] * 2, "of train alone"
+    for seed, calls in ((5, written[:2]), (6, written[2:])):
+        for split, (_, images, targets, centres, _, _) in zip(("train", "validation"), calls, strict=True):
+            assert centres.shape == (4, 198)
+            names = [output / f"seed{seed}" / split / name for name in images.names]
+            assert targets == [name.with_suffix(".png") for name in names]
+            assert len(targets) == {"train": 48, "validation": 18}[split]
+        record = json.loads((output / f"seed{seed}/baseline.json").read_text())["settings"]
+        expected = {"mode": "50", "clusters": 4, "restarts": 3, "seed": seed, "features": "handmade"}
+        expected |= {"training images": 7, "left out": 0.25}
+        assert {name: record[name] for name in expected} == expected
+    folders = [output / "seed5/validation", output / "seed6/validation"]
+    assert asked.of("matched_scores") == [(masks, folders, MODES["50"], 4)]
+    assert "only for these figures: mIoU 12.34 ± 0.46, Acc 50.00 ± 0.00" in capsys.readouterr().out
+
+
+def test_what_a_short_command_line_stands_for(prepared, tmp_path, monkeypatch, capsys):
+    asked, output = Asked(monkeypatch), tmp_path / "out"
+    call(
+        *(monkeypatch, kmeans, "--save-dir", prepared[0], "--mode", "50", "--output-dir", output),
+        *("--features-dir", tmp_path / "kept"),
+    )
+    assert asked.of("fit_centres") == [(["chunk"], 50, 10, 0)]
+    ((_, train, store, _, _),) = asked.of("store_features")
+    assert store == tmp_path / "kept" and len(train.names) == 48
+    assert asked.of("radii") == asked.of("matched_scores") == []
+    ((_, images, targets, _, _, limits),) = asked.of("write_clusters")
+    assert limits is None and images.names == shuffled(list_images(prepared[0] / "ImageNetS50/validation"))
+    assert targets[0].is_relative_to(output / "validation")
 
 
 def test_trivial_predictions(finished, tmp_path, monkeypatch):

@@ -280,6 +280,21 @@ def test_pixel_loss_and_its_gradient():
     assert (prediction.grad[[0, 2, 3, 5]] != 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_of_half_precision_are_computed_in_float32(views, dtype):
+    assignments = [assignment.float() for assignment in views[0]]
+    scores = [view.detach().to(dtype) for view in views[1]]
+    maps = torch.randn(2, 6, 5, 2, 2, generator=torch.manual_seed(0)).to(dtype)
+    whole = [view.float() for view in scores]
+    for found, expected in (
+        (losses.image_to_image(assignments, scores), losses.image_to_image(assignments, whole)),
+        (losses.deep_to_shallow(assignments, scores[:2]), losses.deep_to_shallow(assignments, whole[:2])),
+        (losses.pixel_to_pixel(*maps), losses.pixel_to_pixel(*maps.float())),
+    ):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected)
+
+
 def test_total_loss():
     terms = [torch.tensor(float(value)) for value in (3, 5, -0.5)]
     assert losses.pass_loss(terms[0], [terms[1]], terms[2], (1, 1)).item() == (3 + 5) / 2 - 0.5
