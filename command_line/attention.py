@@ -11,6 +11,7 @@ from command_line.arguments import add_mode_argument, add_save_dir_argument, pat
 from command_line.networks import add_weights
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.networks.checkpoint_files import weights_digest
+from imagenets.learning.networks.precision import on_device
 from imagenets.learning.pass_method.attention import PixelAttention
 from imagenets.learning.pass_method.published_files import attended_backbone
 from imagenets.learning.pass_method.recipes import pretraining_recipe
@@ -51,5 +52,5 @@ class AttendedNetwork:
 
     def to(self, device: torch.device) -> None:
         """Move it to a device."""
-        self.backbone.to(device)
-        self.attention.to(device)
+        on_device(self.backbone, device)
+        on_device(self.attention, device)

@@ -43,6 +43,7 @@ from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoint_files import file_digest, weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
+from imagenets.learning.networks.precision import on_device
 from imagenets.learning.run_folder import Record, made_by
 
 BANK = "bank.npz"
@@ -204,7 +205,7 @@ def label_step(
 ) -> LabelStep:
     """Make the bank, and label by it; called on all processes."""
     fold_batch_norms(backbone)
-    backbone.to(running.processes.device)
+    on_device(backbone, running.processes.device)
     bank = bank_of(arguments, backbone, reading, voting, running, record)
     kind, neighbours, temperature = voting
     step: LabelStep = KINDS[kind].label_step(backbone, bank, neighbours, temperature, arguments.sharpen)

@@ -58,6 +58,7 @@ from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
+from imagenets.learning.networks.precision import on_device
 from imagenets.learning.processes import started
 from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 
@@ -194,7 +195,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
         train,
         splits,
         descriptor,
-        lambda running: backbone.to(running.processes.device),
+        lambda running: on_device(backbone, running.processes.device),
         loaded,
         code,
     )

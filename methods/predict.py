@@ -34,6 +34,7 @@ from imagenets.learning.engine.segmentation import Method
 from imagenets.learning.engine.sharpening import SHARPENING
 from imagenets.learning.finetuning.prediction import CODE, LONGEST, predicted
 from imagenets.learning.networks.checkpoint_files import file_digest
+from imagenets.learning.networks.precision import on_device
 from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork, read_saved
 from imagenets.learning.run_folder import Record, made_by
 
@@ -106,7 +107,7 @@ def label_step(
     network: SegmentationNetwork, arguments: argparse.Namespace, running: Running, record: Record
 ) -> LabelStep:
     """Move the network to the device; its label maps are those of ``predicted``."""
-    network.to(running.processes.device)
+    on_device(network, running.processes.device)
     return partial(predicted, network, longest=arguments.longest, sharpen=arguments.sharpen)
 
 

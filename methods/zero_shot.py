@@ -35,6 +35,7 @@ from imagenets.learning.engine.inference import LabelStep, Running, load_arrays,
 from imagenets.learning.engine.segmentation import Method
 from imagenets.learning.engine.threshold_sweep import save_sweep
 from imagenets.learning.images import Reading, digest
+from imagenets.learning.networks.precision import on_device
 from imagenets.learning.processes import Processes
 from imagenets.learning.run_folder import Record, made_by
 from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS
@@ -223,7 +224,7 @@ def sweep_thresholds(arguments: argparse.Namespace, files: list[Path]) -> None:
 def namer_step(job: Job, running: Running, record: Record) -> LabelStep:
     """Embed the names, and choose the threshold; called on all processes."""
     processes = running.processes
-    job.model.model.to(processes.device)
+    on_device(job.model.model, processes.device)
     path = processes.from_first(partial(text_embeddings, job, processes))
     text = processes.together(partial(load_embeddings, path)).to(processes.device)
     namer = Namer(job.model, text, job.dense)

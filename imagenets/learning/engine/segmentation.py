@@ -18,6 +18,7 @@ from imagenets.learning.engine.inference import Batch as Batch
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
 from imagenets.learning.images import Images, digest, target_paths
 from imagenets.learning.images import Reading as Reading
+from imagenets.learning.networks.precision import on_device
 from imagenets.learning.processes import Processes
 from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 
@@ -65,7 +66,7 @@ def network_method(
     """
 
     def make_step(running: Running, record: Record) -> LabelStep:
-        network.eval().to(running.processes.device)
+        on_device(network.eval(), running.processes.device)
         return partial(label_maps, network)
 
     weights = (part.cpu().contiguous().view(-1).view(torch.uint8) for part in network.state_dict().values())

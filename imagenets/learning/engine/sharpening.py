@@ -28,11 +28,12 @@ def sharpened(
     Scores are brought to a grid of places of about 16 x 16 pixels, and the picture, brought to 8 x 8 pixels a
     place, is the guide. Returns scores at the guide's size, float32, to be enlarged bilinearly.
     """
-    shift, scale = (picture.new_tensor(of).view(3, 1, 1) for of in (mean, std))
+    # By numbers: a tensor of them would be copied to the device, and waited for.
+    colours = [channel * scale + shift for channel, scale, shift in zip(picture, std, mean, strict=True)]
     rows, columns = (max(1, round(length / PLACE)) for length in picture.shape[1:])
     return joint_bilateral(
         _resized(scores.float(), rows, columns),
-        _resized(picture * scale + shift, rows * CELLS, columns * CELLS),
+        _resized(torch.stack(colours), rows * CELLS, columns * CELLS),
     )
 
 
