@@ -74,12 +74,15 @@ def zeros(*size, dtype=torch.uint8):
 def test_a_step_of_fine_tuning_waits_for_a_scaled_loss_alone(
     recipe, backbone, precision, monkeypatch, tmp_path
 ):
-    request = run.Request(None, MODES["50"], recipe, backbone, None, tmp_path, {"crop": 64, "batch": 4})
+    request = run.FineTuneRequest(
+        None, MODES["50"], recipe, backbone, None, tmp_path, {"crop": 64, "batch": 4}
+    )
     values = run.chosen_values(request)
     network = SegmentationNetwork(make_backbone(backbone), 50, recipe)
     plan = Plan(8, 4, values.epochs, 0, True, 2)
+    tensors = zeros(2, 3, 64, 64), zeros(2, 64, 64, dtype=torch.int16)
     shares = [
-        (StepIndex(0, step, part, step), Share((zeros(2, 3, 64, 64), zeros(2, 64, 64, dtype=torch.int16)), part))
+        (StepIndex(0, step, part, step), Share(tensors, np.arange(2)))
         for step in range(2)
         for part in range(2)
     ]
@@ -96,7 +99,7 @@ def test_a_step_of_pass_waits_for_a_scaled_loss_alone(attention, precision, monk
     recipe = (attention_recipe if attention else pretraining_recipe)("small", "50")
     kind = AttentionNetwork if attention else PassNetwork
     network = kind(make_backbone("timm/test_resnet"), HeadSizes(16, 12)).train()
-    request = runs.Request("50", "small", tmp_path, [], tmp_path, 0, precision)
+    request = runs.PassRequest("50", "small", tmp_path, [], tmp_path, 0, precision)
     plan = Plan(64, 32, recipe.epochs, 0, False)
     crops = zeros(4, 2, 3, 64, 64)
     tensors = (zeros(4, 2, 5, dtype=torch.float32), crops)
