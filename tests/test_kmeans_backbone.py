@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from masksets import CHECKOUT
 from PIL import Image
 from test_kmeans import CLASS_COUNT, FOLDERS, clusters_by_name, make_set, options
 
+from imagenets.common.errors import InputError
 from imagenets.learning.engine.inference import Batch
 from imagenets.learning.kmeans.clusters import network
-from imagenets.learning.kmeans.foregrounds import otsu
+from imagenets.learning.kmeans.foregrounds import by_hand, otsu
 from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.masks import decode_mask
 from methods import kmeans
 
@@ -46,6 +49,44 @@ def test_features_are_the_mean_of_the_last_map_over_the_foreground():
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert (foreground.numpy() == inside).all()
+
+
+def test_how_pictures_are_read_and_what_features_are_known_by():
+    backbone = make_backbone("resnet18")
+    for foreground, beside in (("handmade", by_hand), ("features", None)):
+        found = network(backbone, "the weights", foreground, 64)
+        assert found.reading == replace(backbone.reading(64), beside=beside)
+        assert found.identity == f"{foreground}, the weights, size {backbone.reading(64).size_text}"
+
+
+def test_the_network_of_the_command_line_reaches_the_features(tmp_path, monkeypatch, capsys):
+    """The chosen copy of its weights, with batch norms folded, at its size and with its foreground."""
+    make_set(tmp_path / "save/ImageNetS50", FOLDERS, train=1, validation=1)
+    torch.manual_seed(0)
+    states = {name: torchvision.models.resnet18().state_dict() for name in ("student", "teacher")}
+    torch.save(states, tmp_path / "both.pth")
+    asked = []
+
+    def described(backbone, identity, *more):
+        asked.append((backbone, identity, *more))
+        raise InputError("seen")
+
+    monkeypatch.setattr(kmeans, "network", described)
+    more = ("--backbone", "resnet18", "--checkpoint", tmp_path / "both.pth", "--weights", "student")
+    more += ("--foreground", "features", "--size", 64, "--precision", "bfloat16", "--device", "cpu")
+    arguments = options(tmp_path / "save", tmp_path / "out", *more)
+    monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments)])
+    with pytest.raises(InputError, match="seen"):
+        kmeans.main()
+    ((backbone, identity, *rest),) = asked
+    assert rest == ["features", 64]
+    assert identity == f"resnet18 {weights_digest(tmp_path / 'both.pth', 'student')}, bfloat16"
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in backbone.network.modules())
+    student = make_backbone("resnet18")
+    student.network.load_state_dict(states["student"], strict=False)
+    pictures = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone(pictures), student(pictures), rtol=1e-3, atol=1e-4)
 
 
 def test_the_threshold_leaves_most_variance_between_its_sides():

@@ -65,14 +65,15 @@ class StopError(Exception):
 
 
 class Recorded:
-    """The jobs that runs of a module train: with the weights at their start and the rates of each step."""
+    """What runs of a module train: weights at their start, rates of each step, losses of each part."""
 
     def __init__(self, monkeypatch, module, steps):
         self.steps = steps
         monkeypatch.setattr(module, "train", self.train)
 
     def train(self, job, reader, plan, run, **options):
-        self.job, self.plan, self.rates = job, plan, []
+        self.job, self.plan, self.rates, self.losses = job, plan, [], []
+        self.loss_of, job.loss_of = job.loss_of, self.noted
         self.start = {name: value.clone() for name, value in job.weights().items()}
         hook = job.optimiser.register_step_pre_hook(
             lambda optimiser, *_: self.rates.append([group["lr"] for group in optimiser.param_groups])
@@ -83,6 +84,11 @@ class Recorded:
             self.weights = dict(job.weights())
         finally:
             hook.remove()
+
+    def noted(self, batch, at):
+        values = self.loss_of(batch, at)
+        self.losses.append({name: value.item() for name, value in values.items()})
+        return values
 
     @contextmanager
     def show(self, description, total, *, unit, done=0):
@@ -371,6 +377,23 @@ class Queue:
         return codes
 
 
+class Watched:
+    """What the watch over collapse has seen of an epoch: the large crops, and nothing of small ones."""
+
+    @torch.no_grad()
+    def look(self, pooled, scores, step):
+        if step == 0:
+            self.counts, self.sum = torch.zeros(11), torch.zeros(FOURTH)
+        for row in torch.cat(scores):
+            self.counts[row.argmax()] += 1
+        self.sum += (pooled / pooled.norm(dim=1, keepdim=True)).sum(0)
+
+    def assert_alike(self, job):
+        watch = job.more["watch"]
+        assert watch.counts.tolist() == self.counts.tolist()
+        torch.testing.assert_close(watch.sum, self.sum, rtol=1e-4, atol=1e-6)
+
+
 def test_pretraining_is_this_loop(photos, tmp_path, monkeypatch):
     """Six steps: prototypes frozen for three, the queue filled from the third, used from the fifth."""
     recorded = Recorded(monkeypatch, runs, steps=6)
@@ -388,7 +411,7 @@ def test_pretraining_is_this_loop(photos, tmp_path, monkeypatch):
     )
     network.load_state_dict(recorded.start)
     network.train()
-    weights, momenta, queue = dict(network.named_parameters()), {}, Queue(16)
+    weights, momenta, queue, watched = dict(network.named_parameters()), {}, Queue(16), Watched()
     plan = Plan(PICTURES, 8, 4, 3, False)
     reader = CropReader(*photos, 3, PRETRAINING.large, PRETRAINING.small, PRETRAINING.colours)
     for update in range(6):
@@ -418,10 +441,15 @@ def test_pretraining_is_this_loop(photos, tmp_path, monkeypatch):
         (z_q, z_k), (p_q, p_k) = z.detach().split(8), network.predictor_head_pixel(z).split(8)
         pixel = -(cosine_similarity(p_q, z_k).mean() + cosine_similarity(p_k, z_q).mean()) / 2
         network.zero_grad()
-        ((image + deep) / 2 + pixel).backward()
+        loss = (image + deep) / 2 + pixel
+        loss.backward()
+        expected = {"loss": loss.item(), "image": image.item(), "shallow": deep.item(), "pixel": pixel.item()}
+        assert recorded.losses[update] == pytest.approx(expected, rel=1e-4)
+        watched.look(fourth.mean((2, 3)), scores[:2], step)
         frozen = ("prototypes.weight",) if update < 3 else ()
         lars(weights, momenta, half_cosine(update / 8, 0.6, 0.0006), 1e-6, frozen)
     assert queue.features[:, -1].any(1).all()
+    watched.assert_alike(recorded.job)
     shallow_head = "projection_head_shallow.projection_head_shallow3"
     noise = [f"{head}.{place}.bias" for head in ("projection_head", shallow_head) for place in (0, 3)]
     assert_moved_alike(recorded.start, network.state_dict(), recorded.weights, noise)
@@ -449,7 +477,7 @@ def test_the_attentions_training_is_this_loop(photos, tmp_path, monkeypatch):
     weights = {name: p for name, p in network.named_parameters() if name.startswith(("fbg.", "prototypes."))}
     for weight in weights.values():
         weight.requires_grad_()
-    momenta, queue, plan = {}, Queue(8), Plan(PICTURES, 8, 4, 3, False)
+    momenta, queue, watched, plan = {}, Queue(8), Watched(), Plan(PICTURES, 8, 4, 3, False)
     reader = CropReader(*photos, 3, ATTENTION.large, None, ATTENTION.colours)
     for update in range(4):
         epoch, step = divmod(update, 2)
@@ -465,8 +493,12 @@ def test_the_attentions_training_is_this_loop(photos, tmp_path, monkeypatch):
         codes = queue.codes_and_push(features.split(8), scores, network.prototypes.weight)
         for weight in weights.values():
             weight.grad = None
-        swapped(codes, scores).backward()
+        loss = swapped(codes, scores)
+        loss.backward()
+        assert recorded.losses[update] == {"loss": pytest.approx(loss.item(), rel=1e-4)}
+        watched.look((x * attention).mean((2, 3)), scores, step)
         lars(weights, momenta, half_cosine(update / 8, 6.0, 0.0006), 1e-6)
+    watched.assert_alike(recorded.job)
     noise = ("fbg.atten.0.bias", "fbg.atten.3.bias")
     assert_moved_alike(recorded.start, network.state_dict(), recorded.weights, noise)
 
