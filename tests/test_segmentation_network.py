@@ -269,7 +269,14 @@ def test_label_maps_do_not_depend_on_how_many_maps_are_enlarged_together():
         whole = functional.interpolate(logits[None], size, mode="bilinear")[0].argmax(0).int()
         for maps in (1, 2, 7, 51):
             assert torch.equal(label_map(logits, size, at_once=maps * size[0] * size[1]), whole)
-    assert label_map(torch.zeros(3, 2, 2), (4, 4)).tolist() == [[0] * 4] * 4, "the lowest of equals"
+
+
+@pytest.mark.parametrize("at_once", [1, 16, 32, 64])
+def test_of_equal_logits_the_lowest_label_wins(at_once):
+    """However few are enlarged at a time, at least one."""
+    for values, lowest in (((0, 0, 0, 0), 0), ((0, 1, 1, 1), 1), ((0, 1, 2, 2), 2), ((2, 0, 2, 2), 0)):
+        logits = torch.tensor(values).float().view(4, 1, 1)
+        assert label_map(logits, (4, 4), at_once).tolist() == [[lowest] * 4] * 4
 
 
 @pytest.mark.parametrize(
@@ -278,6 +285,7 @@ def test_label_maps_do_not_depend_on_how_many_maps_are_enlarged_together():
         ((1000, 1000), (1000, 1000)), ((1001, 1000), (1000, 999)), ((1000, 1001), (999, 1000)),
         ((375, 500), (375, 500)), ((3000, 2000), (1000, 666)), ((2000, 3000), (666, 1000)),
         ((400, 2500), (400, 2500)), ((5000, 201), (1000, 40)), ((3_000_000, 1), (1000, 1)),
+        ((1, 3_000_000), (1, 1000)),
     ],
 )  # fmt: skip
 def test_reduced_sizes(size, reduced):

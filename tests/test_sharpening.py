@@ -87,6 +87,11 @@ def test_the_picture_guides_scores_of_places_of_16_pixels():
     assert small.sub(avg_pool2d(scores, 2)).abs().max() < 0.2  # an average, if one that weighs by distance
 
 
+def test_a_picture_of_less_than_half_a_place_has_one():
+    found = sharpened(torch.ones(2, 1, 3) / 2, torch.zeros(3, 7, 40), MEAN, STD)
+    assert torch.equal(found, torch.full((2, 8, 16), 0.5))
+
+
 def object_and_batch():
     """A bright object whose outline lies within the network's places, for a map of stride 16."""
     values = torch.full((3, 96, 128), 0.1)
