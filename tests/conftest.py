@@ -34,3 +34,11 @@ LONG = ("test_demo", "test_kmeans", "test_torchrun", "test_pass_training", "test
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first; a file's tests stay together, in their order."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+@pytest.fixture(scope="session")
+def context():
+    """Start processes that have PyTorch loaded; see ``forking_context``."""
+    from helpers.processes import forking_context
+
+    return forking_context()

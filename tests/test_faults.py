@@ -5,13 +5,11 @@ Nobody ends the other rank here, as torchrun would: it has to notice by itself.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
-from multiprocessing import forkserver
+from multiprocessing import connection
 
 import numpy as np
 import pytest
@@ -28,18 +26,6 @@ from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.segmentation_network import SegmentationNetwork
 
 WITHIN = 30  # seconds from a fault until the job is over
-
-
-@pytest.fixture(scope="module")
-def context():
-    """Real processes that need not import PyTorch: they are forked off one that has done so."""
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["helpers.method_scripts", "helpers.train_toy"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        forkserver.ensure_running()
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +78,7 @@ def ranks(context, script, save, output, said, fault=None, victim=None):
         started.append(process)
     try:
         while all(process.exitcode is None for process in started):
-            multiprocessing.connection.wait([process.sentinel for process in started], 120)
+            connection.wait([process.sentinel for process in started], 120)
         deadline = time.monotonic() + WITHIN
         for process in started:
             process.join(max(0, deadline - time.monotonic()))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import multiprocessing
 import os
-import resource
 import signal
-import subprocess
-import sys
-from multiprocessing import forkserver
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,14 +15,16 @@ import pytest
 import torch
 from helpers import method_scripts
 from helpers.patterns import draw, write_patterns
-from helpers.processes import children, wait_for, wait_until_gone
-from masksets import CHECKOUT, write_mask
+from helpers.processes import children, torchrun_variables, wait_for, wait_until_gone
+from masksets import write_mask
 from PIL import Image
 from prepared_set import write_lists
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
-from imagenets.learning.engine.full_size import label_map, reduced_size
+from imagenets.learning.engine.full_size import label_map
 from imagenets.learning.finetuning import prediction
 from imagenets.learning.finetuning.losses import annotated_loss
 from imagenets.learning.finetuning.pairs import Augmented, list_pairs
@@ -42,18 +41,6 @@ TIMEOUT = 240  # seconds, far above what a run takes
 
 
 @pytest.fixture(scope="module")
-def context():
-    """Real processes that need not import PyTorch: they are forked off one that has done so."""
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["helpers.method_scripts", "helpers.train_toy"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        forkserver.ensure_running()
-    return made
-
-
-@pytest.fixture(scope="module")
 def save(tmp_path_factory):
     """A prepared set of eight images in train-semi and validation, and its lists."""
     folder = tmp_path_factory.mktemp("prepared")
@@ -62,9 +49,12 @@ def save(tmp_path_factory):
     return folder
 
 
-def start(context, save, script, said, *arguments, fault=None):
-    """Start methods/SCRIPT; what it prints goes to the file ``said``; ``fault`` as in helpers.faults.arm."""
-    environment = {"IMAGENETS_LISTS": str(save / "lists")}
+def start(context, save, script, said, *arguments, fault=None, variables=None):
+    """Start methods/SCRIPT; what it prints goes to the file ``said``; ``fault`` as in helpers.faults.arm.
+
+    ``variables`` are added to its environment.
+    """
+    environment = {"IMAGENETS_LISTS": str(save / "lists")} | (variables or {})
     process = context.Process(
         target=method_scripts.child, args=(script, [*map(str, arguments)], environment, str(said), fault)
     )
@@ -146,47 +136,48 @@ def test_two_processes_of_torchrun_train_as_one(context, save, tmp_path):
     more = ("--epochs", 2, "--evaluate-every", 1, "--drop-path", 0)
     one = finetune(save, tmp_path / "1", *more, backbone="test_convnext")
     run(context, save, "finetune", tmp_path / "said", *one)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     two = finetune(save, tmp_path / "2", *more, backbone="test_convnext")
-    done = subprocess.run(
-        [*launcher, str(CHECKOUT / "methods/finetune.py"), *map(str, two)],
-        env={**os.environ, "IMAGENETS_LISTS": str(save / "lists"), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=TIMEOUT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    ranks = [
+        start(context, save, "finetune", tmp_path / f"said{rank}", *two, variables=variables)
+        for rank, variables in enumerate(torchrun_variables(2))
+    ]
+    for rank in ranks:
+        rank.join(TIMEOUT)
+    said = "".join((tmp_path / f"said{rank}").read_text() for rank in (0, 1))
+    assert [rank.exitcode for rank in ranks] == [0, 0], said
     for first, second in zip(log(tmp_path / "1"), log(tmp_path / "2"), strict=True):
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-4)
         assert first["mIoU"] == pytest.approx(second["mIoU"], abs=0.1)
-    assert done.stdout.count("saved: ") == 1
+    assert said.count("saved: ") == 1
 
 
 def test_four_images_are_learnt_by_heart():
-    """From random weights: the loss falls, and over 95 % of each label is right."""
+    """From random weights: the loss falls, and most of each label is right (objects have edges)."""
     torch.manual_seed(0)
     rng = np.random.default_rng(5)
-    drawn = [draw(rng, label, 192, 192) for label in range(4)]
+    drawn = [draw(rng, label, 128, 128) for label in range(4)]
     normalised = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ALONE.device)
     pictures = normalised(torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture, _ in drawn]))
     masks = torch.stack([torch.from_numpy(labels) for _, labels in drawn])
     network = SegmentationNetwork(make_backbone("test_convnext"), 50, "semi-supervised").train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
     losses = []
-    for _ in range(90):
+    for _ in range(60):
         loss = annotated_loss(network(pictures), masks, ALONE)
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert losses[-1] < losses[0] / 20
+    assert losses[-1] < losses[0] / 50
     with torch.no_grad():
-        found = torch.stack([label_map(logits, (192, 192)) for logits in network.eval()(pictures)])
+        found = torch.stack([label_map(logits, (128, 128)) for logits in network.eval()(pictures)])
     counts = masks != 1000
     ious = [
         ((found == label) & (masks == label) & counts).sum()
         / (((found == label) | (masks == label)) & counts).sum()
         for label in range(5)
     ]
-    assert np.mean(ious) > 0.95
+    assert np.mean(ious) > 0.9
 
 
 def test_pass_learns_from_label_maps_and_goes_on_only_with_the_same_settings(context, save, tmp_path):
@@ -349,23 +340,33 @@ def test_predict_refuses_another_network_or_mode(context, save, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_memory_stays_bounded_for_a_large_picture(context):
-    """10,000 × 8,000 pixels in mode 919: the whole logits would be 2.9 GB at the reduced size."""
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=measured, args=(send,))
-    process.start()
-    shape, kilobytes = receive.recv()
-    process.join(TIMEOUT)
-    assert shape == (1000, 800)
-    assert kilobytes < 900_000
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations have made and that are still there."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.most = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in filter(torch.is_tensor, tree_leaves(made)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.now:
+                self.now[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.now.pop, storage._cdata)
+        self.most = max(self.most, sum(self.now.values()))
+        return made
 
 
-def measured(send):
-    torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    size = reduced_size((10_000, 8_000), 1000)
-    labels = label_map(torch.randn(920, 10, 8), size)
-    send.send((tuple(labels.shape), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+def test_memory_stays_bounded_for_a_large_picture():
+    """Of 920 labels' maps 30 are made at a time, while the last 30 are still there; by default 256 MB."""
+    logits, size = torch.randn(920, 5, 4), (50, 40)
+    of_30_maps = 4 * 30 * size[0] * size[1]
+    with Held() as held:
+        labels = label_map(logits, size, at_once=of_30_maps // 4)
+    assert labels.shape == size
+    assert held.most < 3 * of_30_maps
+    assert 4 * inspect.signature(label_map).parameters["at_once"].default == 256 << 20
 
 
 def test_validation_shows_its_progress(monkeypatch):

@@ -231,7 +231,7 @@ def test_without_a_terminal_it_says_now_and_then_how_far_it_is(prepared, tmp_pat
     assert all("(100 %)" in line for line in last.values())
 
 
-def test_killed_runs_leave_no_process_and_nothing_half_made(prepared, finished, tmp_path):
+def test_killed_runs_leave_no_process_and_nothing_half_made(prepared, finished, tmp_path, monkeypatch):
     output = tmp_path / "out"
     arguments = [*map(str, options(prepared[0], output))]
     arguments[arguments.index("--workers") + 1] = "2"
@@ -244,7 +244,7 @@ def test_killed_runs_leave_no_process_and_nothing_half_made(prepared, finished, 
     process.wait()
     assert len(workers) == 2
     wait_until_gone(workers)
-    subprocess.run(script, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    call(monkeypatch, kmeans, *options(prepared[0], output))
     assert predictions(output) == predictions(finished)
 
 

@@ -7,10 +7,10 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+from helpers.quick_python import quick_python
 from helpers.scripts import environment
 from masksets import CHECKOUT, write_mask
 from PIL import Image
@@ -41,10 +41,17 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def started(prepared, output):
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """Starts scripts that have their libraries loaded."""
+    with quick_python(tmp_path_factory.mktemp("python") / "python", environment(OMP_NUM_THREADS="1")) as path:
+        yield path
+
+
+def started(prepared, python, output):
     return subprocess.Popen(
         ["bash", CHECKOUT / "methods/pass.sh", prepared / "save", "50", output, "small"],
-        env=environment(PYTHON=sys.executable, IMAGENETS_LISTS=str(prepared / "lists"), OMP_NUM_THREADS="1"),
+        env=environment(PYTHON=python, IMAGENETS_LISTS=prepared / "lists", OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -63,9 +70,9 @@ def ended(process):
 
 
 @pytest.fixture(scope="module")
-def whole(prepared, tmp_path_factory):
+def whole(prepared, python, tmp_path_factory):
     output = tmp_path_factory.mktemp("pass output") / "whole"
-    return output, ended(started(prepared, output))
+    return output, ended(started(prepared, python, output))
 
 
 def predictions(output):
@@ -83,7 +90,7 @@ def test_all_steps_end_with_scores(whole):
         assert (output / file).stat().st_size > 100
 
 
-def test_what_is_there_stays_and_what_is_not_is_made_alike(prepared, whole, tmp_path):
+def test_what_is_there_stays_and_what_is_not_is_made_alike(prepared, python, whole, tmp_path):
     """As after a kill among the label maps: the other half and all that comes behind, nothing before."""
     output = tmp_path / "killed"
     shutil.copytree(whole[0], output)
@@ -96,7 +103,7 @@ def test_what_is_there_stays_and_what_is_not_is_made_alike(prepared, whole, tmp_
         path.unlink()
     kept = [*labels[1::2], *(output / name for name in KEPT)]
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in kept]
-    printed = ended(started(prepared, output))
+    printed = ended(started(prepared, python, output))
     assert printed.count("== ") == 7
     assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in kept] == before
     assert predictions(output) == predictions(whole[0])
@@ -104,7 +111,7 @@ def test_what_is_there_stays_and_what_is_not_is_made_alike(prepared, whole, tmp_
         assert path.read_bytes() == (whole[0] / path.relative_to(output)).read_bytes()
 
 
-def self_training(prepared, output, *options, python=sys.executable):
+def self_training(prepared, python, output, *options):
     done = subprocess.run(
         [
             *("bash", CHECKOUT / "methods/self_training.sh", prepared / "save", "50", output),
@@ -112,8 +119,8 @@ def self_training(prepared, output, *options, python=sys.executable):
             *("--crop", "64", "--workers", "0"),
         ],
         env=environment(
-            PYTHON=str(python),
-            IMAGENETS_LISTS=str(prepared / "lists"),
+            PYTHON=python,
+            IMAGENETS_LISTS=prepared / "lists",
             CLUSTERS="5",
             OMP_NUM_THREADS="1",
         ),
@@ -125,8 +132,8 @@ def self_training(prepared, output, *options, python=sys.executable):
     return done.stdout
 
 
-def test_self_training_ends_with_scores(prepared, tmp_path):
-    printed = self_training(prepared, tmp_path)
+def test_self_training_ends_with_scores(prepared, python, tmp_path):
+    printed = self_training(prepared, python, tmp_path)
     assert printed.count("== ") == 4 and len(re.findall(r"Acc +mIoU", printed)) == 2
     assert (tmp_path / "report.html").stat().st_size > 100
     labels = [decode_mask(path) for path in (tmp_path / "clusters/train").rglob("*.png")]
@@ -152,7 +159,7 @@ def test_a_second_round_learns_the_predictions_of_the_first(prepared, tmp_path):
     output.mkdir()
 
     def commands(*options):
-        self_training(prepared, output, *options, python=tmp_path / "python")
+        self_training(prepared, tmp_path / "python", output, *options)
         found = (tmp_path / "commands").read_text().splitlines()
         (tmp_path / "commands").unlink()
         return [command for command in found if command.startswith(("kmeans", "finetune", "predict"))]

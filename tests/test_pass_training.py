@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,7 +13,6 @@ import pytest
 import torch
 from helpers import train_pass_tiny as tiny
 from helpers.processes import torchrun_variables
-from masksets import CHECKOUT
 from prepared_set import write_image
 from torch import nn
 
@@ -48,7 +45,6 @@ from imagenets.learning.training.loop import train
 from imagenets.learning.training.order import generator
 
 ALONE = Processes(0, 1, torch.device("cpu"))
-TRAINING = CHECKOUT / "tests/helpers/train_pass_tiny.py"
 
 
 def no_talk(line):
@@ -100,7 +96,7 @@ def test_the_log_has_every_loss_and_watches_over_collapse(whole):
     assert (whole / "pretraining/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_two_processes_have_the_losses_of_one(whole, images, tmp_path, monkeypatch):
+def test_two_processes_have_the_losses_of_one(context, whole, images, tmp_path, monkeypatch):
     """The same global batches, queues and codes over both: real processes, both trainings.
 
     With group norms in place of batch norms, which take their means over a process's own images. Later losses
@@ -108,14 +104,15 @@ def test_two_processes_have_the_losses_of_one(whole, images, tmp_path, monkeypat
     """
     checkpoint = whole / "pretraining/last.pth"
     ranks = [
-        subprocess.Popen(
-            [sys.executable, TRAINING, tmp_path / "2", images, checkpoint],
-            env=os.environ | variables, stdout=subprocess.DEVNULL,
-        )
+        context.Process(target=tiny.child, args=((tmp_path / "2", images, checkpoint), variables))
         for variables in torchrun_variables(2)
-    ]  # fmt: skip
+    ]
     try:
-        assert [rank.wait(300) for rank in ranks] == [0, 0]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(300)
+        assert [rank.exitcode for rank in ranks] == [0, 0]
     finally:
         for rank in ranks:
             rank.kill()

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
 import signal
-import sys
-from multiprocessing import forkserver
 
 import numpy as np
 import pytest
@@ -33,18 +29,6 @@ from imagenets.learning.training.run_files import RunFolder, curves_figure, open
 
 TIMEOUT = 120  # seconds, far above what a run takes
 ALONE = Processes(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def context():
-    """Real processes that need not import PyTorch: they are forked off one that has done so."""
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["helpers.train_toy"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the server looks for the module
-        patch.setenv("OMP_NUM_THREADS", "1")
-        forkserver.ensure_running()
-    return made
 
 
 def start(context, folder, *arguments, processes=1):

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
+
+import pytest
+
+
+def forking_context():
+    """Real processes that need not import PyTorch: they are forked off one that has done so."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["helpers.method_scripts", "helpers.train_toy"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the server looks for the modules
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return made
 
 
 def children(pid):

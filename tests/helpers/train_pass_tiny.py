@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -71,13 +72,17 @@ def both(folder, images, processes, show=no_bar, tell=print, checkpoint=None):
     train_attention(request(images, folder / "attention"), ATTENTION, BACKBONE, checkpoint, processes, talk)
 
 
+def child(argv, environment):
+    """A process of its own, with torchrun's variables, that prints nothing."""
+    os.environ.update(environment)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.argv = ["train_pass_tiny.py", *map(str, argv)]
+    run(main, on_all_ranks=True)
+
+
 def main():
     torch.set_num_threads(1)
     without_batch_norms(setattr)
     with started("cpu") as processes:
         folder, images, checkpoint = map(Path, sys.argv[1:])
         both(folder, images, processes, checkpoint=checkpoint)
-
-
-if __name__ == "__main__":
-    run(main, on_all_ranks=True)
