@@ -62,6 +62,20 @@ def test_a_training_has_its_settings_alone_in_its_record(tmp_path):
     assert "(neighbours: 5 then, 10 now)" in refused(tmp_path)
 
 
+def test_a_setting_of_nothing_is_one_that_is_set(tmp_path):
+    """And one that was set and is not now is as different as one that was not."""
+    enter(tmp_path, {"size": 0, "old": "x"})
+    (tmp_path / "test").mkdir()
+    assert "(size: 0 then, not set now)" in refused(tmp_path, {"size": None, "old": "x"})
+    assert "(old: x then, not set now)" in refused(tmp_path, {"size": 0})
+
+
+def test_what_is_stored_on_the_way_is_named_by_some_settings_or_all():
+    record = Record("record.json", SETTINGS, ())
+    assert record.identity("weights", "backbone") == "None resnet18"
+    assert record.identity() == "resnet18 10 None"
+
+
 def test_what_no_run_made_and_a_damaged_record_are_refused(tmp_path):
     (tmp_path / "test").mkdir()
     with pytest.raises(InputError, match="/test: not made by this script"):
@@ -85,6 +99,15 @@ def test_half_written_files_go_when_a_run_fails(tmp_path):
         left.write_text("half")
         raise KeyboardInterrupt
     assert not left.exists()
+
+
+def test_what_a_killed_run_had_half_written_goes_when_the_next_begins(tmp_path):
+    left = tmp_path / "validation/.0123456789abcdef.tmp"
+    left.parent.mkdir()
+    left.write_text("half")
+    (tmp_path / "record.json").write_text(json.dumps({"settings": {}, "images": {}}))
+    with held_folder(tmp_path, Record("record.json", {}, ("validation",), {}), ALONE):
+        assert not left.exists()
 
 
 def test_the_digest_of_images_is_that_of_earlier_versions(tmp_path):
