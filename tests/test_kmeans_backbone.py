@@ -114,7 +114,7 @@ def test_a_picture_without_contrast_is_all_foreground():
 
 @pytest.mark.parametrize("foreground", ["handmade", "features"])
 def test_a_run_with_a_backbone(foreground, checkpoint, tmp_path, monkeypatch, capsys):
-    truth = make_set(tmp_path / "save" / "ImageNetS50", FOLDERS, train=2, validation=1)
+    truth = make_set(tmp_path / "save" / "ImageNetS50", FOLDERS, train=1, validation=1)
     more = ("--backbone", "resnet18", "--checkpoint", checkpoint, "--foreground", foreground)
     arguments = options(tmp_path / "save", tmp_path / "out", *more, "--device", "cpu", "--batch-size", "8")
     monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments)])
