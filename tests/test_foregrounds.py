@@ -304,6 +304,7 @@ def test_a_guess_is_above_otsus_threshold_once_the_map_is_enlarged():
     clear = (large - threshold).abs() > 1e-6
     assert torch.equal(found[0][clear], (large > threshold)[clear])
     assert found.dtype == torch.bool and found[1].all(), "without contrast everything"
+    assert above_threshold(torch.tensor([[[0.3]]]), (3, 4)).all(), "as of a map of one place"
 
 
 def test_pictures_are_taken_back_to_8_bits():

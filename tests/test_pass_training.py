@@ -355,6 +355,22 @@ def test_the_watch_goes_on_within_an_epoch_and_only_the_first_process_has_what_w
     assert not second.counts.any() and not second.sum.any()
 
 
+def test_the_watch_counts_what_all_processes_see(monkeypatch):
+    """Two crops here, two there, that are orthogonal: of the mean (½, ½), the variance is 1 - ½."""
+    there, here = (
+        CollapseWatch(200, ALONE, no_talk),
+        CollapseWatch(200, Processes(0, 2, ALONE.device), no_talk),
+    )
+    there.look(*looks([1, 1], around(0.0, 1.0).abs(), 200))
+    here.look(*looks([0, 0], around(1.0, 0.0), 200))
+    monkeypatch.setattr(
+        Processes, "sum", lambda self, own: own + (there.sum if own.is_floating_point() else there.counts)
+    )
+    saved = here.state_dict()
+    assert saved["counts"][:3].tolist() == [2, 2, 0] and saved["sum"].tolist() == [2, 2]
+    assert here.scores(1) == {"prototypes_in_use": 2, "spread": pytest.approx(0.5**0.5)}
+
+
 def test_only_the_first_process_speaks_of_a_collapse(monkeypatch):
     said = []
     for rank in (0, 1):
