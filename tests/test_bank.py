@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.learning.distance_matching import bank as banks
-from imagenets.learning.distance_matching import patches
+from imagenets.learning.distance_matching import neighbours, patches
 from imagenets.learning.distance_matching.bank import embeddings_of, join_bank, load_bank
 from imagenets.learning.distance_matching.kinds import KINDS, PATCHES, REGIONS, kind_of_file
 from imagenets.learning.distance_matching.neighbours import Bank, label_maps
@@ -105,6 +105,25 @@ class Network(torch.nn.Module):
 
     def forward(self, pictures):
         return random_maps(len(pictures), 5, 3, 4)
+
+
+def test_embeddings_are_of_what_a_picture_shows_of_its_mask():
+    mask = np.random.default_rng(0).integers(0, 4, (50, 70)).astype(np.uint16)
+    batch = Batch([0], torch.zeros(1, 3, 48, 64), [(50, 70)], [(48, 60)], [mask])
+    (found,) = banks.bank_step(Network())(batch)
+    (expected,) = embeddings_of(random_maps(1, 5, 3, 4), 16, [mask[:48, :60]])
+    assert torch.equal(found["embeddings"], expected["embeddings"])
+
+
+def test_blocks_of_the_bank_hold_as_many_as_are_asked_for(monkeypatch):
+    """Where memory is for fewer: two blocks of five."""
+    monkeypatch.setitem(neighbours._SCORE_BYTES, "cpu", 4)
+    vectors = torch.nn.functional.normalize(random_maps(8, 5, seed=1))
+    values, places = neighbours.nearest(random_maps(3, 5), vectors, 5)
+    cosines = torch.nn.functional.normalize(random_maps(3, 5)) @ vectors.T
+    expected = cosines.sort(descending=True)
+    torch.testing.assert_close(values.sort(descending=True).values, expected.values[:, :5])
+    assert places.sort().values.tolist() == expected.indices[:, :5].sort().values.tolist()
 
 
 def test_sharpened_votes_are_those_of_patches_that_have_one_label_each():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,13 +22,16 @@ timm = pytest.importorskip("timm")
 
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
+from imagenets.common.progress import no_bar
 from imagenets.learning.engine.inference import Batch, Running
 from imagenets.learning.finetuning import probe, stored_maps
 from imagenets.learning.images import annotated_images
 from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.networks.segmentation_network import read_saved
 from imagenets.learning.processes import Processes
 from imagenets.learning.training import run_files
+from imagenets.learning.training.order import Plan, StepIndex, generator, seed_network
 from imagenets.masks import decode_mask
 from methods import finetune, predict
 
@@ -223,6 +227,103 @@ def test_stored_maps_are_those_of_pictures_and_their_mirror_images(save, tmp_pat
         assert sum(matches) == 1
         views.add(matches.index(True))
     assert views == {0, 1}
+
+
+def test_a_probes_training_is_this_loop(save, tmp_path, monkeypatch):
+    """Maps in half precision, mirrored or not, batch norm, dropout, AdamW, warm-up and cosine: nine steps."""
+    monkeypatch.setenv("IMAGENETS_LISTS", str(save / "lists"))
+    values = probe.Values(epochs=3, batch=4, rates=(0.01,), weight_decay=0.1, warm_up=0.5, seed=2)
+    torch.manual_seed(0)
+    vit = timm.create_model("test_vit", num_classes=0)
+    for name, weight in vit.named_parameters():  # so that maps differ from place to place
+        if weight.ndim > 1 and "norm" not in name:
+            nn.init.normal_(weight, std=0.1)
+    torch.save({"model": vit.state_dict()}, tmp_path / "vit.pth")
+    run = tmp_path / "run"
+    request = probe.ProbeRequest(save, MODES["50"], "test_vit", tmp_path / "vit.pth", run, values)
+    probe.train_probe(request, ALONE, no_bar, lambda line: None)
+    found = torch.load(run / "last.pth", weights_only=True)["model"]
+
+    backbone = make_backbone("test_vit")
+    load_backbone(backbone, tmp_path / "vit.pth")
+    torch.manual_seed(2)
+    norm, layer = nn.BatchNorm2d(64), nn.Conv2d(64, 51, 1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    optimiser = torch.optim.AdamW([*norm.parameters(), *layer.parameters()], weight_decay=0.1)
+    images, plan = annotated_images(save, MODES["50"]), Plan(12, 4, 3, 2, True)
+    with np.load(run / "maps.npz") as arrays:  # the stored maps are held against slow ones above
+        about = [arrays[name] for name in ("grids", "labels", "moments")]
+    reader = stored_maps.MapReader(stored_maps.StoredMaps(run, 16, *about), images.names, np.arange(12), 2)
+    epochs = [update / 3 for update in range(9)]  # half of three to rise, half to fall
+    rates = [0.01 * e / 1.5 if e < 1.5 else 0.005 * (1 + math.cos(math.pi * (e - 1.5) / 1.5)) for e in epochs]
+    for update, rate in enumerate(rates):
+        epoch, step = divmod(update, 3)
+        maps, targets = [], []
+        for picture in plan.batch_of(epoch, step).tolist():
+            mirrored = generator(2, epoch, picture).random() < 0.5
+            rows, labels, (h, w), _ = reader.view(picture, int(mirrored))
+            of_picture, _ = picture_of(images.folder / images.names[picture], mirrored)
+            with torch.inference_mode():
+                torch.testing.assert_close(
+                    rows[: h * w].float().T.reshape(-1, h, w), backbone(of_picture)[0], atol=5e-3, rtol=2e-3
+                )
+            one = rows[: h * w].float().T.reshape(1, -1, h, w)
+            maps.append(interpolate(one, scale_factor=2, mode="bilinear"))
+            targets.append(labels[: 4 * h * w].reshape(2 * h, 2 * w).long())
+        seed_network(2, StepIndex(epoch, step, 0, update), 0)
+        kept = dropout(torch.ones(4, 64), 0.1)
+        places = norm(torch.cat([one.flatten(2) for one in maps], 2)[..., None])[..., 0]
+        total = start = 0
+        for one, target, of_channels in zip(maps, targets, kept, strict=True):
+            end = start + target.numel()
+            normed = (places[:, :, start:end] * of_channels[:, None]).reshape(one.shape)
+            total = total + cross_entropy(layer(normed), target[None], ignore_index=1000, reduction="sum")
+            start = end
+        optimiser.zero_grad()
+        (total / sum(int((target != 1000).sum()) for target in targets)).backward()
+        optimiser.param_groups[0]["lr"] = rate
+        optimiser.step()
+    for part, prefix in ((norm, "probe_norm"), (layer, "head")):
+        for name, value in part.state_dict().items():
+            apart = (found[f"{prefix}.{name}"] - value).double().norm()
+            assert apart <= 1e-4 * value.double().norm(), name
+    assert layer.weight.abs().max() > 0.05, "it has moved"
+    saved = read_saved(run / "last.pth")
+    network = saved.network()
+    with torch.inference_mode():
+        expected = layer(norm.eval()(backbone(of_picture)))
+        torch.testing.assert_close(network(of_picture), expected, atol=1e-3, rtol=1e-3)
+    assert saved.reading(network) == backbone.reading()
+
+
+def test_rates_and_epochs_are_these_if_none_are_named():
+    """docs/frozen_features.md, Linear probe: 100 epochs, or as many as make 5,000 updates."""
+    defaults = probe.Values()
+    assert (defaults.batch, defaults.rates) == (16, (3e-4, 1e-3, 3e-3))
+    assert (defaults.weight_decay, defaults.dropout, defaults.warm_up) == (1e-3, 0.1, 0.05)
+    epochs = {images: probe._with_epochs(defaults, images).epochs for images in (16, 500, 801, 9190)}
+    assert epochs == {16: 5000, 500: 157, 801: 100, 9190: 100}  # 32 steps an epoch: 156.25 epochs
+    assert probe._with_epochs(probe.Values(epochs=7), 500).epochs == 7
+
+
+def test_the_rate_that_is_best_on_every_tenth_picture_is_taken(monkeypatch):
+    trained, said = [], []
+
+    def train(self, name, rate, pictures, held_out):
+        trained.append((name, rate, pictures.tolist(), held_out.tolist()))
+        return None, [{}, {"held_out_mIoU": {1e-3: 20.0, 3e-3: 60.0, 3e-4: 40.0}[rate]}]
+
+    monkeypatch.setattr(probe._Trainer, "train", train)
+    names = [str(number) for number in range(21)]
+    values = probe.Values(rates=(1e-3, 3e-3, 3e-4))
+    trainer = probe._Trainer(None, values, None, names, None, None)
+    assert trainer.best_rate(said.append) == 3e-3
+    others = [number for number in range(21) if number not in (9, 19)]
+    assert trained == [(f"rate-{rate:g}", rate, others, [9, 19]) for rate in values.rates]
+    assert said[-1] == "rate 0.003 is taken, and the probe trained on all pictures"
+    with pytest.raises(InputError, match="9 pictures are too few"):
+        probe._Trainer(None, values, None, names[:9], None, None).best_rate(said.append)
 
 
 def test_values_that_float16_cannot_hold_are_refused():

@@ -1,0 +1,115 @@
+"""Prediction and the scores on the way of a training, by function."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+pytest.importorskip("timm")
+
+from imagenets.learning.engine.inference import Batch
+from imagenets.learning.engine.sharpening import sharpened
+from imagenets.learning.finetuning import prediction
+from imagenets.learning.finetuning.prediction import Validation, predicted
+from imagenets.learning.images import Images
+from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork
+from imagenets.learning.processes import Processes
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+
+
+class Network(torch.nn.Module):
+    """Gives the same logits, whatever the picture."""
+
+    backbone = SimpleNamespace(mean=MEAN, std=STD)
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, pictures):
+        return self.logits
+
+
+def batch_of(shown):
+    pictures = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
+    return Batch([0], pictures, [(90, 120)], [shown], [])
+
+
+def random_logits(labels):
+    return 4 * torch.randn(1, labels, 3, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("shown", "size"), [((45, 61), (45, 61)), ((80, 120), (33, 50))])
+def test_labels_are_the_largest_enlarged_logits_of_what_is_shown(shown, size):
+    logits = random_logits(5)
+    (found,) = predicted(Network(logits), batch_of(shown), longest=50 if shown != size else 1000)
+    expected = interpolate(logits, size=size, mode="bilinear")[0].argmax(0)
+    assert found.dtype == torch.int32 and torch.equal(found.long(), expected)
+
+
+def test_images_of_more_than_a_million_pixels_are_labelled_at_1000():
+    assert prediction.LONGEST == 1000
+
+
+def test_probabilities_of_labels_that_reach_a_hundredth_somewhere_are_spread():
+    """Of four labels the first and the third; the others' share is given to them."""
+    logits = random_logits(4)
+    logits[:, 1] -= 12  # e-12 of the others, and below a hundredth everywhere
+    logits[:, 3] -= 15
+    logits[:, 0, :, :2] += 9  # the first on the left, the third on the right
+    logits[:, 2, :, 2:] += 9
+    batch = batch_of((48, 64))
+    batch.pictures[..., 32:] += 3
+    (found,) = predicted(Network(logits), batch, sharpen=True)
+    probabilities = logits[0].softmax(0)
+    assert (probabilities[[1, 3]] < 0.01).all() and (probabilities[[0, 2]].amax((1, 2)) >= 0.01).all()
+    few = probabilities[[0, 2]] / probabilities[[0, 2]].sum(0)
+    spread = sharpened(few, batch.pictures[0], MEAN, STD)
+    best = interpolate(spread[None], size=(48, 64), mode="bilinear")[0].argmax(0)
+    assert torch.equal(found, torch.tensor([0, 2])[best].int()) and len(found.unique()) == 2
+
+
+def test_a_label_below_a_hundredth_is_left_out_and_one_above_is_not():
+    for highest, labels in ((0.009, {0}), (0.011, {0, 1})):
+        probabilities = torch.tensor([1 - highest, highest]).view(2, 1, 1).expand(2, 3, 4).clone()
+        kept = []
+
+        def spread(few, *of, kept=kept):
+            kept.append(len(few))
+            return few
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prediction, "sharpened", spread)
+            predicted(Network(probabilities.log()[None]), batch_of((48, 64)), sharpen=True)
+        assert kept == [len(labels)]
+
+
+def test_validation_scores_the_network_as_predict_does(monkeypatch):
+    """In evaluation mode, in the training's precision, labels laid where the picture lies."""
+    network = SegmentationNetwork(make_backbone("timm/test_resnet"), 3, PASS).train()
+    mask = np.array([[1, 1, 1], [1, 1, 1], [2, 2, 2]], np.uint16)
+    seen = []
+
+    def visit(images, step, reading, running, with_masks):
+        seen.append((network.training, reading, running.precision, running.workers, with_masks))
+        yield SimpleNamespace(shown=[(2, 2)], masks=[mask]), [torch.tensor([[1, 1], [1, 1]])]
+
+    monkeypatch.setattr(prediction, "visit", visit)
+    monkeypatch.setattr(prediction, "same_buffers", lambda *of: seen.append("same buffers"))
+    validation = Validation(Images("folder", ["a"]), 3, 2)
+    assert [epoch for epoch in range(1, 6) if validation.is_due(5, epoch)] == [2, 4, 5]
+    assert validation.scores(network, 5, ALONE, 1, "bfloat16", 3) == {} and seen == []
+    scores = validation.scores(network, 5, ALONE, 1, "bfloat16", 4)
+    reading = network.backbone.reading(stretched=True)
+    assert seen == ["same buffers", (False, reading, "bfloat16", 1, True)]
+    assert network.training
+    assert scores["mIoU"] == pytest.approx(100 * (6 / 9) / 4)  # all nine are 1: 6 of them are
+    assert scores["Acc"] == 100 and set(scores) == {"mIoU", "FMeasure", "Acc"}
+    assert not Validation(None, 3, 0).is_due(5, 5)
