@@ -166,7 +166,9 @@ def test_k_means_has_the_published_settings(monkeypatch):
     monkeypatch.setattr(kmeans_of_pass, "EXACT_ROWS", 39)
     fit_centroids(features, 3, restarts=2, seed=7)
     assert [noted.settings[1][name] for name in ("n_init", "random_state")] == [2, 7]
-    assert noted.threads == [1, None], "one thread up to EXACT_ROWS"
+    monkeypatch.setattr(kmeans_of_pass, "EXACT_ROWS", 40)
+    fit_centroids(features, 3, restarts=1)
+    assert noted.threads == [1, None, 1], "one thread up to EXACT_ROWS"
 
 
 def test_features_that_do_not_fit_are_clustered_in_batches(tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ from imagenets.learning.pass_method.published_files import (
 from imagenets.learning.pass_method.recipes import (
     Attention,
     Pretraining,
+    as_settings,
     attention_recipe,
     pretraining_recipe,
 )
@@ -490,4 +491,7 @@ def test_published_settings():
         )  # fmt: skip
         assert pretraining_recipe("small", mode).backbone == "timm/test_resnet"
         assert attention_recipe("small", mode).epochs == 4
+    assert pretraining_recipe("pass", "my own") == fifty
+    assert attention_recipe("pass", "my own") == attention_recipe("pass", "50")
+    assert as_settings(hundreds)["small"] is None
     assert (str(fifty.large), str(fifty.small)) == ("2 x 224 of 0.14..1", "6 x 96 of 0.05..0.14")
