@@ -271,8 +271,11 @@ def test_of_several_copies_in_a_file_the_chosen_one_is_taken(tmp_path):
         assert torch.equal(attention.atten[0].weight, network.fbg.atten[0].weight)
 
 
-def test_a_checkpoint_without_heads_is_refused(tmp_path):
-    torch.save(make_backbone(tiny.BACKBONE).network.state_dict(), tmp_path / "plain.pth")
+@pytest.mark.parametrize("lacking", ["projection_head.", "prototypes."])
+def test_a_checkpoint_without_heads_is_refused(tmp_path, lacking):
+    network = AttentionNetwork(make_backbone(tiny.BACKBONE), HeadSizes(6, 4))
+    state = {name: value for name, value in library_state(network).items() if not name.startswith(lacking)}
+    torch.save(state, tmp_path / "plain.pth")
     with pytest.raises(InputError, match=r"plain.pth: has no projection_head and prototypes"):
         attention_network(tiny.BACKBONE, tmp_path / "plain.pth")
 
