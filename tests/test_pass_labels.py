@@ -208,6 +208,12 @@ def test_blocks_are_joined_in_their_order(monkeypatch):
     np.testing.assert_array_equal(nearest_rows(features, centroids), labels)
 
 
+def test_the_nearest_centroid_is_that_of_the_row_at_length_1():
+    """(10, 9) itself is nearer to (1, 0)."""
+    centroids = np.float32([[0.5, 0.5], [1, 0]])
+    assert nearest_rows(np.float32([[10, 9], [9, 0.1]]), centroids).tolist() == [1, 2]
+
+
 def test_rows_of_nothing_stay_so():
     np.testing.assert_array_equal(unit_rows(np.array([[0, 0], [3, 4]])), np.float32([[0, 0], [0.6, 0.8]]))
     assert unit_rows(np.ones((1, 2))).dtype == np.float32
@@ -296,8 +302,11 @@ def test_labels_and_counts_of_a_batch(found):
     assert labels[0][place] == slow[0][0][place], "equal is not below"
     assert 0.4 < (labels[0] > 0).float().mean() < 0.6
     counted = sweep_step(backbone, attention, CENTROIDS)(batch)
-    for index, of_one, mask, (clusters, _) in zip((4, 9), counted, batch.masks, slow, strict=True):
+    for index, of_one, mask, (clusters, attended) in zip((4, 9), counted, batch.masks, slow, strict=True):
         rows = of_one["rows"].numpy()
+        reached = np.searchsorted(np.float32(THRESHOLDS), attended.numpy(), side="right")[mask != 1000]
+        steps = np.bincount(rows[:, 2], weights=rows[:, 3], minlength=82)
+        assert np.abs(steps - np.bincount(reached, minlength=82)).sum() <= 4, "all but rounding"
         assert of_one["image"].tolist() == [index] * len(rows)
         for label, number in itertools.product((0, 1, 2, 1000), range(1, 5)):
             pixels = ((mask == label) & (clusters.numpy() == number)).sum()
