@@ -126,6 +126,61 @@ def test_blocks_of_the_bank_hold_as_many_as_are_asked_for(monkeypatch):
     assert places.sort().values.tolist() == expected.indices[:, :5].sort().values.tolist()
 
 
+def test_of_equal_neighbours_those_of_earlier_blocks_count(monkeypatch):
+    monkeypatch.setitem(neighbours._SCORE_BYTES, "cpu", 4 * 10)
+    vectors = torch.tensor([[0.0, 1.0]] * 7 + [[1.0, 0.0]] * 33)
+    _, places = neighbours.nearest(torch.tensor([[2.0, 0.0]]), vectors, 5)
+    assert sorted(places[0].tolist()) == [7, 8, 9, 10, 11]
+
+
+def test_among_many_the_nearest_are_those_of_sorting():
+    """3,000 different ones: ten of the largest stand in ten groups."""
+    vectors = torch.nn.functional.normalize(random_maps(3000, 8, seed=1))
+    found = neighbours.nearest(random_maps(40, 8), vectors, 10)
+    expected = (torch.nn.functional.normalize(random_maps(40, 8)) @ vectors.T).topk(10)
+    torch.testing.assert_close(found[0].sort(descending=True).values, expected.values)
+    assert torch.equal(found[1].sort().values, expected.indices.sort().values)
+
+
+# Places in a bank of 160, of which every fifth is a group: the largest score, and two that are equal.
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (4, 5),  # the best of two other groups, of which one is left out
+        (0, 9),
+        (4, 17),  # of the largest one's group and another
+        (7, 14),
+    ],
+)
+def test_of_equal_scores_in_groups_the_first_counts(first, second):
+    scores = torch.zeros(1, 160)
+    scores[0, 2], scores[0, first], scores[0, second] = 5, 4, 4
+    values, places = neighbours._largest_by_groups(scores, 2)
+    assert dict(zip(places[0].tolist(), values[0].tolist(), strict=True)) == {2: 5, first: 4}
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_lengths_have_no_say(stride):
+    maps, vectors = random_maps(1, 5, 3, 4), torch.nn.functional.normalize(random_maps(12, 5, seed=1))
+    bank = Bank(vectors, torch.tensor([4, 0, 2] * 4))
+    found = label_maps(maps * 1e-6, stride, bank, 5, 0.2)
+    assert torch.equal(found, label_maps(maps, stride, bank, 5, 0.2))
+    rows = maps[0].flatten(1).T
+    for short, whole in zip(
+        neighbours.nearest(rows * 1e-6, vectors, 3), neighbours.nearest(rows, vectors, 3), strict=True
+    ):
+        torch.testing.assert_close(short, whole)
+
+
+def test_half_way_between_opposite_vectors_there_is_no_direction_but_a_number():
+    """Of four columns of stride 14, seven places of the grid; the fourth is between the middle ones."""
+    maps = random_maps(1, 6, 300, 4)
+    maps[..., 2] = -maps[..., 1]
+    vectors = torch.nn.functional.normalize(random_maps(3, 6, seed=1))
+    for cosines in neighbours._cosines(maps, (525, 7), vectors):
+        assert cosines.isfinite().all()
+
+
 def test_sharpened_votes_are_those_of_patches_that_have_one_label_each():
     vectors = torch.nn.functional.normalize(random_maps(12, 5, seed=1))
     labels = torch.tensor([4, 0, 2] * 4)

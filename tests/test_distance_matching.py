@@ -461,14 +461,14 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_no_tensor_is_larger_than_the_block_that_is_allowed(monkeypatch):
-    """Of four pictures of 60 x 100 places and 900 embeddings, whose cosines together are 21.6 million."""
-    monkeypatch.setattr(neighbours, "_SCORE_BYTES", {"cpu": 4 * 1_000_000})
+    """Of two pictures of 120 x 100 places and 900 embeddings, whose cosines together are 21.6 million."""
+    monkeypatch.setattr(neighbours, "_SCORE_BYTES", {"cpu": 4 * 500_000})
     monkeypatch.setattr(neighbours, "_ROWS_AT_ONCE", 8)
     bank = Bank(torch.nn.functional.normalize(torch.randn(900, 32)), torch.arange(900) % 51)
     with LargestTensor() as largest:
-        labels = label_maps(torch.randn(4, 32, 15, 25), 32, bank, 10, 0.07)
-    assert labels.shape == (4, 60, 100)
-    assert 500_000 < largest.numbers <= 1_000_000
+        labels = label_maps(torch.randn(2, 32, 30, 25), 32, bank, 10, 0.07)
+    assert labels.shape == (2, 120, 100)
+    assert 250_000 < largest.numbers <= 500_000
 
 
 def test_a_pixel_equal_to_a_class_of_one_vector_gets_it():

@@ -83,6 +83,7 @@ def test_a_label_below_a_hundredth_is_left_out_and_one_above_is_not():
 
         def spread(few, *of, kept=kept):
             kept.append(len(few))
+            torch.testing.assert_close(few.sum(0), torch.ones(3, 4))
             return few
 
         with pytest.MonkeyPatch.context() as patch:
@@ -93,13 +94,13 @@ def test_a_label_below_a_hundredth_is_left_out_and_one_above_is_not():
 
 def test_validation_scores_the_network_as_predict_does(monkeypatch):
     """In evaluation mode, in the training's precision, labels laid where the picture lies."""
-    network = SegmentationNetwork(make_backbone("timm/test_resnet"), 3, PASS).train()
+    network = SegmentationNetwork(make_backbone("test_vit"), 3, PASS).train()
     mask = np.array([[1, 1, 1], [1, 1, 1], [2, 2, 2]], np.uint16)
     seen = []
 
     def visit(images, step, reading, running, with_masks):
         seen.append((network.training, reading, running.precision, running.workers, with_masks))
-        yield SimpleNamespace(shown=[(2, 2)], masks=[mask]), [torch.tensor([[1, 1], [1, 1]])]
+        yield SimpleNamespace(shown=[(2, 2)], masks=[mask]), [torch.tensor([[1, 2], [1, 2]])]
 
     monkeypatch.setattr(prediction, "visit", visit)
     monkeypatch.setattr(prediction, "same_buffers", lambda *of: seen.append("same buffers"))
@@ -110,6 +111,7 @@ def test_validation_scores_the_network_as_predict_does(monkeypatch):
     reading = network.backbone.reading(stretched=True)
     assert seen == ["same buffers", (False, reading, "bfloat16", 1, True)]
     assert network.training
-    assert scores["mIoU"] == pytest.approx(100 * (6 / 9) / 4)  # all nine are 1: 6 of them are
+    # The last row and column repeat: the left column is 1, the others are 2.
+    assert scores["mIoU"] == pytest.approx(100 * (2 / 7 + 2 / 7) / 4)
     assert scores["Acc"] == 100 and set(scores) == {"mIoU", "FMeasure", "Acc"}
     assert not Validation(None, 3, 0).is_due(5, 5)

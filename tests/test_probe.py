@@ -229,6 +229,31 @@ def test_stored_maps_are_those_of_pictures_and_their_mirror_images(save, tmp_pat
     assert views == {0, 1}
 
 
+def test_a_reader_of_some_pictures_reads_these(tmp_path):
+    """The third and the first of three, of one, two and four places, each in the view of its own draw."""
+    grids = np.array([[1, 2], [2, 2], [1, 1]])
+    maps = np.arange(28, dtype=np.float16).reshape(14, 2)
+    labels, moments = np.arange(14, dtype=np.int16), np.arange(24.0).reshape(3, 2, 2, 2)
+    np.save(tmp_path / "maps.npy", maps)
+    stored = stored_maps.StoredMaps(tmp_path, 8, grids, labels, moments)
+    reader = stored_maps.MapReader(stored, ["a", "b", "c"], np.array([2, 0]), 5)
+    assert [reader.name(index) for index in (0, 1)] == ["c", "a"]
+    views = set()
+    for epoch in range(6):
+        for index, picture, places, start in ((0, 2, 1, 12), (1, 0, 2, 0)):
+            view = int(generator(5, epoch, picture).random() < 0.5)
+            views.add((picture, view))
+            start += view * places
+            rows, of_places, grid, sums = reader.read(epoch, index)
+            assert rows[:places].tolist() == maps[start : start + places].tolist()
+            assert of_places[:places].tolist() == labels[start : start + places].tolist()
+            assert rows.shape == (4, 2) and not rows[places:].any()
+            assert of_places.tolist()[places:] == [1000] * (4 - places)
+            assert grid.tolist() == grids[picture].tolist()
+            assert sums.tolist() == moments[picture, view].tolist()
+    assert len(views) == 4
+
+
 def test_a_probes_training_is_this_loop(save, tmp_path, monkeypatch):
     """Maps in half precision, mirrored or not, batch norm, dropout, AdamW, warm-up and cosine: nine steps."""
     monkeypatch.setenv("IMAGENETS_LISTS", str(save / "lists"))
