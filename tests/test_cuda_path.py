@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,23 @@ def test_reduced_precision_runs_on_a_cpu():
             assert found.dtype == torch.float32 and not torch.equal(found, exact)
             torch.testing.assert_close(found, exact, atol=0.1 * float(exact.abs().max()), rtol=0)
     assert training_precision("auto", torch.device("cpu")) == "float32"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_network_computes_in_the_precision_that_is_asked_for(precision):
+    """And gives at least float32, single tensors or several; float64 stays."""
+    seen = []
+
+    def network(values):
+        product = values @ values
+        seen.append(product.dtype)
+        return Several(product, values.double()) if len(seen) > 1 else product
+
+    Several = namedtuple("Several", "product exact")
+    assert run_network(network, torch.eye(2), precision=precision).dtype == torch.float32
+    found = run_network(network, torch.eye(2), precision=precision)
+    assert (found.product.dtype, found.exact.dtype) == (torch.float32, torch.float64)
+    assert seen == [getattr(torch, precision)] * 2
 
 
 def test_auto_is_what_the_card_has(monkeypatch):
