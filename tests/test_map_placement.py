@@ -56,15 +56,17 @@ def test_what_fills_no_patch_is_cut_off_or_rounded_away(tmp_path, reading, pixel
 
 
 def test_a_network_says_how_large_pictures_become():
-    vit, resnet = make_backbone("vit_tiny_patch16_224"), make_backbone("resnet18")
-    squeezed = make_backbone("swin_tiny_patch4_window7_224")
+    vit, resnet = make_backbone("test_vit"), make_backbone("timm/test_resnet")
+    squeezed = make_backbone("levit_128s")
     assert vit.reading().size_text == "256, cut to 16s"
     assert vit.reading(stretched=True).size_text == resnet.reading().size_text == "256"
     assert vit.reading(300).size_text == vit.reading(300, stretched=True).size_text == "300, multiples of 16"
-    assert vit.reading("native").size_text == "224, multiples of 16"
+    assert vit.reading("native").size_text == "160, multiples of 16"
+    vit.native_size = (256, 128)
+    assert vit.reading("native").size_text == "128, multiples of 16"
     assert resnet.reading(448).size_text == "448"
     assert squeezed.reading().size_text == squeezed.reading("native").size_text == "224 x 224"
-    with pytest.raises(InputError, match="size 448: swin_tiny_patch4_window7_224 takes 224 only"):
+    with pytest.raises(InputError, match="size 448: levit_128s takes 224 only"):
         squeezed.reading(448)
 
 

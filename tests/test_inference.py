@@ -1,0 +1,176 @@
+"""The loop of inference by function: batches, shares of processes, what is resumed, and what is refused."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagenets.common.errors import InputError
+from imagenets.learning.engine.inference import (
+    Running,
+    chunks_of,
+    load_arrays,
+    store_arrays,
+    visit,
+    write_label_maps,
+)
+from imagenets.learning.images import Images, Reading
+from imagenets.learning.processes import Processes
+from imagenets.masks import decode_mask, labels_to_rgb
+
+READING = Reading((0.5,) * 3, (0.25,) * 3, side=8)
+COUNT, BATCH = 40, 2  # chunks of three: batches of one size, and what is left over at a chunk's end
+WIDE = {number for number in range(COUNT) if number % 4 == 1}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(COUNT):
+        size = (24, 16) if number in WIDE else (16, 16)
+        Image.new("RGB", size, (number, 0, 255)).save(folder / f"{number}.png")
+        mask = np.full(size[::-1], number, np.uint16)
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.fromarray(labels_to_rgb(mask)).save(folder / "masks" / f"{number}.png")
+    return Images(folder, [f"{number}.png" for number in range(COUNT)], folder / "masks")
+
+
+def running(rank=0, number=1, **options):
+    return Running(Processes(rank, number, torch.device("cpu")), batch_size=BATCH, **options)
+
+
+def expected_batches():
+    """Chunk by chunk; in it, pictures of one size as they come, two at a time, and then the rest."""
+    batches = []
+    for start in range(0, COUNT, 3):
+        chunk = range(start, min(start + 3, COUNT))
+        narrow = [number for number in chunk if number not in WIDE]
+        wide = [number for number in chunk if number in WIDE]
+        batches += [narrow[i : i + 2] for i in range(0, len(narrow), 2)] + [wide] * bool(wide)
+    return sorted(batches)
+
+
+class Step:
+    """Gives each picture a label map of one place, its number, which it reads off the picture."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, batch):
+        assert not torch.is_grad_enabled() and batch.pictures.shape[2] == 8
+        self.batches.append(batch.indices)
+        red = (batch.pictures[:, 0].amax((1, 2)) * 0.25 + 0.5) * 255
+        numbers = red.round().int()
+        assert numbers.tolist() == batch.indices
+        return numbers[:, None, None]
+
+
+def targets_in(folder):
+    return [folder / f"{number}.png" for number in range(COUNT)]
+
+
+def test_pictures_of_one_size_and_chunk_make_a_batch_and_each_gets_its_label_map(images, tmp_path):
+    step, targets = Step(), targets_in(tmp_path)
+    assert write_label_maps(images, targets, step, READING, running()) == COUNT
+    assert sorted(step.batches) == expected_batches()
+    for number, target in enumerate(targets):
+        found = decode_mask(target)
+        assert found.shape == ((16, 24) if number in WIDE else (16, 16)) and (found == number).all()
+
+
+def test_what_is_there_is_not_made_again_and_its_batch_is_the_same(images, tmp_path):
+    step, targets = Step(), targets_in(tmp_path)
+    write_label_maps(images, targets, Step(), READING, running())
+    assert write_label_maps(images, targets, step, READING, running()) == 0 and step.batches == []
+    targets[6].unlink()
+    before = targets[8].stat().st_mtime_ns
+    assert write_label_maps(images, targets, step, READING, running()) == 1
+    assert step.batches == [batch for batch in expected_batches() if 6 in batch] and len(step.batches[0]) == 2
+    assert targets[6].exists() and targets[8].stat().st_mtime_ns == before
+
+
+def test_processes_share_the_images_out(images, tmp_path):
+    steps = [Step() for _ in range(3)]
+    made = [
+        write_label_maps(images, targets_in(tmp_path), step, READING, running(rank, 3))
+        for rank, step in enumerate(steps)
+    ]
+    assert sum(made) == COUNT and min(made) > 10
+    assert sorted(batch for step in steps for batch in step.batches) == expected_batches()
+
+
+def test_bad_images_are_told_together_behind_the_others(images, tmp_path):
+    names = [*images.names[:4], "9999.png", "no.png"]
+    (images.folder / "9999.png").write_bytes(b"no picture")
+    steps = []
+
+    @contextmanager
+    def show(title, total, unit):
+        assert (title, total, unit) == (images.folder.name, 6, "images")
+        yield steps.append
+
+    targets = [tmp_path / f"{number}.png" for number in range(6)]
+    with pytest.raises(InputError, match=r"2 images are bad:\n.*/9999\.png.*\n.*/no\.png"):
+        write_label_maps(Images(images.folder, names), targets, Step(), READING, running(show=show))
+    assert [target.exists() for target in targets] == [True] * 4 + [False] * 2
+    assert sum(steps) == 6
+
+
+@pytest.mark.parametrize("number", [65_535, 0])
+def test_labels_that_a_file_can_hold_are_written(images, tmp_path, number):
+    one = Images(images.folder, ["0.png"])
+    write_label_maps(
+        one, [tmp_path / "a.png"], lambda batch: [torch.full((2, 2), number)], READING, running()
+    )
+    assert (decode_mask(tmp_path / "a.png") == number).all()
+
+
+def rows_of(step):
+    def found(batch):
+        return [{"number": label.flatten().repeat(2)} for label in step(batch)]
+
+    return found
+
+
+def test_arrays_are_kept_in_the_images_order_and_by_what_they_are_of(images, tmp_path):
+    step = Step()
+    paths = store_arrays(images, tmp_path, "network", rows_of(step), READING, running())
+    assert len(paths) == len(set(paths)) == 14 and all(path.exists() for path in paths)
+    assert load_arrays(paths, "number").tolist() == [number for number in range(COUNT) for _ in (0, 1)]
+    again = Step()
+    paths[2].unlink()
+    assert store_arrays(images, tmp_path, "network", rows_of(again), READING, running()) == paths
+    assert sorted(index for batch in again.batches for index in batch) == [6, 7, 8]
+    other = store_arrays(images, tmp_path, "another", rows_of(Step()), READING, running())
+    assert not set(other) & set(paths)
+    shares = [
+        store_arrays(images, tmp_path / "shared", "network", rows_of(Step()), READING, running(rank, 2))
+        for rank in range(2)
+    ]
+    assert [path.name for path in shares[0]] == [path.name for path in shares[1]] == [p.name for p in paths]
+    paths[0].write_bytes(b"damaged")
+    with pytest.raises(InputError, match="damaged; remove it"):
+        load_arrays(paths, "number")
+
+
+def test_a_visit_sees_every_image_with_its_mask_once(images):
+    seen = []
+    for batch, results in visit(images, Step(), READING, running(), with_masks=True):
+        for index, mask, label in zip(batch.indices, batch.masks, results, strict=True):
+            assert (mask == index).all() and label.item() == index
+            seen.append(index)
+    assert sorted(seen) == list(range(COUNT))
+    with pytest.raises(InputError, match="1 image is bad"):
+        list(visit(Images(images.folder, ["0.png", "none.png"]), Step(), READING, running()))
+
+
+@pytest.mark.parametrize(("count", "size"), [(100, 16), (400, 25), (401, 26), (10**5, 1024)])
+def test_there_are_sixteen_chunks_unless_they_were_too_small_or_large(count, size):
+    """A batch at least, 1,024 images at most."""
+    chunks = chunks_of(count, 16)
+    assert chunks[0] == range(size) and chunks[-1].stop == count
+    assert {len(chunk) for chunk in chunks[:-1]} == {size} and 0 < len(chunks[-1]) <= size
