@@ -513,14 +513,16 @@ class Asked:
 
 def test_what_the_command_line_names_reaches_the_library(prepared, tmp_path, monkeypatch, capsys):
     asked, output = Asked(monkeypatch), tmp_path / "out"
-    masks = prepared[0] / "ImageNetS50/validation-segmentation"
+    masks, unused = (prepared[0] / f"ImageNetS50/{split}-segmentation" for split in ("validation", "train"))
     masks.mkdir()
+    unused.mkdir()
     try:
         more = ("--clusters", 4, "--restarts", 3, "--seed", 5, "--seeds", 2, "--train-images", 7)
         last = ("--leave-out", 0.25, "--splits", "train", "validation", "--batch-size", 9)
         call(monkeypatch, kmeans, *options(prepared[0], output, *more, *last))
     finally:
         masks.rmdir()
+        unused.rmdir()
     assert [arguments[1:] for arguments in asked.of("fit_centres")] == [(4, 3, 5), (4, 3, 6)]
     for descriptor, train, store, code, running in asked.of("store_features"):
         root = prepared[0] / "ImageNetS50"
