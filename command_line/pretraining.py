@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from typing import TypeVar
-
-from tqdm import tqdm
 
 from command_line.arguments import (
     add_mode_argument,
@@ -17,12 +14,11 @@ from command_line.arguments import (
     positive_number,
     whole_number,
 )
-from command_line.progress import bar
 from command_line.training import add_machine
 from imagenets.learning.images import list_images
 from imagenets.learning.networks.precision import training_precision
 from imagenets.learning.pass_method.recipes import RECIPES, Attention, Pretraining
-from imagenets.learning.pass_method.runs import PassRequest, Talk
+from imagenets.learning.pass_method.runs import PassRequest
 from imagenets.learning.processes import Processes
 
 Recipe = TypeVar("Recipe", Pretraining, Attention)
@@ -91,8 +87,3 @@ def request_of(arguments: argparse.Namespace, processes: Processes) -> PassReque
         workers=arguments.workers,
         precision=training_precision(arguments.precision, processes.device),
     )
-
-
-def talk() -> Talk:
-    """Print what a run does."""
-    return Talk(bar, lambda line: tqdm.write(line, file=sys.stdout))

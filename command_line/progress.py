@@ -1,4 +1,4 @@
-"""What scripts show while they work: a bar, and warnings that do not break it."""
+"""What scripts show while they work: a bar, and lines and warnings that do not break it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from tqdm import tqdm
 from imagenets.common.progress import Advance
 
 FIRST_LINE, NEXT_LINE = 10.0, 60.0  # seconds between lines where there is no terminal
+
+
+def print_line(line: str) -> None:
+    """Print a line to stdout, above the bar."""
+    tqdm.write(line, file=sys.stdout)
 
 
 def warn(message: str) -> None:

@@ -28,10 +28,9 @@ from command_line.arguments import (
 )
 
 # isort: split
-from tqdm import tqdm
 
 from command_line.networks import add_size, add_weights, precision_of
-from command_line.progress import bar
+from command_line.progress import bar, print_line
 from command_line.training import add_machine
 from imagenets.learning.finetuning import probe
 from imagenets.learning.finetuning.run import FineTuneRequest, fine_tune
@@ -164,11 +163,6 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     add_machine(running)
 
 
-def tell(line: str) -> None:
-    """Print a line above the bar."""
-    tqdm.write(line, file=sys.stdout)
-
-
 def train_probe_of(arguments: argparse.Namespace, processes: Processes) -> None:
     """Train a linear probe."""
     given = {
@@ -193,7 +187,7 @@ def train_probe_of(arguments: argparse.Namespace, processes: Processes) -> None:
         workers=arguments.workers,
         precision=precision_of(arguments),
     )
-    probe.train_probe(request, processes, bar, tell)
+    probe.train_probe(request, processes, bar, print_line)
 
 
 def fine_tune_of(arguments: argparse.Namespace, processes: Processes) -> None:
@@ -214,7 +208,7 @@ def fine_tune_of(arguments: argparse.Namespace, processes: Processes) -> None:
         precision=arguments.precision,
         evaluate_every=20 if arguments.evaluate_every is None else arguments.evaluate_every,
     )
-    fine_tune(request, processes, bar, tell)
+    fine_tune(request, processes, bar, print_line)
 
 
 def main() -> None:

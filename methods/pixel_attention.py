@@ -11,14 +11,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line.startup import run, stop_asked
 from command_line.arguments import check_save_dir, parse, path_argument
 from command_line.networks import add_weights
-from command_line.pretraining import new_parser, overridden, request_of, talk
+from command_line.pretraining import new_parser, overridden, request_of
+from command_line.progress import bar, print_line
 from imagenets.learning.pass_method.recipes import attention_recipe, pretraining_recipe
 from imagenets.learning.pass_method.runs import train_attention
 from imagenets.learning.processes import started
 
 
 def main() -> None:
-    """Train the attention, or go on with it."""
+    """Train the attention, or resume it."""
     parser = new_parser(__doc__ or "")
     parser.add_argument(
         "--checkpoint",
@@ -34,7 +35,16 @@ def main() -> None:
     backbone = arguments.backbone or pretraining_recipe(arguments.recipe, arguments.mode.name).backbone
     with started(arguments.device, stop_asked) as processes:
         request = request_of(arguments, processes)
-        train_attention(request, recipe, backbone, arguments.checkpoint, processes, talk(), arguments.weights)
+        train_attention(
+            request,
+            recipe,
+            backbone,
+            arguments.checkpoint,
+            processes,
+            bar,
+            print_line,
+            weights=arguments.weights,
+        )
         if processes.first:
             print(f"saved: {arguments.output_dir / 'last.pth'}")
 

@@ -11,14 +11,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run, stop_asked
 from command_line.arguments import check_save_dir, parse
-from command_line.pretraining import new_parser, overridden, request_of, talk
+from command_line.pretraining import new_parser, overridden, request_of
+from command_line.progress import bar, print_line
 from imagenets.learning.pass_method.recipes import pretraining_recipe
 from imagenets.learning.pass_method.runs import pretrain
 from imagenets.learning.processes import started
 
 
 def main() -> None:
-    """Pre-train, or go on with it."""
+    """Pre-train, or resume it."""
     parser = new_parser(__doc__ or "")
     parser.add_argument("--backbone", metavar="NAME", help="a ResNet (default: the recipe's)")
     arguments = parse(parser)
@@ -26,7 +27,7 @@ def main() -> None:
     recipe = overridden(pretraining_recipe(arguments.recipe, arguments.mode.name), arguments)
     recipe = replace(recipe, backbone=arguments.backbone or recipe.backbone)
     with started(arguments.device, stop_asked) as processes:
-        pretrain(request_of(arguments, processes), recipe, processes, talk())
+        pretrain(request_of(arguments, processes), recipe, processes, bar, print_line)
         if processes.first:
             print(f"saved: {arguments.output_dir / 'last.pth'}")
 

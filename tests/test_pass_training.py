@@ -17,7 +17,7 @@ from prepared_set import write_image
 from torch import nn
 
 from imagenets.common.errors import InputError
-from imagenets.common.progress import no_bar
+from imagenets.common.progress import no_log
 from imagenets.images import read_image
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.checkpoints import load_backbone
@@ -48,10 +48,6 @@ from imagenets.learning.training.order import generator
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
-def no_talk(line):
-    pass
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     before = torch.get_num_threads()
@@ -72,7 +68,7 @@ def images(tmp_path_factory):
 def whole(tmp_path_factory, images):
     """Both trainings, undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    tiny.both(folder, images, ALONE, tell=no_talk)
+    tiny.both(folder, images, ALONE, log=no_log)
     return folder
 
 
@@ -118,7 +114,7 @@ def test_two_processes_have_the_losses_of_one(context, whole, images, tmp_path, 
         for rank in ranks:
             rank.kill()
     tiny.without_batch_norms(monkeypatch.setattr)
-    tiny.both(tmp_path / "1", images, ALONE, tell=no_talk, checkpoint=checkpoint)
+    tiny.both(tmp_path / "1", images, ALONE, log=no_log, checkpoint=checkpoint)
     for step in ("pretraining", "attention"):
         one, two = log(tmp_path / "1" / step)[0], log(tmp_path / "2" / step)[0]
         for name in {"loss", "image", "shallow", "pixel", "spread"} & one.keys():
@@ -158,8 +154,8 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(whole, images, tmp_pa
         4,
     ):  # each goes on from the last stop
         with pytest.raises(StopError):
-            tiny.both(tmp_path, images, ALONE, stop_after(steps), no_talk)
-    tiny.both(tmp_path, images, ALONE, tell=no_talk)
+            tiny.both(tmp_path, images, ALONE, stop_after(steps), no_log)
+    tiny.both(tmp_path, images, ALONE, log=no_log)
     for step in ("pretraining", "attention"):
         expected, found = state(whole / step), state(tmp_path / step)
         assert expected["model"].keys() == found["model"].keys()
@@ -177,7 +173,7 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(whole, images, tmp_pa
 def test_another_setting_in_the_folder_is_refused(whole, images):
     recipe = replace(tiny.PRETRAINING, lr=0.5)
     with pytest.raises(InputError, match=r"holds a run with other settings \(lr: 0.6 then, 0.5 now\)"):
-        runs.pretrain(tiny.request(images, whole / "pretraining"), recipe, ALONE, runs.Talk(no_bar, no_talk))
+        runs.pretrain(tiny.request(images, whole / "pretraining"), recipe, ALONE)
 
 
 def test_attention_keeps_the_frozen_weights_and_lets_statistics_drift(whole):

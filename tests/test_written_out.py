@@ -397,8 +397,7 @@ class Watched:
 def test_pretraining_is_this_loop(photos, tmp_path, monkeypatch):
     """Six steps: prototypes frozen for three, the queue filled from the third, used from the fifth."""
     recorded = Recorded(monkeypatch, runs, steps=6)
-    talk = runs.Talk(no_bar, print)
-    runs.pretrain(of_pass(photos, tmp_path / "run"), PRETRAINING, ALONE, talk)
+    runs.pretrain(of_pass(photos, tmp_path / "run"), PRETRAINING, ALONE, no_bar, print)
 
     network = pass_network()
     network.projection_head_shallow = nn.ModuleDict({"projection_head_shallow3": image_head(THIRD)})
@@ -461,9 +460,10 @@ def test_the_attentions_training_is_this_loop(photos, tmp_path, monkeypatch):
     start = pass_network()
     torch.save({"state_dict": start.state_dict()}, tmp_path / "pretrained.pth")
     recorded = Recorded(monkeypatch, runs, steps=4)
-    talk = runs.Talk(no_bar, print)
     asked = of_pass(photos, tmp_path / "run")
-    runs.train_attention(asked, ATTENTION, "timm/test_resnet", tmp_path / "pretrained.pth", ALONE, talk)
+    runs.train_attention(
+        asked, ATTENTION, "timm/test_resnet", tmp_path / "pretrained.pth", ALONE, no_bar, print
+    )
 
     network = pass_network()
     network.fbg = nn.Module()
@@ -595,13 +595,13 @@ def test_rates_of_pass(recipe, tmp_path, monkeypatch):
         finetuning.fine_tune(asked, ALONE, no_bar, print)
     else:
         images = [f"n0/{number}.JPEG" for number in range(64_431)]
-        asked, talk = of_pass((tmp_path, images), tmp_path / "run"), runs.Talk(no_bar, print)
+        asked = of_pass((tmp_path, images), tmp_path / "run")
         if recipe == "pre-training":
-            runs.pretrain(asked, PUBLISHED_PRETRAINING["50"], ALONE, talk)
+            runs.pretrain(asked, PUBLISHED_PRETRAINING["50"], ALONE, no_bar, print)
         else:
             torch.save(pass_network().state_dict(), tmp_path / "file.pth")
             file, recipe = tmp_path / "file.pth", PUBLISHED_ATTENTION["50"]
-            runs.train_attention(asked, recipe, "timm/test_resnet", file, ALONE, talk)
+            runs.train_attention(asked, recipe, "timm/test_resnet", file, ALONE, no_bar, print)
     steps = epochs * 251
     assert (rates.plan.steps, rates.plan.epochs) == (251, epochs)
     for epoch, step in ((0, 0), (0, 1), (0, 250), (epochs // 2, 0), (epochs - 1, 250)):

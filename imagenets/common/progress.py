@@ -1,4 +1,4 @@
-"""Progress and warnings: the library calls functions that the script passes, and prints nothing itself."""
+"""Progress, warnings, lines for the user: the library calls the script's functions, and prints nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 
 Advance = Callable[[int], None]
 Warn = Callable[[str], None]
+Log = Callable[[str], None]  # takes a line for the user
 
 
 class Show(Protocol):
@@ -27,3 +28,7 @@ def no_bar(description: str, total: int | None, *, unit: str, done: int = 0) -> 
 
 def no_warning(message: str) -> None:
     """Ignore the warning."""
+
+
+def no_log(line: str) -> None:
+    """Ignore the line."""

@@ -17,7 +17,7 @@ from imagenets.common.progress import no_bar
 from imagenets.learning.pass_method import runs
 from imagenets.learning.pass_method.crops import CropSettings
 from imagenets.learning.pass_method.recipes import SMALL_ATTENTION, SMALL_PRETRAINING
-from imagenets.learning.pass_method.runs import PassRequest, Talk, pretrain, train_attention
+from imagenets.learning.pass_method.runs import PassRequest, pretrain, train_attention
 from imagenets.learning.processes import started
 from imagenets.learning.training.augmentation import PUBLISHED_COLOURS
 
@@ -65,11 +65,11 @@ def without_batch_norms(patch):
     patch(runs, "attention_network", attention_network)
 
 
-def both(folder, images, processes, show=no_bar, tell=print, checkpoint=None):
-    talk = Talk(show, tell)
-    pretrain(request(images, folder / "pretraining"), PRETRAINING, processes, talk)
+def both(folder, images, processes, show=no_bar, log=print, checkpoint=None):
+    pretrain(request(images, folder / "pretraining"), PRETRAINING, processes, show, log)
     checkpoint = checkpoint or folder / "pretraining/last.pth"
-    train_attention(request(images, folder / "attention"), ATTENTION, BACKBONE, checkpoint, processes, talk)
+    asked = request(images, folder / "attention")
+    train_attention(asked, ATTENTION, BACKBONE, checkpoint, processes, show, log)
 
 
 def child(argv, environment):

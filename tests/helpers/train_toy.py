@@ -88,7 +88,7 @@ def main(argv=None):
         settings = {"epochs": options.epochs, "batch": options.batch, "seed": options.seed}
         with run_files.opened_run(options.folder, settings, processes) as run:
             records = loop.train(
-                job, Noise(options.seed), plan, run, workers=options.workers, tell=print, save_every=0.0
+                job, Noise(options.seed), plan, run, workers=options.workers, log=print, save_every=0.0
             )
         if processes.first:
             print(json.dumps(records))

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from imagenets.common.progress import Log
 from imagenets.learning.engine.inference import ENGINE, LabelStep, Running, write_label_maps
 from imagenets.learning.engine.inference import Batch as Batch
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
@@ -75,12 +76,10 @@ def network_method(
     return Method(make_step, images, reading, recorded, f"{name}.json")
 
 
-def segment(
-    method: Method, output: Path, running: Running, tell: Callable[[str], None], overlays: bool = False
-) -> None:
+def segment(method: Method, output: Path, running: Running, log: Log, overlays: bool = False) -> None:
     """Write the label maps of all splits below ``output``, and on request overlays; called on all processes.
 
-    ``tell`` is given lines for the user, in the first process only. Raises InputError as ``held_folder`` and
+    ``log`` receives lines for the user, in the first process only. Raises InputError as ``held_folder`` and
     ``write_label_maps`` do.
     """
     processes = running.processes
@@ -92,7 +91,7 @@ def segment(
         step = method.make_step(running, record)
         for name, images in method.images.items():
             write = partial(write_label_maps, images, targets[name], step, method.reading, running)
-            write_split(images, output / name, write, processes, tell)
+            write_split(images, output / name, write, processes, log)
         if overlays:
             processes.from_first(partial(_draw, method, targets, output, running))
 
@@ -102,12 +101,12 @@ def write_split(
     folder: Path,
     write: Callable[[], int],
     processes: Processes,
-    tell: Callable[[str], None],
+    log: Log,
 ) -> None:
     """Have each process ``write`` its share of a split to ``folder``, and say how many were made now."""
     made = sum(processes.gathered(processes.together(write)))
     if processes.first:
-        tell(f"{folder}: {len(images.names)} predictions, {made} made now")
+        log(f"{folder}: {len(images.names)} predictions, {made} made now")
 
 
 def _draw(method: Method, targets: Mapping[str, list[Path]], output: Path, running: Running) -> None:

@@ -67,10 +67,10 @@ class Validation:
     show: Show = no_bar
 
     @staticmethod
-    def of(save_dir: Path | None, mode: Mode, every: int) -> Validation:
+    def of(save_dir: Path | None, mode: Mode, every: int, show: Show = no_bar) -> Validation:
         """List the images of validation. Raises InputError when they or their masks are not there."""
         if every == 0:
-            return Validation(None, mode.classes, 0)
+            return Validation(None, mode.classes, 0, show)
         try:
             images = split_images(save_dir, mode, "validation")
         except InputError as error:
@@ -80,7 +80,7 @@ class Validation:
                 f"{images.folder}-segmentation: no masks to score with; "
                 f"{where_masks_come_from(save_dir, mode)}; or train without evaluation on the way"
             )
-        return Validation(images, mode.classes, every)
+        return Validation(images, mode.classes, every, show)
 
     def is_due(self, epochs: int, epoch: int) -> bool:
         """Tell whether the network is scored after ``epoch`` of ``epochs``."""

@@ -6,7 +6,7 @@ docs/frozen_features.md, Linear probe, says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from imagenets.classes import IGNORE, Mode
 from imagenets.common.errors import InputError
-from imagenets.common.progress import Show
+from imagenets.common.progress import Log, Show, no_bar, no_log
 from imagenets.learning.engine.inference import ENGINE, Running
 from imagenets.learning.engine.label_grid import enlarged_maps, grid_size
 from imagenets.learning.finetuning.stored_maps import MapReader, StoredMaps, store_maps
@@ -42,8 +42,6 @@ _EPOCHS, _FEWEST_STEPS = 100, 5_000
 _HELD_OUT = 10  # every tenth picture, in the order of their paths
 _SCORE = "held_out_mIoU"
 _START_DEVIATION = 0.01  # of the head's weights
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -159,23 +157,24 @@ class ProbeRequest:
     precision: str = "float32"
 
 
-def train_probe(request: ProbeRequest, processes: Processes, show: Show, tell: Tell) -> None:
-    """Train a probe as requested, or go on with it; called in all processes.
+def train_probe(request: ProbeRequest, processes: Processes, show: Show = no_bar, log: Log = no_log) -> None:
+    """Train a probe as requested, or resume it; called in all processes.
 
     Writes ``last.pth``, a network for ``predict.py``, and in folders beside it the maps and the trainings.
-    ``tell`` is given lines for the user, in the first process only.
+    ``log`` receives lines for the user, in the first process only.
 
     Raises InputError for what does not fit: the checkpoint, images, masks, the settings of an earlier run in
     the same folder; for a loss that is not finite.
     """
-    tell_here = tell if processes.first else lambda line: None
-    backbone = processes.together(partial(_load, request, tell_here))
+    if not processes.first:
+        show, log = no_bar, no_log
+    backbone = processes.together(partial(_load, request, log))
     images = processes.together(partial(annotated_images, request.save_dir, request.mode))
     values = _with_epochs(request.values, len(images.names))
     reading = backbone.reading(request.size)
     settings = _settings(request, values, images, reading)
-    tell_here(f"settings:\n{settings_text(settings)}")
-    tell_here(f"{len(images.names)} images; {described(processes)}")
+    log(f"settings:\n{settings_text(settings)}")
+    log(f"{len(images.names)} images; {described(processes)}")
     running = Running(processes, request.workers, precision=request.precision, show=show)
     with opened_run(request.output, settings, processes) as run:
         on_device(backbone, processes.device)
@@ -183,7 +182,7 @@ def train_probe(request: ProbeRequest, processes: Processes, show: Show, tell: T
             backbone, images, reading, request.output, f"{settings['network']}, {settings['size']}", running
         )
         trainer = _Trainer(request, values, stored, images.names, run, show)
-        rate = trainer.best_rate(tell_here)
+        rate = trainer.best_rate(log)
         everything = np.arange(len(images.names))
         head, records = trainer.train("probe", rate, everything)
         network = SegmentationNetwork(backbone, request.mode.classes, PROBE)
@@ -191,13 +190,13 @@ def train_probe(request: ProbeRequest, processes: Processes, show: Show, tell: T
         run.save({**_about(request, backbone), "model": network.weights()}, records, last=True)
 
 
-def _load(request: ProbeRequest, tell: Tell) -> Backbone:
+def _load(request: ProbeRequest, log: Log) -> Backbone:
     torch.manual_seed(request.values.seed)
     backbone = make_backbone(request.backbone, output_stride=request.output_stride, layers=request.layers)
     if request.checkpoint is None:
-        tell(f"{request.backbone}: random weights, no checkpoint was given")
+        log(f"{request.backbone}: random weights, no checkpoint was given")
     else:
-        tell(load_backbone(backbone, request.checkpoint, request.weights))
+        log(load_backbone(backbone, request.checkpoint, request.weights))
     return backbone
 
 
@@ -209,7 +208,7 @@ def _with_epochs(values: Values, images: int) -> Values:
 
 
 def _settings(request: ProbeRequest, values: Values, images: Images, reading: Reading) -> Settings:
-    """All that decides the weights, but for the number of processes and the machine."""
+    """All that decides the weights, except for the number of processes and the machine."""
     weights = weights_digest(request.checkpoint, request.weights) if request.checkpoint else "random"
     stride = f"output stride {request.output_stride or 'its own'}"
     network = (
@@ -258,7 +257,7 @@ class _Trainer:
     run: RunFolder
     show: Show
 
-    def best_rate(self, tell: Tell) -> float:
+    def best_rate(self, log: Log) -> float:
         """Choose the rate whose probe is best on every tenth picture, trained on the others."""
         if len(self.values.rates) == 1:
             return self.values.rates[0]
@@ -270,15 +269,15 @@ class _Trainer:
         for rate in self.values.rates:
             _, records = self.train(f"rate-{rate:g}", rate, numbers[~held_out], numbers[held_out])
             scores[rate] = float(records[-1][_SCORE])
-            tell(f"rate {rate:g}: mIoU {scores[rate]:.2f} on {held_out.sum()} pictures held out")
+            log(f"rate {rate:g}: mIoU {scores[rate]:.2f} on {held_out.sum()} pictures held out")
         best = max(scores, key=lambda rate: scores[rate])
-        tell(f"rate {best:g} is taken, and the probe trained on all pictures")
+        log(f"rate {best:g} is taken, and the probe trained on all pictures")
         return best
 
     def train(
         self, name: str, rate: float, pictures: np.ndarray, held_out: np.ndarray | None = None
     ) -> tuple[ProbeHead, list[dict[str, Any]]]:
-        """Train on some pictures, or go on; gives the head, and the log with the score on those held out."""
+        """Train on some pictures, or resume; returns head and log, which has the score on those held out."""
         request, values, processes = self.request, self.values, self.run.processes
         plan = processes.together(
             lambda: Plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,9 @@ import torch
 
 from imagenets.classes import Mode
 from imagenets.common.errors import InputError
-from imagenets.common.progress import Show, no_bar
+from imagenets.common.progress import Log, Show, no_bar, no_log
 from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
-from imagenets.learning.finetuning.pairs import Augmented, TrainingPairs, image_names, list_pairs
+from imagenets.learning.finetuning.pairs import Augmented, image_names, list_pairs
 from imagenets.learning.finetuning.prediction import Validation
 from imagenets.learning.finetuning.recipes import Values, values_of
 from imagenets.learning.images import digest
@@ -33,8 +33,6 @@ from imagenets.learning.training.loop import TrainingJob, train
 from imagenets.learning.training.optimisers import Lars, layer_decay_groups, warm_up_and_cosine
 from imagenets.learning.training.order import Plan, StepIndex, TrainingBatch
 from imagenets.learning.training.run_files import Settings, opened_run, settings_text
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -62,57 +60,32 @@ class FineTuneRequest:
     evaluate_every: int = 0
 
 
-def fine_tune(request: FineTuneRequest, processes: Processes, show: Show, tell: Tell) -> None:
-    """Fine-tune as requested, or go on with it; called in all processes.
+def fine_tune(request: FineTuneRequest, processes: Processes, show: Show = no_bar, log: Log = no_log) -> None:
+    """Fine-tune as requested, or resume it; called in all processes.
 
-    Writes ``last.pth``, ``log.jsonl``, ``curves.png`` and ``settings.json`` in ``request.output``. ``tell``
-    is given lines for the user, in the first process alone.
+    Writes ``last.pth``, ``log.jsonl``, ``curves.png`` and ``settings.json`` in ``request.output``. ``log``
+    receives lines for the user, in the first process only.
 
     Raises InputError for what does not fit: the checkpoint, the masks, the settings of an earlier run in the
     same folder; for a loss that is not finite; in the other processes SystemExit.
     """
-    tell_here = tell if processes.first else _tell_nobody
-    values = processes.together(partial(chosen_values, request))
-    network = processes.together(partial(build_network, request, values, tell_here))
-    pairs = processes.from_first(
-        partial(list_pairs, request.save_dir, request.mode, request.recipe, request.masks)
+    if not processes.first:
+        show, log = no_bar, no_log
+    run = _Run(request, processes, show, log)
+    log(f"settings ({'published' if run.values.published else 'ours'}, except for what was set):")
+    settings = run.settings()
+    log(settings_text(settings))
+    log(
+        f"{len(run.pairs)} images, {run.plan.steps} steps an epoch; {described(processes)}, "
+        f"{run.values.batch // run.plan.shares_of_batch} images at a time in each"
     )
-    validation = processes.together(
-        partial(Validation.of, request.save_dir, request.mode, request.evaluate_every)
-    )
-    precision = training_precision(request.precision, processes.device)
-    plan = processes.together(
-        lambda: Plan(
-            len(pairs),
-            values.batch,
-            values.epochs,
-            values.seed,
-            keep_last=request.recipe == SEMI,
-            accumulate=request.accumulate,
-            rank=processes.rank,
-            processes=processes.number,
-        )
-    )
-    settings = _settings(request, values, pairs, precision)
-    tell_here(f"settings ({'published' if values.published else 'ours'}, but for what was given):")
-    tell_here(settings_text(settings))
-    tell_here(
-        f"{len(pairs)} images, {plan.steps} steps an epoch; {described(processes)}, "
-        f"{values.batch // plan.shares_of_batch} images at a time in each"
-    )
-    validation = replace(validation, show=show if processes.first else no_bar)
-    with opened_run(request.output, settings, processes) as run:
-        job = _job(request, values, network, processes, precision, validation, plan)
-        reader = Augmented(pairs, values.crop, values.smallest_crop, values.seed)
-        train(job, reader, plan, run, workers=request.workers, show=show, tell=tell)
-
-
-def _tell_nobody(line: str) -> None:
-    pass
+    with opened_run(request.output, settings, processes) as folder:
+        reader = Augmented(run.pairs, run.values.crop, run.values.smallest_crop, run.values.seed)
+        train(run.job(), reader, run.plan, folder, workers=request.workers, show=show, log=log)
 
 
 def chosen_values(request: FineTuneRequest) -> Values:
-    """Give the recipe's values, replaced by what was given; InputError for what the backbone cannot do."""
+    """Return the recipe's values, replaced by what was given; InputError for what the backbone cannot do."""
     backbone = make_backbone(request.backbone, output_stride=request.output_stride)
     values = values_of(
         request.recipe, request.backbone, kind_of(backbone), backbone.stride, request.mode.name
@@ -136,91 +109,113 @@ def chosen_values(request: FineTuneRequest) -> Values:
     return values
 
 
-def build_network(request: FineTuneRequest, values: Values, tell: Tell) -> SegmentationNetwork:
+def build_network(request: FineTuneRequest, values: Values, log: Log) -> SegmentationNetwork:
     """Make the network with a fresh head, the checkpoint loaded into its backbone."""
     torch.manual_seed(values.seed)
     backbone = make_backbone(
         request.backbone, output_stride=request.output_stride, drop_path=values.drop_path
     )
     if request.checkpoint is None:
-        tell(f"{request.backbone}: starts from random weights, no checkpoint was given")
+        log(f"{request.backbone}: starts from random weights, no checkpoint was given")
         return SegmentationNetwork(backbone, request.mode.classes, request.recipe)
     checkpoint = read_checkpoint(request.checkpoint, request.weights)
-    tell(load_checkpoint(backbone, checkpoint, own_grid=True))
+    log(load_checkpoint(backbone, checkpoint, own_grid=True))
     network = SegmentationNetwork(backbone, request.mode.classes, request.recipe)
     if network.kind == "vit":
         fresh = fresh_norm(network, checkpoint.tensors)
-        tell(f"the norm before the head {'starts anew' if fresh else 'is the fc_norm of the file'}")
+        log(f"the norm before the head {'starts anew' if fresh else 'is the fc_norm of the file'}")
     return network
 
 
-def _settings(request: FineTuneRequest, values: Values, pairs: TrainingPairs, precision: str) -> Settings:
-    """All that decides the weights, but for the number of processes and the machine."""
-    return {
-        "recipe": request.recipe,
-        "mode": request.mode.identity,
-        "backbone": request.backbone,
-        "output_stride": request.output_stride,
-        "checkpoint": weights_digest(request.checkpoint, request.weights) if request.checkpoint else None,
-        **{name: value for name, value in asdict(values).items() if name != "published"},
-        "accumulate": request.accumulate,
-        "precision": precision,
-        "images": len(pairs),
-        "names": digest(image_names(pairs)),
-    }
+class _Run:
+    """A request that was read and checked: values, images, plan, and the network on its device."""
 
-
-def _job(
-    request: FineTuneRequest,
-    values: Values,
-    network: SegmentationNetwork,
-    processes: Processes,
-    precision: str,
-    validation: Validation,
-    plan: Plan,
-) -> TrainingJob:
-    on_device(network, processes.device).train()
-    joined = join(network, processes, unused=network.kind == "other")
-    if request.recipe == PASS:
-        optimiser: torch.optim.Optimizer = Lars(
-            network.parameters(), lr=values.lr, weight_decay=values.weight_decay
+    def __init__(self, request: FineTuneRequest, processes: Processes, show: Show, log: Log) -> None:
+        self.request, self.processes = request, processes
+        self.values = values = processes.together(partial(chosen_values, request))
+        self.network = processes.together(partial(build_network, request, values, log))
+        self.pairs = pairs = processes.from_first(
+            partial(list_pairs, request.save_dir, request.mode, request.recipe, request.masks)
         )
-    else:
-        groups = layer_decay_groups(
-            network, network.layer_of, network.layers, values.layer_decay, values.weight_decay
+        self.validation = processes.together(
+            partial(Validation.of, request.save_dir, request.mode, request.evaluate_every, show)
         )
-        optimiser = torch.optim.AdamW(groups, lr=values.lr)
+        self.precision = training_precision(request.precision, processes.device)
+        self.plan = processes.together(
+            lambda: Plan(
+                len(pairs),
+                values.batch,
+                values.epochs,
+                values.seed,
+                keep_last=request.recipe == SEMI,
+                accumulate=request.accumulate,
+                rank=processes.rank,
+                processes=processes.number,
+            )
+        )
+        on_device(self.network, processes.device).train()
+        self.joined = join(self.network, processes, unused=self.network.kind == "other")
+        backbone = self.network.backbone
+        self.normalised = Normalisation(backbone.mean, backbone.std, processes.device)
 
-    normalised = Normalisation(network.backbone.mean, network.backbone.std, processes.device)
+    def settings(self) -> Settings:
+        """All that decides the weights, except for the number of processes and the machine."""
+        request = self.request
+        return {
+            "recipe": request.recipe,
+            "mode": request.mode.identity,
+            "backbone": request.backbone,
+            "output_stride": request.output_stride,
+            "checkpoint": weights_digest(request.checkpoint, request.weights) if request.checkpoint else None,
+            **{name: value for name, value in asdict(self.values).items() if name != "published"},
+            "accumulate": request.accumulate,
+            "precision": self.precision,
+            "images": len(self.pairs),
+            "names": digest(image_names(self.pairs)),
+        }
 
-    def loss_of(batch: TrainingBatch, at: StepIndex) -> dict[str, torch.Tensor]:
-        pictures, masks = batch.tensors
-        logits = run_network(joined, normalised(pictures), precision=precision)
-        if request.recipe == PASS:
-            return {"loss": label_map_loss(logits, masks, processes)}
-        return {"loss": annotated_loss(logits, masks, processes)}
-
-    return TrainingJob(
-        joined,
-        optimiser,
-        loss_of,
-        partial(_rate, values, plan),
-        network.weights,
-        partial(network.load_weights, path=request.output / "last.pth"),
-        {
+    def job(self) -> TrainingJob:
+        """What the training loop needs."""
+        request, network, epochs = self.request, self.network, self.values.epochs
+        about = {
             "backbone": request.backbone,
             "output_stride": request.output_stride,
             "mode": request.mode.name,
             "classes": request.mode.classes,
             "recipe": request.recipe,
             "positions": network.backbone.positions,
-        },
-        precision=precision,
-        scores=partial(validation.scores, network, values.epochs, processes, request.workers, precision),
-        scores_take_long=partial(validation.is_due, values.epochs),
-    )
+        }
+        score = partial(
+            self.validation.scores, network, epochs, self.processes, request.workers, self.precision
+        )
+        return TrainingJob(
+            self.joined,
+            self.optimiser(),
+            self.loss_of,
+            self.rate,
+            network.weights,
+            partial(network.load_weights, path=request.output / "last.pth"),
+            about,
+            precision=self.precision,
+            scores=score,
+            scores_take_long=partial(self.validation.is_due, epochs),
+        )
 
+    def optimiser(self) -> torch.optim.Optimizer:
+        network, values = self.network, self.values
+        if self.request.recipe == PASS:
+            return Lars(network.parameters(), lr=values.lr, weight_decay=values.weight_decay)
+        groups = layer_decay_groups(
+            network, network.layer_of, network.layers, values.layer_decay, values.weight_decay
+        )
+        return torch.optim.AdamW(groups, lr=values.lr)
 
-def _rate(values: Values, plan: Plan, at: StepIndex) -> float:
-    epoch = at.epoch + at.step / plan.steps
-    return warm_up_and_cosine(epoch, values.epochs, values.warm_up, values.lr, values.final_lr)
+    def loss_of(self, batch: TrainingBatch, at: StepIndex) -> dict[str, torch.Tensor]:
+        pictures, masks = batch.tensors
+        logits = run_network(self.joined, self.normalised(pictures), precision=self.precision)
+        loss = label_map_loss if self.request.recipe == PASS else annotated_loss
+        return {"loss": loss(logits, masks, self.processes)}
+
+    def rate(self, at: StepIndex) -> float:
+        values, epoch = self.values, at.epoch + at.step / self.plan.steps
+        return warm_up_and_cosine(epoch, values.epochs, values.warm_up, values.lr, values.final_lr)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from imagenets.common.progress import Show
+from imagenets.common.progress import Log, Show, no_bar, no_log
 from imagenets.learning.images import digest
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.precision import on_device
-from imagenets.learning.pass_method.crops import CropReader
+from imagenets.learning.pass_method.attention import AttentionNetwork
+from imagenets.learning.pass_method.crops import CropReader, CropSettings
 from imagenets.learning.pass_method.heads import (
     DIMENSIONS,
     HeadSizes,
@@ -48,17 +49,12 @@ class PassRequest:
     precision: str
 
 
-@dataclass(frozen=True)
-class Talk:
-    """How a run tells what it does: bars and lines, in the first process alone."""
-
-    show: Show
-    tell: Callable[[str], None]
-
-
-def pretrain(request: PassRequest, recipe: Pretraining, processes: Processes, talk: Talk) -> None:
+def pretrain(
+    request: PassRequest, recipe: Pretraining, processes: Processes, show: Show = no_bar, log: Log = no_log
+) -> None:
     """Do step 1 from where its folder stands to its end: ``last.pth``, ``log.jsonl``, ``curves.png``.
 
+    ``show`` opens a bar, ``log`` receives lines for the user, both in the first process only.
     Raises InputError when the backbone is no ResNet, the batch cannot be split, the folder holds another
     run, or as ``loop.train`` does.
     """
@@ -66,18 +62,9 @@ def pretrain(request: PassRequest, recipe: Pretraining, processes: Processes, ta
     network = PassNetwork(
         make_backbone(recipe.backbone), HeadSizes(hidden=recipe.hidden, prototypes=recipe.prototypes)
     )
-    plan = _plan(request, recipe, processes)
-    on_device(network, processes.device).train()
-    joined = join(network, processes)
-    queue = FeatureQueue(recipe.queue, recipe.batch, DIMENSIONS, processes.device)
-    watch = CollapseWatch(recipe.prototypes, processes, talk.tell)
-    step = PretrainingStep(network, joined, recipe, queue, watch, request.precision)
-    job = _job(request, recipe, plan, step, recipe.backbone)
-    reader = CropReader(
-        request.folder, request.images, recipe.seed, recipe.large, recipe.small, recipe.colours
-    )
-    settings = {"step": "pretraining", **_settings(request, recipe)}
-    _run(request, job, reader, plan, settings, processes, talk)
+    run = _Run(request, recipe, recipe.backbone, network, processes, log)
+    step = PretrainingStep(network, run.joined, recipe, run.queue, run.watch, request.precision)
+    run.train(step, recipe.small, {"step": "pretraining"}, show)
 
 
 def train_attention(
@@ -86,7 +73,8 @@ def train_attention(
     backbone: str,
     checkpoint: Path,
     processes: Processes,
-    talk: Talk,
+    show: Show = no_bar,
+    log: Log = no_log,
     weights: str | None = None,
 ) -> None:
     """Do step 2's training on a pre-trained ``checkpoint``; files and errors as those of ``pretrain``.
@@ -97,86 +85,90 @@ def train_attention(
     network, lines = processes.together(lambda: attention_network(backbone, checkpoint, weights))
     if processes.first:
         for line in lines:
-            talk.tell(line)
-    plan = _plan(request, recipe, processes)
-    on_device(network, processes.device).train()
-    joined = join(network, processes)
-    queue = FeatureQueue(recipe.queue, recipe.batch, DIMENSIONS, processes.device)
-    watch = CollapseWatch(network.prototypes.out_features, processes, talk.tell)
-    step = AttentionStep(network, joined, queue, watch, request.precision)
-    job = _job(request, recipe, plan, step, backbone)
-    reader = CropReader(request.folder, request.images, recipe.seed, recipe.large, None, recipe.colours)
-    settings = {
-        "step": "attention",
-        "backbone": backbone,
-        "checkpoint": weights_digest(checkpoint, weights),
-        **_settings(request, recipe),
-    }
-    _run(request, job, reader, plan, settings, processes, talk)
+            log(line)
+    run = _Run(request, recipe, backbone, network, processes, log)
+    step = AttentionStep(network, run.joined, run.queue, run.watch, request.precision)
+    origin = {"backbone": backbone, "checkpoint": weights_digest(checkpoint, weights)}
+    run.train(step, None, {"step": "attention", **origin}, show)
 
 
-def _plan(request: PassRequest, recipe: Pretraining | Attention, processes: Processes) -> Plan:
-    return Plan(
-        images=len(request.images),
-        batch=recipe.batch,
-        epochs=recipe.epochs,
-        seed=recipe.seed,
-        keep_last=False,
-        rank=processes.rank,
-        processes=processes.number,
-    )
+class _Run:
+    """What both trainings have in common: plan, network on its device, queue, optimiser and folder."""
 
+    def __init__(
+        self,
+        request: PassRequest,
+        recipe: Pretraining | Attention,
+        backbone: str,
+        network: PassNetwork | AttentionNetwork,
+        processes: Processes,
+        log: Log,
+    ) -> None:
+        self.request, self.recipe, self.backbone = request, recipe, backbone
+        self.network, self.processes, self.log = network, processes, log
+        self.plan = Plan(
+            images=len(request.images),
+            batch=recipe.batch,
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+            keep_last=False,
+            rank=processes.rank,
+            processes=processes.number,
+        )
+        on_device(network, processes.device).train()
+        self.joined = join(network, processes)
+        self.queue = FeatureQueue(recipe.queue, recipe.batch, DIMENSIONS, processes.device)
+        self.watch = CollapseWatch(network.prototypes.out_features, processes, log)
 
-def _job(
-    request: PassRequest,
-    recipe: Pretraining | Attention,
-    plan: Plan,
-    step: PretrainingStep | AttentionStep,
-    backbone: str,
-) -> TrainingJob:
-    """Give what both trainings have in common: LARS, its rate, and what is saved."""
-    updates = plan.epochs * plan.steps
+    def train(
+        self,
+        step: PretrainingStep | AttentionStep,
+        small: CropSettings | None,
+        settings: Settings,
+        show: Show,
+    ) -> None:
+        """Train to the end; ``settings`` are those that the other training has not."""
+        request, recipe = self.request, self.recipe
+        if self.processes.first:
+            self.log(
+                f"{len(request.images)} images, {self.plan.steps} steps an epoch; {described(self.processes)}"
+            )
+        reader = CropReader(request.folder, request.images, recipe.seed, recipe.large, small, recipe.colours)
+        with opened_run(request.output, {**settings, **self._settings()}, self.processes) as run:
+            train(self._job(step), reader, self.plan, run, workers=request.workers, show=show, log=self.log)
 
-    def rate(at: StepIndex) -> float:
-        return cosine(at.update / updates, recipe.lr, recipe.final_lr)
+    def _job(self, step: PretrainingStep | AttentionStep) -> TrainingJob:
+        recipe, network = self.recipe, self.network
+        trained = (weight for weight in network.parameters() if weight.requires_grad)
+        return TrainingJob(
+            network=self.joined,
+            optimiser=Lars(trained, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay),
+            loss_of=step.loss_of,
+            rate=self._rate,
+            weights=lambda: library_state(network),
+            load_weights=lambda state: load_library_state(network, state),
+            about={
+                "backbone": self.backbone,
+                "mode": self.request.mode,
+                "recipe": self.request.recipe_name,
+            },
+            precision=self.request.precision,
+            before_update=step.before_update,
+            scores=self.watch.scores,
+            more={"queue": QueueState(self.queue), "watch": self.watch},
+        )
 
-    trained = (weight for weight in step.network.parameters() if weight.requires_grad)
-    return TrainingJob(
-        network=step.joined,
-        optimiser=Lars(trained, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay),
-        loss_of=step.loss_of,
-        rate=rate,
-        weights=lambda: library_state(step.network),
-        load_weights=lambda state: load_library_state(step.network, state),
-        about={"backbone": backbone, "mode": request.mode, "recipe": request.recipe_name},
-        precision=request.precision,
-        before_update=step.before_update,
-        scores=step.watch.scores,
-        more={"queue": QueueState(step.queue), "watch": step.watch},
-    )
+    def _rate(self, at: StepIndex) -> float:
+        updates = self.plan.epochs * self.plan.steps
+        return cosine(at.update / updates, self.recipe.lr, self.recipe.final_lr)
 
-
-def _settings(request: PassRequest, recipe: Pretraining | Attention) -> Settings:
-    return {
-        "mode": request.mode,
-        "recipe": request.recipe_name,
-        **as_settings(recipe),
-        "precision": request.precision,
-        "images": len(request.images),
-        "names of images": digest(request.images),
-    }
-
-
-def _run(
-    request: PassRequest,
-    job: TrainingJob,
-    reader: CropReader,
-    plan: Plan,
-    settings: Settings,
-    processes: Processes,
-    talk: Talk,
-) -> None:
-    if processes.first:
-        talk.tell(f"{len(request.images)} images, {plan.steps} steps an epoch; {described(processes)}")
-    with opened_run(request.output, settings, processes) as run:
-        train(job, reader, plan, run, workers=request.workers, show=talk.show, tell=talk.tell)
+    def _settings(self) -> Settings:
+        request = self.request
+        return {
+            "mode": request.mode,
+            "recipe": request.recipe_name,
+            **as_settings(self.recipe),
+            "precision": request.precision,
+            "images": len(request.images),
+            "names of images": digest(request.images),
+        }

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from imagenets.common.errors import InputError, StoppedError, listed
-from imagenets.common.progress import Show, no_bar
+from imagenets.common.progress import Log, Show, no_bar, no_log
 from imagenets.learning.networks.precision import cuda_switches
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.optimisers import set_rate
@@ -112,15 +112,15 @@ def train(
     *,
     workers: int = 0,
     show: Show = no_bar,
-    tell: Callable[[str], None] = lambda line: None,
+    log: Log = no_log,
     save_every: float = _SAVE_EVERY,
 ) -> list[dict[str, Any]]:
     """Train from the run's saved state, or from the beginning, to the plan's last epoch.
 
-    Gives the log: a record an epoch with ``epoch`` (counted from 1), ``step`` (of the run), the means of what
-    ``loss_of`` gave, ``lr`` (of the last step), ``images_per_second``, ``data_wait`` (share of the time that
-    was spent waiting for images) and what ``scores`` gave. ``tell`` is given a line for each, ``show`` a bar
-    of steps; both in the first process alone.
+    Returns the log: a record an epoch with ``epoch`` (counted from 1), ``step`` (of the run), the means of
+    what ``loss_of`` returned, ``lr`` (of the last step), ``images_per_second``, ``data_wait`` (share of the
+    time that was spent waiting for images) and what ``scores`` returned. ``log`` receives a line for each,
+    ``show`` opens a bar of steps; both in the first process only.
 
     Where a process was asked to stop (``Processes.stop_asked``), all save the state at the end of the step
     and raise StoppedError.
@@ -136,7 +136,7 @@ def train(
     progress = _resumed(job, scaler, saved) if saved else _Progress()
     run.write_log(progress.records)
     if processes.first and progress.epoch < plan.epochs:
-        tell(_start_message(progress, anew=run.is_new))
+        log(_start_message(progress, anew=run.is_new))
     cuda = processes.device.type == "cuda"
     begin = progress.epoch, progress.step
     arriving = batches(reader, plan, workers, *begin, pin=cuda, start=processes.start)
@@ -159,7 +159,7 @@ def train(
         _end_epoch(progress, record)
         checkpointer.save(last=progress.epoch == plan.epochs)
         if processes.first:
-            tell(record_text(record))
+            log(record_text(record))
     return progress.records
 
 
