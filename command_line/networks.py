@@ -167,7 +167,7 @@ def validation_images(arguments: argparse.Namespace) -> Images:
     if images.masks is None:
         raise InputError(
             f"{images.folder}: has no masks beside it, which --threshold auto needs; "
-            f"{where_masks_come_from(arguments.save_dir, arguments.mode)}; or give a threshold"
+            f"{where_masks_come_from(arguments.save_dir, arguments.mode)}; or set a threshold"
         )
     return images
 

@@ -188,7 +188,7 @@ def _print_usage_once() -> None:
 
 
 def _status_of(main: Callable[[], None], resumes: bool) -> int:
-    """Run ``main``, say what ended it if that is not its end, and give the exit status."""
+    """Run ``main``, say what ended it if that is not its end, and return the exit status."""
     try:
         main()
         sys.stdout.flush()

@@ -2,7 +2,7 @@
 """PASS, step 2: cluster the attended features of the training images; docs/pass.md.
 
 Writes OUTPUT/centroids.npy (K, C), OUTPUT/features/<split>.npy (n, C), the features as they are pooled, rows
-by sorted path, and OUTPUT/clusters.csv, the cluster 1..K of each image. A run that was stopped goes on. Under
+by sorted path, and OUTPUT/clusters.csv, the cluster 1..K of each image. A stopped run resumes. Under
 torchrun every process takes a share of the images.
 """
 
@@ -60,7 +60,9 @@ def parse_arguments() -> argparse.Namespace:
         default=RESTARTS,
         help=f"the best of so many runs of k-means counts (default: {RESTARTS})",
     )
-    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="of k-means (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole_number(0, 2**31 - 1), default=0, help="random seed of k-means (default: 0)"
+    )
     parser.add_argument(
         "--memory",
         type=positive_number,
@@ -102,7 +104,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
 
 
 def make_features(job: Job, split: str, running: Running) -> Path:
-    """Give the file with the features of a split, made where it is not there; called on all processes."""
+    """Return the file with the features of a split, made where it is not there; called on all processes."""
     processes, folder = running.processes, job.arguments.output_dir / FEATURES
     path: Path = folder / f"{split}.npy"
     if processes.from_first(path.exists):
@@ -121,7 +123,7 @@ def make_features(job: Job, split: str, running: Running) -> Path:
 
 
 def save_centroids(job: Job, features: Path) -> np.ndarray:
-    """Find the centroids where they are not there, and give them."""
+    """Find the centroids where they are not there, and return them."""
     arguments = job.arguments
     path = arguments.output_dir / CENTROIDS
     if not path.exists():

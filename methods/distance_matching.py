@@ -2,7 +2,7 @@
 """Segment images by the features of annotated regions, or patches: the distance-matching protocol.
 
 Writes OUTPUT/bank.npz, the features of train-semi's masks, and OUTPUT/<split>/<wnid>/<name>.png, the
-predictions in class ids, for evaluator.py and submission.py. A run that was stopped goes on. With --images
+predictions in class ids, for evaluator.py and submission.py. A stopped run resumes. With --images
 and --bank it segments any pictures. Under torchrun every process takes a share.
 """
 
@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_source(parser)
-    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     parser.add_argument("--backbone", required=True, help="a torchvision or timm model, by name")
     parser.add_argument(
         "--checkpoint",

@@ -2,8 +2,8 @@
 """Train a network with masks: the semi-supervised protocol (train-semi), or PASS's pseudo labels.
 
 All of a network is fine-tuned, or, with --recipe linear-probe, a linear layer on its frozen features. Writes
-RUN/last.pth (for predict.py), RUN/log.jsonl and RUN/curves.png. A run that was stopped, also killed, goes on
-with the same command, and ends with the same weights. Start it with torchrun on several GPUs:
+RUN/last.pth (for predict.py), RUN/log.jsonl and RUN/curves.png. The same command resumes a run
+that was stopped or killed, and ends with the same weights. Start it with torchrun on several GPUs:
 torchrun --nproc-per-node 8 methods/finetune.py … Values that are not given are the recipe's; all are printed.
 """
 
@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     add_save_dir_argument(parser)
     add_mode_argument(parser, "the set")
     parser.add_argument(
-        "--output-dir", type=path_argument, required=True, metavar="RUN", help="of this run alone"
+        "--output-dir", type=path_argument, required=True, metavar="RUN", help="of this run only"
     )
     parser.add_argument(
         "--recipe",
@@ -212,7 +212,7 @@ def fine_tune_of(arguments: argparse.Namespace, processes: Processes) -> None:
 
 
 def main() -> None:
-    """Train, or go on with it."""
+    """Train, or resume it."""
     arguments = parse_arguments()
     train = train_probe_of if arguments.recipe == PROBE else fine_tune_of
     with started(arguments.device, stop_asked) as processes:

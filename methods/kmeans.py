@@ -106,7 +106,9 @@ def parse_arguments() -> argparse.Namespace:
         default=RESTARTS,
         help=f"the best of so many runs of k-means counts (default: {RESTARTS})",
     )
-    parser.add_argument("--seed", type=whole_number(0, 2**31), default=0, help="of k-means (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole_number(0, 2**31), default=0, help="random seed of k-means (default: 0)"
+    )
     parser.add_argument(
         "--seeds",
         type=whole_number(1, 1000),

@@ -2,7 +2,7 @@
 """Segment images with a fine-tuned network: what finetune.py wrote, or a published file.
 
 Writes OUTPUT/<split>/<wnid>/<name>.png, predictions for evaluator.py and submission.py: class ids from
-semi-supervised fine-tuning, cluster ids (for match.py) from pseudo labels. A run that was stopped goes on.
+semi-supervised fine-tuning, cluster ids (for match.py) from pseudo labels. A stopped run resumes.
 With --images it segments any pictures. Under torchrun every process takes a share.
 """
 
@@ -45,18 +45,18 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_source(parser, ("train", *SPLITS))
-    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     parser.add_argument(
         "--model", type=path_argument, required=True, metavar="FILE", help="RUN/last.pth, or a published file"
     )
     parser.add_argument(
-        "--backbone", metavar="NAME", help="the network of a published file, which does not tell (resnet50 …)"
+        "--backbone", metavar="NAME", help="the network of a published file, which does not say (resnet50 …)"
     )
     parser.add_argument(
         "--output-stride",
         type=int,
         choices=(16, 32),
-        help="of a published ResNet, which does not tell (default: 32; d16 files: 16)",
+        help="of a published ResNet, which does not say (default: 32; d16 files: 16)",
     )
     parser.add_argument(
         "--longest",

@@ -3,8 +3,8 @@
 
 Writes OUTPUT/<split>/<wnid>/<name>.png with ids cluster + 1 (row of the centroids + 1), and 0 where the
 attention is below the threshold. With --threshold auto, the threshold is the one of 0.00 to 0.80 that scores
-best on validation, whose masks are used for it: OUTPUT/threshold.json and .png show all. A run that was
-stopped goes on. Under torchrun every process takes a share.
+best on validation, whose masks are used for it: OUTPUT/threshold.json and .png show all. A stopped run
+resumes. Under torchrun every process takes a share.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         help="attention below it is background, a fraction; published: 0.41 (50), 0.40 (300), 0.37 (919); "
         "auto: the best on validation",
     )
-    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run alone")
+    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     add_running(parser)
     arguments = parse(parser)
     check_save_dir(parser, arguments)
@@ -114,7 +114,7 @@ def prepare(arguments: argparse.Namespace) -> Method:
 
 
 def chosen_threshold(job: Job, running: Running, record: Record) -> float:
-    """Give the threshold of the command line, or the best on validation; called on all processes."""
+    """Return the threshold of the command line, or the best on validation; called on all processes."""
     arguments, processes = job.arguments, running.processes
     if arguments.threshold is not None:
         return float(arguments.threshold)

@@ -2,7 +2,7 @@
 """Name segments by text with CLIP or SigLIP, without training (protocol: free): docs/zero_shot.md.
 
 Writes OUTPUT/<split>/<wnid>/<name>.png, predictions in class ids for evaluator.py; no matching is needed.
-A run that was stopped continues. Under torchrun every process takes a share.
+A stopped run resumes. Under torchrun every process takes a share.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ def test_damaged_foreign_and_incomplete_files_are_refused(resnet, vit, tmp_path,
 
 
 def test_a_folder_in_place_of_its_file_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"a folder; give a file of weights, of a run here .*last\.pth"):
+    with pytest.raises(InputError, match=r"a folder; name a file of weights, of a run here .*last\.pth"):
         read_checkpoint(tmp_path)
 
 
@@ -404,10 +404,10 @@ def test_shards_are_joined_by_their_index_and_count_in_its_digest(resnet, tmp_pa
     assert same_weights(backbone, resnet)
     digest = file_digest(index)
     with pytest.raises(
-        InputError, match=r"one of 2 shards; give their index, .*model.safetensors.index.json"
+        InputError, match=r"one of 2 shards; name their index, .*model.safetensors.index.json"
     ):
         load_backbone(backbone, tmp_path / shards[0])
-    with pytest.raises(InputError, match=r"a folder; give .*model.safetensors.index.json"):
+    with pytest.raises(InputError, match=r"a folder; name .*model.safetensors.index.json"):
         load_backbone(backbone, tmp_path)
     save_file({name: weights[name] + 1 for name in halves[1]}, tmp_path / shards[1])
     assert file_digest(index) != digest

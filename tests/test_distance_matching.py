@@ -424,7 +424,7 @@ def test_bad_images_are_told_together_and_the_others_made(save, finished, tmp_pa
     shutil.rmtree(copied / "ImageNetS50" / "train-semi-segmentation")
     with pytest.raises(InputError, match=r"no masks; put them in place: bash .*datapreparation_anno.sh"):
         call(monkeypatch, command(copied, tmp_path / "other"))
-    with pytest.raises(InputError, match="this backbone gives 192"):
+    with pytest.raises(InputError, match="this backbone has 192"):
         call(monkeypatch, command(copied, tmp_path / "other", NETWORKS[1], *bank))
 
 

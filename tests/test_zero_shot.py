@@ -392,7 +392,7 @@ def test_weights_and_names_that_do_not_go_together_are_refused(tiny, tmp_path):
     weights = dict(model.state_dict())
     with pytest.raises(InputError, match=r"open_clip.*near: tiny-clip"):
         load_vision_language("tiny-klip", folder / "weights.pt")
-    with pytest.raises(InputError, match="give open_clip's name"):
+    with pytest.raises(InputError, match="name open_clip's model"):
         load_vision_language(None, folder / "weights.pt")
     torch.save(weights, tmp_path / "vit_openai.pt")
     with pytest.raises(InputError, match="want QuickGELU"):

@@ -158,7 +158,7 @@ def list_images(folder: Path) -> list[str]:
     """List the images ``<class folder>/<name>`` of a split, sorted. Raises InputError when there is none."""
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no such folder; give the folder that data_preparation.sh saved to, and a split that "
+            f"{folder}: no such folder; name the folder that data_preparation.sh saved to, and a split that "
             "it prepared"
         )
     found = files_by_class(folder, is_image)
@@ -274,7 +274,7 @@ def images_below(folder: Path, output: Path, warn: Warn = no_warning) -> Images:
 def target_paths(images: Images, output: Path) -> list[Path]:
     """Where the label map of each image belongs: its name below ``output``, with .png in place of its suffix.
 
-    Raises InputError when two images differ in their suffixes alone.
+    Raises InputError when two images differ only in their suffixes.
     """
     first: dict[str, str] = {}
     double = []

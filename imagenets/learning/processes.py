@@ -22,7 +22,7 @@ from imagenets.common.workers import Start
 Result = TypeVar("Result")
 
 # Rank 0 may score a validation set for hours while the others wait for it. They do so over gloo, where closed
-# connections tell of a process that has ended, and need no timeout.
+# connections show a process that has ended, and need no timeout.
 _NO_TIMEOUT = timedelta(days=365)
 # glibc's mallopt: blocks up to this size come from the heap, which is not given back up to that size. Before
 # 2.35 there was a limit to the first.
@@ -41,7 +41,7 @@ class Processes:
     """This process (``rank`` of ``number``) and the device that it works on.
 
     ``waiting`` is the group for what is no tensor of the device, in which one process may wait for another
-    for as long as it takes (None: the default group). ``stop_asked`` tells whether this process was asked to
+    for as long as it takes (None: the default group). ``stop_asked`` says whether this process was asked to
     stop.
     """
 
@@ -69,7 +69,7 @@ class Processes:
         return values
 
     def any(self, *flags: bool) -> list[bool]:
-        """Tell of each flag whether it is set in any process. Does not wait for the device."""
+        """Return of each flag whether it is set in any process. Does not wait for the device."""
         if self.number == 1:
             return list(flags)
         held = torch.tensor(flags, dtype=torch.uint8)
@@ -105,7 +105,7 @@ class Processes:
             raise InputError("\n".join(problems))
 
     def from_first(self, make: Callable[[], Result]) -> Result:
-        """Call ``make`` in the first process and give its result to all; errors as in ``together``."""
+        """Call ``make`` in the first process and send its result to all; errors as in ``together``."""
         made = self.together(lambda: make() if self.first else None)
         if self.number == 1:
             return made  # type: ignore[return-value]
@@ -198,7 +198,7 @@ def _device(name: str, local: int) -> torch.device:
 
 
 def synchronised(network: nn.Module) -> nn.Module:
-    """Make all batch norms of a network PyTorch's SyncBatchNorm, in place of their tensors; give the network.
+    """Turn all batch norms of a network into PyTorch's SyncBatchNorm, which keep the tensors.
 
     The conversion is timm's, which keeps the activation that some of its batch norms hold.
     """
@@ -209,7 +209,7 @@ def synchronised(network: nn.Module) -> nn.Module:
 
 
 def same_buffers(network: nn.Module, processes: Processes) -> None:
-    """Give all processes the first one's running statistics."""
+    """Copy the first process's running statistics to all."""
     if processes.number > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, src=0)

@@ -53,7 +53,8 @@ def digests_of(images: Mapping[str, Images]) -> dict[str, str]:
 def held_folder(folder: Path, record: Record, processes: Processes) -> Iterator[bool]:
     """Make a run's folder where it is not there, and hold it against other runs; called on all processes.
 
-    Gives whether the run is new. A later run may add splits, but neither change its settings nor its images.
+    Yields whether the run is new. A later run may add splits, but change neither its settings nor its
+    images.
     Half-written files go: those of a killed run at the beginning, and this one's where it is stopped, so its
     own workers must have ended by then.
 

@@ -1,6 +1,6 @@
 """Distance matching: classes of pixels by the nearest embeddings of annotated regions.
 
-A network that has seen no label is judged: the images of train-semi give, for each label in their masks, one
+A network that has seen no label is judged: the images of train-semi yield, for each label in their masks, one
 embedding; each pixel of another image takes the label that its nearest embeddings vote for. Source:
 docs/methods.md, Distance matching.
 """
@@ -34,7 +34,7 @@ def embeddings_of(maps: torch.Tensor, stride: int, masks: list[np.ndarray]) -> l
 
     The map is enlarged to the grid of stride 8, the mask reduced to it by the nearest neighbour from its full
     size. An embedding is the sum of the features where the mask has the label, divided by the number of all
-    places, whatever their label; 1000 gives none, 0 (background) does. For each image ``embeddings``
+    places, whatever their label; 1000 yields none, 0 (background) does. For each image ``embeddings``
     (n, C) float32 and ``labels`` (n,) int64, ascending.
     """
     features = enlarged_maps(maps, stride)
@@ -55,7 +55,7 @@ def bank_step(backbone: Backbone) -> ArrayStep:
 
 
 def join_bank(paths: Sequence[Path], bank: Path) -> int:
-    """Write the bank of stored embeddings, in their order, whole or not at all; gives how many they are.
+    """Write the bank of stored embeddings, in their order, whole or not at all; returns how many they are.
 
     ``embeddings`` (M, C) float32 are unit vectors, ``labels`` (M,) int64. Raises InputError when there is
     none.
@@ -83,7 +83,7 @@ def load_bank(path: Path, channels: int, neighbours: int, mode: Mode | None = No
         raise InputError(f"{path}: no bank of embeddings; distance_matching.py writes one")
     if embeddings.shape[1] != channels:
         raise InputError(
-            f"{path}: embeddings of {embeddings.shape[1]} numbers, but this backbone gives {channels}; "
+            f"{path}: embeddings of {embeddings.shape[1]} numbers, but this backbone has {channels}; "
             "a bank belongs to the network that made it"
         )
     if neighbours > len(labels):

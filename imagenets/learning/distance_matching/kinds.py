@@ -59,7 +59,7 @@ KINDS = {
 
 
 def kind_of_file(path: Path) -> str:
-    """Tell a bank's kind by its arrays. Raises InputError, naming the file, where it is no bank."""
+    """Kind of a bank, by its arrays. Raises InputError, naming the file, where it is no bank."""
     if not path.exists():
         raise InputError(f"{path}: no such bank")
     try:

@@ -33,7 +33,7 @@ class Bank:
         return int(self.labels.max())
 
     def to(self, device: torch.device) -> Bank:
-        """Give the bank on a device."""
+        """Return the bank on a device."""
         return Bank(self.embeddings.to(device), self.labels.to(device))
 
 
@@ -97,19 +97,19 @@ def _cosines(maps: torch.Tensor, grid: tuple[int, int], bank: torch.Tensor) -> I
         return
     rows = _enlarging(maps.shape[2], grid[0])
     columns = torch.from_numpy(_enlarging(maps.shape[3], grid[1])).to(maps.device)
-    for few in torch.split(features, max(1, room // grid[0])):
+    for pictures in torch.split(features, max(1, room // grid[0])):
         # The rows of the small map between two blocks are needed by both: few are multiplied twice.
         at_once = max(room, _ROWS_AT_ONCE)
         for start in range(0, len(rows), at_once):
-            many = rows[start : start + at_once]
-            used = np.flatnonzero(many.any(0))
+            block = rows[start : start + at_once]
+            used = np.flatnonzero(block.any(0))
             first, last = int(used[0]), int(used[-1]) + 1
-            vectors = few[:, first:last]
-            weights = torch.from_numpy(many[:, first:last].copy()).to(maps.device)
+            vectors = pictures[:, first:last]
+            weights = torch.from_numpy(block[:, first:last].copy()).to(maps.device)
             products = vectors.reshape(-1, vectors.shape[3]) @ bank.T
             products = products.reshape(*vectors.shape[:2], -1)  # (n, r, w·M)
-            for some in torch.split(weights, room):
-                yield _enlarged(products, vectors, some, columns)
+            for part in torch.split(weights, room):
+                yield _enlarged(products, vectors, part, columns)
 
 
 def _direct(vectors: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ def _lengths(lines: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def _enlarging(old: int, new: int) -> np.ndarray:
-    """Give the matrix (new, old) float32 by which ``interpolate`` enlarges a line bilinearly."""
+    """Return the matrix (new, old) float32 by which ``interpolate`` enlarges a line bilinearly."""
     lines = torch.eye(old)[None, None]
     matrix: np.ndarray = interpolate(lines, size=(new, old), mode="bilinear", align_corners=False)[
         0, 0

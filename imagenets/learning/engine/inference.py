@@ -1,19 +1,20 @@
-"""The one way from images to what a network says of them, for all methods.
+"""Batched inference shared by all methods.
 
-    images → workers decode and resize → pictures of one size in a batch, on the device → the method's own
-    step → either label maps, enlarged and written as PNG files by workers, or arrays, kept in files
+Workers decode and resize, the network runs on batches of one size, and workers write label maps, or arrays
+are stored.
 
-A method gives a ``step``: a function of a ``Batch`` that runs its network and returns, for each picture of
+A method has a ``step``: a function of a ``Batch`` that runs its network and returns, for each picture of
 the batch, what it found. ``write_label_maps`` takes label maps, ``store_arrays`` takes arrays.
 
-- Which pictures stand in one batch depends on the list of images and on the batch size alone: not on the
+- Which pictures stand in one batch depends on the list of images and on the batch size only: not on the
   number of processes, and not on what an earlier run has left. So the same files come out of any of them,
   byte for byte, on one machine with one number of threads. Other batches, threads or builds of PyTorch round
-  sums differently, by 1e-6 or so: labels then differ where two are equally good but for that.
+  sums differently, by 1e-6 or so: labels then differ where two are equal except for that.
 - The list is cut into chunks. Under torchrun each process takes every n-th chunk; only the disk is shared.
-- What is there is not made again. Files are whole or absent. Bad images are all tried and told together.
+- What is there is not made again. Files are whole or absent. All images are tried, and the bad ones
+  reported together.
 
-Under torchrun call both functions on all processes, in ``processes.together``, which tells of their errors.
+Under torchrun call both functions on all processes, in ``processes.together``, which raises their errors.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from imagenets.learning.processes import Processes
 # Part of what stored results are known by; raised by hand whenever pictures, networks' maps or files change.
 ENGINE = "engine 2"
 _LARGEST_CHUNK = 1024  # images; their pictures may all wait for others of their size: 300 MB
-_CHUNKS = 16  # at least, so that several processes have a share each, but for tiny sets
+_CHUNKS = 16  # at least, so that several processes have a share each, except of tiny sets
 _BLOCK = 8  # images that a worker decodes at a time
 _HIGHEST_LABEL = 65_535  # of a file
 _FILES_AHEAD = 64  # batches whose files are not written yet
@@ -83,7 +84,7 @@ class Batch:
     precision: str = "float32"
 
     def through(self, network: nn.Module) -> torch.Tensor:
-        """Run the network on the pictures, in the run's precision; gives float32."""
+        """Run the network on the pictures, in the run's precision; returns float32."""
         found: torch.Tensor = run_network(network, self.pictures, precision=self.precision)
         return found
 
@@ -98,7 +99,7 @@ class Batch:
         return [mask[:rows, :columns] for mask, (rows, columns) in zip(self.masks, self.shown, strict=True)]
 
 
-# What a step gives for each picture: a label map (h, w) of any size; or arrays by name, rows first.
+# What a step returns for each picture: a label map (h, w) of any size; or arrays by name, rows first.
 LabelStep = Callable[[Batch], Sequence[torch.Tensor] | torch.Tensor]
 ArrayStep = Callable[[Batch], Sequence[Mapping[str, torch.Tensor]]]
 
@@ -106,9 +107,9 @@ ArrayStep = Callable[[Batch], Sequence[Mapping[str, torch.Tensor]]]
 def write_label_maps(
     images: Images, targets: Sequence[Path], step: LabelStep, reading: Reading, running: Running
 ) -> int:
-    """Write the label map of each image to its path in ``targets``, if it is not there; gives how many.
+    """Write the label map of each image to its path in ``targets``, if it is not there; returns how many.
 
-    ``step`` gives labels 0..65535, (h, w), for each picture of a batch; they are laid on the part of the
+    ``step`` returns labels 0..65535, (h, w), for each picture of a batch; they are laid on the part of the
     image that the picture shows by ``laid``, and pixels beyond take the nearest label. Under torchrun these
     are this process's share, and their number.
 
@@ -160,7 +161,7 @@ def _check_labels(batch: Batch, labels: Sequence[torch.Tensor]) -> None:
 def visit(
     images: Images, step: Callable[[Batch], Any], reading: Reading, running: Running, with_masks: bool = False
 ) -> Iterator[tuple[Batch, list[Any]]]:
-    """Run ``step`` on all images; give each batch with its results, on the CPU, and keep nothing.
+    """Run ``step`` on all images; yield each batch with its results, on the CPU, and keep nothing.
 
     Under torchrun each process gets its share, no image twice. Raises as ``write_label_maps`` does, at the
     end.
@@ -180,13 +181,13 @@ def store_arrays(
     running: Running,
     with_masks: bool = False,
 ) -> list[Path]:
-    """Keep what ``step`` finds in files in the folder ``store``, if they are not there; gives all, in order.
+    """Store what ``step`` finds in files in ``store``, if they are not there; returns all paths, in order.
 
-    ``step`` gives a dictionary of arrays, rows first, for each picture of a batch. A file (.npz, for
-    ``load_arrays``) holds the rows of one chunk's images, in the order of the list. Its name tells the
-    images, their sizes and times, and ``identity``, which must tell the network and all settings of the
-    step: files of other runs are used where they fit, and are no obstacle where they do not. Under torchrun
-    a process makes its share; all files are there when all processes have returned.
+    ``step`` returns a dictionary of arrays, rows first, for each picture of a batch. A file (.npz, for
+    ``load_arrays``) holds the rows of one chunk's images, in the order of the list. Its name is a digest of
+    the images, their sizes and times, and ``identity``, which must name the network and all settings of
+    the step: files of other runs are used where they fit, and are no obstacle where they do not. Under
+    torchrun a process makes its share; all files are there when all processes have returned.
 
     Raises as ``write_label_maps`` does.
     """
@@ -218,7 +219,7 @@ def _save(path: Path, of_images: Sequence[Mapping[str, torch.Tensor]]) -> None:
 
 
 def load_arrays(paths: Iterable[Path], name: str) -> np.ndarray:
-    """Join one array of the files that ``store_arrays`` gave. InputError, naming the file, for a bad one."""
+    """Join one array of the files of ``store_arrays``. Raises InputError, naming the file, for a bad one."""
     parts = []
     for path in paths:
         try:
@@ -334,7 +335,7 @@ class _Waiting:
 
 
 def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
-    """Give the images of the chunks in batches of one size; what fills none comes at its chunk's end."""
+    """Yield the images of the chunks in batches of one size; what fills none comes at its chunk's end."""
     waiting: dict[tuple[int, ...], list[_Waiting]] = {}
     chunk = 0
     running = work.running
@@ -408,7 +409,7 @@ def _to_device(
 
 
 def _fetching(results: Any, device: torch.device) -> Callable[[], list[Any]]:  # noqa: ANN401 - as _on_cpu
-    """Begin to copy results to the CPU; gives a function that waits for them."""
+    """Begin to copy results to the CPU; returns a function that waits for them."""
     copied = _on_cpu(results)
     if device.type == "cuda":
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -20,7 +20,7 @@ from imagenets.common.workers import Start, process_pool
 from imagenets.masks import labels_to_rgb
 
 # Enlarged labels repeat their rows: nothing is left of those where the row above is subtracted. With that,
-# low compression takes half the time of the default and gives files little larger.
+# low compression takes half the time of the default and makes files little larger.
 _PNG = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 _PNG += [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT]
 
@@ -40,7 +40,7 @@ Write = Callable[[Sequence[LabelFile]], None]
 
 @contextmanager
 def writing(workers: int, ahead: int, begin: Callable[[], None], start: Start = "fork") -> Iterator[Write]:
-    """Give a function that has files written by ``workers`` processes (0: this one), which ``begin`` first.
+    """Yield a function that has files written by ``workers`` processes (0: this one), which ``begin`` first.
 
     It returns before they are written, and waits where more than ``ahead`` calls are behind. At the end all
     files are there. Raises what writing raises, OSError mostly.
@@ -85,7 +85,7 @@ def enlarged(labels: np.ndarray, height: int, width: int) -> np.ndarray:
 def laid(labels: np.ndarray, shown: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """Lay labels (h, w, …) on the upper left ``shown`` of an image of ``size``, both (height, width).
 
-    There they are ``enlarged``; pixels beyond take the nearest one's label. Gives (height, width, …).
+    There they are ``enlarged``; pixels beyond take the nearest one's label. Returns (height, width, …).
     """
     whole = enlarged(labels, *shown)
     if shown == size:

@@ -25,7 +25,7 @@ from imagenets.reporting.overlays import draw_labels
 
 
 def class_names(mode: Mode | None) -> list[str] | None:
-    """Names of labels 0..N of a mode; None where it is not given, or its classes cannot be told here."""
+    """Names of labels 0..N of a mode; None where there is none, or its classes are not known here."""
     if mode is None:
         return None
     try:
@@ -43,7 +43,7 @@ def write_label_overlays(
     workers: int,
     show: Show = no_bar,
 ) -> int:
-    """Draw the label map at each of ``targets`` over its image, if its overlay is not there; gives how many.
+    """Draw the label map at each of ``targets`` over its image, if there is no overlay; returns how many.
 
     Overlays are JPEG files, full size, with a legend below: the ``names`` of labels, or "``noun`` 7" where
     there are none. Raises InputError for images or maps that cannot be read, after all have been tried.

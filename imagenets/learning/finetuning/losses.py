@@ -14,7 +14,7 @@ def annotated_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Process
 
     At twice the logits' size (bilinear), to which the masks are brought by the nearest neighbour. The mean is
     over the pixels that are not ignored in the batches of all processes together, so that it does not depend
-    on how many there are: what this process gives is its share of the sum, such that the mean over the
+    on how many there are: what this process returns is its share of the sum, such that the mean over the
     processes is the mean over the pixels. 0 where every pixel is ignored.
     Source: docs/finetuning.md, Loss.
     """

@@ -43,7 +43,7 @@ class TrainingPairs:
         return len(self.names)
 
     def image_name(self, index: int) -> str:
-        """Give an image's ``<wnid>/<name>``."""
+        """Return an image's ``<wnid>/<name>``."""
         return os.fsdecode(bytes(self.names[index]))
 
     def mask(self, index: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def list_pairs(save_dir: Path | None, mode: Mode, recipe: str, masks: Path | Non
     """List what a recipe trains on, and refuse what does not fit, all at once, before the first step.
 
     Semi-supervised: train-semi and its masks; PASS: the images of ``train`` with the label maps in ``masks``.
-    Every mask must have its image, every image its mask, of the same size (told by the headers alone).
+    Every mask must have its image, every image its mask, of the same size (by the headers only).
     Annotated masks are also decoded; label maps, of which there may be a million, when they are read.
 
     Raises InputError that names up to ten files and the number of all that are missing, misfit or foreign.
@@ -125,5 +125,5 @@ class Augmented:
 
 
 def image_names(pairs: TrainingPairs) -> Sequence[bytes]:
-    """Give the names of all images, for a digest."""
+    """Return the names of all images, for a digest."""
     return [bytes(name) for name in pairs.names]

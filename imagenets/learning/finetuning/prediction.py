@@ -83,7 +83,7 @@ class Validation:
         return Validation(images, mode.classes, every, show)
 
     def is_due(self, epochs: int, epoch: int) -> bool:
-        """Tell whether the network is scored after ``epoch`` of ``epochs``."""
+        """Return whether the network is scored after ``epoch`` of ``epochs``."""
         return self.images is not None and (epoch % self.every == 0 or epoch == epochs)
 
     def scores(
@@ -95,7 +95,7 @@ class Validation:
         precision: str,
         epoch: int,
     ) -> dict[str, float]:
-        """Give mIoU, FMeasure and Acc, percentages; {} after epochs that are not to be scored.
+        """Return mIoU, FMeasure and Acc, percentages; {} after epochs that are not to be scored.
 
         Each image is seen once, by one of the processes, in the training's precision and in batches of the
         size that predict.py has. Called in all of them.

@@ -80,7 +80,7 @@ class ProbeHead(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, rows: torch.Tensor, grids: torch.Tensor, moments: torch.Tensor) -> list[torch.Tensor]:
-        """Give the logits (1, N + 1, H, W) of each picture of a batch, on its grid of stride 8.
+        """Return the logits (1, N + 1, H, W) of each picture of a batch, on its grid of stride 8.
 
         ``rows`` (B, R, C) are the places of the maps, ``grids`` (B, 2) their sizes, ``moments`` (B, 2, C) the
         sums of their enlarged channels and of the squares.

@@ -98,7 +98,7 @@ def pseudo_labels(backbone: str, mode: str) -> Values:
 
 
 def values_of(recipe: str, backbone: str, kind: str, stride: int, mode: str) -> Values:
-    """Give the values of a recipe by its name."""
+    """Return the values of a recipe by its name."""
     if recipe == PASS:
         return pseudo_labels(backbone, mode)
     return semi_supervised(backbone, kind, stride, mode)

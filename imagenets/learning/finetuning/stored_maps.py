@@ -65,7 +65,7 @@ def store_maps(
 ) -> StoredMaps:
     """Compute the maps of images with masks, if they are not in ``folder``; called on all processes.
 
-    ``identity`` tells the network's weights and how it is run. Raises InputError for images or masks that
+    ``identity`` names the network's weights and how it is run. Raises InputError for images or masks that
     cannot be used, and for values beyond float16.
     """
     processes, parts = running.processes, folder / "maps-parts"

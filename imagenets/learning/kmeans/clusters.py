@@ -45,7 +45,7 @@ from imagenets.scoring.metrics import evaluate
 CODE = f"{ENGINE}, k-means 2"
 FOREGROUNDS = ("handmade", "features")
 # Up to here Lloyd's algorithm has all images at once: 100,000 features of 2,048 numbers are 0.8 GB. Mode 50
-# (64,431 images) is below; of 300 and 919, this many random images give the first centres.
+# (64,431 images) is below; of 300 and 919, the first centres come from this many random images.
 LLOYD_IMAGES = 100_000
 RESTARTS = 10  # of Lloyd's algorithm; the smallest objective counts
 EPOCHS = 5  # of mini-batches over all images, where they are more
@@ -173,7 +173,7 @@ def fit_centres(chunks: Sequence[Path], clusters: int, restarts: int, seed: int)
     """Cluster the features in ``chunks``, files of ``store_features`` in random order: (K, D) float32.
 
     Lloyd's algorithm on the first LLOYD_IMAGES, ``restarts`` times; where there are more, mini-batch k-means
-    over all of them goes on from there, a file a step. The same input gives the same centres: one thread does
+    over all of them continues from there, a file a step. The same input has the same centres: one thread does
     the sums, so that their order is fixed.
 
     Raises InputError when there are fewer images than clusters.

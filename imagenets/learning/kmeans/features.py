@@ -13,7 +13,7 @@ _LIGHTNESS_BINS = 8
 _SCALES = (1, 2, 4)  # at which texture is looked at
 _CROP = 64  # side, in pixels, to which the object is brought for its gradients
 _GRADIENT_BINS = 8
-# Textures differ less from each other than colours do, which would otherwise decide alone.
+# Textures differ less from each other than colours do, which would otherwise decide everything.
 _LIGHTNESS_WEIGHT, _TEXTURE_WEIGHT = 0.5, 1.5
 _NEIGHBOURS = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))  # around (1, 1), in turn
 
@@ -38,7 +38,7 @@ def colour_and_texture(image: np.ndarray, foreground: np.ndarray) -> np.ndarray:
 
 
 def _unit(histogram: np.ndarray) -> np.ndarray:
-    """Square roots of the shares; all alike where nothing was counted."""
+    """Square roots of the shares; all equal where nothing was counted."""
     total = histogram.sum()
     shares = histogram / total if total > 0 else np.full(histogram.shape, 1 / histogram.size)
     result: np.ndarray = np.sqrt(shares).ravel()
@@ -89,7 +89,7 @@ def _gradients(grey: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np
     rim_removed = ndimage.binary_erosion(inside, np.ones((5, 5)))
     inside = rim_removed if rim_removed.any() else inside
     along_x, along_y = (cv2.Sobel(crop, cv2.CV_32F, *order)[inside] for order in ((1, 0), (0, 1)))
-    strength = np.hypot(along_x, along_y) / (crop[inside].std() + 8)  # 8: what noise alone has
+    strength = np.hypot(along_x, along_y) / (crop[inside].std() + 8)  # 8: the deviation of mere noise
     direction = np.arctan2(along_y, along_x) % np.pi / np.pi * _GRADIENT_BINS
     directions = np.bincount(
         direction.astype(int) % _GRADIENT_BINS, weights=strength, minlength=_GRADIENT_BINS

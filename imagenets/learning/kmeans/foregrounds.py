@@ -84,7 +84,7 @@ def grab_cut(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
 
     GrabCut sees the picture at SIDE pixels; holes are filled and specks dropped. The guess stays where
     GrabCut runs away from it: where it takes everything, or their IoU is below AGREEMENT. The same input
-    gives the same mask.
+    has the same mask.
     """
     height, width = guess.shape
     size = _grab_cut_size(height, width)

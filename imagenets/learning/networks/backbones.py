@@ -1,4 +1,4 @@
-"""torchvision's and timm's models by name, as networks that give their last feature map.
+"""torchvision's and timm's models by name, as networks that return their last feature map.
 
 No weights come with them and nothing is downloaded: ``checkpoints.load_backbone`` reads the user's file.
 """
@@ -36,7 +36,7 @@ Read = Callable[[Any, torch.Tensor, str], torch.Tensor]
 
 
 class _Built(NamedTuple):
-    """How a network is used: ``read`` gives its last map (B, C, h, w) of pictures (B, 3, H, W)."""
+    """How a network is used: ``read`` returns its last map (B, C, h, w) of pictures (B, 3, H, W)."""
 
     network: nn.Module
     read: Read
@@ -49,11 +49,11 @@ class _Built(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A network without its head; called with normalised pictures (B, 3, H, W) it gives its last map.
+    """A network without its head; called with normalised pictures (B, 3, H, W) it returns its last map.
 
-    ``network`` is the library's own module, and its tensors have the library's own names (but for the head,
-    which is gone). ``channels`` is C of the map (B, C, h, w), ``stride`` the pixels between its places (an
-    integer, near enough where a network has no whole one). ``fixed_size`` is (height, width) where the
+    ``network`` is the library's own module, and its tensors have the library's own names (except for the
+    head, which is gone). ``channels`` is C of the map (B, C, h, w), ``stride`` the pixels between its places
+    (an integer, near enough where a network has no whole one). ``fixed_size`` is (height, width) where the
     network takes pictures of one size only, else None. ``mean`` and ``std`` (R, G, B) normalise values in
     0..1. The map joins those of the last ``layers`` blocks, each behind the last norm, the last one's last.
     """
@@ -82,7 +82,7 @@ class Backbone(nn.Module):
 
     @property
     def is_resnet(self) -> bool:
-        """Whether this is a ResNet of either library, so that ``maps`` gives ``layer3`` and ``layer4``.
+        """Whether this is a ResNet of either library, so that ``maps`` returns ``layer3`` and ``layer4``.
 
         Networks that merely call a stage ``layer4`` (``legacy_seresnet18``) are none.
         """
@@ -121,7 +121,7 @@ class Backbone(nn.Module):
         return replace(reading, side=side, multiple=patch)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Give the last map (B, C, h, w) of pictures (B, 3, H, W), normalised."""
+        """Return the last map (B, C, h, w) of pictures (B, 3, H, W), normalised."""
         if self.layers == 1:
             return self._read(self.network, pictures, self.positions)
         found: list[torch.Tensor] = []
@@ -162,7 +162,7 @@ class Backbone(nn.Module):
         return values + (f"; tokens left out: {tokens}" if tokens else "")
 
     def maps(self, pictures: torch.Tensor) -> Maps:
-        """Give the outputs of ``layer3`` and ``layer4`` of a ResNet: (B, C3, h3, w3), (B, C, h, w).
+        """Return the outputs of ``layer3`` and ``layer4`` of a ResNet: (B, C3, h3, w3), (B, C, h, w).
 
         Raises ValueError for other networks.
         """
@@ -277,7 +277,7 @@ def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Buil
         config = timm.data.resolve_model_data_config(network)  # type: ignore[attr-defined, no-untyped-call]
     except (TypeError, RuntimeError) as error:  # RuntimeError: an unknown tag behind the dot
         raise InputError(f"backbone {name}: {error}") from error
-    # A name alone stands for an architecture, which people pre-trained with ImageNet's mean; a name with a
+    # A bare name stands for an architecture, which people pre-trained with ImageNet's mean; a name with a
     # tag (vit_base_patch16_224.augreg_in21k) for certain weights, and that of some families for the family's.
     own_values = "." in name or family.own_values
     mean, std = (config["mean"], config["std"]) if own_values else (IMAGENET_MEAN, IMAGENET_STD)
@@ -333,7 +333,7 @@ def _remove_heads(network: nn.Module) -> None:
 
 
 def _set_output_stride(name: str, built: _Built, output_stride: int) -> None:
-    """Give a ResNet output stride 32 (as it is) or 16: docs/methods.md, Backbones."""
+    """Set a ResNet to output stride 32 (as it is) or 16: docs/methods.md, Backbones."""
     if built.read is not _read_resnet or output_stride not in (16, 32):
         raise InputError(f"backbone {name}: only ResNets have an output stride to choose, 16 or 32")
     if output_stride == 32:
@@ -348,7 +348,7 @@ def _set_output_stride(name: str, built: _Built, output_stride: int) -> None:
 
 
 def _blocks_and_norm(network: Any) -> tuple[Any, nn.Module]:  # noqa: ANN401 - of either library
-    """Blocks of a ViT that give tokens (B, T, C), and the norm behind the last; none of other networks."""
+    """Blocks of a ViT that return tokens (B, T, C), and the norm behind the last; none of other networks."""
     part = getattr(network, "encoder", network)
     blocks = getattr(part, "blocks", getattr(part, "layers", None))
     norm = getattr(part, "norm", getattr(part, "ln", None))
@@ -373,7 +373,7 @@ def _resnet_maps(network: Any, pictures: torch.Tensor) -> Maps:  # noqa: ANN401 
 
 
 def _cropped(pictures: torch.Tensor, patch: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Leave out, on the right and below, what fills no patch; also gives the grid (h, w) of patches."""
+    """Leave out, on the right and below, what fills no patch; also returns the grid (h, w) of patches."""
     height, width = pictures.shape[2] // patch[0], pictures.shape[3] // patch[1]
     return pictures[:, :, : height * patch[0], : width * patch[1]], (height, width)
 
@@ -450,7 +450,7 @@ def _read_timm(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:
         pictures, _ = _cropped(pictures, patch)
     features = network.forward_features(pictures)
     if not isinstance(features, torch.Tensor):
-        raise InputError(f"{type(network).__name__} gives no single feature map; take another backbone")
+        raise InputError(f"{type(network).__name__} has no single feature map; take another backbone")
     if features.ndim == 4:
         return features.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "") == "NHWC" else features
     return _as_grid(features, _token_grid(features, network, pictures))
@@ -469,7 +469,7 @@ def _token_grid(tokens: torch.Tensor, network: Any, pictures: torch.Tensor) -> t
 
 
 def _reader_of_layer(layer: str) -> Read:
-    """Give a reader of the output of the submodule ``layer``, (B, C, h, w)."""
+    """Return a reader of the output of the submodule ``layer``, (B, C, h, w)."""
 
     def read(network: nn.Module, pictures: torch.Tensor, rule: str) -> torch.Tensor:
         found: list[torch.Tensor] = []
@@ -486,7 +486,7 @@ def _reader_of_layer(layer: str) -> Read:
 
 
 def _last_map_layer(network: nn.Module) -> str:
-    """Name of the submodule that gives the last feature map (B, C, h, w) of more than one place.
+    """Name of the submodule that returns the last feature map (B, C, h, w) of more than one place.
 
     Raises InputError when there is none.
     """
@@ -506,5 +506,5 @@ def _last_map_layer(network: nn.Module) -> str:
     for hook in hooks:
         hook.remove()
     if not found:
-        raise InputError(f"{type(network).__name__} gives no feature map; take another backbone")
+        raise InputError(f"{type(network).__name__} has no feature map; take another backbone")
     return found[-1]

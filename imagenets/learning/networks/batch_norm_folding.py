@@ -11,8 +11,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def fold_batch_norms(network: nn.Module) -> None:
     """Fold the batch norms of torchvision's ResNets, in place; other networks stay as they are.
 
-    In those ResNets a batch norm that stands behind a convolution takes what that one gives, and nothing else
-    does. What the network gives is the same but for rounding (1e-6 of the largest value), in a twentieth less
+    In those ResNets a batch norm that stands behind a convolution is the only one to take its output.
+    The output is the same except for rounding (1e-6 of the largest value), in a twentieth less
     time on a CPU. It must be in evaluation mode, and cannot be trained or saved under its names afterwards.
     """
     try:

@@ -76,7 +76,7 @@ def read_checkpoint(path: Path | str, branch: str | None = None) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         raise _folder(path)
-    with path.open("rb") as file:  # a missing file is told as everywhere
+    with path.open("rb") as file:  # a missing file raises OSError, as everywhere
         file.read(1)
     if path.name.endswith(_INDEX):
         return Checkpoint(path, _read_shards(path), branch=branch)
@@ -110,7 +110,7 @@ def _read_file(path: Path) -> Checkpoint:
 
 def _save_weights(path: Path) -> str:
     return (
-        'save the weights alone, where you trust the file: python -c "import torch; m = torch.load('
+        'save only the weights, where you trust the file: python -c "import torch; m = torch.load('
         f"'{path}', map_location='cpu', weights_only=False); torch.save(m.state_dict(), 'weights.pth')\""
     )
 
@@ -147,7 +147,7 @@ def _unreadable(path: Path) -> InputError:
 
 
 def _folder(path: Path) -> InputError:
-    """Say which file of a folder to give."""
+    """Say which file of a folder to name instead."""
     if (path / ".metadata").exists():
         return _distributed_checkpoint(path)
     if (path / "zero_to_fp32.py").exists():
@@ -156,8 +156,8 @@ def _folder(path: Path) -> InputError:
     files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
     there = next(iter(indices + files), None)
     if there is not None:
-        return InputError(f"{path}: a folder; give {there}")
-    return InputError(f"{path}: a folder; give a file of weights, of a run here {path / 'last.pth'}")
+        return InputError(f"{path}: a folder; name {there}")
+    return InputError(f"{path}: a folder; name a file of weights, of a run here {path / 'last.pth'}")
 
 
 def _distributed_checkpoint(folder: Path) -> InputError:
@@ -218,7 +218,7 @@ def _refuse_shard(path: Path) -> None:
     if shard is None or int(shard["number"]) < 2:
         return
     index = path.with_name(f"{shard['stem']}{shard['suffix']}{_INDEX}")
-    where = f"give their index, {index}" if index.exists() else f"their index, {index.name}, is not beside it"
+    where = f"name their index, {index}" if index.exists() else f"their index, {index.name}, is not beside it"
     raise InputError(f"{path}: one of {int(shard['number'])} shards; {where}")
 
 

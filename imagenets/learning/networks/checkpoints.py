@@ -27,7 +27,7 @@ from imagenets.learning.networks.wrappers import first_choice, is_ema
 _POSITIONS = ("pos_embed", "encoder.pos_embedding")
 # Made from a network's settings, and stored by some versions of a library only.
 _DERIVED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
-# A network that loses such tokens gives other features.
+# A network that loses such tokens returns other features.
 _TOKENS = ("register_tokens", "storage_tokens", "reg_token", "dist_token")
 _SHOWN = 3
 # Whose files have tensors of such names, and which backbones take them.
@@ -48,7 +48,7 @@ _SIGNS = (
 
 
 def load_backbone(backbone: Backbone, path: Path | str, branch: str | None = None) -> str:
-    """Load a checkpoint into a backbone; gives one line to print: what was loaded, and what was left over.
+    """Load a checkpoint into a backbone; returns one line to print: what was loaded, and what was left over.
 
     All tensors of the backbone must be there, in their shapes; position embeddings keep the resolution of
     the file, and are interpolated for each picture (their rule may become that of the file's family). Where
@@ -57,7 +57,7 @@ def load_backbone(backbone: Backbone, path: Path | str, branch: str | None = Non
 
     Raises InputError, naming the file, when anything is missing, the file is another network's, or its
     numbers are none of a network (not finite, all zero, integers), OSError when it cannot be read. RANDOM in
-    place of a file gives random weights.
+    place of a file leaves the weights random.
     """
     if Path(path) == RANDOM:
         return _randomize(backbone)
@@ -65,7 +65,7 @@ def load_backbone(backbone: Backbone, path: Path | str, branch: str | None = Non
 
 
 def _randomize(backbone: Backbone) -> str:
-    """Give a backbone random weights, the same in every run and every process."""
+    """Initialise a backbone at random, the same in every run and every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone.network.load_state_dict(make_backbone(backbone.name).network.state_dict())
@@ -181,7 +181,7 @@ def _best_fit(fits: list[_Fit]) -> _Fit:
 def _in_shape(
     backbone: Backbone, name: str, value: torch.Tensor | None, like: torch.Tensor
 ) -> torch.Tensor | None:
-    """Give ``value`` if it has the shape of ``like`` or, for position embeddings, that of another grid."""
+    """Return ``value`` if it has the shape of ``like`` or, for position embeddings, that of another grid."""
     if value is None or value.shape == like.shape:
         return value
     if name not in _POSITIONS or value.ndim != 3 or value.shape[2] != like.shape[2]:
@@ -200,7 +200,7 @@ def _in_shape(
 
 
 def _prepare(backbone: Backbone, tensors: Tensors) -> None:
-    """Give a ConvNeXt the norm at every place that DINOv3's has."""
+    """Add to a ConvNeXt the norm at every place that DINOv3's has."""
     theirs = any(re.search(r"\bnorms\.3\.|\bstages\.0\.downsample_layers\.", name) for name in tensors)
     if theirs and type(backbone.network).__name__ == "ConvNeXt":
         import timm.layers
@@ -210,7 +210,7 @@ def _prepare(backbone: Backbone, tensors: Tensors) -> None:
 
 
 def _set_positions(backbone: Backbone, found: Tensors, own_grid: bool) -> None:
-    """Give the network position embeddings of the file's resolution, or bring those to the network's."""
+    """Resize the network's position embeddings to the file's resolution, or the file's to the network's."""
     covered, network = backbone.covered_tokens, backbone.network
     name = next((name for name in _POSITIONS if name in found), None)
     if covered is None or name is None:
@@ -226,7 +226,7 @@ def _set_positions(backbone: Backbone, found: Tensors, own_grid: bool) -> None:
 
 
 def _position_rule(backbone: Backbone, best: _Fit, checkpoint: Checkpoint, tensors: Tensors) -> str:
-    """Rule for position embeddings: of the file's family where the backbone's name does not tell it."""
+    """Rule for position embeddings: of the file's family where the backbone's name does not say it."""
     recorded = checkpoint.content.get("positions")  # in what finetune.py wrote
     if recorded in RULES:
         return str(recorded)

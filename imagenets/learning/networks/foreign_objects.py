@@ -22,7 +22,7 @@ _MOST_NAMES = 1000  # more than any training script has classes
 
 
 def load_inert(path: Path) -> tuple[Any, Counter[str]]:
-    """Read a file on the CPU; also gives how many objects of which classes were left out, by full name.
+    """Read a file on the CPU; also returns how many objects of which classes were left out, by full name.
 
     Tensors, plain values and containers are read. Every other object becomes a stand-in that keeps nothing.
     Raises what ``torch.load`` raises: UnpicklingError for objects that cannot be stood in for (subclasses of

@@ -94,7 +94,7 @@ _LAYOUTS = (
 
 
 def candidates(tensors: Tensors, backbone: Backbone, wanted: Collection[str]) -> Iterator[Candidate]:
-    """Give the tensors of a file under each set of names that this network may have for them.
+    """Return the tensors of a file under each set of names that this network may have for them.
 
     First as they are, behind each prefix that most of the ``wanted`` names have.
     """

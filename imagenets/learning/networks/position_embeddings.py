@@ -20,8 +20,9 @@ RULES = {
     BILINEAR: "bilinear to h x w",
     RADIO: "bilinear to a square of the longer side, cut to h x w",
 }
-# Which rule the authors of a family have for dense features. MSN's own code takes square pictures only, and
-# gives the same there; I-JEPA's, CLIP's, EVA02-CLIP's and AIMv2's take one size only: transformers' rule.
+# Which rule the authors of a family have for dense features. MSN's own code takes only square pictures, for
+# which the rule makes no difference; I-JEPA's, CLIP's, EVA02-CLIP's and AIMv2's take one size only:
+# transformers' rule.
 RULE_OF = {
     "DINO": DINO,
     "iBOT": DINO,
@@ -73,7 +74,7 @@ def resized(embeddings: torch.Tensor, prefix: int, patches: int) -> torch.Tensor
 
 
 def on_a_square(embeddings: torch.Tensor, prefix: int) -> bool:
-    """Tell whether embeddings (1, prefix + T, D) are those of a square grid."""
+    """Return whether embeddings (1, prefix + T, D) are those of a square grid."""
     patches = embeddings.shape[1] - prefix
     return embeddings.ndim == 3 and patches > 0 and math.isqrt(patches) ** 2 == patches
 

@@ -25,7 +25,7 @@ def training_precision(wanted: str, device: torch.device) -> str:
 def run_network(network: Callable[..., Any], *inputs: Any, precision: str) -> Any:  # noqa: ANN401 - as the network's
     """Call a network, or a function of one, in a precision (autocast).
 
-    Gives its tensor, or named tuple of tensors, as float32. Nothing else computes in less than float32.
+    Returns its tensor, or named tuple of tensors, as float32. Nothing else computes in less than float32.
     """
     if precision == "float32":
         return network(*inputs)

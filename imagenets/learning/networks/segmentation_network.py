@@ -1,4 +1,4 @@
-"""Backbones with a head that gives logits of the labels 0..N, and the files that hold such networks."""
+"""Backbones with a head that returns logits of the labels 0..N, and the files that hold such networks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class SegmentationNetwork(nn.Module):
             nn.init.trunc_normal_(weight, std=2e-5)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Give the logits (B, N + 1, h, w)."""
+        """Return the logits (B, N + 1, h, w)."""
         features = self.backbone(pictures)
         if self.kind == PROBE:
             features = self.probe_norm(features)
@@ -89,11 +89,11 @@ class SegmentationNetwork(nn.Module):
         self.head.load_state_dict(head.state_dict())
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Give all tensors: the backbone's under its library's own names, and the head's."""
+        """Return all tensors: the backbone's under its library's own names, and the head's."""
         return {name.removeprefix(_BACKBONE): value for name, value in self.state_dict().items()}
 
     def load_weights(self, weights: Mapping[str, torch.Tensor], path: Path | str) -> None:
-        """Take over what ``weights`` gave; all must be there. Raises InputError, naming the file ``path``."""
+        """Load what ``weights`` returned; all must be there. Raises InputError, naming the file ``path``."""
         own = self.weights()
         counters = {name for name in own if name.endswith("num_batches_tracked")}
         missing = [name for name in own if name not in weights and name not in counters]
@@ -119,7 +119,7 @@ class SegmentationNetwork(nn.Module):
 
     @property
     def layers(self) -> int:
-        """Number of the head's layer, for ``layer_of``; 0 where layers are not told apart."""
+        """Number of the head's layer, for ``layer_of``; 0 where layers are not distinguished."""
         return max(self.layer_of(name) for name, _ in self.named_parameters())
 
     def layer_of(self, name: str) -> int:
@@ -146,7 +146,7 @@ _STEM_OF_VIT = r"(patch_embed|pos_embed|cls_token|reg_token|norm_pre)\b"
 
 
 def kind_of(backbone: Backbone) -> str:
-    """Tell ``vit`` (timm's), ``resnet``, ``convnext`` (timm's) and ``other``."""
+    """Kind of a backbone: ``vit`` (timm's), ``resnet``, ``convnext`` (timm's) or ``other``."""
     network = backbone.network
     name = type(network).__name__
     if backbone.is_resnet:
@@ -213,7 +213,7 @@ def fresh_norm(network: SegmentationNetwork, tensors: Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Saved:
-    """A fine-tuned network as a file holds it; ``backbone`` is None in published files, which do not tell."""
+    """A fine-tuned network as a file holds it; ``backbone`` is None in published files, which do not say."""
 
     path: Path
     weights: dict[str, torch.Tensor]
@@ -282,7 +282,7 @@ def read_saved(path: Path) -> Saved:
         raise InputError(f"{path}: is an RF-ConvNeXt, which is left out here; see docs/finetuning.md")
     if not {"head.weight", "head.bias"} <= weights.keys() or weights["head.weight"].ndim != 4:
         raise InputError(
-            f"{path}: no fine-tuned network: it has no head of 1 x 1 convolutions; give what finetune.py "
+            f"{path}: no fine-tuned network: it has no head of 1 x 1 convolutions; take what finetune.py "
             "wrote, or a published fine-tuned file"
         )
     about = {key: value for key, value in content.items() if not isinstance(value, Mapping)}

@@ -61,7 +61,7 @@ _LETTERS = {"query": "q", "key": "k", "value": "v"}
 
 
 def vit_to_timm(tensors: Tensors, wanted: Collection[str]) -> Tensors:
-    """Give the tensors of one vision transformer timm's names and shapes; q, k and v are joined.
+    """Bring the tensors of one vision transformer to timm's names and shapes; q, k and v are joined.
 
     ``wanted`` are the names of timm's model, which decide where timm has two forms (layer scale, SwiGLU,
     biases of q and v). Others than a vision transformer's keep their names.
@@ -79,7 +79,7 @@ def vit_to_timm(tensors: Tensors, wanted: Collection[str]) -> Tensors:
 
 
 def convnext_to_timm(tensors: Tensors) -> Tensors:
-    """Give the tensors of DINOv3's ConvNeXt timm's names."""
+    """Bring the tensors of DINOv3's ConvNeXt to timm's names."""
     return {_renamed(name, _CONVNEXT, all_rules=True): tensor for name, tensor in tensors.items()}
 
 

@@ -15,7 +15,7 @@ Tensors = dict[str, torch.Tensor]
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # The moving average of the weights, by which timm, DeiT and ConvNeXt report their numbers.
 _EMA = re.compile(r"(^|[._])ema(?![a-z])")
-# Of two copies that fit alike, the one without such a word: the teacher, not the student; the query's
+# Of two copies that fit equally well, the one without such a word: the teacher, not the student; the query's
 # encoder, not the key's; the online network, not its target.
 _SECOND_CHOICE = re.compile(r"student|momentum|encoder_k|target|_k\.")
 _TARGET = re.compile(r"(^|\.)target_encoder\.")
@@ -48,12 +48,12 @@ def of_branch(tensors: Tensors, branch: str | None, path: object) -> Tensors:
 
 
 def is_ema(prefix: str) -> bool:
-    """Tell whether a prefix is that of a moving average of the weights."""
+    """Return whether a prefix is that of a moving average of the weights."""
     return bool(_EMA.search(prefix))
 
 
 def first_choice(prefixes: Collection[str]) -> str:
-    """Choose among the prefixes of copies that fit alike; the first of equals.
+    """Choose among the prefixes of copies that fit equally well; the first of equals.
 
     The moving average (EMA); a ``target_encoder`` beside an ``encoder`` (I-JEPA, MSN: the network that is
     evaluated), but not beside an online network (BYOL); never a student, a momentum encoder …, where there

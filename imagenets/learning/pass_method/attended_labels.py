@@ -85,7 +85,7 @@ def sweep_step(backbone: Backbone, attention: PixelAttention, centroids: torch.T
 def _full_size(
     batch: Batch, backbone: Backbone, attention: PixelAttention, centroids: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Give each picture's clusters (H, W) int32 and mean attention (H, W) float32, in its image's size."""
+    """Return each picture's clusters (H, W) int32 and mean attention (H, W) float32, in its image's size."""
     attended, vectors = attention_and_vectors(batch.through(backbone), attention)
     clusters = nearest_centroids(vectors, centroids)
     return [

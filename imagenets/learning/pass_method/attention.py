@@ -38,7 +38,7 @@ class PixelAttention(nn.Module):
         start_convolutions(self)
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Give the attention (B, C, h, w) of vectors (B, C, h, w) of length 1 at each pixel."""
+        """Return the attention (B, C, h, w) of vectors (B, C, h, w) of length 1 at each pixel."""
         return torch.sigmoid(self.atten(vectors) + self.threshold)
 
 
@@ -51,7 +51,7 @@ class AttentionOutputs(NamedTuple):
 
 
 class AttentionNetwork(nn.Module):
-    """A frozen backbone and image head around the attention; attention and prototypes alone are trained.
+    """A frozen backbone and image head around the attention; only attention and prototypes are trained.
 
     As published, the whole network is in training mode, so that the frozen batch norms use the statistics
     of the batch and their running ones drift away from those of the pre-training.
@@ -93,7 +93,7 @@ def attended_features(maps: torch.Tensor, attention: PixelAttention) -> torch.Te
 
 
 def attention_and_vectors(maps: torch.Tensor, attention: PixelAttention) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give mean attention over channels (B, 4h, 4w) and unit vectors (B, C, 4h, 4w) of maps (B, C, h, w)."""
+    """Mean attention over channels (B, 4h, 4w) and unit vectors (B, C, 4h, 4w) of maps (B, C, h, w)."""
     vectors = normalize(enlarged(maps), dim=1)
     return attention(vectors).mean(1), vectors
 

@@ -16,7 +16,7 @@ from imagenets.common.errors import InputError
 
 ITERATIONS = 20
 RESTARTS = 30
-# Up to here one thread does the sums, so that the same input gives the same bits; above, all threads work.
+# Up to here one thread does the sums, so that the same input has the same bits; above, all threads work.
 EXACT_ROWS = 100_000
 EPOCHS = 5  # of mini-batches, where features do not fit into memory
 _BLOCK = 16_384  # rows
@@ -30,8 +30,8 @@ def fit_centroids(
     Lloyd's algorithm from random rows, ``ITERATIONS`` iterations, ``restarts`` times; the run of the
     smallest objective counts. It holds one copy of the features: 4 n C bytes. Where that is more than
     ``memory`` bytes (``features`` may be a file's memory map), a random part that fits is clustered so, and
-    mini-batches of all rows, ``EPOCHS`` times over, go on from there: close to the published procedure, but
-    not it.
+    mini-batches of all rows, ``EPOCHS`` times over, continue from there: close to the published procedure,
+    but not it.
 
     Raises InputError when there are fewer rows than clusters, or numbers that are not finite.
     """

@@ -96,7 +96,7 @@ def shared_grids(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample the overlap of two crops at ``points`` x ``points`` places: two grids (B, points, points, 2).
 
-    ``first`` and ``second`` (B, 5) float tell the crops: left, top, width, height in pixels of the picture,
+    ``first`` and ``second`` (B, 5) float are the crops: left, top, width, height in pixels of the picture,
     and 1 where the crop is flipped left to right. A grid holds (x, y) in -1..1 as
     ``torch.nn.functional.grid_sample`` takes it; place (i, j) of both is the same point of the picture, and
     the outermost points lie on the overlap's border. Without overlap (touching crops included) all is

@@ -19,7 +19,7 @@ DIMENSIONS = 128  # of the features that are compared with the prototypes
 
 
 class PassOutputs(NamedTuple):
-    """What one step gives, for 2B large and S small crops.
+    """Outputs of one step, for 2B large and S small crops.
 
     ``pooled`` (2B, C) and ``features`` (2B, D): what the backbone and the image head find in the large crops,
     unit vectors without gradient, crop 0 of all pictures first. ``scores`` (2B + S, K): cosines with the
@@ -75,7 +75,7 @@ class PassNetwork(nn.Module):
     def forward(self, large: torch.Tensor, small: Sequence[torch.Tensor], grids: torch.Tensor) -> PassOutputs:
         """Pass normalised crops through: ``large`` (2B, 3, H, W), ``small`` maybe one (S, 3, h, w).
 
-        ``grids`` (2B, points, points, 2) as ``shared_grids`` gives them, in the order of the large crops.
+        ``grids`` (2B, points, points, 2) as ``shared_grids`` returns them, in the order of the large crops.
         Statistics of batch norms follow from the passes: the backbone normalises large and small crops apart,
         the image head all of them together.
         """
@@ -166,7 +166,7 @@ def library_state(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_library_state(network: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Take back what ``library_state`` gave, all of it."""
+    """Take back what ``library_state`` returned, all of it."""
     names = {name.removeprefix(BACKBONE_PREFIX): name for name in network.state_dict()}
     network.load_state_dict({names[name]: tensor for name, tensor in state.items()})
 

@@ -20,7 +20,7 @@ Tensors = dict[str, torch.Tensor]
 def attention_network(
     backbone_name: str, checkpoint: Path, branch: str | None = None
 ) -> tuple[AttentionNetwork, list[str]]:
-    """Put a new attention on a pre-trained network, and give the lines that say what was loaded.
+    """Put a new attention on a pre-trained network, and return the lines that say what was loaded.
 
     Widths of head and prototypes are the file's; ``branch`` is the copy to take where it has several.
     Raises InputError, naming the file, when it is no file of PASS's pre-training (``pass*_pretrained``, or
@@ -48,7 +48,7 @@ def attention_network(
 def attended_backbone(
     backbone_name: str, checkpoint: Path, branch: str | None = None
 ) -> tuple[Backbone, PixelAttention, list[str]]:
-    """Load backbone and attention, in evaluation mode, and give the lines that say what was loaded.
+    """Load backbone and attention, in evaluation mode, and return the lines that say what was loaded.
 
     Raises InputError, naming the file, when it has no attention (``pass*_pixelatt``, or ``last.pth`` of
     pixel_attention.py, has one), OSError when it cannot be read.

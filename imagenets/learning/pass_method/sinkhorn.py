@@ -49,7 +49,7 @@ class FeatureQueue:
         self.rows = [0, 0]  # that have been put into the queue of each crop; known without asking the device
 
     def filled(self, crop: int) -> bool:
-        """Tell whether the queue of ``crop`` (0, 1) has no empty place left, and is used from now on."""
+        """Return whether the queue of ``crop`` (0, 1) has no empty place left, and is used from now on."""
         return 0 < self.features.shape[1] <= self.rows[crop]
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class FeatureQueue:
         self.rows[crop] += len(features)
 
     def gathered(self) -> torch.Tensor:
-        """Give the queue of all processes, (2, length, D) on the CPU, as one process would have it.
+        """Return the queue of all processes, (2, length, D) on the CPU, as one process would have it.
 
         All processes must call it. Rows are a batch's in the order of the processes, batch after batch.
         """
@@ -79,7 +79,7 @@ class FeatureQueue:
         return torch.stack(parts, 2).flatten(1, 3).cpu()
 
     def restore(self, gathered: torch.Tensor) -> None:
-        """Take this process's share of what ``gathered`` gave, also if the processes were others then."""
+        """Take this process's share of what ``gathered`` returned, also if the processes were others then."""
         if self.features.shape[1]:
             batches = gathered.view(2, -1, _processes(), self.batch, gathered.shape[2])
             own = batches[:, :, _rank()].flatten(1, 2)

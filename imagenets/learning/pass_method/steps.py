@@ -32,7 +32,7 @@ class QueueState:
         self.queue = queue
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the features of all processes."""
+        """Return the features of all processes."""
         return {"features": self.queue.gathered()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class CollapseWatch:
     """
 
     def __init__(self, prototypes: int, processes: Processes, warn: Callable[[str], None]) -> None:
-        """Watch over ``prototypes``; ``warn`` is told, in the first process, of a run that has collapsed."""
+        """Watch over ``prototypes``; the first process calls ``warn`` for a run that has collapsed."""
         self.counts = torch.zeros(prototypes, dtype=torch.int64, device=processes.device)
         self.sum = torch.zeros(0, dtype=torch.float64, device=processes.device)  # of features, (C,)
         self.processes = processes
@@ -83,7 +83,7 @@ class CollapseWatch:
         return {"prototypes_in_use": in_use, "spread": spread}
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what all processes have counted in this epoch."""
+        """Return what all processes have counted in this epoch."""
         counts, total = self._of_all()
         return {"counts": counts.cpu(), "sum": total.cpu()}
 

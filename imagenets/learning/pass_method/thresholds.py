@@ -40,7 +40,7 @@ def count_steps(mask: np.ndarray, clusters: torch.Tensor, attention: torch.Tenso
 def sweep(image: np.ndarray, rows: np.ndarray, images: int, classes: int, clusters: int) -> Sweep:
     """Score all thresholds from the rows of all images, with a matching of its own for each.
 
-    ``image`` (R,) is the image 0..``images`` - 1 of each row, ``rows`` (R, 4) as ``count_steps`` gives them,
+    ``image`` (R,) is the image 0..``images`` - 1 of each row, ``rows`` (R, 4) those of ``count_steps``,
     ``classes`` N and ``clusters`` K. Equal to writing label maps for each threshold (0 where the attention
     is below it) and calling match.py and evaluator.py.
     """

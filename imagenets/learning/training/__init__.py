@@ -3,13 +3,13 @@
 The parts, in the order in which a script uses them:
 
 - ``distributed.started(device)``: this process among those of torchrun (rank, number, device). ``together``
-  runs a check on all of them and refuses once; ``join`` gives a network's gradients the mean over all,
-  and on CUDA its batch norms the images of all.
+  runs a check on all of them and refuses once; ``join`` averages a network's gradients over all,
+  and on CUDA its batch norms take their statistics over all images.
 - ``run_files.opened_run(folder, settings, processes)``: the folder of one run. Settings are written down, and
   other ones refused by name. ``last.pth`` holds the whole state and appears whole; ``log.jsonl`` and
   ``curves.png`` follow from the records in it.
 - ``order.Plan``: which images each process sees in which part of which step, a function of the seed, the
-  epoch and the step alone. ``order.batches`` reads them ahead in worker processes, over the epochs' borders.
+  epoch and the step only. ``order.batches`` reads them ahead in worker processes, over the epochs' borders.
 - ``order.generator(seed, epoch, index)``: the randomness of one image's augmentation, for the functions of
   ``augmentation``. ``order.seed_network`` sets the randomness of dropout for one part of one step.
 - ``optimisers.Lars``, ``optimisers.layer_decay_groups``, and the learning rates of ``schedules``.

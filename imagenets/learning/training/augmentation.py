@@ -119,5 +119,5 @@ def shift_hue(image: Image.Image, shift: float) -> Image.Image:
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
-    """Give an RGB image as (3, H, W) uint8: a quarter of what floats would be to send between processes."""
+    """Return an RGB image as (3, H, W) uint8: a quarter of what floats would be to send between processes."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

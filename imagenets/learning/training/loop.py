@@ -30,7 +30,7 @@ class Stateful(Protocol):
     """Something else that a run must remember: queues, say."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state; called in all processes, the first one's is saved, so gather what differs."""
+        """Return the state; called in all processes, the first one's is saved, so gather what differs."""
 
     def load_state_dict(self, state: dict[str, Any]) -> object:
         """Take a saved state back; called in all processes with the same."""
@@ -60,7 +60,7 @@ class TrainingJob:
     - ``precision``: of the network; float16 needs its loss scaled.
     - ``about``: what else is saved beside it: the backbone's name, the mode …, plain values.
     - ``before_update(at)``: after the gradients are there, before the optimiser uses them.
-    - ``scores(epoch)``: called after each epoch in all processes, gives numbers to log ({} if none).
+    - ``scores(epoch)``: called after each epoch in all processes, returns numbers to log ({} if none).
     - ``scores_take_long(epoch)``: save before ``scores``, so that a run that is stopped there loses nothing.
     - ``more``: further state by name.
     """
@@ -166,7 +166,7 @@ def train(
 def _update(
     job: TrainingJob,
     scaler: torch.amp.GradScaler,
-    arriving: Any,  # noqa: ANN401 - what ``batches`` gives
+    arriving: Any,  # noqa: ANN401 - what ``batches`` yields
     plan: Plan,
     progress: _Progress,
     unread: _Unread,
@@ -206,7 +206,7 @@ def _update(
 
 
 def _gathering(network: nn.Module, last: bool) -> Any:  # noqa: ANN401 - a context manager
-    """Send gradients around after the last part of a step alone."""
+    """Average gradients over processes only after the last part of a step."""
     if isinstance(network, DistributedDataParallel) and not last:
         return network.no_sync()
     return nullcontext()

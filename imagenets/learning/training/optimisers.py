@@ -18,7 +18,7 @@ class Lars(Optimizer):
     For weights w and gradient g of lengths above zero, g becomes
     (g + wd·w) · trust · ‖w‖ / (‖g‖ + wd·‖w‖ + 1e-8); a tensor of length zero keeps its raw gradient, without
     weight decay. Then plain SGD: m ← momentum·m + g (m = g at first), w ← w − lr·m. All tensors are treated
-    so, biases and batch norms included; one without a gradient is left alone, its momentum too.
+    so, biases and batch norms included; one without a gradient stays as it is, its momentum too.
 
     Source: You et al., Large Batch Training of Convolutional Networks, 2017; docs/finetuning.md, LARS.
     """

@@ -21,7 +21,7 @@ _ORDER, _IMAGE, _NETWORK = 1, 2, 3
 
 
 def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Give the randomness of one image's augmentation in one epoch."""
+    """Random numbers of one image's augmentation in one epoch."""
     return np.random.default_rng((_IMAGE, seed, epoch, index))
 
 
@@ -89,11 +89,11 @@ class Plan:
         return self._fill(self._order(epoch), step)
 
     def shares(self, epoch: int, step: int) -> list[np.ndarray]:
-        """Give this process's share of each part of a batch."""
+        """Return this process's share of each part of a batch."""
         return self._shares(self._order(epoch), step)
 
     def after(self, epoch: int, step: int) -> Iterator[tuple[StepIndex, np.ndarray]]:
-        """Give this process's shares from (epoch, step) on, to the end of the run."""
+        """Yield this process's shares from (epoch, step) on, to the end of the run."""
         while epoch < self.epochs:
             order = self._order(epoch)
             for now in range(step, self.steps):

@@ -39,7 +39,7 @@ class RunFolder:
         self._drawn = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """Give the saved state, on the CPU; None where the run has none yet. Raises InputError if damaged."""
+        """Load the saved state, on the CPU; None where the run has none yet. Raises InputError if damaged."""
         path = self.path / STATE
         if not path.exists():
             return None

@@ -108,7 +108,7 @@ def embed_names(
 
 
 def embeddings_file(folder: Path, names: Sequence[str], templates: int, weights: str) -> Path:
-    """Path in ``folder`` of the embeddings that these names, templates and weights (a digest) give."""
+    """Path in ``folder`` of the embeddings of these names and templates by weights of this digest."""
     return folder / f"text-{digest([weights, str(templates), *names])}.npz"
 
 

@@ -91,8 +91,8 @@ def load_vision_language(name: str | None, path: Path) -> VisionLanguage:
         return _from_folder(path)
     if name is None:
         raise InputError(
-            f"{path}: a file of weights does not say which model it is; give open_clip's name as model, or "
-            "the folder that holds open_clip_config.json"
+            f"{path}: a file of weights does not say which model it is; name open_clip's model, or take "
+            "the folder that holds open_clip_config.json as the checkpoint"
         )
     config = _config(name)
     if "hf_tokenizer_name" in config["text_cfg"] or "hf_model_name" in config["text_cfg"]:
@@ -213,7 +213,7 @@ def _torchscript_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _refuse_wrong_activation(name: str, path: Path, quick: bool, openai: bool) -> None:
-    """Refuse GELU for weights that want QuickGELU and the reverse, as far as the file tells."""
+    """Refuse GELU for weights that want QuickGELU and the reverse, as far as the file says."""
     wants_quick = openai or _WANTS_QUICK_GELU.search(path.name) is not None
     if wants_quick and not quick:
         raise InputError(f"{path}: weights of OpenAI, MetaCLIP and DFN want QuickGELU; take {name}-quickgelu")
