@@ -337,7 +337,7 @@ def test_the_watch_goes_on_within_an_epoch_and_only_the_first_process_has_what_w
         (nn.functional.normalize(torch.randn(6, 4, generator=generator), dim=1), torch.rand(6, 9))
         for _ in range(4)
     ]
-    whole, begun, resumed = (CollapseWatch(9, ALONE, no_talk) for _ in range(3))
+    whole, begun, resumed = (CollapseWatch(9, ALONE, no_log) for _ in range(3))
     for step in steps:
         whole.look(*step)
     for step in steps[:2]:

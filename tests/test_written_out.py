@@ -629,14 +629,15 @@ def test_a_run_of_pass_is_what_was_asked_for(photos, tmp_path, monkeypatch, trai
     for number, seed in enumerate((5, 5, 6)):
         torch.manual_seed(number)
         asked = replace(of_pass(photos, tmp_path / f"{number}"), workers=3, precision="bfloat16")
-        talk = runs.Talk(no_bar, said.append)
         recipe = replace(
             PRETRAINING if training == "pretraining" else ATTENTION, seed=seed, weight_decay=0.01
         )
         if training == "pretraining":
-            runs.pretrain(asked, recipe, ALONE, talk)
+            runs.pretrain(asked, recipe, ALONE, log=said.append)
         else:
-            runs.train_attention(asked, recipe, "timm/test_resnet", file, ALONE, talk, "student")
+            runs.train_attention(
+                asked, recipe, "timm/test_resnet", file, ALONE, log=said.append, weights="student"
+            )
         starts.append({name: value.clone() for name, value in rates.job.weights().items()})
     new = "prototypes.weight" if training == "pretraining" else "fbg.atten.0.weight"
     assert torch.equal(starts[0][new], starts[1][new]) and not torch.equal(starts[1][new], starts[2][new])
