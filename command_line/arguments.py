@@ -36,6 +36,11 @@ def number_in(lowest: float, highest: float) -> Callable[[str], float]:
     return parse
 
 
+def threshold_argument(text: str) -> float | None:
+    """Argument type: a fraction, or ``auto`` (None)."""
+    return None if text == "auto" else number_in(0, 1)(text)
+
+
 def positive_number(text: str) -> float:
     """Argument type: a number above 0."""
     value = _number(text)

@@ -124,6 +124,20 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
     add_precision(parser, "float32, which is exact")
 
 
+def add_machine(parser: argparse._ActionsContainer) -> None:
+    """Add how a training uses the machine: device, precision and workers."""
+    add_device(parser, "learns")
+    add_precision(parser, "on CUDA bfloat16 where the card has it, else float16; float32 on CPUs")
+    parser.add_argument(
+        "--workers",
+        type=whole_number(0, 1024),
+        default=default_workers(most=8),
+        metavar="N",
+        help="processes that read images, for each of torchrun's processes (default: its share of this "
+        "machine's cores, at most 8)",
+    )
+
+
 def size_argument(text: str) -> Size:
     """Argument type: pixels, or ``native``."""
     return "native" if text == "native" else whole_number(32, 4096)(text)
@@ -187,9 +201,7 @@ def running_of(arguments: argparse.Namespace, processes: Processes) -> Running:
 
 def method_arguments(description: str) -> argparse.Namespace:
     """Parse the command line of a method that takes images, and nothing of its own."""
-    parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     add_source(parser)
     parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     add_running(parser)

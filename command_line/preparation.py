@@ -32,7 +32,6 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
         description=description,
         epilog=LAYOUTS if layouts else None,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if layouts:
         parser.add_argument(

@@ -14,7 +14,7 @@ from command_line.arguments import (
     positive_number,
     whole_number,
 )
-from command_line.training import add_machine
+from command_line.networks import add_machine
 from imagenets.learning.images import list_images
 from imagenets.learning.networks.precision import training_precision
 from imagenets.learning.pass_method.recipes import RECIPES, Attention, Pretraining

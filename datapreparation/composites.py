@@ -39,9 +39,7 @@ from imagenets.dataset import SPLITS_WITH_MASKS
 
 def main() -> None:
     """Parse, make, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_split_arguments(parser, SPLITS_WITH_MASKS)
     parser.add_argument(
         "--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS, help="which to make (default: all)"

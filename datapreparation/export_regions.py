@@ -29,9 +29,7 @@ from imagenets.regions import FORMS, export_regions
 
 def main() -> None:
     """Parse, export, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_split_arguments(parser, SPLITS_WITH_MASKS)
     parser.add_argument("--form", choices=FORMS, required=True, help="form of the regions, see above")
     parser.add_argument(

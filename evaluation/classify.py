@@ -57,9 +57,7 @@ from imagenets.scoring.classifier_files import read_outputs
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--logits", type=path_argument, metavar="FILE", help="outputs of the classifier")
     parser.add_argument(
         "--compare", type=path_argument, metavar="FILE", help="outputs of another one, B, on the same images"

@@ -26,9 +26,7 @@ from imagenets.mask_forms import FORMS, convert_folder
 
 def main() -> None:
     """Parse, convert, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--input", type=path_argument, required=True, metavar="DIR", help="masks, any tree")
     parser.add_argument(
         "--output", type=path_argument, required=True, metavar="DIR", help="a folder that does not exist yet"

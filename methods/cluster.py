@@ -41,9 +41,7 @@ SPLITS = ("train", "validation")
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_attention(parser)
     parser.add_argument(
         "--output-dir", type=path_argument, required=True, help="that of pixel_attention.py, or another"

@@ -61,9 +61,7 @@ def bank_argument(text: str) -> str | Path:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_source(parser)
     parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     parser.add_argument("--backbone", required=True, help="a torchvision or timm model, by name")

@@ -29,9 +29,8 @@ from command_line.arguments import (
 
 # isort: split
 
-from command_line.networks import add_size, add_weights, precision_of
+from command_line.networks import add_machine, add_size, add_weights, precision_of
 from command_line.progress import bar, print_line
-from command_line.training import add_machine
 from imagenets.learning.finetuning import probe
 from imagenets.learning.finetuning.run import FineTuneRequest, fine_tune
 from imagenets.learning.networks.segmentation_network import PASS, PROBE, RECIPES
@@ -59,9 +58,7 @@ def checkpoint_argument(text: str) -> Path | None:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_save_dir_argument(parser)
     add_mode_argument(parser, "the set")
     parser.add_argument(

@@ -10,8 +10,6 @@ resumes. Under torchrun every process takes a share.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import check_save_dir, number_in, parse, path_argument
+from command_line.arguments import check_save_dir, parse, path_argument, threshold_argument
 
 # isort: split
 import torch
@@ -28,9 +26,9 @@ import torch
 from command_line.attention import AttendedNetwork, add_attention
 from command_line.networks import add_running, precision_of, run_method, validation_images
 from imagenets.dataset import SPLITS
-from imagenets.learning.engine.inference import LabelStep, Running, load_arrays, store_arrays
+from imagenets.learning.engine.inference import LabelStep, Running, load_arrays
 from imagenets.learning.engine.segmentation import Method
-from imagenets.learning.engine.threshold_sweep import save_sweep
+from imagenets.learning.engine.threshold_sweep import CHART, PARTS, SCORES, Sweep, best_threshold
 from imagenets.learning.images import Images, split_images
 from imagenets.learning.networks.checkpoint_files import file_digest
 from imagenets.learning.pass_method.attended_labels import (
@@ -43,19 +41,10 @@ from imagenets.learning.pass_method.attended_labels import (
 from imagenets.learning.pass_method.thresholds import sweep
 from imagenets.learning.run_folder import Record, made_by
 
-THRESHOLD, CHART, PARTS = "threshold.json", "threshold.png", "threshold-parts"
-
-
-def threshold_argument(text: str) -> float | None:
-    """Argument type: a fraction, or ``auto`` (None)."""
-    return None if text == "auto" else number_in(0, 1)(text)
-
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_attention(parser)
     parser.add_argument(
         "--centroids", type=path_argument, required=True, metavar="FILE", help="centroids.npy of cluster.py"
@@ -109,38 +98,34 @@ def prepare(arguments: argparse.Namespace) -> Method:
         },
         "pseudo_labels.json",
         loaded=network.loaded,
-        owned=(*SPLITS, THRESHOLD, CHART, PARTS),
+        owned=(*SPLITS, SCORES, CHART, PARTS),
     )
 
 
 def chosen_threshold(job: Job, running: Running, record: Record) -> float:
     """Return the threshold of the command line, or the best on validation; called on all processes."""
-    arguments, processes = job.arguments, running.processes
+    arguments, network = job.arguments, job.network
     if arguments.threshold is not None:
         return float(arguments.threshold)
-    path = arguments.output_dir / THRESHOLD
-    if not processes.from_first(path.exists):
-        images = processes.together(partial(validation_images, arguments))
-        parts = arguments.output_dir / PARTS
-        step = sweep_step(job.network.backbone, job.network.attention, job.centroids.to(processes.device))
-        identity = record.identity()
-        store = partial(store_arrays, images, parts, identity, step, LABEL_READING, running, with_masks=True)
-        files = processes.together(store)
-        processes.from_first(partial(sweep_thresholds, job, images, files))
-    best = float(processes.from_first(lambda: json.loads(path.read_text(encoding="utf-8"))["best"]))
-    if processes.first:
+
+    def score(images: Images, files: list[Path]) -> Sweep:
+        rows, image = load_arrays(files, "rows"), load_arrays(files, "image")
+        return sweep(image, rows, len(images.names), arguments.mode.classes, len(job.centroids))
+
+    best = best_threshold(
+        arguments.output_dir,
+        record.identity(),
+        partial(validation_images, arguments),
+        sweep_step(network.backbone, network.attention, job.centroids.to(running.processes.device)),
+        score,
+        "attention",
+        LABEL_READING,
+        running,
+    )
+    if running.processes.first:
+        path = arguments.output_dir / SCORES
         print(f"threshold {best:.2f}: the best on validation, whose masks were used for it; {path}")
     return best
-
-
-def sweep_thresholds(job: Job, images: Images, files: list[Path]) -> None:
-    """Score all thresholds, save and draw them."""
-    output = job.arguments.output_dir
-    rows, image = load_arrays(files, "rows"), load_arrays(files, "image")
-    classes = job.arguments.mode.classes
-    found = sweep(image, rows, len(images.names), classes, len(job.centroids))
-    save_sweep(found, output / THRESHOLD, output / CHART, "attention")
-    shutil.rmtree(output / PARTS)
 
 
 def attention_step(job: Job, running: Running, record: Record) -> LabelStep:

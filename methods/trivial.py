@@ -41,9 +41,7 @@ def trivial_labels(kind: str, labels: np.ndarray, clusters: int, rng: np.random.
 
 def main() -> None:
     """Write one prediction for each given one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--predict-dir",
         type=path_argument,

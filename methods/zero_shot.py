@@ -8,8 +8,6 @@ A stopped run resumes. Under torchrun every process takes a share.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import number_in, parse, path_argument, whole_number
+from command_line.arguments import parse, path_argument, threshold_argument, whole_number
 from command_line.networks import (
     add_running,
     add_source,
@@ -31,10 +29,10 @@ from command_line.networks import (
 from command_line.progress import bar, warn
 from imagenets.class_ids import mode_table
 from imagenets.common.errors import InputError
-from imagenets.learning.engine.inference import LabelStep, Running, load_arrays, store_arrays
+from imagenets.learning.engine.inference import LabelStep, Running, load_arrays
 from imagenets.learning.engine.segmentation import Method
-from imagenets.learning.engine.threshold_sweep import save_sweep
-from imagenets.learning.images import Reading, digest
+from imagenets.learning.engine.threshold_sweep import CHART, PARTS, SCORES, Sweep, best_threshold
+from imagenets.learning.images import Images, Reading, digest
 from imagenets.learning.networks.precision import on_device
 from imagenets.learning.processes import Processes
 from imagenets.learning.run_folder import Record, made_by
@@ -53,13 +51,7 @@ from imagenets.learning.zero_shot.text_embeddings import (
 from imagenets.learning.zero_shot.vision_language import SIGLIP_DENSE, VisionLanguage, load_vision_language
 from imagenets.lists import cache_folder
 
-THRESHOLD, CHART, PARTS = "threshold.json", "threshold.png", "threshold-parts"
 SIZE = 336  # pixels, as SCLIP and NACLIP evaluate
-
-
-def threshold_argument(text: str) -> float | None:
-    """Argument type: a probability, or ``auto`` (None)."""
-    return None if text == "auto" else number_in(0, 1)(text)
 
 
 def names_argument(text: str) -> str | Path:
@@ -69,9 +61,7 @@ def names_argument(text: str) -> str | Path:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_source(parser)
     parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     parser.add_argument(
@@ -174,7 +164,7 @@ def prepare(arguments: argparse.Namespace) -> Method:
         settings,
         "zero_shot.json",
         loaded=model.lines,
-        owned=(THRESHOLD, CHART, PARTS),
+        owned=(SCORES, CHART, PARTS),
         names=["background", *names],
     )
 
@@ -194,31 +184,27 @@ def text_embeddings(job: Job, processes: Processes) -> Path:
 
 def chosen_threshold(job: Job, namer: Namer, running: Running, record: Record) -> float:
     """Return the threshold of the command line, or the best on validation; called on all processes."""
-    arguments, processes = job.arguments, running.processes
+    arguments = job.arguments
     if arguments.threshold is not None:
         return float(arguments.threshold)
-    path = arguments.output_dir / THRESHOLD
-    if not processes.from_first(path.exists):
-        images = processes.together(partial(validation_images, arguments))
-        identity = record.identity()
-        parts = arguments.output_dir / PARTS
-        store = partial(
-            store_arrays, images, parts, identity, sweep_step(namer), job.reading, running, with_masks=True
-        )
-        files = processes.together(store)
-        processes.from_first(partial(sweep_thresholds, arguments, files))
-    best = float(processes.from_first(lambda: json.loads(path.read_text(encoding="utf-8"))["best"]))
-    if processes.first:
+
+    def score(images: Images, files: list[Path]) -> Sweep:
+        return sweep(load_arrays(files, "truth"), load_arrays(files, "predicted"), arguments.mode.classes)
+
+    best = best_threshold(
+        arguments.output_dir,
+        record.identity(),
+        partial(validation_images, arguments),
+        sweep_step(namer),
+        score,
+        "the largest class probability",
+        job.reading,
+        running,
+    )
+    if running.processes.first:
+        path = arguments.output_dir / SCORES
         print(f"threshold {best:g}: the best on validation, whose masks were used to choose it; {path}")
     return best
-
-
-def sweep_thresholds(arguments: argparse.Namespace, files: list[Path]) -> None:
-    """Score all thresholds, save and draw them."""
-    output = arguments.output_dir
-    found = sweep(load_arrays(files, "truth"), load_arrays(files, "predicted"), arguments.mode.classes)
-    save_sweep(found, output / THRESHOLD, output / CHART, "the largest class probability")
-    shutil.rmtree(output / PARTS)
 
 
 def namer_step(job: Job, running: Running, record: Record) -> LabelStep:

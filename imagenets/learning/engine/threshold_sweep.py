@@ -1,17 +1,23 @@
-"""Scores over a range of thresholds, as a file and as a chart."""
+"""The choice of a threshold on validation: scores over a range of them, kept as a file and as a chart."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from imagenets.common.whole_files import write_whole
+from imagenets.learning.engine.inference import ArrayStep, Running, store_arrays
+from imagenets.learning.images import Images, Reading
+
+SCORES, CHART, PARTS = "threshold.json", "threshold.png", "threshold-parts"  # in the folder of the output
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,35 @@ class Sweep:
     def best(self) -> float:
         """The threshold of the highest mIoU, the first of equals."""
         return self.thresholds[int(np.argmax(self.miou))]
+
+
+def best_threshold(
+    output: Path,
+    identity: str,
+    images: Callable[[], Images],
+    step: ArrayStep,
+    score: Callable[[Images, list[Path]], Sweep],
+    what: str,
+    reading: Reading,
+    running: Running,
+) -> float:
+    """Find the threshold that scores best on images with masks, once for ``output``; called on all processes.
+
+    ``step`` counts for ``store_arrays``, known by ``identity``; ``score`` makes the sweep from all its files;
+    ``what`` is thresholded. Raises as ``images`` and ``store_arrays`` do.
+    """
+    processes, path, parts = running.processes, output / SCORES, output / PARTS
+    if not processes.from_first(path.exists):
+        listed = processes.together(images)
+        store = partial(store_arrays, listed, parts, identity, step, reading, running, with_masks=True)
+        files = processes.together(store)
+
+        def keep() -> None:
+            save_sweep(score(listed, files), path, output / CHART, what)
+            shutil.rmtree(parts)
+
+        processes.from_first(keep)
+    return float(processes.from_first(lambda: json.loads(path.read_text(encoding="utf-8"))["best"]))
 
 
 def save_sweep(found: Sweep, scores: Path, chart: Path, what: str) -> None:
