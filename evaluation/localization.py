@@ -44,11 +44,10 @@ from imagenets.class_ids import class_ids
 from imagenets.classes import Mode, benchmark_title
 from imagenets.images import check_image_dir
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, text_table
+from imagenets.scoring.attribution_scores import IOU_THRESHOLDS, TIES
 from imagenets.scoring.bootstrap import Bootstrap
 from imagenets.scoring.counting import refuse_other_mode, warn_of_number
 from imagenets.scoring.localization import (
-    IOU_THRESHOLDS,
-    TIES,
     Localization,
     Settings,
     evaluate_maps,

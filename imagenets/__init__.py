@@ -31,8 +31,8 @@
   - ``metrics``: mIoU, boundary IoU, object sizes S MS ML L, FMeasure, Acc
   - ``plausibility``, ``protocols``: scores that are probably not what was meant; rules of matching
   - ``bootstrap``, ``comparison``: 95% intervals; is A better than B
-  - ``localization``, ``map_geometry``, ``attribution_maps``: attribution maps against objects, how they
-    lie on their images, and their files
+  - ``localization``, ``attribution_scores``, ``map_geometry``, ``attribution_maps``: attribution maps against
+    objects, the formulas, how maps lie on their images, and their files
   - ``classification``, ``classifier_files``: accuracies of a classifier, from its outputs
   - ``submission``: the ZIP for the test server, made and checked
 - ``segmentation_scores``: SegmentationScores, the same scores in a training loop

@@ -16,14 +16,10 @@ from PIL import Image
 from prepared_set import WNIDS, write_image, write_lists
 
 from imagenets.masks import decode_mask, resize_mask
-from imagenets.scoring import localization as scores_of_maps
-from imagenets.scoring.bootstrap import drawn_images
-from imagenets.scoring.localization import (
-    IMAGE_SCORES,
-    SCORES,
-    Settings,
+from imagenets.scoring.attribution_scores import (
+    attribution_localization,
     average_precision,
-    centre_map,
+    complexity,
     energy,
     hits_among,
     iou_at_thresholds,
@@ -35,11 +31,13 @@ from imagenets.scoring.localization import (
     relevance_rank,
     roc_auc,
     scale_to_unit,
-    score_map,
+    sparseness,
     top_k_intersection,
     two_class_counts,
 )
-from imagenets.scoring.map_geometry import Geometry, map_in_place, parse_geometry
+from imagenets.scoring.bootstrap import drawn_images
+from imagenets.scoring.localization import IMAGE_SCORES, SCORES, Settings, centre_map, score_map
+from imagenets.scoring.map_geometry import Geometry, labels_in_place, map_in_place, parse_geometry
 
 PIXELS = st.integers(1, 40).flatmap(
     lambda n: st.tuples(
@@ -111,7 +109,7 @@ def test_the_other_scores_are_those_of_loops(pixels):
         assert relevance_mass(values, inside) == pytest.approx(mass, rel=1e-6, abs=1e-9)
     absolute = math.fsum(abs(v) for v, _ in pairs)
     hit = math.fsum(abs(v) for v, i in pairs if i)
-    found = scores_of_maps.attribution_localization(values, inside)
+    found = attribution_localization(values, inside)
     assert found == pytest.approx(hit / absolute if absolute else 0, abs=1e-12)
 
     ranking = rank_pixels(values, inside)
@@ -134,13 +132,13 @@ def test_the_other_scores_are_those_of_loops(pixels):
     shifted = [w + 1e-7 for w in weights]
     n = len(shifted)
     gini = sum(abs(a - b) for a in shifted for b in shifted) / (2 * n * sum(shifted))
-    assert scores_of_maps.sparseness(values) == pytest.approx(gini, abs=1e-9)
+    assert sparseness(values) == pytest.approx(gini, abs=1e-9)
     if absolute:
         shares = [w / sum(weights) for w in weights]
         entropy = -sum(s * math.log(s + 1e-12) for s in shares)
-        assert scores_of_maps.complexity(values) == pytest.approx(entropy, abs=1e-9)
+        assert complexity(values) == pytest.approx(entropy, abs=1e-9)
     else:
-        assert math.isnan(scores_of_maps.complexity(values)) and math.isnan(relevance_mass(values, inside))
+        assert math.isnan(complexity(values)) and math.isnan(relevance_mass(values, inside))
 
 
 @settings(max_examples=100, deadline=None)
@@ -239,7 +237,7 @@ def test_the_crop_is_that_of_torchvision(shape):
     expected = torch.from_numpy(labels)[None]
     for step in (transforms.Resize(64, interpolation), transforms.CenterCrop(59)):
         expected = step(expected)
-    found = scores_of_maps.labels_in_place(labels, Geometry("center-crop", 64, 59))
+    found = labels_in_place(labels, Geometry("center-crop", 64, 59))
     assert found.shape == (59, 59)
     assert (found == expected[0].numpy()).mean() > 0.999, "but for the rounding of a pixel's centre"
 
@@ -249,7 +247,7 @@ def test_a_perfect_map_is_perfect_under_the_crop_and_good_when_laid_back(shape):
     labels = np.zeros(shape, int)
     labels[shape[0] // 5 : shape[0] // 2, shape[1] // 4 : shape[1] // 2] = 7
     crop = Geometry("center-crop", 64, 56)
-    seen = (scores_of_maps.labels_in_place(labels, crop) == 7).astype(np.float32)
+    seen = (labels_in_place(labels, crop) == 7).astype(np.float32)
     under = score_map(seen, labels, 7, geometry=crop)
     assert (under.pointing_game, under.energy, under.iou.min(), under.auc) == (1, 1, 1, 1)
     laid = score_map(seen, labels, 7, geometry=crop._replace(kind="paste"))

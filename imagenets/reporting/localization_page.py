@@ -20,8 +20,9 @@ from imagenets.reporting.pages import render_page
 from imagenets.reporting.text import bootstrap_note
 from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk_picture
 from imagenets.scoring.attribution_maps import find_maps, load_map
+from imagenets.scoring.attribution_scores import scale_to_unit
 from imagenets.scoring.bootstrap import Bootstrap
-from imagenets.scoring.localization import Localization, fitted_map, scale_to_unit
+from imagenets.scoring.localization import Localization, fitted_map
 from imagenets.scoring.map_geometry import image_in_place, labels_in_place
 from imagenets.scoring.pairs import Pairs
 
