@@ -647,7 +647,7 @@ def test_a_run_of_pass_is_what_was_asked_for(photos, tmp_path, monkeypatch, trai
     assert (reader.folder, [reader.name(index) for index in range(17)], reader.seed) == (folder, names, 6)
     assert reader.sizes == [size for size in (recipe.large, getattr(recipe, "small", None)) if size]
     assert reader.colours == recipe.colours
-    assert rates.options == {"workers": 3, "show": no_bar, "tell": said.append}
+    assert rates.options == {"workers": 3, "show": no_bar, "log": said.append}
     assert job.about == {"backbone": "timm/test_resnet", "mode": "50", "recipe": "pass"}
     assert job.precision == "bfloat16"
     assert job.network.training and job.network.prototypes.out_features == 11
