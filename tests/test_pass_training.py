@@ -358,8 +358,8 @@ def test_the_watch_goes_on_within_an_epoch_and_only_the_first_process_has_what_w
 def test_the_watch_counts_what_all_processes_see(monkeypatch):
     """Two crops here, two there, that are orthogonal: of the mean (½, ½), the variance is 1 - ½."""
     there, here = (
-        CollapseWatch(200, ALONE, no_talk),
-        CollapseWatch(200, Processes(0, 2, ALONE.device), no_talk),
+        CollapseWatch(200, ALONE, no_log),
+        CollapseWatch(200, Processes(0, 2, ALONE.device), no_log),
     )
     there.look(*looks([1, 1], around(0.0, 1.0).abs(), 200))
     here.look(*looks([0, 0], around(1.0, 0.0), 200))
