@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from command_line.networks import add_running, running_of
+from command_line.networks import add_running, add_size, running_of
 from imagenets.classes import IGNORE
 from imagenets.common.errors import InputError
 from imagenets.learning.engine.inference import Batch, visit
@@ -64,6 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--masks", type=path_argument, required=True, metavar="DIR", help="their masks")
     parser.add_argument("--backbone", metavar="NAME", help="also in the last map of this network")
     parser.add_argument("--checkpoint", type=path_argument, metavar="FILE", help="its weights")
+    add_size(parser)
     parser.add_argument(
         "--every", type=whole_number(1, 10**6), default=1, metavar="N", help="only every N-th picture"
     )
@@ -75,6 +76,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.backbone is None) != (arguments.checkpoint is None):
         parser.error("--backbone and --checkpoint go together: no weights are downloaded")
+    if arguments.backbone is None and arguments.size is not None:
+        parser.error("--size is that of a --backbone's pictures")
     return arguments
 
 
@@ -199,7 +202,7 @@ def main() -> None:
             backbone = make_backbone(arguments.backbone)
             print(load_backbone(backbone, arguments.checkpoint))
             backbone.to(processes.device)
-            reading = backbone.reading()
+            reading = backbone.reading(arguments.size)
         step = partial(choices, reading, backbone, arguments.guesses)
         running = running_of(arguments, processes)
         for batch, of_pictures in visit(images, step, reading, running, with_masks=True):

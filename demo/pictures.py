@@ -1,7 +1,9 @@
 """Synthetic pictures: textured objects on textured grounds, with their masks.
 
 A class has a hue and a texture, and neither identifies it by itself: ten hues times five textures make
-50 classes. Outline, size, place, rotation and light differ from picture to picture.
+50 classes. Outline, size, place, rotation and light differ from picture to picture. Objects lie anywhere,
+and grounds have textures and colours of the same kinds, so that neither the middle of a picture nor a
+colour that is rare at its border is a better guess of the object than on photographs.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, look: Look, small: bool
     height, width = canvas.shape[:2]
     radius = rng.uniform(0.12, 0.2) if small else rng.uniform(0.18, 0.5)
     radius *= min(height, width)
-    slack = 0.42 if small else 0.16
+    slack = 0.42 if small else 0.25
     centre_x, centre_y = (0.5 + rng.uniform(-slack, slack, 2)) * (width, height)
     turn, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.3)
     y, x = np.mgrid[:height, :width] - np.reshape((centre_y, centre_x), (2, 1, 1))
@@ -100,20 +102,33 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, look: Look, small: bool
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Two dull colours mixed by noise of several scales, sometimes with stripes: (H, W, 3), values 0..1."""
-    mixture = sum(
-        rng.uniform(0.3, 1) * cv2.resize(rng.normal(size=(cells, cells)), (width, height))
-        for cells in (3, 8, 20, 50)
-    )
-    if rng.random() < 0.3:
-        slope = rng.normal(0, 0.3, 2)
-        y, x = np.mgrid[:height, :width]
-        mixture = mixture + np.sin(slope[0] * x + slope[1] * y)
-    hue = rng.uniform(size=2)
-    first, second = (_colour(h, rng.uniform(0, 0.4), rng.uniform(0.25, 0.9)) for h in hue)
+    """Three to five regions, each with colours and a texture of its own: (H, W, 3), values 0..1.
+
+    They do not depend on the class: a ground says nothing about its object.
+    """
+    regions = [_region(rng, height, width) for _ in range(rng.integers(3, 6))]
+    strength = [_noise(rng, 4, height, width) for _ in regions]
+    strongest = np.argmax(strength, axis=0)[None, ..., None]
+    result: np.ndarray = np.take_along_axis(np.array(regions), strongest, axis=0)[0]
+    return result
+
+
+def _region(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Two colours mixed by noise of several scales and, in one of two, a texture: (H, W, 3), values 0..1."""
+    mixture = sum(rng.uniform(0.3, 1) * _noise(rng, cells, height, width) for cells in (3, 8, 20, 50))
+    if rng.random() < 0.5:
+        texture, turn = TEXTURES[rng.integers(len(TEXTURES))], rng.uniform(0, 2 * np.pi)
+        y, x = np.mgrid[:height, :width] / (rng.uniform(0.2, 0.6) * min(height, width))
+        u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+        mixture = mixture + 1.5 * texture(u, v)
+    first, second = (_colour(rng.uniform(), rng.uniform(0, 0.85), rng.uniform(0.25, 0.95)) for _ in range(2))
     share = 0.5 + 0.5 * np.tanh(mixture)[..., None]
     result: np.ndarray = share * first + (1 - share) * second
     return result
+
+
+def _noise(rng: np.random.Generator, cells: int, height: int, width: int) -> np.ndarray:
+    return cv2.resize(rng.normal(size=(cells, cells)), (width, height))
 
 
 def _light(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -139,6 +139,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--foreground features needs a --backbone")
     if arguments.backbone is None and arguments.size is not None:
         parser.error("--size is that of a --backbone's pictures")
+    if arguments.backbone is None and arguments.weights is not None:
+        parser.error("--weights chooses among those of a --backbone's --checkpoint")
     if arguments.clusters is None:
         if arguments.mode is None:
             parser.error("--images needs --clusters")

@@ -59,7 +59,7 @@ def test_foreground_is_where_the_objects_are(pictures):
         box = np.zeros(labels.shape, bool)
         box[height // 4 : -height // 4, width // 4 : -width // 4] = True
         middle.append(overlap(box, labels))
-    assert np.mean(overlaps) > 0.9 > 0.6 > np.mean(middle)
+    assert np.mean(overlaps) > 0.8 > 0.5 > np.mean(middle)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 2), (40, 40)])
@@ -330,6 +330,9 @@ def test_what_cannot_be_done_is_told(prepared, tmp_path, monkeypatch, change, me
         ("--save-dir", ""),
         ("--output-dir", ""),
         ("--features-dir", ""),
+        ("--weights", "ema"),
+        ("--size", "256"),
+        ("--foreground", "features"),
     ],
 )
 def test_wrong_usage_exits_with_2(prepared, tmp_path, monkeypatch, wrong):
