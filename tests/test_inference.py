@@ -82,6 +82,15 @@ def test_pictures_of_one_size_and_chunk_make_a_batch_and_each_gets_its_label_map
         assert found.shape == ((16, 24) if number in WIDE else (16, 16)) and (found == number).all()
 
 
+def test_label_maps_lie_on_what_the_picture_shows(images, tmp_path):
+    """Of 24 x 16 pixels, 12 x 8 in the picture, 10 x 5 are shown: 20 x 10 of the image."""
+    one, target = Images(images.folder, ["1.png"]), tmp_path / "a.png"
+    reading = Reading((0.5,) * 3, (0.25,) * 3, side=8, cut=5)
+    write_label_maps(one, [target], lambda batch: torch.tensor([[[3, 7]]]), reading, running())
+    found = decode_mask(target)
+    assert found.shape == (16, 24) and (found[:, :10] == 3).all() and (found[:, 10:] == 7).all()
+
+
 def test_what_is_there_is_not_made_again_and_its_batch_is_the_same(images, tmp_path):
     step, targets = Step(), targets_in(tmp_path)
     write_label_maps(images, targets, Step(), READING, running())
