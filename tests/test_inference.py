@@ -94,12 +94,51 @@ def test_label_maps_lie_on_what_the_picture_shows(images, tmp_path):
 def test_what_is_there_is_not_made_again_and_its_batch_is_the_same(images, tmp_path):
     step, targets = Step(), targets_in(tmp_path)
     write_label_maps(images, targets, Step(), READING, running())
-    assert write_label_maps(images, targets, step, READING, running()) == 0 and step.batches == []
+    nothing = running(show=lambda *of, **more: pytest.fail("a bar of nothing"))
+    assert write_label_maps(images, targets, step, READING, nothing) == 0 and step.batches == []
     targets[6].unlink()
     before = targets[8].stat().st_mtime_ns
     assert write_label_maps(images, targets, step, READING, running()) == 1
     assert step.batches == [batch for batch in expected_batches() if 6 in batch] and len(step.batches[0]) == 2
     assert targets[6].exists() and targets[8].stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "the memory of cpu does not suffice: lower the batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "or the number of workers"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), "or the number of workers"),
+    ],
+)
+def test_a_lack_of_memory_is_one_message(images, tmp_path, error, words):
+    def step(batch):
+        raise error
+
+    with pytest.raises(InputError, match=words):
+        write_label_maps(images, targets_in(tmp_path), step, READING, running())
+
+
+def test_other_errors_of_a_step_are_its_own(images, tmp_path):
+    def step(batch):
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        write_label_maps(images, targets_in(tmp_path), step, READING, running())
+
+
+def test_a_process_of_several_says_that_it_has_a_share(images, tmp_path):
+    titles = []
+
+    @contextmanager
+    def show(title, total, unit):
+        titles.append(title)
+        yield len
+
+    for number in (1, 2):
+        with pytest.raises(TypeError):
+            write_label_maps(images, targets_in(tmp_path), None, READING, running(0, number, show=show))
+    assert titles == [images.folder.name, f"{images.folder.name} (one of 2 shares)"]
 
 
 def test_processes_share_the_images_out(images, tmp_path):
@@ -113,7 +152,7 @@ def test_processes_share_the_images_out(images, tmp_path):
 
 
 def test_bad_images_are_told_together_behind_the_others(images, tmp_path):
-    names = [*images.names[:4], "9999.png", "no.png"]
+    names = [*images.names[:4], "no.png", "9999.png"]
     (images.folder / "9999.png").write_bytes(b"no picture")
     steps = []
 
@@ -173,6 +212,12 @@ def test_a_visit_sees_every_image_with_its_mask_once(images):
             assert (mask == index).all() and label.item() == index
             seen.append(index)
     assert sorted(seen) == list(range(COUNT))
+    without = visit(Images(images.folder, ["0.png"]), Step(), READING, running())
+    assert [batch.masks for batch, _ in without] == [[]]
+    one = Images(images.folder, ["1.png"], images.masks)
+    reading = Reading((0.5,) * 3, (0.25,) * 3, side=8, cut=5)
+    found = visit(one, lambda batch: [torch.zeros(1)], reading, running(), with_masks=True)
+    assert [batch.shown_masks[0].shape for batch, _ in found] == [(10, 20)]
     with pytest.raises(InputError, match="1 image is bad"):
         list(visit(Images(images.folder, ["0.png", "none.png"]), Step(), READING, running()))
 

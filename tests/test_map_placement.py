@@ -65,7 +65,9 @@ def test_a_network_says_how_large_pictures_become():
     vit.native_size = (256, 128)
     assert vit.reading("native").size_text == "128, multiples of 16"
     assert resnet.reading(448).size_text == "448"
-    assert squeezed.reading().size_text == squeezed.reading("native").size_text == "224 x 224"
+    for size in (None, "native", 224):
+        assert squeezed.reading(size).size_text == "224 x 224"
+    assert (vit.reading().mean, vit.reading().std) == (vit.mean, vit.std)
     with pytest.raises(InputError, match="size 448: levit_128s takes 224 only"):
         squeezed.reading(448)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from prepared_set import WNIDS, write_lists, write_set
 from torch.nn.functional import interpolate
 
 from imagenets.common.errors import InputError
+from imagenets.learning.engine import segmentation
+from imagenets.learning.images import Images
 from imagenets.masks import decode_mask
 from methods import template
 
@@ -94,11 +97,24 @@ def test_label_maps_that_cannot_be_written_are_refused(save, tmp_path, monkeypat
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
+def test_a_split_says_what_all_processes_have_made(tmp_path):
+    said = []
+    two = SimpleNamespace(together=lambda write: write(), gathered=lambda made: [made, 3], first=True)
+    segmentation.write_split(Images(tmp_path, "abcdefg"), tmp_path, lambda: 2, two, said.append)
+    assert said == [f"{tmp_path}: 7 predictions, 5 made now"]
+
+
+def test_label_maps_of_any_pictures_belong_to_a_run_too():
+    method = segmentation.Method(None, {}, None, {}, "a.json", owned=("bank",))
+    assert method.record.owned == ("train", "validation", "test", "images", "bank")
+
+
 def test_other_weights_another_network_or_version_are_another_run(save, tmp_path, monkeypatch):
     output = tmp_path / "out"
     run(monkeypatch, save, output, "--splits", "test")
     record = json.loads((output / "template.json").read_text())
     assert record["settings"]["version"] == 1 and set(record["images"]) == {"test"}
+    assert record["settings"]["size"] == "224" and not (output / "overlays").exists()
     network = template.make_network()
     network[2].bias.data[0] += 1
     other = torch.nn.Sequential(network[0], torch.nn.GELU(), template.make_network()[2])

@@ -487,6 +487,37 @@ def pictures(save):
     return sorted((save / "ImageNetS50/validation").glob("*/*.JPEG"))
 
 
+def test_the_score_on_pictures_held_out_is_arithmetic():
+    """Labels 3 and 4 are found, and in no picture: they do not count, nor does any where the truth is 1000."""
+    found = [[0, 1, 1, 2], [3, 1, 1, 4]]
+    truth = [[0, 1, 2, 1000, 1000], [0, 1, 1, 2, 1000]]
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Conv2d(1, 5, 1)
+
+        def forward(self, rows, grid, moments):
+            assert not self.training
+            return [nn.functional.one_hot(rows[0], 5).T.float().reshape(1, 5, 2, 2)]
+
+    class Reader:
+        def view(self, picture, view):
+            assert view == 0
+            of_picture = torch.tensor(found[picture]), torch.tensor(truth[picture])
+            return *of_picture, torch.tensor([2, 2]), torch.zeros(1)
+
+    head = Head()
+    score = probe.held_out_score(head, Reader(), np.array([0, 1]))
+    assert score == pytest.approx(100 * (1 / 2 + 3 / 4 + 0 / 3) / 3)
+    assert head.training
+
+
+def test_pictures_without_a_label_have_no_loss():
+    loss = probe.probe_loss([torch.randn(1, 5, 2, 2)], torch.full((1, 4), 1000), ALONE)
+    assert float(loss) == 0
+
+
 def test_held_out_pictures_are_scored_on_the_labels_that_occur(tmp_path, save):
     torch.manual_seed(0)
     backbone, images = make_backbone("test_vit"), annotated_images(save, MODES["50"])
