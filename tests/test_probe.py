@@ -200,6 +200,7 @@ def test_stored_maps_are_those_of_pictures_and_their_mirror_images(save, tmp_pat
             x, (height, width) = picture_of(images.folder / name, mirrored=view == 1)
             with torch.inference_mode():
                 wanted = backbone(x)[0]
+                assert not any(block._forward_hooks for block in backbone.network.blocks)
                 if layers > 1:
                     square = torch.randn(1, 3, side, side)
                     torch.testing.assert_close(
@@ -488,7 +489,7 @@ def pictures(save):
 
 
 def test_the_score_on_pictures_held_out_is_arithmetic():
-    """Labels 3 and 4 are found, and in no picture: they do not count, nor does any where the truth is 1000."""
+    """Labels 3 and 4 are found, and in no picture: they do not count, nor what is found where 1000 stands."""
     found = [[0, 1, 1, 2], [3, 1, 1, 4]]
     truth = [[0, 1, 2, 1000, 1000], [0, 1, 1, 2, 1000]]
 
