@@ -94,6 +94,15 @@ def test_classes_that_do_not_occur_are_counted():
     assert absent_classes(table, 2) is None
     assert absent_classes(table, 3).startswith("1 of 3 classes does not occur")
     assert "917 of 919 classes do not occur in these images and count as 0" in doubts(table, 919, None)[0]
+    assert doubts(table, 919, None)[0].endswith("over the labels that occur they are 100.00 and 100.00")
+
+
+def test_scores_over_the_labels_that_occur_are_those_of_the_reference():
+    images = random_images(np.random.default_rng(3), 12, 3, 3)
+    table = table_of(images)
+    expected = reference.scores(images, 3)
+    said = doubts(table, 9, None)[0]
+    assert f"they are {expected['mIoU']:.2f} and {expected['mBIoU']:.2f}" in said
 
 
 def request(folder, mode="300"):

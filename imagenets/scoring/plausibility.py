@@ -14,7 +14,7 @@ import numpy as np
 from imagenets.classes import BACKGROUND, IGNORE
 from imagenets.common.errors import InputError
 from imagenets.scoring.contingency import ContingencyTable
-from imagenets.scoring.metrics import count_areas, mean, predicted_classes
+from imagenets.scoring.metrics import count_areas, count_boundary_areas, mean, predicted_classes
 
 _BYTE = 255  # the largest label of 8 bits, and what other tools paint ignored pixels with
 _MANY = 20  # images, from which on it is no chance that none has a label
@@ -25,8 +25,14 @@ _SHARE = 0.02  # of all pixels that count
 
 def doubts(table: ContingencyTable, classes: int, matching: np.ndarray | None) -> list[str]:
     """List what makes the scores of these masks doubtful; ``matching`` is that of ``metrics.evaluate``."""
+    found = prediction_doubts(table, classes, matching)
     absent = absent_classes(table, classes)
-    return [*([absent] if absent else []), *prediction_doubts(table, classes, matching)]
+    if not absent:
+        return found
+    predicted, everywhere = predicted_classes(table, matching), np.ones(table.pixels.size, bool)
+    region = count_areas(table, predicted, everywhere, classes).mean_iou_of_labelled()
+    boundary = count_boundary_areas(table, predicted, everywhere, classes).mean_iou_of_labelled()
+    return [f"{absent}; over the labels that occur they are {region:.2f} and {boundary:.2f}", *found]
 
 
 def prediction_doubts(table: ContingencyTable, classes: int, matching: np.ndarray | None) -> list[str]:
