@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import signal
 import weakref
 from pathlib import Path
@@ -202,6 +203,10 @@ def test_pass_learns_from_label_maps_and_goes_on_only_with_the_same_settings(con
     assert (tmp_path / "run/last.pth").read_bytes() == before
     again = run(context, tmp_path, "finetune", tmp_path / "said", *whole)
     assert "saved: " in again
+    write_mask(path, np.where(labels == 1000, 0, labels)[::-1])
+    other = run(context, tmp_path, "finetune", tmp_path / "said", *whole, status=1)
+    assert re.search("holds a run with other settings .labels: [0-9a-f]{32} then, [0-9a-f]{32} now", other)
+    assert (tmp_path / "run/last.pth").read_bytes() == before
 
 
 def test_masks_that_do_not_fit_are_all_named_before_anything_is_made(context, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from imagenets.classes import Mode
 from imagenets.common.errors import InputError, listed
 from imagenets.dataset import check_pairs, folder_ids, image_files
 from imagenets.images import read_image
-from imagenets.learning.images import where_masks_come_from
+from imagenets.learning.images import digest, where_masks_come_from
 from imagenets.learning.networks.segmentation_network import PASS, SEMI
 from imagenets.learning.training.augmentation import as_tensor, cropped, cropped_mask, distort, random_crop
 from imagenets.learning.training.order import generator
@@ -46,12 +47,16 @@ class TrainingPairs:
         """Return an image's ``<wnid>/<name>``."""
         return os.fsdecode(bytes(self.names[index]))
 
+    def mask_path(self, index: int) -> Path:
+        """Return the file of an image's mask."""
+        return self.masks / mask_of(self.image_name(index))
+
     def mask(self, index: int) -> np.ndarray:
         """Read a mask, (H, W) uint16, of labels 0..N and 1000 (ignore).
 
         Raises InputError, naming the file, for other labels.
         """
-        return decode_mask(self.masks / mask_of(self.image_name(index)), self.classes)
+        return decode_mask(self.mask_path(index), self.classes)
 
 
 def list_pairs(save_dir: Path | None, mode: Mode, recipe: str, masks: Path | None) -> TrainingPairs:
@@ -122,6 +127,19 @@ class Augmented:
     def name(self, index: int) -> str:
         """Name an image to the user."""
         return str(self.pairs.folder / self.pairs.image_name(index))
+
+
+def masks_digest(pairs: TrainingPairs) -> str:
+    """Digest of the bytes of all masks, in order: other labels make another run.
+
+    Raises OSError when a mask cannot be read.
+    """
+
+    def of_one(index: int) -> bytes:
+        return hashlib.blake2b(pairs.mask_path(index).read_bytes(), digest_size=16).digest()
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return digest(pool.map(of_one, range(len(pairs))))
 
 
 def image_names(pairs: TrainingPairs) -> Sequence[bytes]:

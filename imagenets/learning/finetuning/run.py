@@ -13,7 +13,7 @@ from imagenets.classes import Mode
 from imagenets.common.errors import InputError
 from imagenets.common.progress import Log, Show, no_bar, no_log
 from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
-from imagenets.learning.finetuning.pairs import Augmented, image_names, list_pairs
+from imagenets.learning.finetuning.pairs import Augmented, image_names, list_pairs, masks_digest
 from imagenets.learning.finetuning.prediction import Validation
 from imagenets.learning.finetuning.recipes import Values, values_of
 from imagenets.learning.images import digest
@@ -137,6 +137,7 @@ class _Run:
         self.pairs = pairs = processes.from_first(
             partial(list_pairs, request.save_dir, request.mode, request.recipe, request.masks)
         )
+        self.labels = processes.from_first(partial(masks_digest, pairs))
         self.validation = processes.together(
             partial(Validation.of, request.save_dir, request.mode, request.evaluate_every, show)
         )
@@ -172,6 +173,7 @@ class _Run:
             "precision": self.precision,
             "images": len(self.pairs),
             "names": digest(image_names(self.pairs)),
+            "labels": self.labels,
         }
 
     def job(self) -> TrainingJob:
