@@ -47,7 +47,7 @@
     ``segmentation``: a method of one's own
   - ``training``: the loop, order of the images, augmentation, optimisers and schedules
   - ``distance_matching``: the bank of embeddings, nearest neighbours
-  - ``finetuning``: recipes and losses of the semi-supervised protocol and of PASS's third step
+  - ``finetuning``: recipes and losses of the semi-supervised protocol, self-training and PASS's third step
   - ``pass_method``: PASS: crops, heads, Sinkhorn, losses, attention, centroids, thresholds
   - ``kmeans``: foregrounds, features and clusters, by hand or by a network
 """

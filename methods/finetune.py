@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Train a network with masks: the semi-supervised protocol (train-semi), or PASS's pseudo labels.
+"""Train a network with masks: the semi-supervised protocol (train-semi), or label maps of clusters.
 
-All of a network is fine-tuned, or, with --recipe linear-probe, a linear layer on its frozen features. Writes
-RUN/last.pth (for predict.py), RUN/log.jsonl and RUN/curves.png. The same command resumes a run
+All of a network is fine-tuned, or, with --recipe linear-probe or self-training, a head on its frozen maps.
+Writes RUN/last.pth (for predict.py), RUN/log.jsonl and RUN/curves.png. The same command resumes a run
 that was stopped or killed, and ends with the same weights. Start it with torchrun on several GPUs:
 torchrun --nproc-per-node 8 methods/finetune.py … Values that are not given are the recipe's; all are printed.
 """
@@ -33,7 +33,7 @@ from command_line.networks import add_machine, add_size, add_weights, precision_
 from command_line.progress import bar, print_line
 from imagenets.learning.finetuning import probe
 from imagenets.learning.finetuning.run import FineTuneRequest, fine_tune
-from imagenets.learning.networks.segmentation_network import PASS, PROBE, RECIPES
+from imagenets.learning.networks.segmentation_network import ON_CLUSTERS, PROBE, RECIPES
 from imagenets.learning.processes import Processes, started
 
 # Options that replace values of the recipe, and the values' names.
@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=RECIPES,
         required=True,
         help="semi-supervised: train-semi and its masks; pass: train and the label maps in --masks; "
-        "linear-probe: train-semi, the network frozen",
+        "self-training: the same, the network frozen; linear-probe: train-semi, the network frozen",
     )
     parser.add_argument("--backbone", required=True, metavar="NAME", help="a torchvision or timm model")
     parser.add_argument(
@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
         "--masks",
         type=path_argument,
         metavar="DIR",
-        help="pass: label maps <wnid>/<name>.png of train, ids 0..N",
+        help="pass, self-training: label maps <wnid>/<name>.png of train, ids 0..N",
     )
     parser.add_argument(
         "--output-stride",
@@ -102,8 +102,8 @@ def parse_arguments() -> argparse.Namespace:
     _add_values(parser)
     _add_running(parser)
     arguments = parse(parser)
-    if (arguments.recipe == PASS) != (arguments.masks is not None):
-        parser.error("--masks goes with --recipe pass, which needs it")
+    if (arguments.recipe in ON_CLUSTERS) != (arguments.masks is not None):
+        parser.error("--masks goes with --recipe pass and self-training, which need it")
     probing = arguments.recipe == PROBE
     for option in _NOT_OF_PROBES if probing else _OF_PROBES:
         if getattr(arguments, option) is not None:

@@ -35,7 +35,7 @@ from imagenets.learning.engine.sharpening import SHARPENING
 from imagenets.learning.finetuning.prediction import CODE, LONGEST, predicted
 from imagenets.learning.networks.checkpoint_files import file_digest
 from imagenets.learning.networks.precision import on_device
-from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork, read_saved
+from imagenets.learning.networks.segmentation_network import ON_CLUSTERS, SegmentationNetwork, read_saved
 from imagenets.learning.run_folder import Record, made_by
 
 
@@ -79,7 +79,7 @@ def prepare(arguments: argparse.Namespace) -> Method:
     classes = arguments.mode.classes if arguments.mode else None
     network = saved.network(arguments.backbone, arguments.output_stride, classes)
     reading = saved.reading(network, arguments.size)
-    clusters = saved.recipe == PASS
+    clusters = saved.recipe in ON_CLUSTERS
     return Method(
         partial(label_step, network, arguments),
         listed_images(arguments),

@@ -46,13 +46,13 @@ method kmeans "${network[@]}" --foreground features --clusters "$clusters" "${se
 masks=$out/clusters/train
 for ((round = 1; round <= rounds; round++)); do
     step "2. training on them, round $round"
-    method finetune --recipe pass "${network[@]}" --masks "$masks" --evaluate-every 0 "${seed[@]}" "$@" \
+    method finetune --recipe self-training "${network[@]}" --masks "$masks" --evaluate-every 0 "${seed[@]}" "$@" \
         --output-dir "$out/round$round"
     step "3. predictions, round $round"
     model=$out/round$round/last.pth
-    method predict --model "$model" --splits "${splits[@]}" --output-dir "$out/predictions$round"
+    method predict --model "$model" --sharpen --splits "${splits[@]}" --output-dir "$out/predictions$round"
     if [ "$round" -lt "$rounds" ]; then
-        method predict --model "$model" --splits train --output-dir "$out/labels$round"
+        method predict --model "$model" --sharpen --splits train --output-dir "$out/labels$round"
         masks=$out/labels$round/train
     fi
 done

@@ -169,7 +169,11 @@ def test_a_second_round_learns_the_predictions_of_the_first(prepared, tmp_path):
         *("kmeans.py", "finetune.py", "predict.py", "predict.py", "finetune.py", "predict.py")
     ]
     assert two[:3] == one
+    assert all("--recipe self-training " in command for command in (two[1], two[4]))
+    assert all(" --sharpen " in command for command in (two[2], two[3], two[5]))
     assert f"--masks {output}/clusters/train " in two[1]
-    assert f"--model {output}/round1/last.pth --splits train --output-dir {output}/labels1" in two[3]
+    assert (
+        f"--model {output}/round1/last.pth --sharpen --splits train --output-dir {output}/labels1" in two[3]
+    )
     assert f"--masks {output}/labels1/train " in two[4] and f"--output-dir {output}/round2" in two[4]
-    assert f"--model {output}/round2/last.pth --splits validation " in two[5]
+    assert f"--model {output}/round2/last.pth --sharpen --splits validation " in two[5]

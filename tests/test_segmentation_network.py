@@ -13,11 +13,11 @@ from torch.nn import functional
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.learning.engine.full_size import label_map, reduced_size
-from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
+from imagenets.learning.finetuning.losses import OBJECT_WEIGHT, annotated_loss, label_map_loss, object_loss
 from imagenets.learning.finetuning.recipes import Values, values_of
 from imagenets.learning.finetuning.run import FineTuneRequest, chosen_values
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.networks.segmentation_network import PASS, SEMI, SegmentationNetwork, read_saved
+from imagenets.learning.networks.segmentation_network import PASS, SELF, SEMI, SegmentationNetwork, read_saved
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.optimisers import layer_decay_groups
 
@@ -176,6 +176,51 @@ def test_another_backbone_gets_a_convolution(pictures):
         assert not any(name.startswith("classifier") for name in w)
 
 
+@pytest.mark.parametrize(
+    ("name", "finer"),
+    [
+        ("test_resnet", {"layer2": 48, "layer3": 192}),
+        ("torchvision/resnet18", {"layer2": 128, "layer3": 256}),
+        ("test_vit", {}),
+    ],
+)
+def test_self_training_learns_a_head_on_a_network_that_stays_as_it_is(name, finer, pictures):
+    network = network_of(name, SELF).train()
+    assert network.finer == finer
+    before = {key: value.clone() for key, value in network.backbone.state_dict().items()}
+    optimiser = torch.optim.SGD([of for of in network.parameters() if of.requires_grad], lr=1)
+    masks = torch.randint(0, 8, (1, 224, 224), dtype=torch.int16)
+    object_loss(network(pictures[224, 224]), masks, ALONE).backward()
+    optimiser.step()
+    assert all(torch.equal(value, before[key]) for key, value in network.backbone.state_dict().items())
+    with_gradients = {key for key, of in network.named_parameters() if of.grad is not None}
+    assert with_gradients == {key for key, _ in network.named_parameters() if not key.startswith("backbone.")}
+
+
+def test_self_training_gives_a_picture_the_label_of_its_object(pictures):
+    """The label is that of the last map's mean over the foreground; foreground is where outlines say so."""
+    network = network_of("test_resnet", SELF)
+    with torch.inference_mode():
+        x = pictures[96, 133]
+        logits = network(x)[0]
+        found: dict[str, torch.Tensor] = {}
+        for name in ("layer2", "layer3"):
+            layer = network.backbone.network.get_submodule(name)
+            layer.register_forward_hook(lambda _m, _i, output, name=name: found.__setitem__(name, output))
+        last = network.backbone(x)
+        maps = [
+            functional.batch_norm(of_one, norm.running_mean, norm.running_var)
+            for of_one, norm in zip((*found.values(), last), network.outlines.norms, strict=True)
+        ]
+        outlines = network.outlines(maps)[0, 0]
+        shares = functional.adaptive_avg_pool2d(outlines.sigmoid()[None], last.shape[2:])[0]
+        scores = network.head(maps[2])[0]
+        label = int((scores * shares).sum((1, 2)).argmax()) + 1
+    assert logits.shape == (8, 12, 17)
+    assert 0 < int((outlines > 0).sum()) < outlines.numel()
+    assert torch.equal(logits.argmax(0), label * (outlines > 0))
+
+
 def test_layers_of_each_network():
     """The numbers of docs/finetuning.md, written out."""
     expected = {
@@ -242,19 +287,36 @@ def test_losses_against_loops():
     assert float(ours) == pytest.approx(float(sum(terms) / len(terms)), abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", [annotated_loss, label_map_loss])
-def test_the_mean_of_both_processes_losses_is_that_of_one_process(loss):
+@pytest.mark.parametrize(("loss", "step"), [(annotated_loss, 4), (label_map_loss, 2), (object_loss, 8)])
+def test_the_mean_of_both_processes_losses_is_that_of_one_process(loss, step):
     """Though one of them has far fewer pixels that count."""
     draw = np.random.default_rng(1)
     masks = draw.choice([0, 1, 2, 3, 1000], (4, 32, 32))
     masks[2:, :24] = 1000
     masks = torch.from_numpy(masks.astype(np.int16))
     logits = torch.from_numpy(draw.normal(size=(4, 4, 4, 4))).float()
-    step = 4 if loss is annotated_loss else 2
     pixels = (masks[:, ::step, ::step] != 1000).sum()
     both = SimpleNamespace(number=2, sum=lambda own: pixels)
     shares = [loss(logits[own], masks[own], both) for own in (slice(2), slice(2, 4))]
     assert float(sum(shares) / 2) == pytest.approx(float(loss(logits, masks, ALONE)), abs=1e-6)
+
+
+def test_the_loss_of_self_training_against_loops():
+    draw = np.random.default_rng(1)
+    masks = draw.choice([0, 1, 2, 3, 1000], (2, 16, 16))
+    logits = torch.from_numpy(draw.normal(size=(2, 4, 4, 4))).double()
+    terms = []
+    for b, y, x in np.ndindex(2, 4, 4):
+        label, values = masks[b, y * 4, x * 4], logits[b, :, y, x]
+        share = torch.sigmoid(values[1:].max() - values[0])
+        if label == 0:
+            terms.append(-(1 - share).log())
+        elif label != 1000:
+            terms.append(-OBJECT_WEIGHT * share.log() - values[1:].log_softmax(0)[label - 1])
+    ours = object_loss(logits, torch.from_numpy(masks.astype(np.int16)), ALONE)
+    assert 0 < len(terms) < 32
+    assert float(ours) == pytest.approx(float(sum(terms) / len(terms)), abs=1e-6)
+    assert float(object_loss(logits, torch.full((2, 16, 16), 1000, dtype=torch.int16), ALONE)) == 0
 
 
 def test_label_maps_do_not_depend_on_how_many_maps_are_enlarged_together():
@@ -396,6 +458,12 @@ def test_values_of_semi_supervised_fine_tuning():
                 lr=rate * batch / 256, final_lr=1e-6, warm_up=5, layer_decay=layer_decay,
                 weight_decay=weight_decay, drop_path=drop_path, crop=224, smallest_crop=0.14, seed=0,
             ), (network, mode)  # fmt: skip
+
+
+def test_values_of_self_training():
+    expected = Values(False, 3, 16, 1e-3, 0.0, 0, 0.01, 1.0, 0.0, 256, 0.5, 0)
+    assert values_of(SELF, "tf_efficientnet_lite0", "other", 32, "50") == expected
+    assert values_of(SELF, "vit_small_patch14_dinov2", "vit", 14, "919").crop == 252
 
 
 def test_values_of_fine_tuning_in_pass():

@@ -1,12 +1,16 @@
-"""The losses of the two recipes."""
+"""The losses of the recipes."""
 
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 
-from imagenets.classes import IGNORE
+from imagenets.classes import BACKGROUND, IGNORE
 from imagenets.learning.processes import Processes
+
+# Of the pixels of objects. Background is most of a picture, and all that counts of one whose foreground was
+# left out: weighted the same, outlines become too narrow.
+OBJECT_WEIGHT = 3.0
 
 
 def annotated_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:
@@ -24,12 +28,34 @@ def annotated_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Process
 def label_map_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:
     """Cross-entropy of logits (B, N + 1, h, w) with label maps (B, S, S) of 0..N, at half of their size.
 
-    The logits are enlarged to it bilinearly, of the maps every second pixel is taken. Pixels of 1000, which
-    self-training leaves out, do not count; the mean over the others is as in ``annotated_loss``.
+    The logits are enlarged to it bilinearly, of the maps every second pixel is taken. Pixels of 1000 do not
+    count; the mean over the others is as in ``annotated_loss``.
     Source: docs/finetuning.md, Loss.
     """
     size = (masks.shape[1] // 2, masks.shape[2] // 2)
     return _mean_over_labelled(interpolate(logits, size, mode="bilinear"), masks, processes)
+
+
+def object_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """Loss of self-training's logits (B, N + 1, h, w) with label maps (B, S, S), at the logits' size.
+
+    Binary cross-entropy of the foreground, whose logit is the largest of the labels' less the background's,
+    with foreground weighted OBJECT_WEIGHT times, and cross-entropy of the labels 1..N on the foreground. Both
+    are sums over the pixels that are not 1000 (ignore), divided as in ``annotated_loss``.
+    Source: docs/methods.md, Self-training on the clusters.
+    """
+    targets = _reduced(masks, logits.shape[2:])
+    counted, inside = targets != IGNORE, (targets != IGNORE) & (targets > BACKGROUND)
+    found = logits[:, 1:].amax(1) - logits[:, 0]
+    weight = found.new_tensor(OBJECT_WEIGHT)
+    of_pixels = binary_cross_entropy_with_logits(
+        found, inside.to(found.dtype), pos_weight=weight, reduction="none"
+    )
+    of_labels = torch.where(inside, targets - 1, IGNORE)
+    total = (of_pixels * counted).sum() + cross_entropy(
+        logits[:, 1:], of_labels, ignore_index=IGNORE, reduction="sum"
+    )
+    return total * processes.number / processes.sum(counted.sum()).clamp(min=1)
 
 
 def _mean_over_labelled(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:

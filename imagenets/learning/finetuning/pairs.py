@@ -17,7 +17,7 @@ from imagenets.common.errors import InputError, listed
 from imagenets.dataset import check_pairs, folder_ids, image_files
 from imagenets.images import read_image
 from imagenets.learning.images import digest, where_masks_come_from
-from imagenets.learning.networks.segmentation_network import PASS, SEMI
+from imagenets.learning.networks.segmentation_network import ON_CLUSTERS, SEMI
 from imagenets.learning.training.augmentation import as_tensor, cropped, cropped_mask, distort, random_crop
 from imagenets.learning.training.order import generator
 from imagenets.lists import mask_of
@@ -62,13 +62,13 @@ class TrainingPairs:
 def list_pairs(save_dir: Path | None, mode: Mode, recipe: str, masks: Path | None) -> TrainingPairs:
     """List what a recipe trains on, and refuse what does not fit, all at once, before the first step.
 
-    Semi-supervised: train-semi and its masks; PASS: the images of ``train`` with the label maps in ``masks``.
+    Semi-supervised: train-semi and its masks; ON_CLUSTERS: images of ``train``, the label maps in ``masks``.
     Every mask must have its image, every image its mask, of the same size (by the headers only).
     Annotated masks are also decoded; label maps, of which there may be a million, when they are read.
 
     Raises InputError that names up to ten files and the number of all that are missing, misfit or foreign.
     """
-    split = "train" if recipe == PASS else "train-semi"
+    split = "train" if recipe in ON_CLUSTERS else "train-semi"
     folder = mode.set_folder(save_dir) / split
     of_folder = masks if masks is not None else folder.with_name(f"{split}-segmentation")
     if recipe == SEMI and masks is None and not of_folder.is_dir():

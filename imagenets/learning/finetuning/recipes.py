@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imagenets.learning.networks.segmentation_network import PASS
+from imagenets.learning.networks.segmentation_network import PASS, SELF
 
 _FULL_BATCH = 256  # images for which base learning rates are stated
 
@@ -97,10 +97,30 @@ def pseudo_labels(backbone: str, mode: str) -> Values:
     )
 
 
+def self_training(stride: int) -> Values:
+    """Values of self-training on label maps of ``train``, for a backbone of this output stride; ours."""
+    return Values(
+        published=False,
+        epochs=3,
+        batch=16,
+        lr=1e-3,
+        final_lr=0.0,
+        warm_up=0,
+        weight_decay=0.01,
+        layer_decay=1.0,
+        drop_path=0.0,
+        crop=256 // stride * stride,
+        smallest_crop=0.5,
+        seed=0,
+    )
+
+
 def values_of(recipe: str, backbone: str, kind: str, stride: int, mode: str) -> Values:
     """Return the values of a recipe by its name."""
     if recipe == PASS:
         return pseudo_labels(backbone, mode)
+    if recipe == SELF:
+        return self_training(stride)
     return semi_supervised(backbone, kind, stride, mode)
 
 

@@ -12,7 +12,7 @@ import torch
 from imagenets.classes import Mode
 from imagenets.common.errors import InputError
 from imagenets.common.progress import Log, Show, no_bar, no_log
-from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss
+from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss, object_loss
 from imagenets.learning.finetuning.pairs import Augmented, image_names, list_pairs, masks_digest
 from imagenets.learning.finetuning.prediction import Validation
 from imagenets.learning.finetuning.recipes import Values, values_of
@@ -23,6 +23,7 @@ from imagenets.learning.networks.checkpoints import load_checkpoint
 from imagenets.learning.networks.precision import Normalisation, on_device, run_network, training_precision
 from imagenets.learning.networks.segmentation_network import (
     PASS,
+    SELF,
     SEMI,
     SegmentationNetwork,
     fresh_norm,
@@ -34,13 +35,15 @@ from imagenets.learning.training.optimisers import Lars, layer_decay_groups, war
 from imagenets.learning.training.order import Plan, StepIndex, TrainingBatch
 from imagenets.learning.training.run_files import Settings, opened_run, settings_text
 
+_LOSSES = {SEMI: annotated_loss, PASS: label_map_loss, SELF: object_loss}
+
 
 @dataclass(frozen=True)
 class FineTuneRequest:
     """What the user asks for; ``given`` are values of the recipe that are replaced, by their names.
 
     ``checkpoint`` None starts at random; ``weights`` is the copy in it, where it has several. ``masks`` are
-    the label maps of the recipe ``pass``. ``precision`` is a name of PyTorch's, or ``auto``.
+    the label maps of the recipes of ON_CLUSTERS. ``precision`` is a name of PyTorch's, or ``auto``.
     ``evaluate_every`` counts epochs; 0 never.
     """
 
@@ -215,8 +218,7 @@ class _Run:
     def loss_of(self, batch: TrainingBatch, at: StepIndex) -> dict[str, torch.Tensor]:
         pictures, masks = batch.tensors
         logits = run_network(self.joined, self.normalised(pictures), precision=self.precision)
-        loss = label_map_loss if self.request.recipe == PASS else annotated_loss
-        return {"loss": loss(logits, masks, self.processes)}
+        return {"loss": _LOSSES[self.request.recipe](logits, masks, self.processes)}
 
     def rate(self, at: StepIndex) -> float:
         values, epoch = self.values, at.epoch + at.step / self.plan.steps

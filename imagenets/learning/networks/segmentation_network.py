@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from imagenets.common.errors import InputError
 from imagenets.learning.images import Reading
 from imagenets.learning.networks.backbones import Backbone, Size, make_backbone
 from imagenets.learning.networks.checkpoint_files import named_tensors, read_checkpoint
+from imagenets.learning.networks.object_head import Outlines, finer_layers, maps_of
 
-SEMI, PASS, PROBE = "semi-supervised", "pass", "linear-probe"
-RECIPES = (SEMI, PASS, PROBE)
+SEMI, PASS, SELF, PROBE = "semi-supervised", "pass", "self-training", "linear-probe"
+RECIPES = (SEMI, PASS, SELF, PROBE)
+ON_CLUSTERS = (PASS, SELF)  # learn label maps of train, whose labels are clusters
 PATCH = 4  # of a ConvNeXt's head: places that it finds along a side of each place of the map
 _NORM_EPS = 1e-6
 _BACKBONE = "backbone.network."  # before the library's own names
@@ -31,6 +33,9 @@ class SegmentationNetwork(nn.Module):
     - ConvNeXt: a new norm ``seg_norm`` on the last map; a 1×1 convolution to (N + 1)·16 channels, which are
       laid out as 4 × 4 places of N + 1 channels each.
     - A linear probe of any network: a batch norm ``probe_norm`` and a 1×1 convolution on its map.
+    - Self-training of any network, which stays as it is: ``outlines`` find the object in several maps, and
+      the 1×1 convolution on the last map, averaged over the object, its label. Logits are 0 for background
+      and, for a label, that of the object less what the picture's label is ahead by.
     - All others: a 1×1 convolution on the last map. In the semi-supervised recipe of a ResNet the logits
       are then enlarged by 2 (bilinear), as the published networks do it.
 
@@ -42,7 +47,7 @@ class SegmentationNetwork(nn.Module):
         """Put a new head for ``classes`` (N) on a backbone; random, as the recipe starts it."""
         super().__init__()
         self.backbone = backbone
-        self.kind = PROBE if recipe == PROBE else kind_of(backbone)
+        self.kind = kind_of(backbone, recipe)
         self.labels = classes + 1
         self.upsample_2x = self.kind == "resnet" and recipe == SEMI
         channels = backbone.channels
@@ -54,8 +59,11 @@ class SegmentationNetwork(nn.Module):
         if self.kind == "convnext":
             backbone.network.norm = nn.Identity()  # DINOv3's has one
             self.seg_norm = nn.LayerNorm(channels, _NORM_EPS)
-        places = PATCH**2 if self.kind == "convnext" else 1
-        self.head = nn.Conv2d(channels, self.labels * places, 1)
+        if self.kind == SELF:
+            backbone.requires_grad_(False)
+            self.finer = finer_layers(backbone)
+            self.outlines = Outlines([*self.finer.values(), channels])
+        self.head = nn.Conv2d(channels, outputs_of(self.kind, classes), 1)
         self._start_head(recipe)
 
     def _start_head(self, recipe: str) -> None:
@@ -69,8 +77,17 @@ class SegmentationNetwork(nn.Module):
         else:
             nn.init.trunc_normal_(weight, std=2e-5)
 
+    def train(self, mode: bool = True) -> SegmentationNetwork:
+        """Switch to training or evaluation; a network that stays as it is keeps its norms' statistics."""
+        super().train(mode)
+        if self.kind == SELF:
+            self.backbone.eval()
+        return self
+
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return the logits (B, N + 1, h, w)."""
+        if self.kind == SELF:
+            return self._object_logits(pictures)
         features = self.backbone(pictures)
         if self.kind == PROBE:
             features = self.probe_norm(features)
@@ -82,6 +99,17 @@ class SegmentationNetwork(nn.Module):
         if self.upsample_2x:
             return interpolate(logits, scale_factor=2, mode="bilinear")
         return logits
+
+    def _object_logits(self, pictures: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            maps = maps_of(self.backbone, list(self.finer), pictures)
+        normed = self.outlines.normed(maps)
+        found = self.outlines(normed)
+        of_places = self.head(normed[-1])
+        shares = adaptive_avg_pool2d(found.detach().sigmoid(), of_places.shape[2:])
+        of_object = (of_places * shares).sum((2, 3)) / shares.sum((2, 3))
+        behind = of_object - of_object.amax(1, keepdim=True)
+        return torch.cat([torch.zeros_like(found), found + behind[:, :, None, None]], 1)
 
     def take_probe(self, norm: nn.Module, head: nn.Module) -> None:
         """Take the weights and running values of a probe's norm and head."""
@@ -129,7 +157,7 @@ class SegmentationNetwork(nn.Module):
         and ConvNeXts are one layer. Source: docs/finetuning.md, Optimiser.
         """
         bare = name.removeprefix(_BACKBONE)
-        if self.kind == "other":
+        if self.kind in ("other", SELF):
             return 0
         if self.kind == "vit":
             return _numbered(bare, r"blocks\.(\d+)\.", [len(self._part("blocks"))], _STEM_OF_VIT)
@@ -145,8 +173,17 @@ class SegmentationNetwork(nn.Module):
 _STEM_OF_VIT = r"(patch_embed|pos_embed|cls_token|reg_token|norm_pre)\b"
 
 
-def kind_of(backbone: Backbone) -> str:
-    """Kind of a backbone: ``vit`` (timm's), ``resnet``, ``convnext`` (timm's) or ``other``."""
+def outputs_of(kind: str, classes: int) -> int:
+    """Number of channels of the head of a network for ``classes`` (N)."""
+    if kind == SELF:
+        return classes  # background is where no object is
+    return (classes + 1) * (PATCH**2 if kind == "convnext" else 1)
+
+
+def kind_of(backbone: Backbone, recipe: str = SEMI) -> str:
+    """Kind of a backbone: ``vit`` (timm's), ``resnet``, ``convnext`` (timm's), ``other``; or SELF, PROBE."""
+    if recipe in (SELF, PROBE):
+        return recipe
     network = backbone.network
     name = type(network).__name__
     if backbone.is_resnet:
@@ -242,7 +279,7 @@ class Saved:
             name, output_stride=output_stride or self.output_stride, layers=self.about.get("layers", 1)
         )
         made.positions = self.about.get("positions", made.positions)
-        kind = PROBE if self.recipe == PROBE else kind_of(made)
+        kind = kind_of(made, self.recipe)
         network = SegmentationNetwork(made, self._classes(kind, classes), self.recipe)
         network.load_weights(self.weights, self.path)
         return network.eval()
@@ -255,10 +292,10 @@ class Saved:
     def _classes(self, kind: str, wanted: int | None) -> int:
         """Number of classes that the head is for. Raises InputError when it is not the one wanted."""
         outputs = len(self.weights["head.weight"])
-        places = PATCH**2 if kind == "convnext" else 1
-        if outputs % places or outputs <= places:
+        places = outputs_of(kind, 1) - outputs_of(kind, 0)
+        if outputs % places or outputs < outputs_of(kind, 1):
             raise InputError(f"{self.path}: a head of {outputs} channels is none of a {kind}")
-        classes = outputs // places - 1
+        classes = (outputs - outputs_of(kind, 0)) // places
         if wanted is not None and classes != wanted:
             raise InputError(
                 f"{self.path}: has {classes} classes, the mode has {wanted}; take the file's own mode"
