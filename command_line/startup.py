@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-from imagenets.common.errors import InputError, StoppedError
+from imagenets.common.errors import InputError, StoppedError, problem_of
 from imagenets.common.torchrun import inside_other_job, leave_job, place
 from imagenets.common.workers import die_with_parent
 
@@ -201,13 +201,11 @@ def _status_of(main: Callable[[], None], resumes: bool) -> int:
         again = ": run the same command again to resume" if resumes else ""
         _report(f"{_STOPPING[signal.Signals(number)]}{saved}{again}")
         return 128 + number
-    except InputError as error:
-        _report(f"error: {error}")
     except BrokenPipeError:
         # The reader of our output (head, say) has left; point stdout elsewhere so that nothing is flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        _report(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+    except (InputError, OSError) as error:
+        _report(f"error: {problem_of(error)}")
     except Exception as error:
         message = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
         if message:  # of a package that only some runs need

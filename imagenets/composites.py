@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from imagenets.classes import BACKGROUND, IGNORE, Mode, find_mode
-from imagenets.common.errors import InputError, refuse
+from imagenets.common.errors import InputError, problem_of, refuse
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_folder
 from imagenets.common.workers import process_map
@@ -198,12 +198,11 @@ class _Set(NamedTuple):
 
 def _look(of_set: _Set, others: str, image: str) -> Ground | str:
     """Say what an image's mask allows, or why it cannot be read."""
+    path = of_set.masks / mask_of(image)
     try:
-        labels = decode_mask(of_set.masks / mask_of(image), of_set.classes)
-    except InputError as error:
-        return str(error)
-    except OSError as error:
-        return f"{of_set.masks / mask_of(image)}: {error.strerror}"
+        labels = decode_mask(path, of_set.classes)
+    except (InputError, OSError) as error:
+        return problem_of(error, path)
     target = labels == of_set.ids[image.partition("/")[0]]
     absent = not target.any()
     hidden = labels != BACKGROUND if others == "fill" else target

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from imagenets.class_ids import ModeName, class_ids, mode_table
 from imagenets.classes import MERGED, Mode, find_mode
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError, listed, problem_of
 from imagenets.common.folders import files_by_class
 from imagenets.images import IMAGE_SUFFIXES, check_size, read_image
 from imagenets.lists import mapping_at_hand, mask_of, own_lists
@@ -214,13 +214,11 @@ def _pair_problem(image: Path, mask: Path) -> str | None:
     except InputError as error:
         return f"{mask}: {error}"
     except OSError as error:
-        return f"{mask}: {error.strerror}"
+        return problem_of(error, mask)
     try:
         check_size(image, mask_size)
-    except InputError as error:
-        return str(error)
-    except OSError as error:
-        return f"{image}: {error.strerror}"
+    except (InputError, OSError) as error:
+        return problem_of(error, image)
     return None
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from imagenets.classes import MODES
 from imagenets.common.download import discard, download
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError, listed, os_errors_named
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, Warn, no_bar, no_warning
 from imagenets.common.whole_files import write_whole
@@ -369,10 +369,8 @@ def _way_out(folder: Path, name: str) -> str:
 
 
 def _read(path: Path, way_out: str) -> bytes:
-    try:
+    with os_errors_named(path, f". {way_out}"):
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}. {way_out}") from error
 
 
 def _is_url(text: str) -> bool:

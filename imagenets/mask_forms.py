@@ -17,7 +17,7 @@ from PIL import Image
 
 from imagenets.class_ids import change_ignore_index
 from imagenets.classes import IGNORE, MAX_LABEL
-from imagenets.common.errors import InputError, listed, quantity
+from imagenets.common.errors import InputError, listed, problem_of, quantity
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_folder
 from imagenets.images import find_image, mask_sizes
@@ -242,5 +242,5 @@ def _problem(convert: Callable[[], None], folder: Path) -> str | None:
     except OSError as error:
         if error.filename is None or str(error.filename).startswith(str(folder)):
             raise  # the disk, not a mask
-        return f"{error.filename}: {error.strerror}"
+        return problem_of(error)
     return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 SHOWN = 10
 
@@ -21,6 +23,26 @@ class InputError(Exception):
 
 class StoppedError(Exception):
     """Work has stopped because it was asked to, and is saved; the message says how far it came."""
+
+
+def problem_of(error: InputError | OSError, path: Path | str | None = None) -> str:
+    """Say what is wrong with a file: an InputError's own message, or file and reason of an OSError.
+
+    ``path`` is the name that the user knows; without it, the OSError's own.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    name = path or error.filename
+    return f"{name}: {error.strerror or error}" if name else str(error)
+
+
+@contextmanager
+def os_errors_named(path: Path | str, cure: str = "") -> Iterator[None]:
+    """Turn an OSError into an InputError that names the file, the reason and, behind it, the ``cure``."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{problem_of(error, path)}{cure}") from error
 
 
 def listed(problems: Sequence[str]) -> str:

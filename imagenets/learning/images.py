@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from imagenets.classes import Mode
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError, listed, os_errors_named
 from imagenets.common.folders import files_by_class
 from imagenets.common.progress import Warn, no_warning
 from imagenets.images import is_image, read_image
@@ -99,10 +99,8 @@ def read_picture(images: Images, name: str, reading: Reading, with_mask: bool = 
     mask = decode_mask(mask_path, images.max_label) if mask_path and with_mask else None
     mask_size = _mask_size(mask_path) if mask is None else mask.shape
     path = images.folder / name
-    try:
+    with os_errors_named(path):
         image = read_image(path, mask_size, images.upright)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
     width, height = image.size
     if max(width, height) > _MAX_ASPECT * min(width, height):
         raise InputError(

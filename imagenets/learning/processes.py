@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from imagenets.common.errors import InputError
+from imagenets.common.errors import InputError, problem_of
 from imagenets.common.torchrun import Place, inside_other_job, place
 from imagenets.common.workers import Start
 
@@ -91,10 +91,8 @@ class Processes:
         """
         try:
             result, problem = check(), ""
-        except InputError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        except (InputError, OSError) as error:
+            problem = problem_of(error)
         self.refuse(problem)
         return result
 

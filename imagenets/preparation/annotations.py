@@ -18,7 +18,7 @@ from pathlib import Path
 from imagenets.classes import MODES
 from imagenets.common.disk_space import check_room, on_disk, readable
 from imagenets.common.download import discard, download, leftovers, places
-from imagenets.common.errors import InputError, listed, quantity
+from imagenets.common.errors import InputError, listed, problem_of, quantity
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, Warn, no_bar, no_warning
 from imagenets.common.zip_files import BROKEN_ZIP, read_member
@@ -313,7 +313,7 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         archive = zipfile.ZipFile(path)
     except BROKEN_ZIP as error:
         if isinstance(error, OSError) and error.filename:  # not opened: nothing is known of its content
-            raise InputError(f"{path}: {error.strerror}") from error
+            raise InputError(problem_of(error, path)) from error
         raise _RefusedArchiveError(f"{path}: no whole ZIP ({error}): get it again") from error
     with archive:
         yield archive

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from imagenets.common.errors import problem_of
 from imagenets.common.folders import visible
 from imagenets.images import is_image
 from imagenets.preparation.source_images import (
@@ -151,4 +152,4 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         yield from visible(folder)
     except OSError as error:
-        raise MissingError(f"{folder}: {error.strerror}") from error
+        raise MissingError(problem_of(error, folder)) from error

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from imagenets.classes import MERGED, MODES
 from imagenets.common.disk_space import check_room, on_disk
-from imagenets.common.errors import InputError, listed, quantity
+from imagenets.common.errors import InputError, listed, os_errors_named, quantity
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.zip_files import BROKEN_ZIP, read_member
@@ -439,6 +439,8 @@ def _copy_rows(todo: Sequence[_Todo], workers: int, show: Show) -> None:
         _run_all(jobs, min(workers, max(1, ROW_GROUP_ROOM // max(largest, 1))), advance, stop)
 
 
+_RESUME = "; run the same command again to resume"
+
 _Rows = list[tuple[SourceImage, str]]  # copies whose images are rows of one shard
 
 
@@ -454,12 +456,8 @@ def _write_rows(shard: str, copies: Sequence[tuple[_Todo, _Rows]], staged: str, 
             break
         for root, target in targets[row]:
             unfinished = root / STAGING / staged
-            try:
+            with os_errors_named(f"cannot write {root}/{target}", _RESUME):
                 unfinished.write_bytes(content)
-            except OSError as error:
-                raise InputError(
-                    f"cannot write {root}/{target}: {error.strerror}; run the same command again to resume"
-                ) from error
             os.rename(unfinished, f"{root}/{target}")
     return sum(map(len, targets.values()))
 
@@ -500,7 +498,7 @@ def copy_image(image: SourceImage, target: str) -> None:
     if image.member is not None:
         _unpack_image(image.path, image.member, target)
         return
-    try:
+    with os_errors_named(f"cannot copy {image.path}", _RESUME):
         source = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -510,10 +508,6 @@ def copy_image(image: SourceImage, target: str) -> None:
                 os.close(copy)
         finally:
             os.close(source)
-    except OSError as error:
-        raise InputError(
-            f"cannot copy {image.path}: {error.strerror or error}; run the same command again to resume"
-        ) from error
     if copied != image.size:
         raise InputError(
             f"{image.path} ended after {copied} of {image.size} bytes: has it changed meanwhile?"
@@ -525,13 +519,8 @@ def _unpack_image(path: str, member: ZipMember, target: str) -> None:
         content = read_member(*member)
     except BROKEN_ZIP as error:
         raise InputError(f"{path}: {member.info.filename} is damaged ({error}): get it again") from error
-    try:
-        with Path(target).open("xb") as file:
-            file.write(content)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {target}: {error.strerror}; run the same command again to resume"
-        ) from error
+    with os_errors_named(f"cannot write {target}", _RESUME), Path(target).open("xb") as file:
+        file.write(content)
 
 
 def _transfer(source: int, target: int, offset: int, size: int) -> int:

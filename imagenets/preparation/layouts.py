@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from imagenets.common.errors import InputError
+from imagenets.common.errors import InputError, problem_of
 from imagenets.common.folders import subfolders, visible
 from imagenets.images import is_image
 from imagenets.preparation.folder_layouts import TrainFolder, TrainFolders, ValFolder, repeats_class
@@ -170,7 +170,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}") from error
+        raise InputError(problem_of(error, folder)) from error
 
 
 def _refuse_too_deep(folder: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError, listed, problem_of
 from imagenets.preparation.source_images import MissingError, SourceImage, class_of_name, plain_name
 
 if TYPE_CHECKING:
@@ -305,9 +305,9 @@ def _shard_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError(f"{path}: {error.strerror}; does the link lead to nothing? {AGAIN}") from error
+        raise InputError(f"{problem_of(error, path)}; does the link lead to nothing? {AGAIN}") from error
     except PermissionError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise InputError(problem_of(error, path)) from error
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: damaged or cut off ({reason}): {AGAIN}") from error

@@ -17,6 +17,8 @@ import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from imagenets.common.errors import problem_of
+
 _REPEATED = re.compile(r"(.+)_(n\d{8})(\.[^.]+)")
 _TRAIN_NAME = re.compile(r"(n\d{8})_.+")
 _OTHER_SUFFIXES = (".jpeg", ".jpg", ".JPG")
@@ -77,7 +79,7 @@ def first_file(paths: Sequence[str]) -> SourceImage:
         try:
             status = os.stat(path)
         except OSError as error:
-            reason = reason or f"{path}: {error.strerror}"
+            reason = reason or problem_of(error, path)
             continue
         if not stat.S_ISREG(status.st_mode):
             raise MissingError(f"{path}: no file")

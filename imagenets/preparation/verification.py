@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from imagenets.classes import IGNORE, MODES
-from imagenets.common.errors import InputError
+from imagenets.common.errors import InputError, os_errors_named, problem_of
 from imagenets.common.folders import visible
 from imagenets.common.progress import Show, no_bar
 from imagenets.images import is_image, mask_sizes
@@ -169,7 +169,7 @@ def _count_images(folder: Path, images: SplitReport, classes: SplitReport) -> in
                     images.unreadable.append(fault)
                 count += not entry.is_dir()
     except OSError as error:
-        classes.unreadable.append(f"{folder}: {error.strerror}")
+        classes.unreadable.append(problem_of(error, folder))
         return count
     if not count:
         classes.unreadable.append(f"{folder}: no image in it")
@@ -259,7 +259,7 @@ def _names(folder: Path, report: SplitReport) -> set[str]:
     try:
         return set(os.listdir(folder))
     except OSError as error:
-        report.unreadable.append(f"{folder}: {error.strerror}")
+        report.unreadable.append(problem_of(error, folder))
         return set()
 
 
@@ -288,7 +288,7 @@ def _stat_fault(path: str) -> str | None:
     try:
         status = os.stat(path)
     except OSError as error:
-        return f"{path}: {error.strerror}"
+        return problem_of(error, path)
     if not stat.S_ISREG(status.st_mode):
         return f"{path}: no file"
     return None if status.st_size else f"{path}: empty"
@@ -323,11 +323,8 @@ def _mask_size(path: str) -> tuple[int, int]:
 
 def _head(path: str, length: int) -> bytes:
     """Read a file's first bytes. Raises InputError when there are none."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(length)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+    with os_errors_named(path), open(path, "rb", buffering=0) as file:
+        head = file.read(length)
     if not head:
         raise InputError(f"{path}: empty")
     return head

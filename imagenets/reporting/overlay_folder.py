@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from imagenets.classes import MAX_LABEL
-from imagenets.common.errors import InputError, listed, quantity
+from imagenets.common.errors import InputError, listed, problem_of, quantity
 from imagenets.common.locks import locked
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.workers import process_map
@@ -111,10 +111,8 @@ def _draw_file(pairs: Pairs, drawing: Drawing, folder: Path, name: str) -> list[
     try:
         ground_truth, prediction = _read_masks(pairs, drawing, name)
         image = read_image(find_image(drawing.image_dir, name), ground_truth.shape)
-    except InputError as error:
-        return [str(error)]
-    except OSError as error:
-        return [f"{error.filename}: {error.strerror}"]
+    except (InputError, OSError) as error:
+        return [problem_of(error)]
     strip = draw_strip(
         draw_panels(np.asarray(image), ground_truth, prediction), _legend(ground_truth, prediction, drawing)
     )

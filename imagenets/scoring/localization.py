@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from imagenets.common.errors import InputError, refuse
+from imagenets.common.errors import InputError, problem_of, refuse
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.workers import process_map
 from imagenets.masks import decode_mask, target_mask
@@ -287,16 +287,14 @@ class _ScoreFile:
         labels = attribution = None
         try:
             labels = decode_mask(job.mask, self.classes)
-        except InputError as error:
-            problems.append(str(error))
-        except OSError as error:
-            problems.append(f"{job.mask}: {error.strerror}")
+        except (InputError, OSError) as error:
+            problems.append(problem_of(error, job.mask))
         try:
             attribution = plane(load_map(job.attribution))
         except InputError as error:
             problems.append(f"{job.attribution}: {error}")
         except OSError as error:
-            problems.append(f"{job.attribution}: {error.strerror}")
+            problems.append(problem_of(error, str(job.attribution)))
         if labels is None or attribution is None:
             return _Scored(problems=problems)
         return self._scored(job, labels, attribution)

@@ -32,7 +32,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError, listed, problem_of
 from imagenets.common.progress import Advance, Show, no_bar
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import load_tensors
@@ -298,10 +298,8 @@ class _Blocks(Dataset[_Block]):
                 picture = read_picture(
                     self._images, self._images.names[index], self._reading, self._with_masks
                 )
-            except InputError as error:
-                problems.append(str(error))
-            except OSError as error:
-                problems.append(f"{error.filename}: {error.strerror}")
+            except (InputError, OSError) as error:
+                problems.append(problem_of(error))
             else:
                 groups.setdefault(picture.pixels.shape, []).append((index, picture))
         return _Block(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from imagenets.class_ids import mode_table
 from imagenets.classes import Mode
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError, listed, problem_of
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import process_map
@@ -81,10 +80,8 @@ def _draw_file(
     try:
         labels = decode_mask(target)
         picture = np.asarray(read_image(image, labels.shape, upright))
-    except InputError as error:
-        return str(error)
-    except OSError as error:
-        return f"{error.filename}: {os.strerror(error.errno or 0)}"
+    except (InputError, OSError) as error:
+        return problem_of(error)
     drawn = Image.fromarray(draw_labels(picture, labels))
     entries = label_entries(labels, partial(_name_of, names=names, noun=noun))
     drawn = with_legend(drawn, [Group("", entries)], font_size(*labels.shape))

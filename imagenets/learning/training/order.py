@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from imagenets.common.errors import InputError, listed
+from imagenets.common.errors import InputError, listed, problem_of
 from imagenets.common.workers import Start, load_tensors
 
 Key = tuple[int, int]  # an epoch and the index of an image
@@ -156,10 +156,8 @@ class _Shares(Dataset[Any]):
         for epoch, index in keys:
             try:
                 items.append(self.reader.read(epoch, index))
-            except InputError as error:
-                problems.append(str(error))
-            except OSError as error:
-                problems.append(f"{error.filename}: {error.strerror}")
+            except (InputError, OSError) as error:
+                problems.append(problem_of(error))
         if problems:
             return f"{len(problems)} files cannot be read:\n{listed(problems)}"
         return tuple(torch.stack(column) for column in zip(*items, strict=True))
