@@ -12,9 +12,10 @@ from command_line.progress import bar
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.lists import Origin
-from imagenets.preparation.image_folders import Done, Plan, prepare
+from imagenets.preparation.image_folders import Done, prepare
 from imagenets.preparation.layouts import KAGGLE
 from imagenets.preparation.links import NoLinksError
+from imagenets.preparation.plans import Plan
 from imagenets.preparation.tar_layouts import TRAIN_TAR, VAL_TAR
 
 PATH_OPTIONS = ("--imagenet-dir", "--save-dir", "--archive", "--mirror", "--lists")

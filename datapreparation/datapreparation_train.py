@@ -20,8 +20,9 @@ from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.lists import categories
 from imagenets.preparation.folder_layouts import TrainFolder, TrainFolders
-from imagenets.preparation.image_folders import Done, plan_train
+from imagenets.preparation.image_folders import Done
 from imagenets.preparation.layouts import find_train, packed_in
+from imagenets.preparation.plans import plan_train
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from command_line.preparation import (
 )
 from command_line.progress import bar, warn
 from imagenets.lists import categories, train_semi
-from imagenets.preparation.image_folders import plan_train_semi
 from imagenets.preparation.layouts import find_train, packed_in
+from imagenets.preparation.plans import plan_train_semi
 
 
 def main() -> None:

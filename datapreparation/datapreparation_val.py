@@ -18,8 +18,8 @@ from command_line.preparation import (
 )
 from command_line.progress import bar, warn
 from imagenets.lists import MappedImage, categories, mapping
-from imagenets.preparation.image_folders import plan_val, refuse_missing
 from imagenets.preparation.layouts import find_val, packed_in
+from imagenets.preparation.plans import plan_val, refuse_missing
 
 
 def main() -> None:

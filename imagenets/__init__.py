@@ -16,7 +16,7 @@
 
   - ``layouts``: what a copy looks like: class folders, flat val, Kaggle's root, tars, ZIP, parquet
     (in full: ``folder_layouts``, ``tar_layouts``, ``zip_layout``, ``parquet``); ``other_data``: what is none
-  - ``image_folders``: train, train-semi, validation, test, planned and made
+  - ``plans``, ``image_folders``: train, train-semi, validation, test, planned and made
   - ``annotations``: the masks, out of the official archive
   - ``verification``: what is missing, left over or broken in a prepared set
 - ``scoring``: from pairs of masks to scores

@@ -8,8 +8,9 @@ import pytest
 from helpers.generated_imagenet import Needed, write_imagenet
 
 from imagenets.common.errors import InputError
-from imagenets.preparation.image_folders import copy_image, plan_train, plan_val, refuse_missing
+from imagenets.preparation.image_folders import copy_image
 from imagenets.preparation.layouts import find_train, find_val
+from imagenets.preparation.plans import plan_train, plan_val, refuse_missing
 
 CASES = {
     "imagenet_object_localization_patched2019.tar.gz": "compressed as a whole and has no index: unpack it",

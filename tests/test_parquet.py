@@ -27,8 +27,9 @@ from helpers.scripts import CHECKOUT, command, environment, run
 
 from imagenets.common.errors import InputError
 from imagenets.preparation import image_folders, parquet
-from imagenets.preparation.image_folders import plan_train, prepare
+from imagenets.preparation.image_folders import prepare
 from imagenets.preparation.layouts import find_train, find_val
+from imagenets.preparation.plans import plan_train
 from imagenets.preparation.source_images import MissingError, class_of_name, plain_name
 
 PLACES = [f"n0000{1000 + i % 4}/n0000{1000 + i % 4}_{i}.JPEG" for i in range(60)]
@@ -244,7 +245,7 @@ def test_killed_between_two_files(tmp_path, shard, moment):
     program = f"""
 import os, signal
 from pathlib import Path
-from imagenets.preparation import image_folders
+from imagenets.preparation import image_folders, plans
 from imagenets.preparation.layouts import find_train
 rename, count = os.rename, 0
 def counting(*arguments):
@@ -255,7 +256,7 @@ def counting(*arguments):
     rename(*arguments)
 os.rename = counting
 imagenet = Path({str(shard.parents[1])!r})
-plan = image_folders.plan_train("50", {WNIDS}, find_train(imagenet), copy=False)
+plan = plans.plan_train("50", {WNIDS}, find_train(imagenet), copy=False)
 image_folders.prepare([plan], imagenet, Path({str(tmp_path / "save")!r}), 2)
 """
     died = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT)

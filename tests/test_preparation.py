@@ -42,9 +42,10 @@ from imagenets.lists import (
     train_semi_path,
 )
 from imagenets.preparation import image_folders as preparation
-from imagenets.preparation.image_folders import Plan, copy_image, plan_train, prepare
+from imagenets.preparation.image_folders import copy_image, prepare
 from imagenets.preparation.layouts import find_train, find_val
 from imagenets.preparation.links import link_text
+from imagenets.preparation.plans import Plan, plan_train
 from imagenets.preparation.source_images import SourceImage
 
 official = pytest.mark.skipif(not OFFICIAL_LISTS.is_dir(), reason="the official lists are not at hand")
