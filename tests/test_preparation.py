@@ -45,7 +45,7 @@ from imagenets.preparation import image_folders as preparation
 from imagenets.preparation.image_folders import copy_image, prepare
 from imagenets.preparation.layouts import find_train, find_val
 from imagenets.preparation.links import link_text
-from imagenets.preparation.plans import Plan, plan_train
+from imagenets.preparation.plans import Plan, merged_into, plan_train
 from imagenets.preparation.source_images import SourceImage
 
 official = pytest.mark.skipif(not OFFICIAL_LISTS.is_dir(), reason="the official lists are not at hand")
@@ -866,9 +866,9 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path, env, imagenet):
 
 
 def test_merged_classes_only_where_they_are_no_classes_themselves():
-    assert preparation.merged_into("919", ["n04355933"], "n04355933") == ["n04356056"]
-    assert preparation.merged_into("919", ["n04355933", "n04356056"], "n04355933") == []
-    assert preparation.merged_into("300", ["n04355933"], "n04355933") == []
+    assert merged_into("919", ["n04355933"], "n04355933") == ["n04356056"]
+    assert merged_into("919", ["n04355933", "n04356056"], "n04355933") == []
+    assert merged_into("300", ["n04355933"], "n04355933") == []
 
 
 def test_two_images_for_one_place(tmp_path):
