@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -16,12 +16,11 @@ from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.images import IMAGENET_MEAN, IMAGENET_STD, Reading
+from imagenets.learning.networks import last_maps
 from imagenets.learning.networks.families import OWN_MODELS, PLAIN, Family, family_of
-from imagenets.learning.networks.position_embeddings import DINO, RULE_OF, RULES, grid_embeddings
+from imagenets.learning.networks.last_maps import SIDE, Maps, Read
+from imagenets.learning.networks.position_embeddings import DINO, RULE_OF, RULES
 
-# Modules behind the feature map, at the top of a network.
-HEADS = ("fc", "classifier", "head", "heads", "head_dist", "avgpool", "attn_pool", "attnpool")
-_SIDE = 224  # pixels, of the picture on which a network's map is measured
 # Both libraries have these names, for different layouts of weights; ConvNeXt's own files are timm's.
 _TIMM_FIRST = ("convnext_",)
 
@@ -29,10 +28,6 @@ _TORCHVISIONS = {"drop_path_rate": "stochastic_depth_prob"}  # timm's names of o
 
 NATIVE: Literal["native"] = "native"  # the size of pictures that a network was made for
 Size = int | Literal["native"] | None
-Maps = tuple[torch.Tensor, torch.Tensor]
-
-
-Read = Callable[[Any, torch.Tensor, str], torch.Tensor]
 
 
 class _Built(NamedTuple):
@@ -44,7 +39,7 @@ class _Built(NamedTuple):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     padding_unknown: bool = False
-    native_size: tuple[int, int] = (_SIDE, _SIDE)
+    native_size: tuple[int, int] = (SIDE, SIDE)
     family: Family = PLAIN
 
 
@@ -71,7 +66,7 @@ class Backbone(nn.Module):
         self._read = built.read
         self.network.register_load_state_dict_post_hook(_forget_caches)  # type: ignore[no-untyped-call]
         self.eval()
-        height, width = self.fixed_size or (_SIDE, _SIDE)
+        height, width = self.fixed_size or (SIDE, SIDE)
         with torch.inference_mode():
             last = self(torch.zeros(1, 3, height, width))
         self.channels: int = last.shape[1]
@@ -86,7 +81,7 @@ class Backbone(nn.Module):
 
         Networks that merely call a stage ``layer4`` (``legacy_seresnet18``) are none.
         """
-        return self._read is _read_resnet
+        return self._read is last_maps.read_resnet
 
     @property
     def patch(self) -> int | None:
@@ -94,7 +89,12 @@ class Backbone(nn.Module):
 
         None where the map is of the whole picture.
         """
-        in_patches = (_read_timm_vit, _read_torchvision_vit, _read_timm_eva, _read_naflex_vit)
+        in_patches = (
+            last_maps.read_timm_vit,
+            last_maps.read_torchvision_vit,
+            last_maps.read_timm_eva,
+            last_maps.read_naflex_vit,
+        )
         if self._read in in_patches or getattr(self.network, "dynamic_img_size", False):
             return self.stride
         return None
@@ -125,7 +125,7 @@ class Backbone(nn.Module):
         if self.layers == 1:
             return self._read(self.network, pictures, self.positions)
         found: list[torch.Tensor] = []
-        blocks, norm = _blocks_and_norm(self.network)
+        blocks, norm = last_maps.blocks_and_norm(self.network)
         hooks = [
             block.register_forward_hook(lambda module, inputs, output: found.append(output))
             for block in blocks[-self.layers : -1]
@@ -136,7 +136,7 @@ class Backbone(nn.Module):
             for hook in hooks:
                 hook.remove()
         grid = (last.shape[2], last.shape[3])
-        return torch.cat([*(_as_grid(norm(tokens), grid) for tokens in found), last], dim=1)
+        return torch.cat([*(last_maps.as_grid(norm(tokens), grid) for tokens in found), last], dim=1)
 
     @property
     def covered_tokens(self) -> int | None:
@@ -144,11 +144,14 @@ class Backbone(nn.Module):
 
         None where the network has no position embeddings, or its library interpolates them.
         """
-        if self._read is _read_torchvision_vit:
+        if self._read is last_maps.read_torchvision_vit:
             return 1
-        if self._read not in (_read_timm_vit, _read_timm_eva) or self.network.pos_embed is None:
+        if (
+            self._read not in (last_maps.read_timm_vit, last_maps.read_timm_eva)
+            or self.network.pos_embed is None
+        ):
             return None
-        return _covered_tokens(self.network)
+        return last_maps.covered_prefix(self.network)
 
     @property
     def about(self) -> str:
@@ -158,7 +161,11 @@ class Backbone(nn.Module):
             values += f"; positions: {RULES[self.positions]}"
         elif getattr(self.network, "rope", None) is not None or hasattr(self.network, "embeds"):
             values += "; positions: the network's own, for any size"
-        tokens = 1 if self._read is _read_torchvision_vit else getattr(self.network, "num_prefix_tokens", 0)
+        tokens = (
+            1
+            if self._read is last_maps.read_torchvision_vit
+            else getattr(self.network, "num_prefix_tokens", 0)
+        )
         return values + (f"; tokens left out: {tokens}" if tokens else "")
 
     def maps(self, pictures: torch.Tensor) -> Maps:
@@ -168,7 +175,7 @@ class Backbone(nn.Module):
         """
         if not self.is_resnet:
             raise ValueError(f"{self.name} is no ResNet: it has no layer3 and layer4")
-        return _resnet_maps(self.network, pictures)
+        return last_maps.resnet_maps(self.network, pictures)
 
 
 def _forget_caches(network: nn.Module, _keys: object = None) -> None:
@@ -247,12 +254,12 @@ def _from_torchvision(name: str, options: Mapping[str, Any], known: list[str]) -
         raise InputError(f"backbone {name}: torchvision's has no drop path") from error
     _remove_heads(network)
     if isinstance(network, models.ResNet):
-        return _Built(network, _read_resnet)
+        return _Built(network, last_maps.read_resnet)
     if isinstance(network, models.VisionTransformer):
-        return _Built(network, _read_torchvision_vit)
-    layer = _last_map_layer(network.eval())
-    fixed = (_SIDE, _SIDE) if isinstance(network, models.MaxVit) else None
-    return _Built(network, _reader_of_layer(layer), fixed, padding_unknown=True)
+        return _Built(network, last_maps.read_torchvision_vit)
+    layer = last_maps.last_map_layer(network.eval())
+    fixed = (SIDE, SIDE) if isinstance(network, models.MaxVit) else None
+    return _Built(network, last_maps.reader_of_layer(layer), fixed, padding_unknown=True)
 
 
 def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Built | None:
@@ -293,18 +300,18 @@ def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Buil
     if family.name == "PE" and network.rope is not None:
         network.rope.ref_feat_shape = None  # the authors do not rescale the grid's coordinates
     readers: tuple[tuple[Any, Read], ...] = (
-        (ResNet, _read_resnet),
-        (VisionTransformer, _read_timm_vit),
-        (NaFlexVit, _read_naflex_vit),
-        (ConvNeXt, _read_convnext),
-        (Eva, _read_timm_eva),
+        (ResNet, last_maps.read_resnet),
+        (VisionTransformer, last_maps.read_timm_vit),
+        (NaFlexVit, last_maps.read_naflex_vit),
+        (ConvNeXt, last_maps.read_convnext),
+        (Eva, last_maps.read_timm_eva),
     )
     for kind, read in readers:
         if isinstance(network, kind) and (kind is not Eva or _positions_by_rule(network)):
             return _Built(network, read, None, mean, std, False, native, family)
     fixed = network.pretrained_cfg.get("fixed_input_size") and not getattr(network, "dynamic_img_size", False)
     size = tuple(config["input_size"][1:]) if fixed else None
-    return _Built(network, _read_timm, size, mean, std, False, native, family)
+    return _Built(network, last_maps.read_timm, size, mean, std, False, native, family)
 
 
 def _with_layers(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,13 +335,13 @@ _LIBRARIES = {"torchvision": _from_torchvision, "timm": _from_timm}
 def _remove_heads(network: nn.Module) -> None:
     """Replace what lies behind the feature map by nothing, so that no tensor is left that is not used."""
     for name, _ in list(network.named_children()):
-        if name in HEADS:
+        if name in last_maps.HEADS:
             setattr(network, name, nn.Identity())
 
 
 def _set_output_stride(name: str, built: _Built, output_stride: int) -> None:
     """Set a ResNet to output stride 32 (as it is) or 16: docs/methods.md, Backbones."""
-    if built.read is not _read_resnet or output_stride not in (16, 32):
+    if built.read is not last_maps.read_resnet or output_stride not in (16, 32):
         raise InputError(f"backbone {name}: only ResNets have an output stride to choose, 16 or 32")
     if output_stride == 32:
         return
@@ -347,164 +354,7 @@ def _set_output_stride(name: str, built: _Built, output_stride: int) -> None:
                 convolution.dilation = convolution.padding = (2, 2)
 
 
-def _blocks_and_norm(network: Any) -> tuple[Any, nn.Module]:  # noqa: ANN401 - of either library
-    """Blocks of a ViT that return tokens (B, T, C), and the norm behind the last; none of other networks."""
-    part = getattr(network, "encoder", network)
-    blocks = getattr(part, "blocks", getattr(part, "layers", None))
-    norm = getattr(part, "norm", getattr(part, "ln", None))
-    return (blocks, norm) if isinstance(norm, nn.Module) and blocks is not None else ((), nn.Identity())
-
-
 def _check_layers(name: str, network: nn.Module, layers: int) -> None:
-    blocks, _ = _blocks_and_norm(network)
+    blocks, _ = last_maps.blocks_and_norm(network)
     if len(blocks) < layers:
         raise InputError(f"cannot join {layers} layers: {name} has {len(blocks)} blocks of tokens")
-
-
-def _read_resnet(network: nn.Module, pictures: torch.Tensor, rule: str = "") -> torch.Tensor:
-    return _resnet_maps(network, pictures)[1]
-
-
-def _resnet_maps(network: Any, pictures: torch.Tensor) -> Maps:  # noqa: ANN401 - of either library
-    activation = network.relu if hasattr(network, "relu") else network.act1
-    x = network.maxpool(activation(network.bn1(network.conv1(pictures))))
-    layer3 = network.layer3(network.layer2(network.layer1(x)))
-    return layer3, network.layer4(layer3)
-
-
-def _cropped(pictures: torch.Tensor, patch: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Leave out, on the right and below, what fills no patch; also returns the grid (h, w) of patches."""
-    height, width = pictures.shape[2] // patch[0], pictures.shape[3] // patch[1]
-    return pictures[:, :, : height * patch[0], : width * patch[1]], (height, width)
-
-
-def _as_grid(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Lay tokens (B, …, C), of which the last h·w are patches, on their grid: (B, C, h, w)."""
-    patches = tokens[:, tokens.shape[1] - grid[0] * grid[1] :]
-    return patches.transpose(1, 2).reshape(len(tokens), -1, *grid)
-
-
-def _read_torchvision_vit(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
-    cropped, grid = _cropped(pictures, network.conv_proj.kernel_size)
-    tokens = network.conv_proj(cropped).flatten(2).transpose(1, 2)
-    tokens = torch.cat([network.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
-    encoder = network.encoder
-    tokens = tokens + grid_embeddings(encoder.pos_embedding, 1, grid, pictures.shape[2:], rule)  # type: ignore[arg-type]
-    return _as_grid(encoder.ln(encoder.layers(encoder.dropout(tokens))), grid)
-
-
-def _read_timm_vit(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
-    """Last map of a plain ViT, of any size: the patch tokens behind the last norm."""
-    tokens, grid = _embedded(network, pictures, rule)
-    return _as_grid(network.norm(network.blocks(tokens)), grid)
-
-
-def _read_timm_eva(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
-    """The same of a ViT that turns queries and keys by their places as well (EVA02-CLIP, PE)."""
-    tokens, grid = _embedded(network, pictures, rule)
-    turned = None if network.rope is None else network.rope.get_embed(shape=grid)
-    for block in network.blocks:
-        tokens = block(tokens, rope=turned)
-    return _as_grid(network.norm(tokens), grid)
-
-
-def _covered_tokens(network: Any) -> int:  # noqa: ANN401
-    covered: int = 0 if network.no_embed_class else network.num_prefix_tokens
-    return covered
-
-
-def _embedded(network: Any, pictures: torch.Tensor, rule: str) -> tuple[torch.Tensor, tuple[int, int]]:  # noqa: ANN401
-    """Tokens (B, T, C) that go into the blocks of one of timm's ViTs, and the grid (h, w) of the patches."""
-    cropped, grid = _cropped(pictures, network.patch_embed.proj.kernel_size)
-    embed = network.patch_embed
-    tokens = embed.norm(embed.proj(cropped).flatten(2).transpose(1, 2))
-    first = [getattr(network, name, None) for name in ("cls_token", "dist_token", "reg_token")]
-    prefix = [token.expand(len(tokens), -1, -1) for token in first if token is not None]
-    positions = network.pos_embed
-    covered = _covered_tokens(network)
-    if positions is not None:
-        positions = grid_embeddings(positions, covered, grid, pictures.shape[2:], rule)  # type: ignore[arg-type]
-        tokens = tokens if covered else tokens + positions
-    tokens = torch.cat([*prefix, tokens], dim=1)
-    if positions is not None and covered:
-        tokens = tokens + positions
-    return network.norm_pre(network.pos_drop(tokens)), grid
-
-
-def _read_convnext(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
-    """Last map of timm's ConvNeXt; ``norm`` does nothing but in DINOv3's, which has it at every place."""
-    features: torch.Tensor = network.norm(network.forward_features(pictures))
-    return features
-
-
-def _read_naflex_vit(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
-    cropped, grid = _cropped(pictures, network.embeds.patch_size)
-    return _as_grid(network.forward_features(cropped), grid)
-
-
-def _read_timm(network: Any, pictures: torch.Tensor, rule: str) -> torch.Tensor:  # noqa: ANN401
-    """Last map of any other model of timm: (B, C, h, w), channels last, or tokens."""
-    embed = getattr(network, "patch_embed", None)
-    patch = getattr(embed, "patch_size", None)
-    if getattr(network, "dynamic_img_size", False) and patch is not None:
-        pictures, _ = _cropped(pictures, patch)
-    features = network.forward_features(pictures)
-    if not isinstance(features, torch.Tensor):
-        raise InputError(f"{type(network).__name__} has no single feature map; take another backbone")
-    if features.ndim == 4:
-        return features.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "") == "NHWC" else features
-    return _as_grid(features, _token_grid(features, network, pictures))
-
-
-def _token_grid(tokens: torch.Tensor, network: Any, pictures: torch.Tensor) -> tuple[int, int]:  # noqa: ANN401
-    """Work out the grid (h, w) of tokens (B, T, C); those of class and registers come before it."""
-    height, width = pictures.shape[2:]
-    patches = tokens.shape[1] - getattr(network, "num_prefix_tokens", 0)
-    rows = round(math.sqrt(patches * height / width))
-    if rows == 0 or patches % rows:
-        raise InputError(
-            f"{type(network).__name__}: {patches} tokens are no grid of a picture of {width} x {height}"
-        )
-    return rows, patches // rows
-
-
-def _reader_of_layer(layer: str) -> Read:
-    """Return a reader of the output of the submodule ``layer``, (B, C, h, w)."""
-
-    def read(network: nn.Module, pictures: torch.Tensor, rule: str) -> torch.Tensor:
-        found: list[torch.Tensor] = []
-        hook = network.get_submodule(layer).register_forward_hook(
-            lambda module, inputs, output: found.append(output)
-        )
-        try:
-            network(pictures)
-        finally:
-            hook.remove()
-        return found[-1]
-
-    return read
-
-
-def _last_map_layer(network: nn.Module) -> str:
-    """Name of the submodule that returns the last feature map (B, C, h, w) of more than one place.
-
-    Raises InputError when there is none.
-    """
-    found: list[str] = []
-
-    def note(name: str, output: object) -> None:
-        if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[1:]) > 1:
-            found.append(name)
-
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
-        for name, module in network.named_modules()
-        if name and name.partition(".")[0] not in HEADS
-    ]
-    with torch.inference_mode():
-        network(torch.zeros(1, 3, _SIDE, _SIDE))
-    for hook in hooks:
-        hook.remove()
-    if not found:
-        raise InputError(f"{type(network).__name__} has no feature map; take another backbone")
-    return found[-1]
