@@ -12,16 +12,14 @@ from imagenets.learning.networks.precision import at_least_float32
 TEMPERATURE = 0.1
 
 
-def image_to_image(
-    assignments: Sequence[torch.Tensor], scores: Sequence[torch.Tensor], temperature: float = TEMPERATURE
-) -> torch.Tensor:
+def image_to_image(assignments: Sequence[torch.Tensor], scores: Sequence[torch.Tensor]) -> torch.Tensor:
     """Teach every view the assignments of the large crops of its picture, as SwAV does: a scalar.
 
     ``assignments``: one (B, K) for each of the large crops, without gradient. ``scores``: one (B, K) for
     each view; the large crops come first, in the order of ``assignments``. Mean over the other views than
     the assignment's own, over pictures and over assignments.
     """
-    log_shares = [_log_shares(view, temperature) for view in scores]
+    log_shares = [_log_shares(view) for view in scores]
     losses = []
     for own, assignment in enumerate(assignments):
         others = [_cross_entropy(assignment, view) for index, view in enumerate(log_shares) if index != own]
@@ -29,16 +27,13 @@ def image_to_image(
     return torch.stack(losses).mean()
 
 
-def deep_to_shallow(
-    assignments: Sequence[torch.Tensor], scores: Sequence[torch.Tensor], temperature: float = TEMPERATURE
-) -> torch.Tensor:
+def deep_to_shallow(assignments: Sequence[torch.Tensor], scores: Sequence[torch.Tensor]) -> torch.Tensor:
     """Teach a shallow stage's view of each large crop the deep assignment of the other crop: a scalar.
 
     ``assignments`` and ``scores``: two (B, K) each, of the large crops 0 and 1.
     """
     losses = [
-        _cross_entropy(assignment, _log_shares(scores[1 - own], temperature))
-        for own, assignment in enumerate(assignments)
+        _cross_entropy(assignment, _log_shares(scores[1 - own])) for own, assignment in enumerate(assignments)
     ]
     return torch.stack(losses).mean()
 
@@ -70,8 +65,8 @@ def pass_loss(
     return weighted / sum(weights) + pixel
 
 
-def _log_shares(scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    return log_softmax(at_least_float32(scores) / temperature, dim=1)
+def _log_shares(scores: torch.Tensor) -> torch.Tensor:
+    return log_softmax(at_least_float32(scores) / TEMPERATURE, dim=1)
 
 
 def _cross_entropy(assignment: torch.Tensor, log_shares: torch.Tensor) -> torch.Tensor:

@@ -16,19 +16,17 @@ ITERATIONS = 3
 
 
 @torch.no_grad()
-def balanced_assignments(
-    scores: torch.Tensor, epsilon: float = EPSILON, iterations: int = ITERATIONS
-) -> torch.Tensor:
+def balanced_assignments(scores: torch.Tensor) -> torch.Tensor:
     """Sinkhorn's algorithm on this process's rows: scores (R, K) → assignments (R, K) float32.
 
     Over the rows of all processes together, every prototype is used equally often; each row sums up to 1.
-    ``scores`` are cosines; they may be of half precision, which exp(1 / ``epsilon``) would overflow.
+    ``scores`` are cosines; they may be of half precision, which exp(1 / EPSILON) would overflow.
     """
-    assignments = torch.exp(at_least_float32(scores) / epsilon)
+    assignments = torch.exp(at_least_float32(scores) / EPSILON)
     prototypes = assignments.shape[1]
     rows = assignments.shape[0] * _processes()
     assignments /= _sum_over_processes(assignments.sum())
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         assignments /= prototypes * _sum_over_processes(assignments.sum(0, keepdim=True))
         assignments /= rows * assignments.sum(1, keepdim=True)
     return assignments * rows
