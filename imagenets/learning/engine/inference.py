@@ -20,7 +20,6 @@ Under torchrun call both functions on all processes, in ``processes.together``, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +37,7 @@ from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import load_tensors
 from imagenets.learning.engine.label_files import LabelFile, writing
 from imagenets.learning.images import Images, Reading, fingerprint, read_picture
-from imagenets.learning.networks.precision import Normalisation, cuda_switches, run_network
+from imagenets.learning.networks.precision import Normalisation, cuda_switches, memory_named, run_network
 from imagenets.learning.processes import Processes
 
 # Part of what stored results are known by; raised by hand whenever pictures, networks' maps or files change.
@@ -373,7 +372,7 @@ def _results(work: _Work, step: Callable[[Batch], Any]) -> Iterator[tuple[Batch,
     title = f"{work.images.folder.name}{share}"
     with (
         work.running.show(title, total, unit="images") as advance,
-        _memory_told(device),
+        memory_named(device, "lower the batch size"),
         cuda_switches(device, one_size=one_size),
     ):
         for waiting in _waiting_batches(work, advance):
@@ -433,18 +432,3 @@ def _on_cpu(results: Any) -> list[Any]:  # noqa: ANN401 - a tensor, or a list of
         copy(one) if isinstance(one, torch.Tensor) else {name: copy(value) for name, value in one.items()}
         for one in results
     ]
-
-
-@contextmanager
-def _memory_told(device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory into one message."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"the memory of {device} does not suffice: lower the batch size") from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-            raise InputError(
-                "memory does not suffice: lower the batch size or the number of workers"
-            ) from error
-        raise

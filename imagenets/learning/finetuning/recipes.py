@@ -36,6 +36,7 @@ class _Row:
 
 
 _VIT_SMALL = _Row(5e-4, 0.50, 0.05, 0.1)
+_CONVNEXT = _Row(2.5e-4, 0.60, 0.05, 0.2)
 _RESNET = _Row(5e-4, 0.40, 5e-4, 0.0)
 # Published for mode 919: docs/finetuning.md, Values.
 _PUBLISHED = {
@@ -43,13 +44,13 @@ _PUBLISHED = {
     ("vit_small_patch16_224", 16): _VIT_SMALL,
     ("resnet50", 32): _RESNET,
     ("resnet50", 16): _Row(5e-4, 0.45, 5e-4, 0.0),
-    ("convnext_tiny", 32): _Row(2.5e-4, 0.60, 0.05, 0.2),
+    ("convnext_tiny", 32): _CONVNEXT,
 }
 # Ours: what is published for the nearest network.
 _BY_KIND = {
     "vit": _VIT_SMALL,
     "resnet": _RESNET,
-    "convnext": _Row(2.5e-4, 0.60, 0.05, 0.2),
+    "convnext": _CONVNEXT,
     "other": _Row(5e-4, 1.0, 0.05, 0.0),
 }
 # Ours for small sets: smaller batches, so that there are as many updates as in mode 919, some thousands.
@@ -59,11 +60,11 @@ _SEMI_BATCH = {"50": 32, "300": 128, "919": _FULL_BATCH}
 
 def semi_supervised(backbone: str, kind: str, stride: int, mode: str) -> Values:
     """Values of semi-supervised fine-tuning on train-semi, for a backbone of output stride ``stride``."""
-    found = _PUBLISHED.get((backbone, stride)) if mode == "919" else None
-    row = found or _PUBLISHED.get((backbone, stride)) or _BY_KIND[kind]
+    found = _PUBLISHED.get((backbone, stride))
+    row = found or _BY_KIND[kind]
     batch = _SEMI_BATCH.get(mode, _SEMI_BATCH["50"])
     return Values(
-        published=found is not None,
+        published=found is not None and mode == "919",
         epochs=100,
         batch=batch,
         lr=scaled_rate(row.base_lr, batch),

@@ -1,4 +1,4 @@
-"""In which precision a network computes; whatever follows it is float32."""
+"""How a network computes: its precision (whatever follows it is float32), device and memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import autocast, nn
+
+from imagenets.common.errors import InputError
 
 
 def training_precision(wanted: str, device: torch.device) -> str:
@@ -57,6 +59,21 @@ def cuda_switches(device: torch.device, *, one_size: bool) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+@contextmanager
+def memory_named(device: torch.device, cure: str) -> Iterator[None]:
+    """Turn a lack of the device's memory, or of this machine's, into one InputError with a ``cure``."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"the memory of {device} does not suffice: {cure}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise InputError(
+                "memory does not suffice: lower the batch size or the number of workers"
+            ) from error
+        raise
 
 
 def on_device(network: nn.Module, device: torch.device) -> nn.Module:

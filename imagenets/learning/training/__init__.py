@@ -2,7 +2,7 @@
 
 The parts, in the order in which a script uses them:
 
-- ``distributed.started(device)``: this process among those of torchrun (rank, number, device). ``together``
+- ``processes.started(device)``: this process among those of torchrun (rank, number, device). ``together``
   runs a check on all of them and refuses once; ``join`` averages a network's gradients over all,
   and on CUDA its batch norms take their statistics over all images.
 - ``run_files.opened_run(folder, settings, processes)``: the folder of one run. Settings are written down, and
@@ -12,7 +12,7 @@ The parts, in the order in which a script uses them:
   epoch and the step only. ``order.batches`` reads them ahead in worker processes, over the epochs' borders.
 - ``order.generator(seed, epoch, index)``: the randomness of one image's augmentation, for the functions of
   ``augmentation``. ``order.seed_network`` sets the randomness of dropout for one part of one step.
-- ``optimisers.Lars``, ``optimisers.layer_decay_groups``, and the learning rates of ``schedules``.
+- ``optimisers.Lars``, ``optimisers.layer_decay_groups``, and the schedules of learning rates.
 - ``loop.train(job, …)``: the loop over all this, with gradient accumulation, mixed precision, and an end
   that names epoch, step and images when a loss is not finite.
 

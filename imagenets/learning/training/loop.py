@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,13 +16,14 @@ from torch.optim import Optimizer
 
 from imagenets.common.errors import InputError, StoppedError, listed
 from imagenets.common.progress import Log, Show, no_bar, no_log
-from imagenets.learning.networks.precision import cuda_switches
+from imagenets.learning.networks.precision import cuda_switches, memory_named
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.optimisers import set_rate
 from imagenets.learning.training.order import Plan, Reader, StepIndex, TrainingBatch, batches, seed_network
 from imagenets.learning.training.run_files import RunFolder
 
 _READ_EVERY = {"cpu": 1, "cuda": 10}  # steps
+_MEMORY_CURE = "accumulate over more, smaller micro-batches, or lower the batch size"
 _SAVE_EVERY = 600.0  # seconds between saved states within an epoch
 
 
@@ -52,7 +53,7 @@ def _no_epoch(epoch: int) -> bool:
 class TrainingJob:
     """What a training script brings to the loop.
 
-    - ``network``: all that is trained, on the device, as ``distributed.join`` gave it.
+    - ``network``: all that is trained, on the device, as ``processes.join`` gave it.
     - ``loss_of(batch, at)``: the loss of this process's share (tensors on the device), scalar under
       ``loss``, and any other scalars to log. The mean over all processes is the loss of the part.
     - ``rate(at)``: the learning rate of an update; groups with ``scale`` take it times that.
@@ -147,7 +148,10 @@ def train(
         description = f"epoch {progress.epoch + 1} of {plan.epochs}"
         with show_here(description, plan.steps, unit=" steps", done=progress.step) as advance:
             while progress.step < plan.steps:
-                with _memory_errors(processes.device), cuda_switches(processes.device, one_size=True):
+                with (
+                    memory_named(processes.device, _MEMORY_CURE),
+                    cuda_switches(processes.device, one_size=True),
+                ):
                     _update(job, scaler, arriving, plan, progress, unread)
                     unread.read(at_once=progress.step == plan.steps)
                 advance(1)
@@ -264,18 +268,6 @@ class _Unread:
             f"the loss is not finite in epoch {at.epoch + 1}, step {at.step + 1}; lower the "
             f"learning rate, or look at these {len(names)} images:\n{listed(names)}"
         )
-
-
-@contextmanager
-def _memory_errors(device: torch.device) -> Iterator[None]:
-    """Turn a lack of the device's memory into one message."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"the memory of {device} does not suffice: accumulate over more, smaller micro-batches, "
-            "or lower the batch size"
-        ) from error
 
 
 def _refuse_other_states(saved: Mapping[str, Any] | None, processes: Processes) -> None:
