@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +17,7 @@ from imagenets.common.errors import InputError
 from imagenets.common.progress import Warn
 from imagenets.common.whole_files import write_whole
 from imagenets.common.workers import default_workers
+from imagenets.images import check_image_dir
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.counting import CountRequest
 from imagenets.scoring.matching import Matching, read_matching
@@ -195,6 +196,14 @@ def save_results(contents: Mapping[Path, str | bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
         print(f"saved: {path}")
+
+
+def check_files(outputs: Iterable[Path | None], image_dir: Path | None) -> None:
+    """Refuse result files that could not be written, and a folder of images that is none, before the work."""
+    for path in filter(None, outputs):
+        check_output(path)
+    if image_dir:
+        check_image_dir(image_dir)
 
 
 def check_output(path: Path) -> None:

@@ -20,7 +20,7 @@ from command_line.startup import run
 from command_line.arguments import add_mode_argument, parse, path_argument, whole_number
 from command_line.evaluation import (
     add_bootstrap_arguments,
-    check_output,
+    check_files,
     save_results,
     today,
 )
@@ -28,7 +28,6 @@ from command_line.progress import warn
 from imagenets.class_ids import mode_table
 from imagenets.classes import Mode, benchmark_title
 from imagenets.common.errors import InputError
-from imagenets.images import check_image_dir
 from imagenets.reporting.classification_text import (
     Condition,
     background_gap,
@@ -161,11 +160,7 @@ def read_run(path: Path, arguments: argparse.Namespace, partial: bool) -> Classi
 def main() -> None:
     """Score, print, save."""
     arguments = parse_arguments()
-    for path in (arguments.output, arguments.report):
-        if path:
-            check_output(path)
-    if arguments.image_dir:
-        check_image_dir(arguments.image_dir)
+    check_files((arguments.output, arguments.report), arguments.image_dir)
     if arguments.condition:
         compare_conditions(arguments)
     else:

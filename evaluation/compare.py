@@ -18,7 +18,7 @@ from command_line.arguments import parse, path_argument
 from command_line.evaluation import (
     add_bootstrap_arguments,
     add_ground_truth_arguments,
-    check_output,
+    check_files,
     problems_kept,
     read_classes,
     read_match,
@@ -31,7 +31,6 @@ from command_line.progress import bar, warn
 from imagenets.classes import Mode
 from imagenets.common.errors import InputError
 from imagenets.common.folders import distinct_names
-from imagenets.images import check_image_dir
 from imagenets.reporting.comparison_text import comparison_json, comparison_text, run_lines
 from imagenets.scoring.comparison import Method, Run, compare
 from imagenets.scoring.contingency import ContingencyTable
@@ -182,11 +181,7 @@ def run_of(
 def main() -> None:
     """Compare the methods, print the comparison, save it."""
     arguments = parse_arguments()
-    for path in (arguments.output, arguments.report):
-        if path:
-            check_output(path)
-    if arguments.image_dir:
-        check_image_dir(arguments.image_dir)
+    check_files((arguments.output, arguments.report), arguments.image_dir)
     a, b = read_methods(arguments)
     mode = arguments.mode
     classes = read_classes(mode, arguments.gt_dir)

@@ -17,7 +17,7 @@ from command_line.evaluation import (
     add_arguments,
     add_bootstrap_arguments,
     add_match_argument,
-    check_output,
+    check_files,
     problems_kept,
     read_classes,
     read_match,
@@ -28,7 +28,6 @@ from command_line.evaluation import (
 )
 from command_line.progress import bar, warn
 from imagenets.classes import ClassInfo
-from imagenets.images import check_image_dir
 from imagenets.reporting.confusions import confusion_npz
 from imagenets.reporting.image_scores import image_csv
 from imagenets.reporting.published import PROTOCOLS, read_standings
@@ -134,10 +133,7 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
 def main() -> None:
     """Score the predictions, print the scores, save them."""
     arguments = parse_arguments()
-    for path in outputs(arguments):
-        check_output(path)
-    if arguments.image_dir:
-        check_image_dir(arguments.image_dir)
+    check_files(outputs(arguments), arguments.image_dir)
     standings = (
         read_standings(arguments.mode.name, arguments.protocol, arguments.results) if arguments.report else []
     )

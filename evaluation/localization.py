@@ -34,7 +34,7 @@ from command_line.evaluation import (
     add_gt_dir_argument,
     add_problems_argument,
     add_workers_argument,
-    check_output,
+    check_files,
     problems_kept,
     save_results,
     today,
@@ -42,7 +42,6 @@ from command_line.evaluation import (
 from command_line.progress import bar, warn
 from imagenets.class_ids import class_ids
 from imagenets.classes import Mode, benchmark_title
-from imagenets.images import check_image_dir
 from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, text_table
 from imagenets.scoring.attribution_scores import IOU_THRESHOLDS, TIES
 from imagenets.scoring.bootstrap import Bootstrap
@@ -234,11 +233,7 @@ def warn_of_images(result: Localization) -> None:
 def main() -> None:
     """Score the maps, print the scores, save them."""
     arguments = parse_arguments()
-    for path in (arguments.output, arguments.per_image, arguments.report):
-        if path:
-            check_output(path)
-    if arguments.image_dir:
-        check_image_dir(arguments.image_dir)
+    check_files((arguments.output, arguments.per_image, arguments.report), arguments.image_dir)
     with problems_kept(arguments.problems):
         pairs, ids, result = score_maps(arguments)
     warn_of_images(result)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,7 +33,7 @@ from command_line.networks import (
 )
 from command_line.progress import warn
 from imagenets.learning.distance_matching.bank import CODE, unusable_vectors
-from imagenets.learning.distance_matching.kinds import KINDS, PATCHES, REGIONS, kind_of_file
+from imagenets.learning.distance_matching.kinds import KINDS, PATCHES, REGIONS, BankKind, kind_of_file
 from imagenets.learning.distance_matching.patches import PER_PICTURE
 from imagenets.learning.engine.inference import LabelStep, Running, store_arrays
 from imagenets.learning.engine.label_overlays import class_names
@@ -112,48 +113,39 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-class Voting(NamedTuple):
-    """The kind of bank, how many of its vectors vote for a pixel, at what temperature."""
+@dataclass(frozen=True)
+class Job:
+    """All that the command line names, read and checked: how many of the bank's vectors vote for a pixel."""
 
-    kind: str
+    arguments: argparse.Namespace
+    backbone: Backbone
+    reading: Reading
+    kind: BankKind
     neighbours: int
     temperature: float
 
 
-def bank_of(
-    arguments: argparse.Namespace,
-    backbone: Backbone,
-    reading: Reading,
-    voting: Voting,
-    running: Running,
-    record: Record,
-) -> Any:  # noqa: ANN401 - of either kind
+def bank_of(job: Job, running: Running, record: Record) -> Any:  # noqa: ANN401 - of either kind
     """Read the bank, or make it of train-semi; called on all processes."""
-    processes, kind = running.processes, KINDS[voting.kind]
+    processes, arguments, kind = running.processes, job.arguments, job.kind
     path = arguments.output_dir / BANK if arguments.bank in KINDS else arguments.bank
     if not processes.from_first(path.exists):
         images = processes.together(partial(annotated_images, arguments.save_dir, arguments.mode))
         parts = arguments.output_dir / "bank-parts"
         identity = record.identity("bank", "backbone", "checkpoint", "size", "precision", "code")
-        step = kind.step(backbone, arguments.patches_per_picture or PER_PICTURE)
-        store = partial(store_arrays, images, parts, identity, step, reading, running, with_masks=True)
+        step = kind.step(job.backbone, arguments.patches_per_picture or PER_PICTURE)
+        store = partial(store_arrays, images, parts, identity, step, job.reading, running, with_masks=True)
         paths = processes.together(store)
         made = processes.from_first(partial(kind.join, paths, path))
         if processes.first:
             shutil.rmtree(parts)
             print(f"{path}: {made} {kind.noun} of {len(images.names)} images")
-    bank = processes.together(partial(kind.load, path, backbone.channels, voting.neighbours, arguments.mode))
+    channels = job.backbone.channels
+    bank = processes.together(partial(kind.load, path, channels, job.neighbours, arguments.mode))
     unusable = unusable_vectors(bank.embeddings)
     if unusable and processes.first:
         warn(f"{path}: {unusable}; labels found by them mean nothing, is it the right checkpoint?")
     return bank.to(processes.device)
-
-
-def voting_of(arguments: argparse.Namespace) -> Voting:
-    """Choose the kind of bank, of a file its own, and the kind's defaults for what was not given."""
-    name = arguments.bank if arguments.bank in KINDS else kind_of_file(arguments.bank)
-    kind = KINDS[name]
-    return Voting(name, arguments.neighbours or kind.neighbours, arguments.temperature or kind.temperature)
 
 
 def bank_text(arguments: argparse.Namespace) -> str:
@@ -169,9 +161,12 @@ def prepare(arguments: argparse.Namespace) -> Method:
     backbone = make_backbone(arguments.backbone)
     line = load_backbone(backbone, arguments.checkpoint, arguments.weights)
     reading = backbone.reading(arguments.size)
-    voting = voting_of(arguments)
+    kind = KINDS[arguments.bank if arguments.bank in KINDS else kind_of_file(arguments.bank)]
+    neighbours = arguments.neighbours or kind.neighbours
+    temperature = arguments.temperature or kind.temperature
+    job = Job(arguments, backbone, reading, kind, neighbours, temperature)
     return Method(
-        partial(label_step, arguments, backbone, reading, voting),
+        partial(label_step, job),
         listed_images(arguments),
         reading,
         {
@@ -179,8 +174,8 @@ def prepare(arguments: argparse.Namespace) -> Method:
             "checkpoint": weights_digest(arguments.checkpoint, arguments.weights),
             "bank": bank_text(arguments),
             "mode": arguments.mode and arguments.mode.identity,
-            "neighbours": voting.neighbours,
-            "temperature": voting.temperature,
+            "neighbours": neighbours,
+            "temperature": temperature,
             "size": reading.size_text,
             "precision": precision_of(arguments),
             "sharpen": SHARPENING if arguments.sharpen else None,
@@ -193,20 +188,13 @@ def prepare(arguments: argparse.Namespace) -> Method:
     )
 
 
-def label_step(
-    arguments: argparse.Namespace,
-    backbone: Backbone,
-    reading: Reading,
-    voting: Voting,
-    running: Running,
-    record: Record,
-) -> LabelStep:
+def label_step(job: Job, running: Running, record: Record) -> LabelStep:
     """Make the bank, and label by it; called on all processes."""
-    fold_batch_norms(backbone)
-    on_device(backbone, running.processes.device)
-    bank = bank_of(arguments, backbone, reading, voting, running, record)
-    kind, neighbours, temperature = voting
-    step: LabelStep = KINDS[kind].label_step(backbone, bank, neighbours, temperature, arguments.sharpen)
+    fold_batch_norms(job.backbone)
+    on_device(job.backbone, running.processes.device)
+    bank = bank_of(job, running, record)
+    sharpen = job.arguments.sharpen
+    step: LabelStep = job.kind.label_step(job.backbone, bank, job.neighbours, job.temperature, sharpen)
     return step
 
 

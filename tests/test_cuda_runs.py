@@ -18,6 +18,7 @@ from command_line.attention import AttendedNetwork
 from imagenets.classes import MODES
 from imagenets.learning.distance_matching import bank as banks
 from imagenets.learning.distance_matching import patches
+from imagenets.learning.distance_matching.kinds import KINDS
 from imagenets.learning.distance_matching.neighbours import Bank
 from imagenets.learning.engine import inference, segmentation
 from imagenets.learning.engine.inference import Batch, Running
@@ -321,10 +322,10 @@ def place_by_predict(network, monkeypatch):
 
 def place_by_distance_matching(network, monkeypatch):
     monkeypatch.setattr(distance_matching, "bank_of", lambda *of: None)
-    voting = distance_matching.Voting("regions", 10, 0.07)
     network.stride = 8
     arguments = argparse.Namespace(sharpen=False)
-    distance_matching.label_step(arguments, network, None, voting, Running(ALONE), None)
+    job = distance_matching.Job(arguments, network, None, KINDS["regions"], 10, 0.07)
+    distance_matching.label_step(job, Running(ALONE), None)
 
 
 def place_by_kmeans(network, monkeypatch):
