@@ -7,7 +7,6 @@ docs/backgrounds.md, Conditions.
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image, ImageFilter
 from imagenets.classes import BACKGROUND, IGNORE, Mode, find_mode
 from imagenets.common.errors import InputError, problem_of, refuse
 from imagenets.common.progress import Show, no_bar
+from imagenets.common.tables import csv_text
 from imagenets.common.whole_files import whole_folder
 from imagenets.common.workers import process_map
 from imagenets.dataset import SPLITS_WITH_MASKS, folder_ids, image_files
@@ -156,11 +156,7 @@ def draw_pairs(images: Sequence[str], grounds: Sequence[str], seed: int) -> dict
 
 def pairs_csv(pairs: Mapping[str, Pair]) -> str:
     """Format pairs as CSV, which ``read_pairs`` reads."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(Pair._fields)
-    writer.writerows(pairs.values())
-    return out.getvalue()
+    return csv_text(Pair._fields, pairs.values())
 
 
 def read_pairs(path: Path) -> dict[str, Pair]:
@@ -290,7 +286,8 @@ def make_composites(
             for _ in mapped(make, jobs):
                 advance(1)
         (new / "pairs.csv").write_text(pairs_csv(pairs), encoding="utf-8")
-        (new / "left_out.csv").write_text(_left_out_csv(left_out), encoding="utf-8")
+        left_out_csv = csv_text(("image", "condition", "reason"), left_out)
+        (new / "left_out.csv").write_text(left_out_csv, encoding="utf-8")
     reasons: dict[str, int] = {}
     for _, condition, reason in left_out:
         reasons[f"{condition}: {reason}"] = reasons.get(f"{condition}: {reason}", 0) + 1
@@ -344,11 +341,3 @@ def _obstacle(
     if condition.startswith("mixed") and ground.image not in pairs:
         return "there is no ground to paste it on"
     return None
-
-
-def _left_out_csv(left_out: _LeftOut) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("image", "condition", "reason"))
-    writer.writerows(left_out)
-    return out.getvalue()

@@ -9,8 +9,6 @@ torchrun every process takes a share of the images.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import shutil
 import sys
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ import numpy as np
 
 from command_line.attention import AttendedNetwork, add_attention
 from command_line.networks import add_running, precision_of, running_of
+from imagenets.common.tables import csv_text
 from imagenets.common.whole_files import whole_file, write_whole
 from imagenets.learning.engine.inference import Running, store_arrays
 from imagenets.learning.images import Images, split_images
@@ -140,19 +139,17 @@ def cluster(job: Job, features: dict[str, Path]) -> None:
     """Find the centroids, and the cluster of each image; print what they are like."""
     arguments = job.arguments
     centroids = save_centroids(job, features["train"])
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("split", "image", "cluster"))
+    rows: list[tuple[str, str, int]] = []
     for split, file in features.items():
         names, clusters = job.images[split].names, nearest_rows(np.load(file, mmap_mode="r"), centroids)
-        rows.writerows(zip([split] * len(names), names, clusters.tolist(), strict=True))
+        rows += zip([split] * len(names), names, clusters.tolist(), strict=True)
         folders = np.array([name.partition("/")[0] for name in names])
         likeness = agreement(clusters, folders)
         print(
             f"{split}: with the class folders, which nothing is made of, NMI {likeness.nmi:.3f}, accuracy "
             f"{likeness.accuracy:.2f} %; {len(np.unique(clusters))} clusters in use"
         )
-    write_whole(arguments.output_dir / CLUSTERS, table.getvalue())
+    write_whole(arguments.output_dir / CLUSTERS, csv_text(("split", "image", "cluster"), rows))
     print(f"saved: {arguments.output_dir / CLUSTERS}")
 
 

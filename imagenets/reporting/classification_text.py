@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import imagenets
 from imagenets.classes import ClassInfo, label_name
-from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, scores_json, text_table
+from imagenets.common.tables import csv_text, or_empty
+from imagenets.reporting.text import (
+    bootstrap_json,
+    bootstrap_note,
+    json_text,
+    number_text,
+    scores_json,
+    text_table,
+)
 from imagenets.scoring.bootstrap import Bootstrap, Interval
 from imagenets.scoring.classification import Classified, ClassScores, Difference, difference
 
@@ -153,7 +157,7 @@ def classification_json(
         **({} if other is None else {"comparison": _difference_json(other)}),
         "classes": rows,
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(content)
 
 
 def _difference_json(found: Difference) -> dict[str, object]:
@@ -180,26 +184,23 @@ def conditions_json(
         },
         **({} if gap is None else {"gap": _difference_json(gap)}),
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(content)
 
 
 def class_csv(scored: ClassScores, classes: Sequence[ClassInfo]) -> str:
     """Format the table of classes as CSV, nothing where a class has no image."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("id", "wnid", "name", *scored.by_class, "images"))
-    for info in classes[1:]:
-        numbers = [float(of_class[info.id - 1]) for of_class in scored.by_class.values()]
-        cells = ("" if math.isnan(number) else number for number in numbers)
-        writer.writerow((info.id, info.wnid or "", info.name, *cells, scored.images[info.id - 1]))
-    return out.getvalue()
+    rows = (
+        (
+            *(info.id, info.wnid or "", info.name),
+            *(or_empty(float(of_class[info.id - 1])) for of_class in scored.by_class.values()),
+            scored.images[info.id - 1],
+        )
+        for info in classes[1:]
+    )
+    return csv_text(("id", "wnid", "name", *scored.by_class, "images"), rows)
 
 
 def conditions_csv(conditions: Sequence[Condition]) -> str:
     """Format the scores by condition as CSV, every digit."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("condition", *conditions[0].scores))
-    for condition in conditions:
-        writer.writerow((condition.name, *condition.scores.values()))
-    return out.getvalue()
+    rows = ((condition.name, *condition.scores.values()) for condition in conditions)
+    return csv_text(("condition", *conditions[0].scores), rows)

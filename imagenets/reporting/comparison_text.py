@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -10,7 +9,14 @@ from pathlib import Path
 
 from imagenets.classes import ClassInfo
 from imagenets.common.version import __version__
-from imagenets.reporting.text import bootstrap_json, bootstrap_note, number_text, scores_json, text_table
+from imagenets.reporting.text import (
+    bootstrap_json,
+    bootstrap_note,
+    json_text,
+    number_text,
+    scores_json,
+    text_table,
+)
 from imagenets.scoring.comparison import Comparison, Method
 from imagenets.scoring.metrics import Evaluation
 
@@ -113,7 +119,7 @@ def comparison_json(
         "lost": comparison.lost(),
         "classes": rows,
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(content)
 
 
 def _side_json(method: Method, mean: Evaluation, runs: Sequence[Evaluation]) -> dict[str, object]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import math
 import random
 from dataclasses import dataclass
 
 import numpy as np
 
+from imagenets.common.tables import csv_text, or_empty
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.metrics import image_accuracy, image_fmeasure
 
@@ -86,14 +84,9 @@ def image_csv(table: ContingencyTable, predicted: np.ndarray) -> str:
     labels, guesses = (
         _labels_by_image(table.image, side, images) for side in (table.ground_truth, predicted)
     )
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("name", "mIoU", "FMeasure", "Acc", "pixels", "labels", "predicted"))
-    for name, iou, *rest in zip(
-        table.names, mean_iou, fmeasure, accuracy, pixels, labels, guesses, strict=True
-    ):
-        writer.writerow((name, "" if math.isnan(iou) else iou, *rest))
-    return out.getvalue()
+    columns = (table.names, map(or_empty, mean_iou), fmeasure, accuracy, pixels, labels, guesses)
+    header = ("name", "mIoU", "FMeasure", "Acc", "pixels", "labels", "predicted")
+    return csv_text(header, zip(*columns, strict=True))
 
 
 def _labels_by_image(image: np.ndarray, label: np.ndarray, images: int) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 import statistics
@@ -13,6 +11,7 @@ from typing import NamedTuple
 
 from imagenets.classes import MODES, benchmark_title
 from imagenets.common.errors import InputError, listed
+from imagenets.common.tables import csv_text, or_empty
 from imagenets.reporting.pages import render_page
 from imagenets.reporting.published import NOT_COMPARABLE, Standing, score_text
 from imagenets.reporting.score_files import ScoreFile
@@ -265,15 +264,13 @@ def escape_latex(text: str) -> str:
 
 def table_csv(table: ResultTable) -> str:
     """Format for programs: every digit, nothing where there is none; after each score its deviation."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     columns = [name for score in table.scores for name in (score, f"{score} sd")]
-    writer.writerow(("method", "protocol", "runs", *columns))
+    rows = []
     for row in table.rows:
         numbers = [number for score in table.scores for number in (row.means[score], row.deviations[score])]
-        cells = ("" if math.isnan(number) else number for number in numbers)
-        writer.writerow((row.name, row.protocol or "", "" if row.runs is None else row.runs, *cells))
-    return out.getvalue()
+        runs = "" if row.runs is None else row.runs
+        rows.append((row.name, row.protocol or "", runs, *map(or_empty, numbers)))
+    return csv_text(("method", "protocol", "runs", *columns), rows)
 
 
 def table_html(table: ResultTable) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagenets.classes import ClassInfo, Mode
+from imagenets.common.tables import csv_text
 from imagenets.common.version import __version__
 from imagenets.scoring.metrics import SCORE_DEFINITION, Evaluation
 
@@ -30,6 +29,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Seque
         ).rstrip()
         for row in (header, *rows)
     )
+
+
+def json_text(content: Mapping[str, object]) -> str:
+    """Format a result as JSON; nan is refused, for JSON has none."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def number_text(score: float) -> str:
@@ -134,7 +138,7 @@ def evaluation_json(
             for c, iou, boundary_iou, pixels, images in _class_rows(evaluation, classes)
         ],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(content)
 
 
 def inputs_json(mode: Mode, gt_dir: Path, predict_dir: Path, matching: Matching | None) -> dict[str, object]:
@@ -155,12 +159,8 @@ def scores_json(scores: Mapping[str, float]) -> dict[str, float | None]:
 
 def evaluation_csv(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:
     """Format the table of classes as CSV; percentages."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("id", "wnid", "name", "IoU", "BIoU", "pixels", "images"))
-    for c, *numbers in _class_rows(evaluation, classes):
-        writer.writerow((c.id, c.wnid or "", c.name, *numbers))
-    return out.getvalue()
+    rows = ((c.id, c.wnid or "", c.name, *numbers) for c, *numbers in _class_rows(evaluation, classes))
+    return csv_text(("id", "wnid", "name", "IoU", "BIoU", "pixels", "images"), rows)
 
 
 def _class_rows(

@@ -6,8 +6,6 @@ threshold for all images) and the two-class mIoU (pixels pooled over images).
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from scipy import ndimage
 
 from imagenets.common.errors import InputError, problem_of, refuse
 from imagenets.common.progress import Show, no_bar
+from imagenets.common.tables import csv_text, or_empty
 from imagenets.common.workers import process_map
 from imagenets.masks import decode_mask, target_mask
 from imagenets.scoring.attribution_maps import MapFile, find_maps, load_map
@@ -423,16 +422,12 @@ def localization_csv(result: Localization) -> str:
     ``iou_best`` is the IoU at the threshold that is best for all images. Columns average to the scores.
     """
     best = int(np.argmax(result.iou))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     thresholds = [f"iou_{threshold:.2f}" for threshold in IOU_THRESHOLDS]
-    writer.writerow(("name", *IMAGE_SCORES, "iou_best", *thresholds))
-    rows = _Table.of(result.by_image).images.tolist()
-    for name, row in zip(result.names, rows, strict=True):
+    rows = []
+    for name, row in zip(result.names, _Table.of(result.by_image).images.tolist(), strict=True):
         scores, iou = row[: len(IMAGE_SCORES)], row[len(IMAGE_SCORES) :]
-        cells = (*scores, iou[best], *iou)
-        writer.writerow((name, *("" if math.isnan(score) else score for score in cells)))
-    return out.getvalue()
+        rows.append((name, *map(or_empty, (*scores, iou[best], *iou))))
+    return csv_text(("name", *IMAGE_SCORES, "iou_best", *thresholds), rows)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
