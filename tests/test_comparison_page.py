@@ -11,7 +11,8 @@ from PIL import Image
 
 from imagenets.classes import class_table
 from imagenets.reporting.charts import class_difference_chart, difference_chart
-from imagenets.reporting.comparison_page import IMAGES_PER_GROUP, Methods, comparison_html
+from imagenets.reporting.comparison_page import Methods, comparison_html
+from imagenets.reporting.image_scores import IMAGES_PER_GROUP
 from imagenets.scoring.comparison import Method, Run, compare
 from imagenets.scoring.contingency import Rows, make_table
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 import imagenets
 from imagenets.classes import class_table
-from imagenets.reporting.html import IMAGES_PER_GROUP, Subject, html_report
-from imagenets.reporting.image_scores import choose_images, image_label_ious, image_mean_iou
+from imagenets.reporting.html import Subject, html_report
+from imagenets.reporting.image_scores import IMAGES_PER_GROUP, choose_images, image_label_ious, image_mean_iou
 from imagenets.scoring.contingency import Rows, make_table
 from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import evaluate
@@ -248,7 +248,7 @@ def test_full_size_stays_under_10_mb(tmp_path):
     )
     table = make_table(names, np.full(count, 919), [Rows(*columns)])
     mean = image_mean_iou(image_label_ious(table, table.prediction), count)
-    chosen = choose_images(mean, IMAGES_PER_GROUP, seed=0)
+    chosen = choose_images(mean, seed=0)
     for image in {*chosen.best, *chosen.worst, *chosen.random}:
         for folder in ("gt", "pred"):
             write_mask(tmp_path / folder / names[image], rng.integers(0, 920, (270, 360)))

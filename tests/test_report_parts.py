@@ -73,15 +73,15 @@ def test_image_ious_are_those_of_the_pixels(seed):
 
 def test_chosen_images():
     mean = np.array([50.0, 90.0, np.nan, 10.0, 90.0 + 1e-12, 10.0, 70.0])
-    chosen = choose_images(mean, 3, seed=0)
+    chosen = choose_images(mean, 0, count=3)
     # Equal ones by name: 1 before 4 though a rounding error puts 4 above; 3 before 5.
     assert (chosen.best, chosen.worst) == ([1, 4, 6], [3, 5, 0])
     assert len(set(chosen.random)) == 3 and sorted(chosen.random) == chosen.random
-    assert chosen == choose_images(mean, 3, seed=0)
-    assert {tuple(choose_images(mean, 3, seed=s).random) for s in range(30)} > {tuple(chosen.random)}
-    every = choose_images(mean, 99, seed=1)
+    assert chosen == choose_images(mean, 0, count=3)
+    assert {tuple(choose_images(mean, s, count=3).random) for s in range(30)} > {tuple(chosen.random)}
+    every = choose_images(mean, 1, count=99)
     assert set(every.best) == set(every.worst) == set(every.random) == {0, 1, 3, 4, 5, 6}
-    assert choose_images(np.array([np.nan]), 3, seed=0).random == []
+    assert choose_images(np.array([np.nan]), 0, count=3).random == []
 
 
 @settings(max_examples=60, deadline=None)

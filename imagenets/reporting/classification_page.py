@@ -17,11 +17,9 @@ from imagenets.reporting.image_scores import choose_images
 from imagenets.reporting.overlays import draw_labels
 from imagenets.reporting.pages import label_colour, render_page
 from imagenets.reporting.text import bootstrap_note
-from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk
+from imagenets.reporting.thumbnails import Panel, draw_groups, panel, shrunk
 from imagenets.scoring.bootstrap import Bootstrap
 from imagenets.scoring.classification import Classified, ClassScores, Difference
-
-IMAGES_PER_GROUP = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,6 @@ def _groups(
     by_rank = np.isnan(classified.margin).all()
     samples = choose_images(
         -np.minimum(classified.rank, classified.depth).astype(float) if by_rank else classified.margin,
-        IMAGES_PER_GROUP,
         seed,
     )
 
@@ -90,9 +87,7 @@ def _groups(
             "panels": _panels(page, gt_dir, f"{name}.png", truth),
         }
 
-    shown = each_drawn({*samples.best, *samples.worst, *samples.random}, draw)
-    chosen = {"Worst": samples.worst, "Best": samples.best, "Random": samples.random}
-    return {title: [shown[image] for image in images] for title, images in chosen.items()}
+    return draw_groups(samples.by_title(), draw)
 
 
 def _panels(page: ClassPage, gt_dir: Path, name: str, class_id: int) -> list[Panel]:

@@ -13,15 +13,13 @@ from imagenets.classes import IGNORE, ClassInfo, label_name
 from imagenets.masks import decode_mask
 from imagenets.reporting.charts import class_difference_chart, difference_chart
 from imagenets.reporting.comparison_text import comparison_note
-from imagenets.reporting.image_scores import image_label_ious, image_mean_iou
+from imagenets.reporting.image_scores import IMAGES_PER_GROUP, image_label_ious, image_mean_iou
 from imagenets.reporting.overlays import draw_labels
 from imagenets.reporting.pages import Legend, label_colour, label_legend, names_of_folders, render_page
-from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk
+from imagenets.reporting.thumbnails import Panel, draw_groups, panel, shrunk
 from imagenets.scoring.comparison import Comparison, Method
 from imagenets.scoring.matching import class_lookup
 from imagenets.scoring.metrics import predicted_classes
-
-IMAGES_PER_GROUP = 8
 
 
 @dataclass(frozen=True)
@@ -106,11 +104,7 @@ def _image_groups(methods: Methods) -> dict[str, list[dict[str, Any]]]:
             "legends": legends,
         }
 
-    shown = each_drawn({*better_a, *better_b}, draw)
-    return {
-        f"{methods.a.name} better": [shown[image] for image in better_a],
-        f"{methods.b.name} better": [shown[image] for image in better_b],
-    }
+    return draw_groups({f"{methods.a.name} better": better_a, f"{methods.b.name} better": better_b}, draw)
 
 
 def _mean_iou_of_images(method: Method) -> np.ndarray:

@@ -27,13 +27,12 @@ from imagenets.reporting.pages import (
 from imagenets.reporting.published import Standing
 from imagenets.reporting.standing import Run, standing_section
 from imagenets.reporting.text import outside_note
-from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk
+from imagenets.reporting.thumbnails import Panel, draw_groups, panel, shrunk
 from imagenets.scoring.bootstrap import outside_intervals
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.matching import Matching, class_lookup
 from imagenets.scoring.metrics import Evaluation
 
-IMAGES_PER_GROUP = 8
 CONFUSIONS = 15
 
 _NOTES = {
@@ -231,7 +230,7 @@ def _image_groups(
 ) -> dict[str, list[dict[str, Any]]]:
     """Groups of images by title, each image drawn once."""
     mean_iou = image_mean_iou(labels, len(subject.table.names))
-    samples = choose_images(mean_iou, IMAGES_PER_GROUP, seed)
+    samples = choose_images(mean_iou, seed)
     folder_names = names_of_folders(subject.classes)
 
     def draw(image: int) -> dict[str, Any]:
@@ -243,9 +242,7 @@ def _image_groups(
             "legends": _image_legends(subject.classes, labels, image),
         }
 
-    shown = each_drawn({*samples.best, *samples.worst, *samples.random}, draw)
-    chosen = {"Worst": samples.worst, "Best": samples.best, "Random": samples.random}
-    return {title: [shown[image] for image in images] for title, images in chosen.items()}
+    return draw_groups(samples.by_title(), draw)
 
 
 def _image_legends(classes: Sequence[ClassInfo], labels: ImageLabels, image: int) -> list[Legend]:

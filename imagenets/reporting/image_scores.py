@@ -12,6 +12,8 @@ from imagenets.common.tables import csv_text, or_empty
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.metrics import image_accuracy, image_fmeasure
 
+IMAGES_PER_GROUP = 8  # of a page
+
 
 @dataclass(frozen=True)
 class ImageLabels:
@@ -36,6 +38,10 @@ class ShownImages:
     best: list[int]
     worst: list[int]
     random: list[int]
+
+    def by_title(self) -> dict[str, list[int]]:
+        """The groups in the order of a page."""
+        return {"Worst": self.worst, "Best": self.best, "Random": self.random}
 
 
 def image_label_ious(table: ContingencyTable, predicted: np.ndarray) -> ImageLabels:
@@ -97,7 +103,7 @@ def _labels_by_image(image: np.ndarray, label: np.ndarray, images: int) -> list[
     return [" ".join(written[start:end]) for start, end in itertools.pairwise(ends.tolist())]
 
 
-def choose_images(mean_iou: np.ndarray, count: int, seed: int) -> ShownImages:
+def choose_images(mean_iou: np.ndarray, seed: int, count: int = IMAGES_PER_GROUP) -> ShownImages:
     """Choose ``count`` images each (fewer where there are fewer); equal images in the order of their names.
 
     The random ones are drawn from all images, so that they may be among the best or worst too. Images whose

@@ -18,7 +18,7 @@ from imagenets.reporting.image_scores import choose_images
 from imagenets.reporting.overlays import draw_labels
 from imagenets.reporting.pages import render_page
 from imagenets.reporting.text import bootstrap_note
-from imagenets.reporting.thumbnails import Panel, each_drawn, panel, shrunk_picture
+from imagenets.reporting.thumbnails import Panel, draw_groups, panel, shrunk_picture
 from imagenets.scoring.attribution_maps import find_maps, load_map
 from imagenets.scoring.attribution_scores import scale_to_unit
 from imagenets.scoring.bootstrap import Bootstrap
@@ -26,7 +26,6 @@ from imagenets.scoring.localization import Localization, fitted_map
 from imagenets.scoring.map_geometry import image_in_place, labels_in_place
 from imagenets.scoring.pairs import Pairs
 
-IMAGES_PER_GROUP = 8
 _SORTED_BY = "energy"
 _OPACITY = 0.65  # of the map over its picture
 
@@ -97,7 +96,7 @@ def localization_html(page: MapPage, result: Localization, bootstrap: Bootstrap 
 
 def _groups(page: MapPage, result: Localization, seed: int) -> dict[str, list[dict[str, Any]]]:
     sort_by = np.array([math.nan if s is None else getattr(s, _SORTED_BY) for s in result.by_image])
-    samples = choose_images(sort_by, IMAGES_PER_GROUP, seed)
+    samples = choose_images(sort_by, seed)
     maps, _ = find_maps(page.pairs.predict_dir, page.pairs.names)
 
     def draw(image: int) -> dict[str, Any]:
@@ -121,9 +120,7 @@ def _groups(page: MapPage, result: Localization, seed: int) -> dict[str, list[di
             "panels": _panels(picture, values, target),
         }
 
-    shown = each_drawn({*samples.best, *samples.worst, *samples.random}, draw)
-    chosen = {"Worst": samples.worst, "Best": samples.best, "Random": samples.random}
-    return {title: [shown[image] for image in images] for title, images in chosen.items()}
+    return draw_groups(samples.by_title(), draw)
 
 
 def _panels(picture: Any, values: np.ndarray, target: np.ndarray) -> list[Panel]:  # noqa: ANN401

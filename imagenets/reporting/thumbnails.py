@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +29,15 @@ class Panel(NamedTuple):
     height: int
 
 
-def each_drawn(images: Iterable[int], draw: Callable[[int], dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Have each of a page's images drawn.
+def draw_groups(
+    groups: Mapping[str, Sequence[int]], draw: Callable[[int], dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Have a page's groups of images drawn, by their titles; an image in several groups is drawn once.
 
     Raises InputError, listing them, when images cannot be read, after all have been tried.
     """
     shown, problems = {}, []
-    for image in sorted(images):
+    for image in sorted({image for images in groups.values() for image in images}):
         try:
             shown[image] = draw(image)
         except InputError as error:
@@ -45,7 +47,7 @@ def each_drawn(images: Iterable[int], draw: Callable[[int], dict[str, Any]]) -> 
             f"{len(problems)} of the {len(problems) + len(shown)} images that the report shows cannot be "
             f"read:\n{listed(problems)}"
         )
-    return shown
+    return {title: [shown[image] for image in images] for title, images in groups.items()}
 
 
 def shrunk(
