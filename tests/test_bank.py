@@ -59,8 +59,8 @@ def test_a_bank_holds_unit_vectors_in_their_order(bank):
 @pytest.mark.parametrize(
     ("channels", "neighbours", "labels", "words"),
     [
-        (3, 1, 50, "embeddings of 2 numbers, but this backbone gives 3"),
-        (1, 1, 50, "embeddings of 2 numbers, but this backbone gives 1"),
+        (3, 1, 50, "embeddings of 2 numbers, but this backbone has 3"),
+        (1, 1, 50, "embeddings of 2 numbers, but this backbone has 1"),
         (2, 4, 50, "3 embeddings, fewer than the 4 neighbours asked for"),
         (2, 1, 51, "label 51 is no class of mode 50"),
     ],
