@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,12 @@ from safetensors.torch import save_file
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.networks.checkpoint_files import file_digest, read_checkpoint
+from imagenets.learning.networks.checkpoint_files import (
+    Checkpoint,
+    file_digest,
+    named_tensors,
+    read_checkpoint,
+)
 from imagenets.learning.networks.checkpoints import load_backbone, load_checkpoint
 
 OTHER = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}, "epoch": 7}
@@ -420,6 +426,27 @@ def test_shards_are_joined_by_their_index_and_count_in_its_digest(resnet, tmp_pa
     index.write_text(json.dumps({"weight_map": {"w": "../x.safetensors"}}))
     with pytest.raises(InputError, match="names files elsewhere"):
         load_backbone(backbone, index)
+
+
+def test_every_byte_of_a_file_counts_in_its_digest(tmp_path):
+    content = bytes(3 << 20) + b"end"
+    (tmp_path / "x.pth").write_bytes(content)
+    assert file_digest(tmp_path / "x.pth") == hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def test_the_only_shard_is_the_whole_and_the_optimisers_tensors_are_none_of_the_network(tmp_path):
+    ones = torch.ones(2)
+    save_file({"w": ones}, tmp_path / "model-00001-of-00001.safetensors")
+    assert list(read_checkpoint(tmp_path / "model-00001-of-00001.safetensors").tensors) == ["w"]
+    assert list(named_tensors({"optimizer": {"w": ones}, "model": {"a": {"w": ones}}})) == ["model.a.w"]
+
+
+def test_tensors_of_which_a_part_is_held_are_refused_and_single_empty_ones_are_not():
+    sharded = Counter({"torch.distributed._shard.sharded_tensor.api.ShardedTensor": 1})
+    with pytest.raises(InputError, match=r"as FSDP holds them \(torch\.distributed.*ShardedTensor\)"):
+        _ = Checkpoint(Path("x.pth"), {}, sharded).tensors
+    few_empty = {"mask": torch.empty(0), "w": torch.ones(1)}
+    assert list(Checkpoint(Path("x.pth"), few_empty).tensors) == ["mask", "w"]
 
 
 SMALL = {"depth": 2, "embed_dim": 96, "num_heads": 3}

@@ -1,0 +1,127 @@
+"""Names of tensors: wrappers, copies of a network, families, and transformers' names, one by one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("timm")
+
+from imagenets.common.errors import InputError
+from imagenets.learning.networks.families import family_of
+from imagenets.learning.networks.layouts import candidates
+from imagenets.learning.networks.transformers_names import vit_to_timm
+from imagenets.learning.networks.wrappers import first_choice, is_ema, of_branch, without_wrappers
+
+ONE, TWO = torch.tensor([1.0]), torch.tensor([2.0])
+
+
+def test_a_wrapped_name_does_not_replace_the_same_one_without():
+    assert without_wrappers({"_orig_mod.a._fsdp_wrapped_module.w": ONE}) == {"a.w": ONE}
+    both = {"a.w": ONE, "_orig_mod.a.w": TWO}
+    assert without_wrappers(both) == both
+
+
+def test_a_branch_is_any_part_of_the_names():
+    tensors = {"state_dict.model.w": ONE, "state_dict.model_ema.w": TWO}
+    assert of_branch(tensors, None, "x.pth") is tensors
+    for branch in ("model", "state_dict.model"):
+        assert of_branch(tensors, branch, "x.pth") == {"state_dict.model.w": ONE}
+    with pytest.raises(InputError, match=r"x\.pth: has no weights teacher; there are state_dict$"):
+        of_branch(tensors, "teacher", "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "chosen"),
+    [
+        (["model.", "model_ema."], "model_ema."),
+        (["student.", "teacher."], "teacher."),
+        (["encoder_k.", "encoder_q."], "encoder_q."),
+        (["momentum_encoder.", "base_encoder."], "base_encoder."),
+        (["encoder.", "target_encoder."], "target_encoder."),  # I-JEPA, MSN
+        (["target_encoder.", "online_encoder."], "online_encoder."),  # BYOL
+        (["b.", "a."], "b."),
+    ],
+)
+def test_of_copies_that_fit_the_network_that_is_evaluated_is_chosen(prefixes, chosen):
+    assert first_choice(prefixes) == chosen
+
+
+def test_a_moving_average_is_a_word_of_a_name():
+    assert all(map(is_ema, ("ema.", "model_ema.", "state_dict.ema_model.")))
+    assert not any(map(is_ema, ("schema.", "emax.", "model.")))
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "own_values"),
+    [
+        ("vit_base_patch16_224", "DINO", False),
+        ("deit3_small_patch16_224", "MAE, DeiT", False),
+        ("vit_small_patch14_dinov2", "DINOv2", False),
+        ("vit_small_patch14_reg4_dinov2", "DINOv2 with registers", False),
+        ("beit_base_patch16_224", "BEiT", True),
+        ("beitv2_large_patch16_224", "BEiT", True),
+        ("vit_base_patch14_reg1_tipsv2", "TIPSv2", True),
+        ("vit_base_patch16_siglip_224", "SigLIP", True),
+        ("naflexvit_base_patch16_siglip", "SigLIP", True),
+        ("vit_base_patch16_clip_224", "CLIP", True),
+        ("eva02_base_patch16_clip_224", "EVA02-CLIP", True),
+        ("vit_base_patch16_radio_v3", "C-RADIO", True),
+    ],
+)
+def test_families_and_whose_mean_and_std_they_have(model, family, own_values):
+    """docs/checkpoints.md, Mean and standard deviation."""
+    found = family_of(model)
+    assert (found.name, found.own_values) == (family, own_values)
+
+
+def test_parts_of_attention_are_joined_in_the_order_q_k_v():
+    given = {
+        f"encoder.layer.0.attention.attention.{part}.{kind}": torch.full((1, 2), value)[0]
+        for kind in ("weight", "bias")
+        for part, value in (("value", 3.0), ("query", 1.0), ("key", 2.0))
+    }
+    joined = torch.tensor([1.0, 1, 2, 2, 3, 3])
+    found = vit_to_timm(given, ())
+    assert list(found) == ["blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"]
+    assert all(torch.equal(value, joined) for value in found.values())
+    del given["encoder.layer.0.attention.attention.key.bias"]
+    assert vit_to_timm(given, ())["blocks.0.attn.qkv.bias"].tolist() == [1, 1, 0, 0, 3, 3]
+    del given["encoder.layer.0.attention.attention.key.weight"]
+    assert list(vit_to_timm(given, ())) == ["blocks.0.attn.qkv.bias"], "a weight that is missing stays so"
+
+
+def test_tokens_keep_their_names_and_get_their_dimensions():
+    given = {"embeddings.cls_token": torch.ones(4), "embeddings.distillation_token": torch.ones(1, 1, 4)}
+    found = vit_to_timm(given, ())
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "cls_token": (1, 1, 4),
+        "dist_token": (1, 1, 4),
+    }
+
+
+class Network(nn.Module):
+    """A network that is known by the names of its tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(1)
+
+
+def test_a_renamed_tensor_does_not_replace_one_that_is_there():
+    backbone = SimpleNamespace(network=Network(), is_resnet=False)
+    first = next(candidates({"norm.weight": ONE, "fc_norm.weight": TWO}, backbone, {"norm.weight"}))
+    assert first.tensors == {"norm.weight": ONE, "fc_norm.weight": TWO}
+    first = next(candidates({"fc_norm.weight": TWO}, backbone, {"norm.weight"}))
+    assert first.tensors == {"norm.weight": TWO}
+
+
+def test_the_prefix_is_that_of_most_names():
+    tensors = {"a.w": ONE, "b.w": TWO, "b.x": TWO, "other": ONE}
+    backbone = SimpleNamespace(network=nn.Identity(), is_resnet=False)
+    (found,) = candidates(tensors, backbone, {"w", "x"})
+    assert (found.prefix, found.tensors) == ("b.", {"w": TWO, "x": TWO})
+    assert found.elsewhere == ("a.w", "other")
