@@ -74,6 +74,8 @@ def test_output_stride_16_is_torchvisions_dilation():
     assert make_backbone("resnet18", output_stride=16)(x).shape[2:] == (4, 6)
     with pytest.raises(InputError, match="only ResNets"):
         make_backbone("vit_tiny_patch16_224", output_stride=16)
+    with pytest.raises(InputError, match="resnet18d: its shortcuts pool"):
+        make_backbone("resnet18d", output_stride=16)
 
 
 def slow_vit(network, x):
@@ -204,6 +206,8 @@ def test_position_embeddings_of_another_resolution_keep_the_class_token():
 def test_drop_path_is_the_networks_own():
     network = make_backbone("vit_tiny_patch16_224", drop_path=0.1).network
     assert network.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+    of_torchvision = make_backbone("torchvision/convnext_tiny", drop_path=0.1).network
+    assert of_torchvision.features[-1][-1].stochastic_depth.p == pytest.approx(0.1)
     with pytest.raises(InputError, match="drop path"):
         make_backbone("resnet18", drop_path=0.1)
 

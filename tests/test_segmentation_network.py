@@ -17,7 +17,14 @@ from imagenets.learning.finetuning.losses import OBJECT_WEIGHT, annotated_loss, 
 from imagenets.learning.finetuning.recipes import Values, values_of
 from imagenets.learning.finetuning.run import FineTuneRequest, chosen_values
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.networks.segmentation_network import PASS, SELF, SEMI, SegmentationNetwork, read_saved
+from imagenets.learning.networks.segmentation_network import (
+    PASS,
+    SELF,
+    SEMI,
+    SegmentationNetwork,
+    fresh_norm,
+    read_saved,
+)
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.optimisers import layer_decay_groups
 
@@ -221,6 +228,67 @@ def test_self_training_gives_a_picture_the_label_of_its_object(pictures):
     assert torch.equal(logits.argmax(0), label * (outlines > 0))
 
 
+def test_the_label_of_an_object_does_not_pull_at_its_outlines(pictures):
+    network = network_of("timm/test_resnet", SELF)
+    logits = network(pictures[96, 133])
+    (logits[:, 1] - logits[:, 2]).sum().backward()
+    assert network.head.weight.grad.any()
+    assert not any(of.grad is not None and of.grad.any() for of in network.outlines.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "spread_of_weights", "bias"),
+    [
+        ("timm/test_resnet", SEMI, (2 / 201) ** 0.5, True),  # He et al., by the number of outputs
+        ("test_vit", PASS, (2 / 201) ** 0.5, True),
+        ("test_vit", SEMI, 2e-5, True),
+        ("test_efficientnet", SEMI, 2e-5, True),
+        ("test_convnext", SEMI, 0.02, False),
+    ],
+)
+def test_heads_start_as_their_recipe_says(name, recipe, spread_of_weights, bias):
+    torch.manual_seed(0)
+    head = SegmentationNetwork(make_backbone(name), 200, recipe).head
+    assert head.weight.std().item() == pytest.approx(spread_of_weights, rel=0.05)
+    assert bool(head.bias.any()) == bias
+
+
+def test_a_norm_of_the_file_is_taken_where_it_fits():
+    network = network_of("test_vit")
+    theirs = {"model.fc_norm.weight": torch.rand(64), "model.fc_norm.bias": torch.rand(64)}
+    before = network.fc_norm.weight.clone()
+    assert fresh_norm(network, {"model.norm.weight": torch.rand(64)})
+    assert fresh_norm(network, {name: value[:8] for name, value in theirs.items()})
+    assert torch.equal(network.fc_norm.weight, before)
+    assert not fresh_norm(network, theirs)
+    assert torch.equal(network.fc_norm.weight, theirs["model.fc_norm.weight"])
+    assert torch.equal(network.fc_norm.bias, theirs["model.fc_norm.bias"])
+    assert not fresh_norm(network_of("timm/test_resnet"), {}), "it has no such norm"
+
+
+def test_all_weights_must_be_there_and_no_others_but_counters():
+    network = network_of("timm/test_resnet")
+    weights = {name: value.clone() for name, value in network.weights().items()}
+    with pytest.raises(InputError, match=r"x\.pth: no timm/test_resnet .*: 1 tensors too many \(y\)$"):
+        network.load_weights(weights | {"y": torch.ones(1)}, "x.pth")
+    with pytest.raises(InputError, match=r"1 tensors missing \(head\.bias\)$"):
+        network.load_weights({name: weights[name] for name in weights if name != "head.bias"}, "x.pth")
+    spread(network, seed=1)
+    network.load_weights({name: weights[name] for name in weights if "num_batches" not in name}, "x.pth")
+    assert all(torch.equal(value, weights[name]) for name, value in network.weights().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("vit_small_patch14_reg4_dinov2", "reg_token"), ("vit_base_patch16_clip_224", "norm_pre.weight")],
+)
+def test_what_comes_before_the_blocks_is_of_the_stem(name, first):
+    backbone = make_backbone(name, options={"depth": 2, "embed_dim": 96, "num_heads": 3})
+    network = SegmentationNetwork(backbone, 3, SEMI)
+    assert network.layers == 3
+    assert network.layer_of(f"backbone.network.{first}") == 0
+
+
 def test_layers_of_each_network():
     """The numbers of docs/finetuning.md, written out."""
     expected = {
@@ -415,6 +483,10 @@ def test_files_that_are_no_fine_tuned_networks_are_refused(tmp_path):
     torch.save(weights, tmp_path / "plain.pth")
     with pytest.raises(InputError, match="it has no head of 1 x 1 convolutions"):
         read_saved(tmp_path / "plain.pth")
+    flat = {"head.weight": torch.ones(3, 8), "head.bias": torch.ones(3)}
+    torch.save({"model": flat}, tmp_path / "flat.pth")
+    with pytest.raises(InputError, match="it has no head of 1 x 1 convolutions"):
+        read_saved(tmp_path / "flat.pth")
     rates = {"stages.0.blocks.0.conv_dw.rates": torch.zeros(3, 2)}
     torch.save({"model": rates}, tmp_path / "rf.pth")
     with pytest.raises(InputError, match="RF-ConvNeXt, which is left out"):
