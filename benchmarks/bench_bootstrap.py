@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Time 1,000 bootstrap resamples of a generated table of 12,419 images and 919 classes, and their memory.
+"""Measure time and memory of 1,000 bootstrap resamples of a generated table of 12,419 images and 919 classes.
 
-For comparison, a few resamples are scored the plain way: the table of the images drawn, then evaluate().
-With --coverage: how many intervals in a hundred hold the score of a known population, for three ways
-to make an interval of the same resamples (percentile, basic, BCa).
+For comparison, a few resamples are scored one by one: the table of the drawn images, then evaluate().
+With --coverage: how many percent of the intervals contain the score of a known population, for three kinds of
+intervals from the same resamples (percentile, basic, BCa).
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ def print_coverage(images: int, classes: int, samples: int, resamples: int) -> N
 def main() -> None:
     """Print seconds, peak memory and the ratio to the plain way."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--resamples", type=int, default=1000, help="of the images (default: 1000)")
+    parser.add_argument("--resamples", type=int, default=1000, help="number of resamples (default: 1000)")
     parser.add_argument(
-        "--coverage", action="store_true", help="of the intervals, in place of times; minutes"
+        "--coverage", action="store_true", help="measure coverage of the intervals, not time; takes minutes"
     )
     arguments = parser.parse_args()
     resamples = arguments.resamples

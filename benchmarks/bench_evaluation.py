@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How long counting, matching and scoring take, against only decoding and against torchmetrics.
+"""Time counting, matching and scoring, and compare with decoding only and with torchmetrics.
 
-All figures come from one run on one machine; ratios are what to compare. "floor": the same decoder in the
-same workers, both masks of every pair decoded and dropped; of a whole process, one that imports PyTorch and
-numba, does that, and ends. "first pass": the one pass over the masks.
-"torchmetrics": its pooled Jaccard index (only mIoU) on the first 500 pairs, decoded by the same workers.
+All figures come from one run on one machine: compare the ratios. "floor": only decode both masks of every
+pair, with the same decoder and workers; for a whole process, one that imports PyTorch and numba, decodes, and
+ends. "first pass": the pass over the masks. "torchmetrics": its pooled Jaccard index (only mIoU) on the first
+500 pairs, decoded by the same workers.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def user_seconds(start: Callable[[], subprocess.Popen[bytes]]) -> tuple[float, f
 
 
 def finish(child: subprocess.Popen[bytes]) -> None:
-    """Wait for a process; end where it failed."""
+    """Wait for a process; end if it failed."""
     if child.wait():
         raise SystemExit(f"{child.args!r} failed")
 
@@ -251,14 +251,15 @@ def main() -> None:
         "--real",
         type=Path,
         default=CHECKOUT.parent / "shared" / "real-masks-50",
-        help="a set of mode 50 and predictions, timed too if there (default: ../shared/real-masks-50)",
+        help="a data set of mode 50 with predictions, timed too if it exists (default: "
+        "../shared/real-masks-50)",
     )
     parser.add_argument("--generated", type=int, default=12_419, help="number of generated pairs, mode 919")
     parser.add_argument(
         "--workers", type=int, default=default_workers(), help="processes that decode (default: one per core)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, help="runs of each, of which the median counts (default: 3)"
+        "--rounds", type=int, default=3, help="runs of each; the median is printed (default: 3)"
     )
     parser.add_argument("--floor", type=Path, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

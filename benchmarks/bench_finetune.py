@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""How long a step of finetune.py waits for its images: share of the time, and reading by itself.
+"""Measure the share of a training step of finetune.py that waits for images, and time reading by itself.
 
-Photographs are drawn (500 × 375 pixels, JPEG), the network is random. One run, ratios:
+Pictures are synthetic (500 × 375 pixels, JPEG), the network has random weights. One run:
 python benchmarks/bench_finetune.py [--backbone resnet18] [--workers 2]
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
         help="processes that read images (default: one per core)",
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where the network is (default: cpu)"
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the network runs (default: cpu)"
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What choices of foregrounds are worth on pictures with masks: IoU of each picture, mean ± standard error.
+"""Measure choices of foregrounds on pictures with masks: IoU per picture, mean ± standard error.
 
-First guesses by hand (an ellipse, rare colours, both) and, with --backbone, in a network's last map, each as
-it is, after GrabCut, after the bilateral solver, and after both, the solver first; at each picture's own
-size, ignored pixels left out. "border" are the pictures whose object comes within 1 % of it. The last column
-has the paired differences from --against. --masks has a <name>.png for each picture <name>, as ImageNet-S has
-them: 0 is background, 1000 is ignored.
+Guesses are hand-made (an ellipse, rare colours, both) or, with --backbone, from the last map of a network.
+Each is scored as it is, after GrabCut, after the bilateral solver, and after the solver followed by GrabCut,
+at the picture's own size, without ignored pixels. "border": pictures whose object comes within 1 % of the
+border. The last column has paired differences to --against. --masks holds a <name>.png for each picture
+<name>, as in ImageNet-S: 0 is background, 1000 is ignored.
 """
 
 from __future__ import annotations
@@ -68,9 +68,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--every", type=whole_number(1, 10**6), default=1, metavar="N", help="only every N-th picture"
     )
-    parser.add_argument("--guesses", nargs="+", metavar="GUESS", help="only these, as they are printed")
     parser.add_argument(
-        "--against", metavar="CHOICE", help="whose differences are printed (default: the best)"
+        "--guesses", nargs="+", metavar="GUESS", help="only these guesses, by their printed names"
+    )
+    parser.add_argument(
+        "--against", metavar="CHOICE", help="the choice that the others are compared with (default: the best)"
     )
     add_running(parser)
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Time distance matching against the bare forward pass of its network, and its search against one product.
+"""Compare distance matching with the forward pass of its network, and its search with a matrix product.
 
-Prints ratios of one run, on synthetic photographs: images per second of the whole way from JPEG files to PNG
-files against only the network on the same pictures, prepared beforehand, in the same batches, with the same
-threads; and the neighbour search against one matrix product of its size.
+Prints ratios of one run on synthetic pictures: images per second from JPEG files to PNG files, compared with
+only the network on the same pictures, already read, in the same batches and with the same threads; and the
+neighbour search compared with one matrix product of its size.
 """
 
 from __future__ import annotations
@@ -186,10 +186,10 @@ def main() -> None:
         "--images", type=whole_number(8, 100_000), default=128, help="photographs (default: 128)"
     )
     parser.add_argument(
-        "--bank", type=whole_number(11, 100_000), default=1000, help="embeddings (default: 1000)"
+        "--bank", type=whole_number(11, 100_000), default=1000, help="embeddings in the bank (default: 1000)"
     )
     parser.add_argument(
-        "--batch-size", type=whole_number(1, 1024), default=16, help="pictures at a time (default: 16)"
+        "--batch-size", type=whole_number(1, 1024), default=16, help="pictures in a batch (default: 16)"
     )
     parser.add_argument(
         "--workers", type=whole_number(0, 256), default=2, help="processes that read images (default: 2)"
@@ -198,7 +198,7 @@ def main() -> None:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where the network is (default: auto, CUDA if there)",
+        help="where the network runs (default: auto, which is CUDA if available)",
     )
     arguments = parser.parse_args()
     with started(arguments.device) as processes, tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""How fast PASS's parts are, as ratios of one run: augmentation, the training step, k-means, the threshold.
+"""Time the parts of PASS, as ratios of one run: augmentation, the training step, k-means, the threshold.
 
-Pictures and features are synthetic. --images JPEGs of 500 x 375 are written to a temporary folder. faiss is
-compared where it is installed. --only runs one part.
+Pictures and features are synthetic: --images JPEGs of 500 x 375 pixels, in a temporary folder. faiss is
+compared if it is installed. --only runs one part.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ def main() -> None:
         "--images", type=whole_number(16, 100_000), default=96, help="photographs (default: 96)"
     )
     parser.add_argument(
-        "--batch-size", type=whole_number(2, 4096), default=16, help="of the step (default: 16)"
+        "--batch-size", type=whole_number(2, 4096), default=16, help="pictures in a step (default: 16)"
     )
     parser.add_argument(
         "--workers", type=whole_number(1, 1024), default=cores, help="processes (default: one per core)"
@@ -282,7 +282,7 @@ def main() -> None:
         "--rows",
         type=whole_number(1000, 10_000_000),
         default=20_000,
-        help="vectors of k-means (default: 20000)",
+        help="vectors for k-means (default: 20000)",
     )
     parts = ("augmentation", "step", "k-means", "thresholds")
     parser.add_argument("--only", choices=parts, help="only this part (default: all)")

@@ -1,7 +1,7 @@
-"""Time the preparation of validation and test of mode 919 against cp and shutil.copy of the same files.
+"""Compare the time to prepare validation and test of mode 919 with cp and shutil.copy of the same files.
 
-An ImageNet val is generated: the official 50,000 names as small files, in class folders. In each round the
-three copy the same 39,842 files in turn, and then the preparation runs once more, with nothing left to do.
+The val folder of ImageNet is generated: the official 50,000 names as small files, in class folders. In each
+round the three copy the same 39,842 files, and then the preparation runs again, with nothing left to do.
 
     python benchmarks/bench_preparation.py [--folder FOLDER] [--size BYTES] [--rounds N]
 """
@@ -34,9 +34,9 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where to work, in a temporary folder that is removed afterwards (default: the system's)",
+        help="where to make a temporary folder, removed afterwards (default: the system's)",
     )
-    parser.add_argument("--size", type=int, default=4000, help="bytes of a file (default: 4000)")
+    parser.add_argument("--size", type=int, default=4000, help="bytes per file (default: 4000)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each (default: 3)")
     arguments = parser.parse_args()
     origin = Origin.chosen()

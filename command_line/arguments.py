@@ -78,7 +78,7 @@ def add_mode_argument(parser: argparse.ArgumentParser, use: str, required: bool 
         type=mode_argument,
         required=required,
         metavar="{50,300,919,LIST}",
-        help=f"{use}: 50, 300, 919, or the path of a class list of your own (docs/own_data.md)",
+        help=f"{use}: 50, 300, 919, or the path of your own class list (docs/own_data.md)",
     )
 
 
@@ -87,17 +87,17 @@ def add_save_dir_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--save-dir",
         type=path_argument,
-        help="folder of the prepared sets: it holds ImageNetS50 and so on; not with a class list, "
-        "beside which the set lies",
+        help="folder of the prepared sets: it holds ImageNetS50 and so on; not given with a class "
+        "list, whose data set lies beside it",
     )
 
 
 def add_split_arguments(parser: argparse.ArgumentParser, splits: Sequence[str]) -> None:
     """Add a split with masks of a prepared set, and the new folder that the script makes of it."""
     add_save_dir_argument(parser)
-    add_mode_argument(parser, "the set")
+    add_mode_argument(parser, "the prepared set")
     parser.add_argument(
-        "--split", choices=splits, default="validation", help="of the set (default: validation)"
+        "--split", choices=splits, default="validation", help="split of the set (default: validation)"
     )
     parser.add_argument(
         "--output-dir",

@@ -20,7 +20,7 @@ from imagenets.learning.pass_method.recipes import pretraining_recipe
 def add_attention(parser: argparse.ArgumentParser) -> None:
     """Add the prepared set, and the checkpoint of the attention."""
     add_save_dir_argument(parser)
-    add_mode_argument(parser, "the set")
+    add_mode_argument(parser, "the prepared set")
     parser.add_argument(
         "--checkpoint",
         type=path_argument,
@@ -29,7 +29,7 @@ def add_attention(parser: argparse.ArgumentParser) -> None:
         help="last.pth of pixel_attention.py, or the published pass*_pixelatt.pth.tar",
     )
     add_weights(parser)
-    parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
+    parser.add_argument("--backbone", metavar="NAME", help="network of the checkpoint (default: the mode's)")
 
 
 @dataclass(frozen=True)

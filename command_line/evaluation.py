@@ -41,11 +41,11 @@ def add_workers_argument(parser: argparse.ArgumentParser, work: str) -> None:
         "--workers",
         type=whole_number(0, 1024),
         default=default_workers(),
-        help=f"processes that {work} (default: one per core; 0: no extra process)",
+        help=f"processes that {work} (default: one per core; 0: only this process)",
     )
 
 
-def add_results_dir_argument(parser: argparse.ArgumentParser, holds: str = "matchings") -> None:
+def add_results_dir_argument(parser: argparse.ArgumentParser, holds: str = "folder of matchings") -> None:
     """Add --results-dir, which ``holds`` what scripts keep."""
     parser.add_argument(
         "--results-dir", type=path_argument, default=Path("results"), help=f"{holds} (default: results)"
@@ -60,17 +60,18 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
         "--clusters",
         type=cluster_count,
         metavar="K",
-        help="the predictions hold cluster ids 1..K (default: as many as the mode has classes)",
+        help="predictions hold cluster ids 1..K (default: the number of classes)",
     )
     parser.add_argument(
-        "--names", type=path_argument, metavar="FILE", help="only these: one <wnid>/<name>.png a line"
+        "--names",
+        type=path_argument,
+        metavar="FILE",
+        help="only the masks listed there, one <wnid>/<name>.png a line",
     )
     add_workers_argument(parser, "decode")
-    add_results_dir_argument(parser, "matchings, and the cache of counted masks")
+    add_results_dir_argument(parser, "folder of matchings, and of the cache of counted masks")
     add_problems_argument(parser)
-    parser.add_argument(
-        "--no-cache", action="store_true", help="count all masks again; leave no cache behind"
-    )
+    parser.add_argument("--no-cache", action="store_true", help="count all masks again, and write no cache")
 
 
 def add_problems_argument(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +80,7 @@ def add_problems_argument(parser: argparse.ArgumentParser) -> None:
         "--problems",
         type=path_argument,
         metavar="FILE",
-        help="list all files that cannot be used there, a line each; messages show ten",
+        help="write the names of all unusable files there, one a line; messages show ten",
     )
 
 
@@ -95,8 +96,8 @@ def add_match_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--match",
         metavar="NAME",
-        help="the matching that match.py saved as --session-name NAME, or the path of a matching file; "
-        "without it the predictions hold class ids",
+        help="matching: the --session-name given to match.py, or the path of a matching file; without it, "
+        "predictions hold class ids",
     )
 
 
@@ -107,10 +108,10 @@ def add_bootstrap_arguments(parser: argparse.ArgumentParser, resamples: int | No
         type=resample_count,
         default=resamples,
         metavar="B",
-        help="95%% intervals from B resamples of the images; 1000 is usual (default: "
+        help="95%% intervals from B resamples of the images; usually 1000 (default: "
         + ("none)" if resamples is None else f"{resamples})"),
     )
-    parser.add_argument("--seed", type=seed_number, help="of the resamples (default: 0)")
+    parser.add_argument("--seed", type=seed_number, help="seed of the resamples (default: 0)")
 
 
 cluster_count = whole_number(1, MAX_LABEL)

@@ -38,12 +38,12 @@ def add_source(parser: argparse.ArgumentParser, splits: Sequence[str] = SPLITS) 
     source.add_argument(
         "--images", type=path_argument, metavar="DIR", help="a folder of any pictures, at any depth"
     )
-    add_mode_argument(parser, "the set, or with --images its classes", required=False)
+    add_mode_argument(parser, "the prepared set, or with --images only its classes", required=False)
     parser.add_argument(
         "--splits",
         nargs="+",
         choices=splits,
-        help="splits of the set to segment (default: those of validation and test that are there)",
+        help="splits to segment (default: validation and test, if they exist)",
     )
 
 
@@ -52,8 +52,8 @@ def add_weights(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--weights",
         metavar="NAME",
-        help="the copy to take where a checkpoint has several, by a part of its tensors' names (default: "
-        "EMA, teacher, target_encoder of I-JEPA and MSN …; what was taken is printed)",
+        help="which copy of the weights to take from a checkpoint with several, by part of its tensors' "
+        "names (default: EMA, teacher, target_encoder of I-JEPA and MSN …; the choice is printed)",
     )
 
 
@@ -73,7 +73,8 @@ def add_sharpen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sharpen",
         action="store_true",
-        help="outlines follow the picture's edges (joint bilateral upsampling); not the published protocol",
+        help="outlines follow edges of the picture (joint bilateral upsampling); not in the published "
+        "protocols",
     )
 
 
@@ -83,7 +84,7 @@ def add_device(parser: argparse._ActionsContainer, does: str) -> None:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help=f"where the network {does} (default: auto, CUDA if there)",
+        help=f"where the network {does} (default: auto, which is CUDA if available)",
     )
 
 
@@ -93,7 +94,7 @@ def add_precision(parser: argparse._ActionsContainer, auto: str) -> None:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help=f"of the network; all else is float32 (default: auto, {auto})",
+        help=f"precision of the network; everything else is float32 (default: auto, {auto})",
     )
 
 
@@ -111,17 +112,17 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
         type=whole_number(0, 1024),
         metavar="N",
         default=default_workers(),
-        help="processes that read images, and as many that write (default: one per core, which torchrun's "
-        "processes share; 0: none)",
+        help="processes that read images, and as many that write (default: one per core, shared by "
+        "torchrun's processes; 0: only this process)",
     )
     parser.add_argument(
         "--batch-size",
         type=whole_number(1, 100_000),
         metavar="B",
         default=batch_size,
-        help=f"pictures at a time (default: {batch_size}); lower it where memory does not suffice",
+        help=f"pictures in a batch (default: {batch_size}); lower it if memory runs out",
     )
-    add_precision(parser, "float32, which is exact")
+    add_precision(parser, "which is float32")
 
 
 def add_machine(parser: argparse._ActionsContainer) -> None:
@@ -149,8 +150,8 @@ def add_size(parser: argparse._ActionsContainer) -> None:
         "--size",
         type=size_argument,
         metavar="N",
-        help="pixels of the shorter side, or native, the network's own; both sides are rounded to whole "
-        "patches (default: 256, not rounded)",
+        help="shorter side of the pictures in pixels, or native for the network's own; both sides are "
+        "rounded to whole patches (default: 256, not rounded)",
     )
 
 

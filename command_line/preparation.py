@@ -21,10 +21,10 @@ from imagenets.preparation.tar_layouts import TRAIN_TAR, VAL_TAR
 PATH_OPTIONS = ("--imagenet-dir", "--save-dir", "--archive", "--mirror", "--lists")
 
 LAYOUTS = f"""\
---imagenet-dir is searched for: train/<wnid>/, val/<wnid>/, a flat val/, the same in
-{KAGGLE} (Kaggle's copy, or its ZIP); train_images_0/ and on, val_images/ (Hugging Face's archives,
-unpacked); and the untouched {TRAIN_TAR} and {VAL_TAR},
-or Hugging Face's parquet shards in data/, from which only what is needed is extracted."""
+--imagenet-dir may hold train/<wnid>/ with val/<wnid>/ or a flat val/, directly or in {KAGGLE}
+(Kaggle's copy, or its ZIP); train_images_0/ … and val_images/ (Hugging Face's archives, unpacked); the
+original {TRAIN_TAR} and {VAL_TAR}; or Hugging Face's parquet shards in data/. From
+ZIP, tars and shards, only the images needed are extracted."""
 
 
 def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
     )
     if layouts:
         parser.add_argument(
-            "--imagenet-dir", type=path_argument, required=True, help="your ImageNet copy; only read"
+            "--imagenet-dir", type=path_argument, required=True, help="your copy of ImageNet; it is only read"
         )
     parser.add_argument(
         "--save-dir",
@@ -45,7 +45,7 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
         help="folder of the prepared sets: it holds ImageNetS50 and so on",
     )
     parser.add_argument(
-        "--mode", choices=[*MODES, "all"], required=True, help="which set; all: 50, 300 and 919"
+        "--mode", choices=[*MODES, "all"], required=True, help="which set to make; all: 50, 300 and 919"
     )
     parser.add_argument(
         "--mirror",
@@ -55,7 +55,7 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
     parser.add_argument(
         "--lists",
         type=path_argument,
-        help="folder of your own lists, taken as they are (default: $IMAGENETS_LISTS)",
+        help="folder of your own lists, which are not checked by SHA-256 (default: $IMAGENETS_LISTS)",
     )
     return parser
 
@@ -78,8 +78,8 @@ def add_absolute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--absolute",
         action="store_true",
-        help="links with the full path (default: relative if ImageNet and the prepared sets lie below one "
-        "folder, which can then be moved or mounted elsewhere)",
+        help="make links with the full path (default: relative if ImageNet and the prepared sets lie below "
+        "one folder, which can then be moved or mounted elsewhere)",
     )
 
 

@@ -28,16 +28,19 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     """Begin a parser with the arguments that both trainings take."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     add_save_dir_argument(parser)
-    add_mode_argument(parser, "the set")
+    add_mode_argument(parser, "the prepared set")
     parser.add_argument(
-        "--output-dir", type=path_argument, required=True, help="last.pth, log.jsonl and curves.png go there"
+        "--output-dir",
+        type=path_argument,
+        required=True,
+        help="folder of the run, for last.pth, log.jsonl and curves.png",
     )
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
         default="pass",
-        help="pass: the published settings of the mode (default); small: minutes on two cores, for a few "
-        "hundred pictures",
+        help="pass: the published settings of the mode (default); small: for a few hundred pictures, "
+        "minutes on two cores",
     )
     parser.add_argument(
         "--epochs", type=whole_number(1, 100_000), help="passes over the images (default: the recipe's)"
@@ -45,19 +48,19 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-size",
         type=whole_number(1, 1_000_000),
-        help="images of one step, all processes together (default: the recipe's)",
+        help="images of one step, over all processes (default: the recipe's)",
     )
     parser.add_argument("--lr", type=positive_number, help="highest learning rate (default: the recipe's)")
     parser.add_argument(
-        "--weight-decay", type=number_in(0, 100), help="the optimiser's (default: the recipe's)"
+        "--weight-decay", type=number_in(0, 100), help="weight decay of the optimiser (default: the recipe's)"
     )
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), help="random seed (default: the recipe's)")
     parser.add_argument(
         "--split",
         choices=("train", "train-full"),
         default="train",
-        help="train-full: all of ImageNet, as the published network of mode 919 has seen it, against the "
-        "benchmark's rules (default: train)",
+        help="images to train on (default: train); train-full is all of ImageNet, as for the published "
+        "network of mode 919, which the benchmark's rules do not allow",
     )
     add_machine(parser)
     return parser

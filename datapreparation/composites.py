@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Make pictures with only the object, only the ground, or the object on another ground, for any classifier.
+"""Make pictures with only the object, only its background (ground), or the object on another ground.
 
-object-only   the object; the rest is filled
-ground-only   the ground; the object, or with tiles its box, is filled
+object-only   the object; the ground is filled
+ground-only   the ground; the object, or with tiles its bounding box, is filled
 mixed-same    the object on the ground of another image of its class
 mixed-random  the object on the ground of an image of another class
-OUTPUT/<condition>/<wnid>/<name>.png; pairs.csv has the grounds drawn, left_out.csv what cannot be made.
+Writes OUTPUT/<condition>/<wnid>/<name>.png, pairs.csv (the grounds drawn) and left_out.csv (pictures that
+cannot be made).
 """
 
 from __future__ import annotations
@@ -42,38 +43,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_split_arguments(parser, SPLITS_WITH_MASKS)
     parser.add_argument(
-        "--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS, help="which to make (default: all)"
+        "--conditions",
+        nargs="+",
+        choices=CONDITIONS,
+        default=CONDITIONS,
+        help="conditions to make (default: all)",
     )
     parser.add_argument(
-        "--object-fill", choices=OBJECT_FILLS, default="black", help="around the object (default: black)"
+        "--object-fill", choices=OBJECT_FILLS, default="black", help="fill around the object (default: black)"
     )
     parser.add_argument(
         "--ground-fill",
         choices=GROUND_FILLS,
         default="tiles",
-        help="in ground-only, in the object's place (default: tiles of the largest strip beside its box)",
+        help="fill for the object in ground-only (default: tiles of the largest strip beside its box)",
     )
     parser.add_argument(
         "--others",
         choices=OTHERS,
         default="keep",
-        help="other labelled classes in a ground: keep them (default), fill them and the void too, or drop "
-        "the image as a ground",
+        help="other labelled classes in a ground: keep them (default), fill them and the void pixels too, "
+        "or do not use the ground",
     )
     parser.add_argument(
-        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="of the pairs (default: 0)"
+        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="seed of the pairs (default: 0)"
     )
     parser.add_argument(
         "--pairs",
         type=path_argument,
         metavar="FILE",
-        help="the pairs.csv of an earlier run, in place of --seed",
+        help="use the pairs.csv of an earlier run, not --seed",
     )
     parser.add_argument(
         "--workers",
         type=whole_number(0, 1024),
         default=available_cores(),
-        help="processes (default: one per core; 0: no extra process)",
+        help="processes that make pictures (default: one per core; 0: only this process)",
     )
     arguments = parse(parser)
     check_save_dir(parser, arguments)

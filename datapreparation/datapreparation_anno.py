@@ -20,7 +20,10 @@ def main() -> None:
         "archive of the official release, which is downloaded and removed afterwards."
     )
     parser.add_argument(
-        "--archive", type=path_argument, metavar="FILE", help="a ZIP that you have; goes with one mode"
+        "--archive",
+        type=path_argument,
+        metavar="FILE",
+        help="take this ZIP, not a download; for a single mode",
     )
     arguments = parse(parser)
     if arguments.archive is not None and arguments.mode == "all":

@@ -28,12 +28,12 @@ from imagenets.preparation.plans import plan_train
 def main() -> None:
     """Parse, plan, prepare, print."""
     parser = new_parser(
-        "Make ImageNetS*/train: a soft link for each class folder; the merged classes of mode 919\n"
+        "Make ImageNetS*/train: a symbolic link for each class folder; the merged classes of mode 919\n"
         "become real folders of links. Mode 919 also gets train-full, a link to the whole train folder of\n"
-        "ImageNet: a link also with --copy, and not made where your copy has no class folders to link to.",
+        "ImageNet, even with --copy, unless your copy has no class folders.",
         layouts=True,
     )
-    parser.add_argument("--copy", action="store_true", help="real copies; train-full stays a link")
+    parser.add_argument("--copy", action="store_true", help="copy the images; train-full remains a link")
     add_absolute(parser)
     add_workers(parser)
     arguments = parse(parser)
@@ -43,18 +43,18 @@ def main() -> None:
     train = find_train(arguments.imagenet_dir)
     print(f"ImageNet's training images: {train}")
     if packed_in(train):
-        print(f"from {packed_in(train)}, train is made of real files, and there is no train-full")
+        print(f"from {packed_in(train)}, train has real files, and there is no train-full")
     elif isinstance(train, TrainFolders) and not arguments.copy:
-        print("train is made of class folders with a link an image, and there is no train-full")
+        print("train has class folders with a link for each image, and there is no train-full")
     plans = [plan_train(mode, wnids[mode], train, arguments.copy) for mode in wnids]
-    done = carry_out(plans, arguments, "take COPY true (--copy), which makes real files")
+    done = carry_out(plans, arguments, "set COPY to true (--copy) to make real files")
     print_done(done)
     if origin.official:
         warn_of_totals(done, counted=arguments.copy or not isinstance(train, TrainFolder))
 
 
 def warn_of_totals(done: list[Done], counted: bool) -> None:
-    """Warn where there are not as many images as in the official set; behind folder links nobody counted."""
+    """Warn if the number of images is not the official one; behind folder links they are not counted."""
     if not counted:
         return
     official = {f"{mode.folder}/train": mode.train for mode in MODES.values()}
@@ -64,7 +64,7 @@ def warn_of_totals(done: list[Done], counted: bool) -> None:
         if expected is not None and images != expected:
             warn(
                 f"{folder.folder} has {images} images, the official set {expected}: "
-                "is the ImageNet copy whole?"
+                "is the copy of ImageNet complete?"
             )
 
 

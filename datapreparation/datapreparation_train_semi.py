@@ -28,7 +28,7 @@ def main() -> None:
         "Make ImageNetS*/train-semi: copies of the ten training images a class that have masks.",
         layouts=True,
     )
-    parser.add_argument("--link", action="store_true", help="soft links in place of copies")
+    parser.add_argument("--link", action="store_true", help="make symbolic links, not copies")
     add_absolute(parser)
     add_workers(parser)
     arguments = parse(parser)
@@ -41,9 +41,9 @@ def main() -> None:
     train = find_train(arguments.imagenet_dir)
     print(f"ImageNet's training images: {train}")
     if arguments.link and packed_in(train):
-        print(f"from {packed_in(train)}, train-semi is made of real files, also with --link")
+        print(f"from {packed_in(train)}, train-semi has real files, even with --link")
     plans = [plan_train_semi(mode, images, train, arguments.link) for mode, images in lists.items()]
-    print_done(carry_out(plans, arguments, "leave out --link, which makes real files"))
+    print_done(carry_out(plans, arguments, "leave out --link to make real files"))
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ from imagenets.preparation.plans import plan_val, refuse_missing
 def main() -> None:
     """Parse, plan, prepare, print."""
     parser = new_parser(
-        "Make ImageNetS*/validation and test: copies of ImageNet's validation images where the lists\n"
-        "say, which for 13% of them is another class folder.",
+        "Make ImageNetS*/validation and test: copies of ImageNet's validation images, in the class folders\n"
+        "of the lists, which differ from ImageNet's for 13% of them.",
         layouts=True,
     )
-    parser.add_argument("--link", action="store_true", help="soft links in place of copies")
-    parser.add_argument("--check", action="store_true", help="only see whether the images are there")
+    parser.add_argument("--link", action="store_true", help="make symbolic links, not copies")
+    parser.add_argument("--check", action="store_true", help="only check that the images exist")
     add_absolute(parser)
     add_workers(parser)
     arguments = parse(parser)
@@ -46,12 +46,12 @@ def main() -> None:
     if not arguments.check:
         print(f"ImageNet's validation images: {val}")
     if arguments.link and packed_in(val):
-        print(f"from {packed_in(val)}, validation and test are made of real files, also with --link")
+        print(f"from {packed_in(val)}, validation and test have real files, even with --link")
     plans = [plan_val(mode, splits, val, arguments.link) for mode, splits in lists.items()]
     if arguments.check:
         refuse_missing(plans, arguments.imagenet_dir)
         return
-    print_done(carry_out(plans, arguments, "leave out --link, which makes real files"))
+    print_done(carry_out(plans, arguments, "leave out --link to make real files"))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 """Export the region of each image's own class, for region-aware models.
 
 png  <wnid>/<name>.png, 8-bit grayscale, 255 inside
-rle  regions.json: the list that Alpha-CLIP's evaluation reads, masks as COCO's run lengths
-npz  <wnid>.npz, an array by <name>: bool, or, with --size, float32 as Alpha-CLIP resizes
+rle  regions.json, in the format of Alpha-CLIP's evaluation, masks as COCO's run lengths
+npz  <wnid>.npz, one array per <name>: bool, or with --size float32, resized as in Alpha-CLIP
 absent.txt lists the images that do not show the class of their folder; their regions are empty.
 """
 
@@ -33,13 +33,13 @@ def main() -> None:
     add_split_arguments(parser, SPLITS_WITH_MASKS)
     parser.add_argument("--form", choices=FORMS, required=True, help="form of the regions, see above")
     parser.add_argument(
-        "--square", action="store_true", help="crop to the largest square in the middle, as Alpha-CLIP does"
+        "--square", action="store_true", help="crop to the largest centred square, as Alpha-CLIP does"
     )
     parser.add_argument(
         "--size",
         type=whole_number(1, 10_000),
         metavar="S",
-        help="with --form npz --square: resize to S x S, bilinear, antialiased; Alpha-CLIP takes 224 or 336",
+        help="with --form npz --square: resize bilinearly to S x S, antialiased; Alpha-CLIP uses 224 or 336",
     )
     arguments = parse(parser)
     check_save_dir(parser, arguments)

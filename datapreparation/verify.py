@@ -1,4 +1,4 @@
-"""Compare a prepared ImageNet-S with its lists: exit 0 only when something is there and all is right."""
+"""Compare a prepared ImageNet-S with its lists; exit with 0 if all splits that exist are right."""
 
 import sys
 import warnings
@@ -18,14 +18,17 @@ COLUMNS = ("split", "expected", "found", "missing", "unexpected", "unreadable", 
 
 
 def main() -> None:
-    """Parse, verify, print a table for each set, end with 1 when one is not right."""
-    warnings.filterwarnings("ignore", module="PIL")  # about EXIF that Pillow cannot read: no fault of a set
+    """Parse, verify, print a table for each set, end with 1 if one is not right."""
+    warnings.filterwarnings("ignore", module="PIL")  # about EXIF that Pillow cannot read, which is not an
+    # error of the set
     parser = new_parser(
-        "Compare ImageNetS* with its lists, split by split. Exit status 0 only when all that is there\n"
-        "is right and something is there; splits that are absent are named. Train has no list of images:\n"
-        "its class folders and its total are compared. Nothing is written."
+        "Compare ImageNetS* with its lists, split by split. The exit status is 0 if at least one split\n"
+        "exists and all that exist are right; missing splits are named. Train has no list of images: its\n"
+        "class folders and its total are compared. Nothing is written."
     )
-    parser.add_argument("--deep", action="store_true", help="decode every mask; without it headers are read")
+    parser.add_argument(
+        "--deep", action="store_true", help="decode every mask; otherwise only headers are read"
+    )
     arguments = parse(parser)
     refuse_wrong_folder(arguments.save_dir)
     origin = origin_of(arguments)
@@ -39,7 +42,7 @@ def main() -> None:
 
 
 def refuse_wrong_folder(save: Path) -> None:
-    """Raise InputError where the folder of the sets cannot be this one."""
+    """Raise InputError if this cannot be the folder of the prepared sets."""
     if not save.is_dir():
         raise InputError(
             f"{save}: no such folder; --save-dir is the folder that holds {MODES['50'].folder} and so on"
@@ -96,14 +99,14 @@ def row(split: SplitReport) -> tuple[str, ...]:
 
 
 def print_faults(split: SplitReport) -> None:
-    """Name what is wrong in a split, the first ten of each kind."""
+    """List the problems of a split, the first ten of each kind."""
     kinds = {
         "missing": split.missing,
         "unexpected": split.unexpected,
         "unreadable or empty": split.unreadable,
-        "links that lead nowhere": split.dangling,
+        "broken links": split.dangling,
         "wrong size": split.misfits,
-        "hidden, which is no fault": split.ignored,
+        "hidden, and ignored": split.ignored,
     }
     for kind, things in kinds.items():
         if things:
@@ -111,20 +114,20 @@ def print_faults(split: SplitReport) -> None:
 
 
 def cures(report: SetReport) -> list[str]:
-    """Say what to do about the faults."""
+    """Say what to do about the problems."""
     found = []
     faulty = [split for split in report.splits if not split.right]
     if any(split.missing for split in faulty):
-        found.append("missing: run data_preparation.sh again, which makes what is not there")
+        found.append("missing: run data_preparation.sh again, which makes what is missing")
     dangling = any(split.dangling for split in faulty)
     if dangling:
         found.append(
-            "links that lead nowhere: mount the disk of ImageNet, or run data_preparation.sh with the folder "
+            "broken links: mount the disk of ImageNet, or run data_preparation.sh with the folder "
             "where ImageNet is now, which makes them again"
         )
     train = [split for split in faulty if split.name.startswith("train (")]
     if any((split.lacking and not dangling) or split.surplus or split.unreadable for split in train):
-        found.append("train: is the ImageNet copy whole?")
+        found.append("train: is the copy of ImageNet complete?")
     masks = [split for split in report.splits if split.name.endswith("-segmentation")]
     misfits = sum(len(split.misfits) for split in masks)
     resized = 2 * misfits > sum(split.found for split in masks)
@@ -144,7 +147,7 @@ def cures(report: SetReport) -> list[str]:
 
 
 def verdict(report: SetReport) -> str:
-    """Say in one line how the set is."""
+    """Say in one line whether the set is right."""
     absent = report.absent
     needed = [name for name in absent if name != "train-full"]
     if all(split.absent for split in report.splits):
@@ -152,8 +155,8 @@ def verdict(report: SetReport) -> str:
     if not report.right:
         return "not right, see above" + (f"; absent: {', '.join(absent)}" if absent else "")
     if not needed:
-        return "complete" + (" (train-full is absent, which is no fault)" if absent else "")
-    return f"all that is there is right; absent: {', '.join(absent)}"
+        return "complete" + (" (train-full is absent, which is not an error)" if absent else "")
+    return f"all existing splits are right; absent: {', '.join(absent)}"
 
 
 if __name__ == "__main__":

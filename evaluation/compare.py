@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare two methods on the same images: both scores, their differences, and which are significant."""
+"""Compare two methods on the same images: their scores, the differences, and which are significant."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         allow_abbrev=False,
-        epilog="--clusters is for the sides with a MATCH; where they differ, give the larger number.",
+        epilog="--clusters applies to methods with a MATCH; if their numbers differ, give the larger one.",
     )
     for flag, which in (("--a", "the first method"), ("--b", "the second method")):
         parser.add_argument(
@@ -65,10 +65,10 @@ def parse_arguments() -> argparse.Namespace:
             type=side_argument,
             required=True,
             metavar="[NAME=]PREDICT_DIR[,MATCH]",
-            help=f"{which}: its predictions and, if they hold cluster ids, their matching, a name given to "
-            "match.py or a path (a folder whose name has a comma in it is taken as it is). "
-            "NAME=GLOB[,MATCH]: the folders that a (quoted) pattern names are its runs, one a seed; a * "
-            "in MATCH stands for what the * of the pattern does",
+            help=f"{which}: its predictions and, if they hold cluster ids, their matching (a name given to "
+            "match.py, or a path). A folder whose name contains a comma is recognised. "
+            "NAME=GLOB[,MATCH]: the folders matched by a (quoted) pattern are its runs, one per seed; a * "
+            "in MATCH stands for the same text as in the pattern",
         )
     add_ground_truth_arguments(parser)
     add_bootstrap_arguments(parser, resamples=1000)
@@ -77,13 +77,13 @@ def parse_arguments() -> argparse.Namespace:
         "--report",
         type=path_argument,
         metavar="FILE.html",
-        help="one page to look at: differences, classes gained and lost, images side by side",
+        help="write a page with differences, classes gained and lost, and images side by side",
     )
     parser.add_argument(
         "--image-dir",
         type=path_argument,
         metavar="DIR",
-        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain ground)",
+        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain background)",
     )
     parser.add_argument("--title", metavar="TEXT", help="heading of the report")
     arguments = parse(parser)
@@ -107,7 +107,7 @@ def side_argument(text: str) -> Side:
     name, pattern = name.strip(), pattern.strip()
     if not (name and pattern):
         raise argparse.ArgumentTypeError(f"{text!r} is not [NAME=]PREDICT_DIR[,MATCH]")
-    # Not Path.glob, which takes no absolute pattern.
+    # Not Path.glob, which accepts no absolute pattern.
     found = [path for path in sorted(glob.glob(pattern)) if Path(path).is_dir()]  # noqa: PTH207
     if not found:
         raise InputError(f"{name}: no folder matches {pattern}")
@@ -115,7 +115,7 @@ def side_argument(text: str) -> Side:
 
 
 def folder_and_match(text: str) -> tuple[str, str | None]:
-    """Split ``PREDICT_DIR[,MATCH]``; a folder that is there is taken as it is."""
+    """Split ``PREDICT_DIR[,MATCH]``; an existing folder is taken as it is."""
     folder, comma, match = (part.strip() for part in text.rpartition(","))
     if not comma or Path(text).is_dir():
         return text, None
@@ -125,7 +125,7 @@ def folder_and_match(text: str) -> tuple[str, str | None]:
 
 
 def match_of_run(path: str, pattern: str, match: str | None, runs: int) -> str | None:
-    """Put what the pattern's ``*`` stands for in the run ``path`` in place of that of its matching."""
+    """Replace the ``*`` of the matching by the text that the ``*`` of the pattern stands for in ``path``."""
     if match is None or (runs == 1 and "*" not in match):
         return match
     if pattern.count("*") != 1 or match.count("*") != 1:
@@ -137,7 +137,7 @@ def match_of_run(path: str, pattern: str, match: str | None, runs: int) -> str |
 
 
 def method_names(sides: Sequence[Side]) -> list[str]:
-    """Name the methods: as they were named, else by their folders, or by whatever distinguishes them."""
+    """Name the methods: by their given names, else by folders, or by the parts of paths that differ."""
     names = distinct_names([side.runs[0][0].parts for side in sides])
     found = [side.name or name for side, name in zip(sides, names, strict=True)]
     if len(set(found)) == len(found):
@@ -170,7 +170,7 @@ def read_methods(arguments: argparse.Namespace) -> list[Method]:
 def run_of(
     mode: Mode, folder: Path, match: str | None, matching: Matching | None, table: ContingencyTable
 ) -> Run:
-    """Put together one run; InputError when its matching lacks a cluster. Warn of what makes it doubtful."""
+    """Make one run; InputError if its matching lacks a cluster. Warn of doubtful scores."""
     warn_of_others(matching, table)
     of_cluster = None if matching is None else matching.for_table(table)
     for doubt in prediction_doubts(table, mode.classes, of_cluster):
@@ -193,7 +193,7 @@ def main() -> None:
     if arguments.output:
         saved[arguments.output] = comparison_json(comparison, classes, mode.name, a, b, arguments.gt_dir)
     if arguments.report:
-        # The charts' library takes a while to load; scores do not need it.
+        # The library for charts takes a while to load; scores do not need it.
         from imagenets.reporting.comparison_page import Methods, comparison_html
 
         methods = Methods(

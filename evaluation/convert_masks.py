@@ -3,11 +3,11 @@
 
 rgb     8-bit RGB PNG, label = R + 256 G: what match.py and evaluator.py read
 gray16  16-bit grayscale PNG
-gray8   8-bit grayscale PNG, labels 0..255: label maps of mmsegmentation and Hugging Face (palettes are read)
+gray8   8-bit grayscale PNG, labels 0..255, as in mmsegmentation and Hugging Face (palette PNGs are read too)
 npy     NumPy array (height, width) of integers
 
-Labels stay what they are, except for ignored pixels: 1000 in rgb, and V in the other forms. OUTPUT gets the
-tree of INPUT, and conversion.json, which says what was done.
+Labels do not change, except that of ignored pixels: 1000 in rgb, V in the other forms. OUTPUT gets the
+subfolders of INPUT, and conversion.json, a record of the conversion.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main() -> None:
         "--size-of",
         type=path_argument,
         metavar="GT",
-        help="give each mask the size of GT/<wnid>/<name>, a mask or an image, by the nearest neighbour; "
-        "right for whole images that were squeezed, not for crops",
+        help="resize each mask to the size of GT/<wnid>/<name>, a mask or an image, by nearest neighbour; "
+        "only for predictions of whole images, not of crops",
     )
     parser.add_argument("--workers", type=whole_number(1, 1024), default=4, help="threads (default: 4)")
     arguments = parse(parser)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def refuse_ignore(parser: argparse.ArgumentParser, ignore: int, forms: tuple[str, str]) -> None:
-    """End with 2 where no form takes the label."""
+    """End with 2 if no form can hold the label."""
     for form in forms:
         lowest = -(2**31) if form == "npy" else 0
         if form != "rgb" and not lowest <= ignore <= FORMS[form].largest:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Score predictions against the ground truth: every score of the ImageNet-S benchmark, in percent."""
+"""Score predictions against the ground truth: all scores of the ImageNet-S benchmark, in percent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from imagenets.scoring.protocols import broken_rule, sharpened
 if TYPE_CHECKING:
     from imagenets.scoring.bootstrap import Bootstrap
 
-REPORT_RESAMPLES = 1000  # a report shows how sure its scores are, also without --bootstrap
+REPORT_RESAMPLES = 1000  # a report has intervals even without --bootstrap
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,34 +74,34 @@ def add_results(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=path_argument,
         metavar="FILE.html",
-        help="one page to look at: scores, charts, tables, images (dated today, or $SOURCE_DATE_EPOCH)",
+        help="write a page with scores, charts, tables and images (dated today, or $SOURCE_DATE_EPOCH)",
     )
     parser.add_argument(
         "--image-dir",
         type=path_argument,
         metavar="DIR",
-        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain ground)",
+        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain background)",
     )
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="the run's protocol: it stands in x.json, its rule of matching is checked, and the report shows "
-        "only published results of it (default: of all)",
+        help="the run's protocol: it is saved in x.json, its rule on matching is checked, and the report "
+        "shows only its published results (default: those of all protocols)",
     )
     parser.add_argument(
         "--results",
         type=path_argument,
         metavar="FILE.csv",
-        help="results of your own that the report shows among the published ones; columns: see published.py",
+        help="your own results, which the report shows among the published ones; columns: see published.py",
     )
     parser.add_argument(
-        "--per-image", type=path_argument, metavar="FILE.csv", help="the scores of every image"
+        "--per-image", type=path_argument, metavar="FILE.csv", help="save the scores of every image"
     )
     parser.add_argument(
         "--confusion",
         type=path_argument,
         metavar="FILE.npz",
-        help="pixels by ground-truth label (rows) and predicted class (columns)",
+        help="save the confusion matrix in pixels: ground-truth labels are rows, predicted classes columns",
     )
     parser.add_argument(
         "--title", metavar="TEXT", help="heading of the report (default: the benchmark's name)"
@@ -109,7 +109,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """End with wrong usage where arguments do not go together."""
+    """End with wrong usage if arguments do not go together."""
     if arguments.clusters and arguments.match is None:
         parser.error("--clusters goes with --match: without a matching, predictions hold class ids")
     if arguments.output and arguments.output.suffix not in (".json", ".csv"):
@@ -121,7 +121,7 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         if path and path.suffix != suffix:
             parser.error(f"--{option.replace('_', '-')} {path}: must end in {suffix}")
     if len(set(outputs(arguments))) < len(outputs(arguments)):
-        parser.error("two results would be written into one file")
+        parser.error("two results would go to the same file")
     if arguments.image_dir and not arguments.report:
         parser.error("--image-dir goes with --report: scores need no images")
     if arguments.results and not arguments.report:
@@ -142,7 +142,7 @@ def main() -> None:
     said: list[str] = []
 
     def say(message: str) -> None:
-        """Warn, and keep it for the results."""
+        """Warn, and keep the warning for the results."""
         warn(message)
         said.append(message)
 
@@ -226,8 +226,8 @@ def report_content(
     bootstrap: Bootstrap | None,
     **subject: Any,  # noqa: ANN401
 ) -> str:
-    """Make the page of --report; ``subject`` are more fields of its Subject."""
-    # The charts' library takes a while to load; scores do not need it.
+    """Make the page of --report; ``subject`` has further fields of its Subject."""
+    # The library for charts takes a while to load; scores do not need it.
     from imagenets.reporting.html import Subject, html_report
 
     about = Subject(

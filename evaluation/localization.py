@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
 """Score attribution maps against the ground truth: do they find the object of the image's own class?
 
-Each score is taken per image and averaged, in percent; void pixels are left out. A map that knows nothing, a
-Gaussian in the middle of every image, is scored beside them.
+Scores are computed per image and averaged, in percent; void pixels are left out. As a baseline, a Gaussian
+in the middle of every image is scored too.
 pointing_game             is the largest value inside the object?
-energy                    positive values inside the object, of all positive values
-relevance_mass            the same with the signs kept
-relevance_rank            as many largest values as the object has pixels: how many are inside?
-top_k                     of the K largest values, how many are inside?
-attribution_localization  absolute values inside the object, of all absolute values
-average_precision, auc    areas under the precision-recall curve and under the ROC curve over the pixels
-sparseness, complexity    Gini index, and entropy in nats, of the absolute values, wherever they lie
-iou_best                  IoU of the object and the map, scaled to 0..1 and cut at 0.05, 0.10, ... 0.95: the
-                          best of these thresholds for all images
-miou_mean, miou_otsu      mIoU of object and background, pixels pooled over images; cut at each map's mean,
-                          and at Otsu's threshold
+energy                    share of the positive values that lies inside the object
+relevance_mass            the same with signs
+relevance_rank            with as many largest values as the object has pixels: the share inside
+top_k                     share of the K largest values that lies inside the object
+attribution_localization  share of the absolute values that lies inside the object
+average_precision, auc    areas under the precision-recall curve and the ROC curve of the pixels
+sparseness, complexity    Gini index, and entropy in nats, of the absolute values; the object does not matter
+iou_best                  IoU of the object with the map, scaled to 0..1, at thresholds 0.05, ... 0.95: the
+                          best threshold for all images together
+miou_mean, miou_otsu      mIoU of object and background, pixels pooled over images; threshold: the map's mean,
+                          or Otsu's
 """
 
 from __future__ import annotations
@@ -65,48 +65,51 @@ def parse_arguments() -> argparse.Namespace:
         "--attribution-dir",
         type=path_argument,
         required=True,
-        help="maps, <attribution-dir>/<wnid>/<name>.npy: floating point or uint8, (height, width) or "
-        "(1, height, width); or all of a class in <attribution-dir>/<wnid>.npz (or .safetensors), by <name>",
+        help="maps, <attribution-dir>/<wnid>/<name>.npy: floating point or uint8, (height, width) or (1, "
+        "height, width); or one file per class, <attribution-dir>/<wnid>.npz (or .safetensors), by <name>",
     )
     add_gt_dir_argument(parser)
     add_mode_argument(parser, "classes")
     parser.add_argument(
-        "--names", type=path_argument, metavar="FILE", help="only these: one <wnid>/<name>.png a line"
+        "--names",
+        type=path_argument,
+        metavar="FILE",
+        help="only the images listed there, one <wnid>/<name>.png a line",
     )
     parser.add_argument(
         "--geometry",
         type=geometry_argument,
         metavar="G",
         help="how square maps lie on their images. squeeze: the whole image was squeezed into a square. "
-        "center-crop:256,224: of Resize(256), CenterCrop(224); the mask goes through the same, and what the "
-        "crop leaves out is not judged. paste:256,224: of the same crop; maps are laid back, and what lies "
-        "outside is predicted background",
+        "center-crop:256,224: Resize(256), CenterCrop(224); the mask is cropped the same way, and pixels "
+        "outside the crop do not count. paste:256,224: the same crop; maps are put back, and pixels outside "
+        "the crop are predicted background",
     )
     parser.add_argument(
         "--resize",
         action="store_true",
-        help="bring maps of their image's shape, but another size, to it, bilinearly",
+        help="resize maps bilinearly to their images, whose aspect ratio they must have",
     )
     parser.add_argument(
         "--tolerance",
         type=_pixels,
         default=0.0,
         metavar="PIXELS",
-        help="pointing game: also a hit this close to the object (default: 0; often 15)",
+        help="pointing game: a point this close to the object is a hit too (default: 0; often 15)",
     )
     parser.add_argument(
         "--ties",
         choices=TIES,
         default="first",
-        help="pointing game, of several largest values: the first in row order (default), any that is a hit "
-        "(as Quantus), or the share of them that are",
+        help="pointing game, if several values are largest: take the first in row order (default), count "
+        "any hit among them (as Quantus), or the share of hits",
     )
     parser.add_argument(
         "--top-k",
         type=whole_number(1, 100_000_000),
         default=1000,
         metavar="K",
-        help="pixels of the score top_k (default: 1000)",
+        help="K of the score top_k (default: 1000)",
     )
     add_bootstrap_arguments(parser, resamples=None)
     add_workers_argument(parser, "score")
@@ -119,13 +122,13 @@ def parse_arguments() -> argparse.Namespace:
         "--report",
         type=path_argument,
         metavar="FILE.html",
-        help="one page to look at: scores, and the best, worst and random images with map and mask",
+        help="write a page with scores, and the best, worst and random images with map and mask",
     )
     parser.add_argument(
         "--image-dir",
         type=path_argument,
         metavar="DIR",
-        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: a plain ground)",
+        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: a plain background)",
     )
     arguments = parse(parser)
     for flag, path, suffix in (
@@ -138,7 +141,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.seed is not None and not (arguments.bootstrap or arguments.report):
         parser.error("--seed goes with --bootstrap or --report")
     if arguments.geometry and arguments.resize:
-        parser.error("--resize is for maps of their image's shape: leave it out beside --geometry")
+        parser.error("--resize is for maps of their image's shape: leave it out with --geometry")
     if arguments.image_dir and not arguments.report:
         parser.error("--image-dir goes with --report")
     return arguments
@@ -158,7 +161,7 @@ def _pixels(text: str) -> float:
     except ValueError:
         pixels = math.nan
     if not 0 <= pixels < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels, 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels, 0 or more")
     return pixels
 
 
@@ -179,7 +182,7 @@ def print_scores(result: Localization, bootstrap: Bootstrap | None) -> None:
             line.append("-" if math.isnan(low) else f"{low:.2f}–{high:.2f}")
         lines.append(line)
     print(text_table(header, lines, left=(0,)))
-    print("(percent, complexity in nats; centre: a Gaussian in the middle, which knows nothing of the image)")
+    print("(percent, complexity in nats; centre: a Gaussian in the middle, which does not look at the image)")
     if bootstrap:
         print(f"({bootstrap_note(bootstrap)})")
 
@@ -206,11 +209,11 @@ def score_maps(arguments: argparse.Namespace) -> tuple[Pairs, dict[str, int], Lo
 
 
 def warn_of_images(result: Localization) -> None:
-    """Say which images do not count, and where."""
+    """Say which images do not count, and in which scores."""
     lacking, k = result.lacking, result.settings.top_k
     for number, what in (
         (result.target_absent, "images do not show the class of their folder; they are not scored"),
-        (result.outside_crop, "images have their object outside the crop; they are not scored"),
+        (result.outside_crop, "images have their object outside the crop and are not scored"),
         (lacking["auc"], "images are filled by their object; they do not count in auc"),
         (
             lacking["top_k"],
@@ -227,7 +230,7 @@ def warn_of_images(result: Localization) -> None:
             "number; energy and attribution_localization are shares"
         )
         if result.geometry is not None and result.geometry.kind == "paste":
-            warn(f"{result.geometry} lays zeros around the maps, and negative values rank below these")
+            warn(f"{result.geometry} surrounds maps by zeros, and negative values rank below these")
 
 
 def main() -> None:
@@ -241,7 +244,7 @@ def main() -> None:
     if arguments.bootstrap:
         bootstrap = localization_intervals(result, arguments.bootstrap, arguments.seed or 0)
     if arguments.resize or arguments.geometry:
-        print(f"{result.resized} of {result.images} maps brought to the size they are judged at (bilinear)\n")
+        print(f"{result.resized} of {result.images} maps resized to the size they are scored at (bilinear)\n")
     print_scores(result, bootstrap)
     saved: dict[Path, str | bytes] = {}
     if arguments.output:
@@ -254,7 +257,7 @@ def main() -> None:
     if arguments.per_image:
         saved[arguments.per_image] = localization_csv(result)
     if arguments.report:
-        # The templates' library takes a while to load; scores do not need it.
+        # The library for templates takes a while to load; scores do not need it.
         from imagenets.reporting.localization_page import MapPage, localization_html
 
         page = MapPage(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Find which class each cluster of a prediction stands for, and save it for evaluator.py."""
+"""Match the clusters of predictions to classes, and save the matching for evaluator.py."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def matching_path(arguments: argparse.Namespace) -> Path:
-    """Where the matching is saved; InputError for a name that would leave the results folder."""
+    """Path of the matching; InputError for a name that would leave the results folder."""
     name = arguments.session_name
     if name in ("", ".", "..") or set(name) & set("/\\\0") or name.endswith((".json", SUFFIX)):
         raise InputError(
-            f"--session-name {name!r}: give a plain name, without folders, without .json and {SUFFIX} "
+            f"--session-name {name!r}: use a plain name, without folders, without .json and {SUFFIX} "
             "(--results-dir chooses the folder)"
         )
     result: Path = arguments.results_dir / f"{name}.json"

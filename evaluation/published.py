@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print the mIoU that the public repositories report for a mode, by protocol, with the sources."""
+"""Print the mIoU that papers and public repositories report for a mode, by protocol, with sources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
         "--results",
         type=path_argument,
         metavar="FILE.csv",
-        help="results of your own to show among them; columns: protocol,mode,method,backbone,training,split,"
+        help="your own results to show among them; columns: protocol,mode,method,backbone,training,split,"
         "mIoU,source",
     )
     return parse(parser)

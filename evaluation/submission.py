@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check the predictions of all test images and pack them as a submission; or check an archive (--check)."""
+"""Check the predictions of all test images and pack them for submission; or check an archive (--check)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ from imagenets.scoring.submission import (
 )
 
 CLOSED = (
-    "The test server has taken no submissions since January 2026; report scores on validation. The archive "
-    "is what it took, for when a server is back (docs/benchmark.md, Submission)"
+    "The test server has accepted no submissions since January 2026: report scores on validation. The "
+    "archive has the format that it accepted (docs/benchmark.md, Submission)"
 )
 METHOD_FLAGS = (
     "--method-name",
@@ -68,14 +68,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--save-dir",
         type=path_argument,
-        help="the prepared set, with <save-dir>/ImageNetS<mode>/test/<wnid>/<name>.JPEG",
+        help="folder of the prepared sets, with <save-dir>/ImageNetS<mode>/test/<wnid>/<name>.JPEG",
     )
     add_match_argument(parser)
     parser.add_argument(
         "--clusters",
         type=cluster_count,
         metavar="K",
-        help="the predictions hold cluster ids 1..K (default: as many as the mode has classes)",
+        help="predictions hold cluster ids 1..K (default: the number of classes)",
     )
     for flag, line in zip(METHOD_FLAGS, METHOD_LINES, strict=True):
         parser.add_argument(flag, type=one_line, metavar="TEXT", help=f"{METHOD}: {line}")
@@ -84,12 +84,12 @@ def parse_arguments() -> argparse.Namespace:
         "--check",
         type=path_argument,
         metavar="FILE.zip",
-        help="check this archive instead; with --save-dir also that it has every test image, in its size",
+        help="only check this archive; with --save-dir, also that it has every test image, in its size",
     )
     parser.add_argument(
         "--incomplete",
         action="store_true",
-        help="another number of test images than the test set has is a warning, no error",
+        help="a number of predictions other than that of the test images is only a warning",
     )
     add_workers_argument(parser, "decode")
     add_results_dir_argument(parser)
@@ -109,7 +109,7 @@ def one_line(text: str) -> str:
 
 
 def check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """End with wrong usage where flags are missing or do not go together."""
+    """End with wrong usage if flags are missing or do not go together."""
 
     def given(flags: Sequence[str]) -> list[str]:
         values = vars(arguments)
@@ -118,7 +118,7 @@ def check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     if arguments.check:
         stray = given(["--predict-dir", "--match", "--output", *METHOD_FLAGS])
         if stray:
-            parser.error(f"--check reads an archive, it does not go with {', '.join(stray)}")
+            parser.error(f"--check reads an archive; it cannot be combined with {', '.join(stray)}")
         return
     needed = ["--predict-dir", "--save-dir", *METHOD_FLAGS, "--output"]
     missing = sorted(set(needed) - set(given(needed)), key=needed.index)
@@ -131,18 +131,18 @@ def check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 
 def find_expected(arguments: argparse.Namespace) -> ExpectedPredictions:
-    """List the predictions that the test images call for; warn of what is unusual there."""
+    """List the predictions that the test images need; warn of unusual files."""
     expected = find_test_predictions(arguments.save_dir, arguments.mode.name)
     check_originals(arguments.mode.set_folder(arguments.save_dir))
     check_count(len(expected.names), f"{expected.image_dir}: {len(expected.names)} images", arguments)
     if expected.others:
         count = len(expected.others)
-        warn(f"{expected.image_dir}: {count} files are no <wnid>/<name>.JPEG:\n{listed(expected.others)}")
+        warn(f"{expected.image_dir}: {count} files are not <wnid>/<name>.JPEG:\n{listed(expected.others)}")
     return expected
 
 
 def check_originals(set_folder: Path) -> None:
-    """Refuse a set made from a resized ImageNet; say so where there are no masks to tell by."""
+    """Refuse a set made from a resized ImageNet; warn if there are no masks to check this."""
     compared, different = sizes_that_differ(set_folder)
     if not compared:
         warn(
@@ -158,13 +158,13 @@ def check_originals(set_folder: Path) -> None:
 
 
 def check_count(count: int, found: str, arguments: argparse.Namespace) -> None:
-    """Refuse another number than the test set has; with --incomplete warn."""
+    """Refuse a number other than that of the test set; with --incomplete, only warn."""
     official = number_of_test_images(arguments.mode.name)
     if official in (None, count):
         return
     message = f"{found}, but the test set of mode {arguments.mode.name} has {official}"
     if not arguments.incomplete:
-        raise InputError(f"{message}; a submission holds all of them (--incomplete does without)")
+        raise InputError(f"{message}; a submission holds all of them (--incomplete allows fewer)")
     warn(message)
 
 
@@ -178,7 +178,7 @@ def warn_of_unreadable(images: Sequence[str]) -> None:
 
 
 def warn_of_broken_rule(training_scheme: str, matching: Matching | None) -> None:
-    """Warn where the matching is not what the protocol that the training scheme names asks for."""
+    """Warn if the matching breaks a rule of the protocol named by the training scheme."""
     broken = broken_rule(protocol_in(training_scheme), matching)
     if broken:
         warn(f"{METHOD}: Training scheme: {training_scheme}: {broken} (docs/benchmark.md, Protocols)")
@@ -203,7 +203,7 @@ def write(arguments: argparse.Namespace) -> None:
     if extra and not any((arguments.predict_dir / name).exists() for name in expected.names):
         raise InputError(
             f"{arguments.predict_dir}: no prediction of any of the {len(expected.names)} test images; its "
-            f"{len(extra)} predictions are of other images, of validation?"
+            f"{len(extra)} predictions are for other images: validation?"
         )
     if extra:
         warn(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Lay the score files of many runs side by side: one table, the best in bold, seeds as mean ± deviation."""
+"""Make one table of the scores of many runs: the best in bold, seeds as mean ± standard deviation."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="*",
         type=path_argument,
         metavar="A.json",
-        help="score files, from evaluator.py --output; each is a method, named by its file or folder",
+        help="score files of evaluator.py --output; each is a method, named after its file or folder",
     )
     parser.add_argument(
         "--group",
@@ -52,17 +52,17 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         type=method_and_pattern,
         metavar="METHOD=GLOB",
-        help="the score files that a (quoted) pattern names are the runs of one method, one for each seed; "
-        "may be given again",
+        help="the score files matched by a (quoted) pattern are the runs of one method, one per seed; may be "
+        "repeated",
     )
-    parser.add_argument("--published", action="store_true", help="show the published mIoU of the mode too")
+    parser.add_argument("--published", action="store_true", help="also show the published mIoU of the mode")
     parser.add_argument(
         "--results", type=path_argument, metavar="FILE.csv", help="show these too; columns: see published.py"
     )
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="show only results of this protocol; that of a run stands in its score file "
+        help="show only published results of this protocol; a run's protocol is in its score file "
         "(evaluator.py --protocol)",
     )
     parser.add_argument(
@@ -95,26 +95,26 @@ def method_and_pattern(text: str) -> Group:
 
 
 def score_names(text: str) -> tuple[str, ...]:
-    """Argument type: names of scores, commas between them, in any case; each once."""
+    """Argument type: names of scores, separated by commas, in any case; each once."""
     known = {score.lower(): score for score in SCORES}
     names = [name.strip() for name in text.split(",")]
     unknown = [name for name in names if name.lower() not in known]
     if unknown:
         raise argparse.ArgumentTypeError(
-            f"no such score: {', '.join(unknown)}; there are {', '.join(SCORES)}"
+            f"no such score: {', '.join(unknown)}; choose from {', '.join(SCORES)}"
         )
     return tuple(dict.fromkeys(known[name.lower()] for name in names))
 
 
 def group_files(files: list[Path], groups: list[Group]) -> dict[str, list[Path]]:
-    """List the files of each method: those that no group takes by themselves, then the groups.
+    """List the files of each method: first those in no group, then the groups.
 
     Raises InputError for a group without files, and for a file in two groups.
     """
     methods: dict[str, list[Path]] = {}
     taken: dict[Path, str] = {}
     for method, pattern in groups:
-        # Not Path.glob, which takes no absolute pattern.
+        # Not Path.glob, which accepts no absolute pattern.
         found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
         found += [path for path in files if path not in found and fnmatch.fnmatch(str(path), pattern)]
         if not found:
@@ -144,12 +144,12 @@ def main() -> None:
     silent = silent_files(files)
     if len(files) > 1 and silent:
         warn(
-            f"{len(silent)} files of an older toolbox do not say of which images they are, or by which "
-            f"definition of the scores:\n{listed([str(path) for path in silent])}"
+            f"{len(silent)} files of an older toolbox do not record their images or the definition of "
+            f"their scores:\n{listed([str(path) for path in silent])}"
         )
     if files[0].task != "segmentation" and (arguments.scores or arguments.published or arguments.results):
         raise InputError(
-            f"{files[0].path}: accuracies; --scores, --published and --results are of segmentation"
+            f"{files[0].path}: accuracies; --scores, --published and --results are for segmentation"
         )
     rows = [method_row(name, group) for name, group in runs.items()]
     if arguments.published or arguments.results:

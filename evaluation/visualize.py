@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw masks over their images: ground truth, prediction and their disagreement, one PNG for each image."""
+"""Draw masks over their images: ground truth, prediction and disagreement, one PNG per image."""
 
 from __future__ import annotations
 
@@ -43,12 +43,15 @@ def parse_arguments() -> argparse.Namespace:
         help="predictions, <predict-dir>/<wnid>/<name>.png",
     )
     parser.add_argument(
-        "--out", type=path_argument, required=True, help="where the drawings go, <out>/<wnid>/<name>.png"
+        "--out", type=path_argument, required=True, help="folder for the drawings, <out>/<wnid>/<name>.png"
     )
     parser.add_argument(
-        "--names", type=path_argument, metavar="FILE", help="only these: one <wnid>/<name>.png a line"
+        "--names",
+        type=path_argument,
+        metavar="FILE",
+        help="only the masks listed there, one <wnid>/<name>.png a line",
     )
-    add_mode_argument(parser, "classes (default: by the number of folders in --gt-dir)", required=False)
+    add_mode_argument(parser, "classes (default: found by the number of folders in --gt-dir)", required=False)
     add_match_argument(parser)
     add_results_dir_argument(parser)
     add_workers_argument(parser, "draw")

@@ -1,17 +1,17 @@
-"""The ImageNet-S toolbox as a library. Its rooms, in the order in which data flows:
+"""The ImageNet-S toolbox as a library. Its packages and modules, in the order in which data flows:
 
 - ``common``: errors (InputError), folders, files written whole, locks, downloads, disk space, progress,
   worker processes, the version
-- ``classes``: what ImageNet-S is: modes 50, 300 and 919, class names, merged classes; lists of one's own
-- ``lists``: the official lists: which image belongs where; downloaded, checked, cached
+- ``classes``: modes 50, 300 and 919, class names, merged classes; your own class lists
+- ``lists``: the official lists of images and classes; downloaded, checked, cached
 - ``images``: opening pictures, EXIF orientation, layouts of ``<wnid>/<name>``
 - ``masks``: the PNG format, label = R + 256 G: decode, encode, resize; width of a boundary
-- ``class_ids``: ids of one mode to another's, ImageNet-1k's index to a class, 1000-way logits to a mode
+- ``class_ids``: conversion of ids between modes, ImageNet-1k's indices to classes, 1000-way logits to a mode
 - ``dataset``: ImageNetS, a prepared set as a PyTorch data set
-- ``mask_forms``: masks as other tools have them: gray PNGs of 8 and 16 bits, arrays
-- ``batches``: batches of images of different sizes, and outputs taken back to each image's own
+- ``mask_forms``: masks of other tools: gray PNGs of 8 and 16 bits, arrays
+- ``batches``: batches of images of different sizes, with outputs resized to each image's own
 - ``regions``: the region of each image's own class, for region-aware models: masks, COCO's run lengths
-- ``composites``: pictures with only the object, only the ground, or another ground
+- ``composites``: pictures with only the object, only its background, or another background
 - ``preparation``: from a copy of ImageNet to a prepared set
 
   - ``layouts``: what a copy looks like: class folders, flat val, Kaggle's root, tars, ZIP, parquet
@@ -23,13 +23,14 @@
 
   - ``pairs``: prediction and ground truth by name
   - ``run_length``: masks as runs; where boundaries lie (boundary IoU)
-  - ``contingency``: pixels of every (image, predicted label, true label), on and off boundaries; the one pass
+  - ``contingency``: pixels of every (image, predicted label, true label), on and off boundaries; the pass
+  over the masks
   - ``table_cache``: that table, kept on disk
-  - ``counting``: a request for such a table: masks listed, counted, checked, refused
-  - ``matching``: which class a cluster stands for: found, read, written; match.json
-  - ``matching_record``: of which masks a matching was made
+  - ``counting``: a request for such a table: masks are listed, counted, checked, refused
+  - ``matching``: matching of clusters to classes: found, read, written; match.json
+  - ``matching_record``: the masks that a matching was made from
   - ``metrics``: mIoU, boundary IoU, object sizes S MS ML L, FMeasure, Acc
-  - ``plausibility``, ``protocols``: scores that are probably not what was meant; rules of matching
+  - ``plausibility``, ``protocols``: warnings about scores; rules on matching
   - ``bootstrap``, ``comparison``: 95% intervals; is A better than B
   - ``localization``, ``attribution_scores``, ``map_geometry``, ``attribution_maps``: attribution maps against
     objects, the formulas, how maps lie on their images, and their files
@@ -37,19 +38,19 @@
   - ``submission``: the ZIP for the test server, made and checked
 - ``segmentation_scores``: SegmentationScores, the same scores in a training loop
 - ``reporting``: text, HTML report, charts, overlays, confusions, scores of single images, published results
-- ``learning``: what ``methods/`` runs
+- ``learning``: used by ``methods/``
 
-  - ``processes``, ``run_folder``, ``images``: this process among torchrun's, the folder of a run, training or
-    inference, which pictures it reads and how
+  - ``processes``, ``run_folder``, ``images``: this process among torchrun's, the folder of a run,
+    which pictures it reads and how
   - ``networks``: backbones by name and their families, checkpoints (files, wrappers, layouts),
     position embeddings, a backbone with a head
   - ``engine``: batched inference: decode in workers, run the network, write label maps or arrays;
-    ``segmentation``: a method of one's own
+    ``segmentation``: for your own method
   - ``training``: the loop, order of the images, augmentation, optimisers and schedules
   - ``distance_matching``: the bank of embeddings, nearest neighbours
   - ``finetuning``: recipes and losses of the semi-supervised protocol, self-training and PASS's third step
   - ``pass_method``: PASS: crops, heads, Sinkhorn, losses, attention, centroids, thresholds
-  - ``kmeans``: foregrounds, features and clusters, by hand or by a network
+  - ``kmeans``: foregrounds, features and clusters, hand-made or from a network
 """
 
 from __future__ import annotations

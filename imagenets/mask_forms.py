@@ -1,4 +1,4 @@
-"""Masks in the forms that other tools read and write, and whole folders taken from one form to another."""
+"""Masks in the forms of other tools, and the conversion of whole folders."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ FORMS = {
 def read_labels(path: Path, form: str, ignore: int | None = None) -> np.ndarray:
     """Read a mask in one of FORMS: labels (H, W), integers, with 1000 for ignored pixels.
 
-    ``ignore`` is their label in the file (default: the form's usual one; the benchmark's own form has 1000
-    alone). ``gray8`` takes palettes too, whose indices are the labels.
+    ``ignore`` is their label in the file (default: the form's usual one; the benchmark's own form has only
+    1000). ``gray8`` also reads palette PNGs, whose indices are the labels.
 
-    Raises InputError, naming the file, for anything else than the form, OSError when it cannot be read.
+    Raises InputError, naming the file, if it does not have the form, OSError if it cannot be read.
     """
     if form == "rgb":
         return decode_mask(path)
@@ -69,7 +69,7 @@ def read_labels(path: Path, form: str, ignore: int | None = None) -> np.ndarray:
 def write_labels(labels: np.ndarray, path: Path, form: str, ignore: int | None = None) -> None:
     """Write labels (H, W) with 1000 for ignored pixels in one of FORMS; ``read_labels`` reads them back.
 
-    Arrays are int64 where ``ignore`` is negative, else uint16. The folder must exist.
+    Arrays are int64 if ``ignore`` is negative, else uint16. The folder must exist.
 
     Raises InputError, naming the file, for labels that the form cannot hold, OSError.
     """
@@ -80,7 +80,7 @@ def write_labels(labels: np.ndarray, path: Path, form: str, ignore: int | None =
     try:
         changed = change_ignore_index(labels.astype(np.int64), IGNORE, ignore)
     except ValueError as error:
-        raise InputError(f"{path}: {error}; give ignored pixels another label") from error
+        raise InputError(f"{path}: {error}; choose another label for ignored pixels") from error
     largest = FORMS[form].largest
     if changed.max() > largest:
         raise InputError(f"{path}: label {changed.max()}, and {form} holds 0..{largest}; take gray16 or npy")
@@ -94,7 +94,7 @@ def _read_array(path: Path) -> np.ndarray:
     try:
         labels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: no array of NumPy, or a cut one ({error}); write it again") from error
+        raise InputError(f"{path}: not a NumPy array, or truncated ({error}); write it again") from error
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu":
         shape, dtype = getattr(labels, "shape", "?"), getattr(labels, "dtype", type(labels).__name__)
         raise InputError(f"{path}: an array {shape} of {dtype}; labels are (height, width) integers")
@@ -105,7 +105,7 @@ def _read_array(path: Path) -> np.ndarray:
 def _read_gray(path: Path, depth: int) -> np.ndarray:
     data = path.read_bytes()
     if not data.startswith(_SIGNATURE) or len(data) < 26:
-        raise InputError(f"{path}: not a PNG, or a cut one; write it again")
+        raise InputError(f"{path}: not a PNG, or truncated; write it again")
     width, height, found, colour_type = struct.unpack(">IIBB", data[16:26])
     if not ((found, colour_type) == (depth, _GRAY) or (depth == 8 and colour_type == _PALETTE)):
         kind = {_GRAY: "grayscale", _PALETTE: "palette"}.get(colour_type, "colour")
@@ -144,14 +144,15 @@ def convert_folder(
     show: Show = no_bar,
     size_of: Path | None = None,
 ) -> Converted:
-    """Convert every mask below ``source``; ``target`` gets the same tree, whole or not at all.
+    """Convert every mask below ``source``; ``target`` gets the same subfolders, and appears only when
+    complete.
 
-    ``ignore`` is the label of ignored pixels outside the benchmark's own form. Each mask gets the size of its
-    namesake in ``size_of``, a folder of masks or images in the same tree, by the nearest neighbour. RECORD in
-    ``target`` says what was done.
+    ``ignore`` is the label of ignored pixels outside the benchmark's own form. Each mask is resized to its
+    namesake in ``size_of``, a folder of masks or images with the same subfolders, by nearest neighbour.
+    RECORD in ``target`` says what was done.
 
     Raises InputError, which lists them, when masks cannot be converted, when one is transposed, has no
-    namesake, when there are no masks, or when ``target`` is there already.
+    namesake, when there are no masks, or when ``target`` exists already.
     """
     names = _mask_names(source, FORMS[source_form].suffix)
     with whole_folder(target) as folder:
@@ -203,7 +204,7 @@ def _mask_names(source: Path, suffix: str) -> list[Path]:
 
 
 def _resized(labels: np.ndarray, path: Path, size_of: Path, name: Path) -> np.ndarray:
-    """Bring labels (h, w) to the size of their namesake. Raises InputError when they lie transposed."""
+    """Resize labels (h, w) to their namesake. Raises InputError if they are transposed."""
     height, width = labels.shape
     sizes = _sizes_of(size_of, name)
     if labels.shape in sizes:
@@ -212,7 +213,7 @@ def _resized(labels: np.ndarray, path: Path, size_of: Path, name: Path) -> np.nd
     if (height - width) * (new_height - new_width) < 0:
         raise InputError(
             f"{path}: {width} x {height} pixels, and {size_of / name.with_suffix('')} has {new_width} x "
-            f"{new_height}: it lies transposed; save it as (height, width)"
+            f"{new_height}: it is transposed; save it as (height, width)"
         )
     return resize_mask(labels, new_height, new_width)
 
@@ -224,7 +225,7 @@ def _sizes_of(folder: Path, name: Path) -> list[tuple[int, int]]:
         with Image.open(path) as image:
             return mask_sizes(image)
     except (SyntaxError, ValueError, Image.DecompressionBombError, OSError) as error:
-        raise InputError(f"{path}: no image, or a damaged one ({error}); get it again") from error
+        raise InputError(f"{path}: not an image, or damaged ({error}); get it again") from error
 
 
 def _write(labels: np.ndarray, source: Path, target: Path, form: str, ignore: int | None) -> None:

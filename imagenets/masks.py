@@ -22,8 +22,8 @@ from imagenets.common.whole_files import write_whole
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGBA"}
 _FORMAT = "masks are 8-bit RGB PNGs with id = R + 256 G, B = 0"
-# Far above any real mask (ImageNet's images have 0.2 million pixels, a few some ten millions): what is larger
-# was made to fill the memory or the disk.
+# Far above any real mask (ImageNet's images have 0.2 million pixels, a few some ten millions): anything
+# larger was made to fill memory or disk.
 MAX_MASK_PIXELS = 100_000_000
 MAX_MASK_BYTES = 64_000_000  # of the PNG
 # DEFLATE cannot shrink data by more than this factor.
@@ -41,19 +41,19 @@ def boundary_distance(height: int, width: int) -> int:
 def png_size(data: bytes) -> tuple[int, int]:
     """Read (height, width) in pixels from a mask's header, without decoding.
 
-    Raises InputError when ``data`` is no PNG, not 8-bit RGB, or of more pixels than MAX_MASK_PIXELS.
+    Raises InputError if ``data`` is not an 8-bit RGB PNG, or has more pixels than MAX_MASK_PIXELS.
     """
     if not data:
         raise InputError("the file is empty; write it again")
     if not data.startswith(_SIGNATURE):
         raise InputError(f"not a PNG; {_FORMAT}")
     if len(data) < 33 or data[12:16] != b"IHDR":
-        raise InputError("the PNG is cut short; write it again")
+        raise InputError("the PNG is truncated; write it again")
     width, height, depth, colour_type = struct.unpack(">IIBB", data[16:26])
     if (depth, colour_type) != (8, 2):
         kind = _COLOUR_TYPES.get(colour_type, f"colour type {colour_type}")
         article = "an" if depth == 8 else "a"
-        hint = "; evaluation/convert_masks.py converts such" if colour_type in (0, 3) else ""
+        hint = "; evaluation/convert_masks.py converts them" if colour_type in (0, 3) else ""
         raise InputError(f"{article} {depth}-bit {kind} PNG; {_FORMAT}{hint}")
     if not (height and width):
         raise InputError("the PNG has no pixels; write it again")
@@ -63,7 +63,7 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 
 def check_chunks(data: bytes, height: int, width: int, pixel_bytes: int = 3) -> None:
-    """Hold every chunk of a PNG against its CRC: a damaged mask must not be decoded to plausible labels.
+    """Check the CRC of every chunk of a PNG: a damaged mask must not be decoded to plausible labels.
 
     Raises InputError, also when there is too little data for (height, width) pixels of ``pixel_bytes``.
     """
@@ -71,12 +71,12 @@ def check_chunks(data: bytes, height: int, width: int, pixel_bytes: int = 3) -> 
     kind = b""
     while kind != b"IEND":
         if position + 12 > len(data):
-            raise InputError("the PNG is cut short; write it again")
+            raise InputError("the PNG is truncated; write it again")
         (length,) = struct.unpack_from(">I", data, position)
         kind = data[position + 4 : position + 8]
         end = position + 12 + length
         if end > len(data):
-            raise InputError("the PNG is cut short; write it again")
+            raise InputError("the PNG is truncated; write it again")
         (crc,) = struct.unpack_from(">I", data, end - 4)
         if zlib.crc32(data[position + 4 : end - 4]) != crc:
             raise InputError("the PNG is damaged (wrong checksum); write it again")
@@ -90,7 +90,7 @@ def check_chunks(data: bytes, height: int, width: int, pixel_bytes: int = 3) -> 
 def decode_rgb(data: bytes) -> np.ndarray:
     """Decode a mask's bytes to (H, W, 3) uint8, C-contiguous; no colour profile or gamma is applied.
 
-    Raises InputError when ``data`` is no whole 8-bit RGB PNG.
+    Raises InputError if ``data`` is not a complete 8-bit RGB PNG.
     """
     height, width = png_size(data)
     check_chunks(data, height, width)
@@ -161,7 +161,7 @@ def labels_to_rgb(labels: np.ndarray) -> np.ndarray:
 def encode_mask(labels: np.ndarray, path: Path | str) -> None:
     """Write labels (H, W), integers 0..65535, as a mask that ``decode_mask`` reads back unchanged.
 
-    The file appears under its name only when it is whole; folders above it are made.
+    The file appears under its name only when complete; its folders are made.
 
     Raises ValueError for another shape or type, a label outside 0..65535 or no pixels, OSError when the
     file cannot be written.
@@ -181,13 +181,15 @@ def encode_mask(labels: np.ndarray, path: Path | str) -> None:
 
 def _check_label_array(labels: np.ndarray) -> None:
     if labels.ndim != 2:
-        raise ValueError(f"labels have shape {labels.shape}; give one image's, (height, width)")
+        raise ValueError(f"labels have shape {labels.shape}; pass one image's, (height, width)")
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"labels have dtype {labels.dtype}; give integers (logits need an argmax first)")
+        raise ValueError(
+            f"labels have dtype {labels.dtype}; they must be integers (logits need an argmax first)"
+        )
 
 
 def resize_mask(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize labels (H, W) to (height, width) in pixels, same dtype, by the nearest neighbour.
+    """Resize labels (H, W) to (height, width) in pixels, same dtype, by nearest neighbour.
 
     Anything smoother would invent labels between two ids. Pixel centres lie at half-integers: output row y
     is input row floor((y + 1/2) · H / height), as in Pillow and in PyTorch's ``nearest-exact``, except
@@ -211,8 +213,8 @@ def _nearest(old: int, new: int) -> np.ndarray:
 def target_mask(labels: np.ndarray, class_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Split labels (H, W) for one class: its object and the void, both (H, W) bool.
 
-    Void pixels (label 1000) are neither object nor background, and should count nowhere. An object that is
-    not in the image has no pixels. Raises ValueError for a ``class_id`` that no object has.
+    Void pixels (label 1000) are neither object nor background, and should not be counted. An object that is
+    not in the image has no pixels. Raises ValueError if ``class_id`` is not the id of a class.
     """
     labels = np.asarray(labels)
     _check_label_array(labels)

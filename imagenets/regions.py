@@ -35,7 +35,7 @@ ALPHA_MEAN, ALPHA_STD = 0.5, 0.26
 class Region(NamedTuple):
     """The region of an image's own class: ``image`` is ``<wnid>/<file>``, ``mask`` (H, W) bool.
 
-    No pixel of the mask is set where the image does not show the class of its folder.
+    The mask is empty if the image does not show the class of its folder.
     """
 
     image: str
@@ -51,18 +51,18 @@ class Region(NamedTuple):
 def target_regions(
     root: Path | str | None, mode: str | int | Path | Mode, split: str = "validation", square: bool = False
 ) -> Iterator[Region]:
-    """Go through the regions of a prepared set's split, in the order of the images' names.
+    """Yield the regions of a split of a prepared set, in the order of image names.
 
-    A region is where the mask holds the class of the image's folder; void and other classes are not in it.
-    ``square`` crops it to the largest square in the middle, ``square_crop``. Masks lie on the image's raw
-    pixels: read images without turning them by their EXIF orientation (OpenCV turns them).
+    A region is all pixels with the class of the image's folder, without void and other classes. ``square``
+    crops it to the largest centred square, ``square_crop``. Masks fit the pixels as stored: read images
+    without EXIF rotation (OpenCV rotates them).
 
-    Raises InputError for a split that is not there or a mask that cannot be read, ValueError for an unknown
+    Raises InputError for a missing split or a mask that cannot be read, ValueError for an unknown
     mode or a split without masks.
     """
     found = find_mode(mode)
     if split not in SPLITS_WITH_MASKS:
-        raise ValueError(f"{split!r} has no masks; there are {', '.join(SPLITS_WITH_MASKS)}")
+        raise ValueError(f"{split!r} has no masks; choose from {', '.join(SPLITS_WITH_MASKS)}")
     folder = found.set_folder(None if root is None else Path(root)) / split
     images = image_files(folder)
     ids = folder_ids(found, folder, images)
@@ -95,9 +95,9 @@ def resize_alpha(mask: np.ndarray, size: int) -> np.ndarray:
 def alpha_clip_input(
     image: np.ndarray, mask: np.ndarray, size: int = 224
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make what Alpha-CLIP takes from an image (H, W, 3) uint8, RGB, and its region (H, W) bool.
+    """Make Alpha-CLIP's input from an image (H, W, 3) uint8, RGB, and its region (H, W) bool.
 
-    Both are cut to the largest square, brought to 0..1, resized with antialiasing (image bicubic, whose
+    Both are cropped to the largest square, scaled to 0..1, resized with antialiasing (image bicubic, whose
     overshoot stays; region bilinear), and normalised: (3, size, size) and (1, size, size) float32.
     """
     rows, columns = square_crop(*mask.shape)
@@ -165,12 +165,12 @@ def export_regions(
     - ``npz``: ``<wnid>.npz``, an array by ``<name>``: bool; with a ``size``, float32 of Alpha-CLIP's resize.
 
     ``absent.txt`` lists the images that do not show their class; their regions are empty. Raises InputError
-    where ``output`` is there already, ValueError for a ``size`` that the form cannot hold.
+    if ``output`` exists already, ValueError for a ``size`` that the form cannot hold.
     """
     if form not in FORMS:
-        raise ValueError(f"no such form: {form!r}; there are {', '.join(FORMS)}")
+        raise ValueError(f"no such form: {form!r}; choose from {', '.join(FORMS)}")
     if size is not None and (form != "npz" or not square):
-        raise ValueError("a size is for npz, and for squares: between 0 and 1 the others hold no value")
+        raise ValueError("a size needs npz and squares: the other forms hold no values between 0 and 1")
     found = find_mode(mode)
     images = len(image_files(found.set_folder(None if root is None else Path(root)) / split))
     absent: list[str] = []

@@ -1,4 +1,4 @@
-"""The benchmark's scores inside a training loop: batches of label tensors in, evaluator.py's scores out."""
+"""The benchmark's scores in a training loop: from batches of label tensors to the scores of evaluator.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imagenets.scoring.matching import Matching
 from imagenets.scoring.metrics import BOUNDARY_SCORES, SCORES, Evaluation, evaluate
 from imagenets.scoring.run_length import LabelRuns, label_runs
 
-# bool and the unsigned types apart from uint8 are no labels that PyTorch can calculate with.
+# PyTorch cannot calculate with bool and with the unsigned types except uint8.
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 Labels = torch.Tensor | np.ndarray
@@ -31,7 +31,7 @@ Matched = Matching | Mapping[int, int] | Sequence[int] | np.ndarray | torch.Tens
 
 
 class SegmentationScores(Metric):
-    """All scores of evaluator.py (docs/benchmark.md), from predictions as they come; a torchmetrics Metric.
+    """All scores of evaluator.py (docs/benchmark.md), from batches of predictions; a torchmetrics Metric.
 
     Every image is counted into a contingency table by the functions that evaluator.py uses, so the scores
     are the same to the last digit, whatever the order and the batches: pixels of all images are pooled
@@ -45,7 +45,7 @@ class SegmentationScores(Metric):
     What has been counted is part of ``state_dict``, unless ``persistent(False)`` is called.
 
     Under an initialised ``torch.distributed``, ``compute``, ``compute_classes`` and ``table`` gather the
-    images of all ranks, so all ranks must call them, and no image may be given to two ranks.
+    images of all ranks, so all ranks must call them, and no image may go to two ranks.
     ``DistributedSampler`` does that: it repeats images until the ranks have equally many.
     ``Subset(dataset, range(rank, len(dataset), world_size))`` does not.
     """
@@ -72,32 +72,32 @@ class SegmentationScores(Metric):
 
         A mode may be the path of a class list (docs/own_data.md).
 
-        ``ignore_index`` is the target label of pixels that count nowhere. Without ``boundary`` the scores of
+        ``ignore_index`` is the target label of ignored pixels. Without ``boundary`` the scores of
         boundaries are nan, and a little time is saved. ``clusters`` is the largest label of a prediction
         (None: as many as there are classes). ``kwargs`` are torchmetrics' own.
 
         Raises ValueError for an unknown mode, less than one class or too many, an ``ignore_index`` that is a
-        class, or a ``clusters`` that is no label.
+        class, or a ``clusters`` that is not a label.
         """
-        # Scores differ from one matching to the next: what compute returned is never kept.
+        # Scores depend on the matching, so results of compute are never kept.
         super().__init__(**{"dist_sync_fn": _gather, **kwargs, "compute_with_cache": False})
         if isinstance(classes, str | Path | Mode):
             classes = find_mode(classes).classes
         number = operator.index(classes)
         ignore_index = operator.index(ignore_index)
         if not 1 <= number < MAX_LABEL:
-            raise ValueError(f"{number} classes; give 1..{MAX_LABEL - 1}, the background aside")
+            raise ValueError(f"{number} classes; give 1..{MAX_LABEL - 1}, without the background")
         if 0 <= ignore_index <= number:
             raise ValueError(f"ignore_index {ignore_index} is one of the labels 0..{number}")
         if clusters is not None and not 1 <= operator.index(clusters) <= MAX_LABEL:
-            raise ValueError(f"{clusters} clusters; give 1..{MAX_LABEL}, the background aside")
+            raise ValueError(f"{clusters} clusters; give 1..{MAX_LABEL}, without the background")
         self.classes = number
         self.ignore_index = ignore_index
         self.boundary = boundary
         self.clusters = None if clusters is None else operator.index(clusters)
         self._ignore_label = ignore_index if 0 <= ignore_index <= MAX_LABEL else number + 1
         settings = torch.tensor([number, ignore_index, boundary, clusters or 0])
-        # As a state, so that what counts otherwise is never merged, whoever merges.
+        # As a state, so that metrics with other settings are never merged.
         self.add_state("settings", settings, _the_same, persistent=True)
         # A row (n, 2) int64: labels and boundaries in one number, see _packed; pixels. An image (n, 2) int64:
         # the largest label of its prediction; its number of rows.
@@ -107,8 +107,8 @@ class SegmentationScores(Metric):
     def update(self, prediction: Labels | Sequence[Labels], target: Labels | Sequence[Labels]) -> None:
         """Count a batch: labels (B, H, W), or (H, W) of one image; integers, on any device; arrays too.
 
-        Images of different sizes are given as two lists, of their labels (H, W). ``prediction`` holds classes
-        0..N, or clusters 0..K where there are more, ``target`` the ground truth 0..N or ``ignore_index``.
+        Pass images of different sizes as two lists of labels (H, W). ``prediction`` holds classes 0..N, or
+        clusters 0..K if there are more, ``target`` the ground truth 0..N or ``ignore_index``.
 
         Raises ValueError for other types, shapes or labels, also for a type of 8 bits that cannot hold all
         labels; then nothing of the batch is counted.
@@ -132,7 +132,11 @@ class SegmentationScores(Metric):
                 if largest > largest_allowed:
                     raise ValueError(
                         f"prediction of {picture} has label {largest}, there are 0..{largest_allowed}"
-                        + ("; where they are clusters, say how many: clusters=" if not self.clusters else "")
+                        + (
+                            "; if they are clusters, pass their number: clusters="
+                            if not self.clusters
+                            else ""
+                        )
                     )
                 counted = _packed(count_pair(truth, guess, 0, distance, self._ignore_label))
                 images.append((largest, len(counted)))
@@ -167,7 +171,7 @@ class SegmentationScores(Metric):
     def forward(
         self, prediction: Labels | Sequence[Labels], target: Labels | Sequence[Labels]
     ) -> dict[str, torch.Tensor]:
-        """Count a batch as ``update`` does, and give its own scores as ``compute`` does.
+        """Count a batch as ``update`` does, and return its scores as ``compute`` does.
 
         Raises ValueError as they do; then nothing of the batch is counted, and what was counted stays.
         """
@@ -191,7 +195,7 @@ class SegmentationScores(Metric):
             return self._own_table()
 
     def compute(self, match: Matched = None) -> dict[str, torch.Tensor]:
-        """Compute the scores of all images so far, of all ranks: percentages, nan where one does not exist.
+        """Compute the scores of all images so far, of all ranks: percentages, nan if one does not exist.
 
         Values are float64 tensors () by the names of evaluator.py. ``match`` holds the class of each cluster:
         what ``find_matching(scores.table(), ...)`` returns, a mapping, or a sequence that is indexed by
@@ -255,7 +259,7 @@ class SegmentationScores(Metric):
         return make_table([str(i) for i in range(len(images))], images[:, 0], [rows])
 
     def _join(self) -> None:
-        """Hold each state as one tensor: quicker to gather, and of the right type also where it is empty."""
+        """Hold each state as one tensor: quicker to gather, and of the right type even if empty."""
         for name in ("images", "rows"):
             parts = _listed(getattr(self, name))
             empty = torch.zeros((0, 2), dtype=torch.int64, device=self.device)
@@ -275,7 +279,8 @@ class SegmentationScores(Metric):
         should_unsync: bool = True,
         distributed_available: Callable[..., bool] | None = None,
     ) -> Iterator[None]:
-        """Gather the states of all ranks for a while; each rank has its own again also after an error."""
+        """Gather the states of all ranks temporarily; afterwards, or after an error, each rank has its own
+        again."""
         self.sync(dist_sync_fn, process_group, should_sync, distributed_available)
         try:
             yield
@@ -285,7 +290,7 @@ class SegmentationScores(Metric):
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the images that another object, or its ``state_dict``, has counted.
 
-        Raises ValueError when that one counts otherwise (classes, ignore_index, boundary, clusters).
+        Raises ValueError if it has other settings (classes, ignore_index, boundary, clusters).
         """
         super().merge_state(incoming_state)
         self._update_count = max(self._update_count, 1)
@@ -300,7 +305,7 @@ class SegmentationScores(Metric):
         prefix: str,
         *arguments: Any,  # noqa: ANN401 - PyTorch's own
     ) -> None:
-        """Take over counts in place of those that are there, unless they were counted otherwise."""
+        """Replace the counts by others, unless these were counted with other settings."""
         settings = state_dict.get(f"{prefix}settings")
         if settings is not None:
             _the_same(torch.stack([self.settings.cpu(), settings.cpu()]))
@@ -308,7 +313,7 @@ class SegmentationScores(Metric):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def set_dtype(self, dst_type: str | torch.dtype) -> SegmentationScores:
-        """Change nothing: counts are whole numbers of 64 bits."""
+        """Change nothing: counts are 64-bit integers."""
         return self
 
 
@@ -323,17 +328,17 @@ def _entries(match: Any) -> list[tuple[int, Any]]:  # noqa: ANN401 - Matched, bu
 
 
 def _the_same(settings: torch.Tensor) -> torch.Tensor:
-    """Reduce the settings (n, 4) of what is merged; ValueError where they differ."""
+    """Reduce the settings (n, 4) of merged metrics; ValueError if they differ."""
     if not bool((settings == settings[0]).all()):
         given = " and ".join(sorted({str(tuple(one)) for one in settings.tolist()}))
         raise ValueError(
-            f"what is merged counts differently: (classes, ignore_index, boundary, clusters) is {given}"
+            f"these metrics have other settings: (classes, ignore_index, boundary, clusters) is {given}"
         )
     return settings[0]
 
 
 def _gather(state: torch.Tensor, group: Any | None = None) -> list[torch.Tensor]:  # noqa: ANN401
-    """Gather a state of all ranks, also where NCCL is the backend and the states are on the CPU."""
+    """Gather a state of all ranks, also with NCCL and states on the CPU."""
     if torch.distributed.get_backend(group) == "nccl" and not state.is_cuda:
         return [part.cpu() for part in gather_all_tensors(state.cuda(), group)]
     return list(gather_all_tensors(state, group))
@@ -384,14 +389,14 @@ def _batches(
 def _tensor(labels: Any, what: str, largest: int) -> torch.Tensor:  # noqa: ANN401 - refused unless labels
     """Take labels as a tensor of a type that PyTorch calculates with.
 
-    ValueError if they are no integers, or of a type of 8 bits that does not hold 0..``largest``: what was
-    made in one is another label by now.
+    ValueError if they are no integers, or of an 8-bit type that does not hold 0..``largest``: larger labels
+    were cut off.
     """
     most = {"int8": 127, "uint8": 255}.get(str(getattr(labels, "dtype", "")).removeprefix("torch."))
     if most is not None and most < largest:
         raise ValueError(
             f"{what} is of type {labels.dtype}, which holds labels up to {most}, and there are {largest}: "
-            "larger ones were cut; use a wider type from where the labels are made"
+            "larger ones were cut off; use a wider type where the labels are made"
         )
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
         return torch.from_numpy(labels.astype(np.int64))
@@ -399,14 +404,15 @@ def _tensor(labels: Any, what: str, largest: int) -> torch.Tensor:  # noqa: ANN4
         return labels.to(torch.int64)
     if not isinstance(labels, torch.Tensor) or labels.dtype not in _INTEGERS:
         kind = getattr(labels, "dtype", type(labels).__name__)
-        raise ValueError(f"{what} is of type {kind}; give integer labels (logits need an argmax first)")
+        raise ValueError(f"{what} is of type {kind}; pass integer labels (logits need an argmax first)")
     return labels
 
 
 def _on_cpu(prediction: torch.Tensor, target: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Check the shapes of a batch; give it as arrays (B, H, W), moved to the CPU in one transfer if need be.
+    """Check the shapes of a batch; return it as arrays (B, H, W), moved to the CPU in one transfer if
+    necessary.
 
-    What is on the CPU is not touched: PyTorch's threads would be slower than the work is long.
+    Tensors on the CPU are not touched: starting PyTorch's threads would take longer than the work.
     """
     if prediction.shape != target.shape:
         raise ValueError(
@@ -414,7 +420,7 @@ def _on_cpu(prediction: torch.Tensor, target: torch.Tensor) -> tuple[np.ndarray,
             "resize the prediction (nearest neighbour, or its logits) to the target"
         )
     if prediction.ndim not in (2, 3) or 0 in prediction.shape[-2:]:
-        raise ValueError(f"labels have shape {tuple(prediction.shape)}; give (B, H, W) or (H, W)")
+        raise ValueError(f"labels have shape {tuple(prediction.shape)}; pass (B, H, W) or (H, W)")
     if prediction.is_cuda and target.is_cuda:
         dtype = torch.promote_types(prediction.dtype, target.dtype)
         both = torch.stack((prediction.to(dtype), target.to(prediction.device, dtype))).cpu()

@@ -49,13 +49,13 @@ def parse_arguments() -> argparse.Namespace:
         "--clusters",
         type=whole_number(1, 60_000),
         metavar="K",
-        help="clusters (default: as many as the mode has classes)",
+        help="number of clusters (default: the number of classes)",
     )
     parser.add_argument(
         "--restarts",
         type=whole_number(1, 10_000),
         default=RESTARTS,
-        help=f"the best of so many runs of k-means counts (default: {RESTARTS})",
+        help=f"runs of k-means, of which the best counts (default: {RESTARTS})",
     )
     parser.add_argument(
         "--seed", type=whole_number(0, 2**31 - 1), default=0, help="random seed of k-means (default: 0)"
@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
         type=positive_number,
         default=16.0,
         metavar="GIB",
-        help="of features that k-means may hold; where they are more, mini-batches (default: 16)",
+        help="memory for the features in k-means; beyond that it uses mini-batches (default: 16)",
     )
     add_running(parser, batch_size=64)
     arguments = parse(parser)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Segment images by the features of annotated regions, or patches: the distance-matching protocol.
+"""Segment images by the features of annotated regions or patches: the distance-matching protocol.
 
 Writes OUTPUT/bank.npz, the features of train-semi's masks, and OUTPUT/<split>/<wnid>/<name>.png, the
 predictions in class ids, for evaluator.py and submission.py. A stopped run resumes. With --images
@@ -71,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         type=path_argument,
         required=True,
         metavar="FILE",
-        help="the backbone's weights; none: random ones",
+        help="weights of the backbone; none: random weights",
     )
     add_weights(parser)
     parser.add_argument(
@@ -79,26 +79,27 @@ def parse_arguments() -> argparse.Namespace:
         type=bank_argument,
         default=REGIONS,
         metavar="BANK",
-        help="regions: of each annotated picture one vector a label (default); patches: single patches with "
-        "the shares of their labels; or the path of a bank.npz made before by this backbone",
+        help="regions: one vector for each label of each annotated picture (default); patches: single "
+        "patches with the shares of their labels; or the path of an earlier bank.npz of this backbone",
     )
     parser.add_argument(
         "--patches-per-picture",
         type=whole_number(1, 1_000_000),
         metavar="N",
-        help=f"--bank patches: patches of each annotated picture, rare labels first (default: {PER_PICTURE})",
+        help="--bank patches: most patches of each annotated picture, rare labels first (default: "
+        f"{PER_PICTURE})",
     )
     parser.add_argument(
         "--neighbours",
         type=whole_number(1, 10_000),
         metavar="K",
-        help="vectors of the bank that vote for a pixel's label (default: 10; of patches 30)",
+        help="vectors of the bank that vote for the label of a place (default: 10; patches: 30)",
     )
     parser.add_argument(
         "--temperature",
         type=positive_number,
         metavar="T",
-        help="a vote counts exp(cosine / T) (default: 0.07; of patches 0.02)",
+        help="a vote has weight exp(cosine / T) (default: 0.07; patches: 0.02)",
     )
     add_size(parser)
     add_sharpen(parser)

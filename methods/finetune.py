@@ -77,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
         type=checkpoint_argument,
         required=True,
         metavar="FILE",
-        help="the backbone's weights; none: start from random ones",
+        help="weights of the backbone; none: start from random weights",
     )
     add_weights(parser)
     parser.add_argument(
@@ -90,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
         "--output-stride",
         type=int,
         choices=(16, 32),
-        help="of a ResNet: pixels a feature (default: 32; 16 sees finer, with more memory)",
+        help="pixels per feature of a ResNet (default: 32; 16 is finer and needs more memory)",
     )
     parser.add_argument(
         "--layers",
@@ -114,22 +114,25 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _add_values(parser: argparse.ArgumentParser) -> None:
-    values = parser.add_argument_group("values in place of the recipe's")
+    values = parser.add_argument_group("values that replace those of the recipe")
     values.add_argument("--epochs", type=whole_number(1, 100_000), metavar="E", help="passes over the images")
     values.add_argument(
         "--batch-size",
         type=whole_number(1, 1_000_000),
         metavar="B",
-        help="images of one update, all processes together; without --lr, the rate changes in proportion",
+        help="images of one update, over all processes; without --lr, the learning rate changes in "
+        "proportion",
     )
     values.add_argument("--lr", type=positive_number, metavar="R", help="the highest learning rate, absolute")
     values.add_argument(
         "--layer-decay",
         type=number_in(0.01, 1),
         metavar="D",
-        help="each layer learns at D times the next one's rate",
+        help="each layer has D times the learning rate of the next one",
     )
-    values.add_argument("--weight-decay", type=number_in(0, 100), metavar="W", help="the optimiser's")
+    values.add_argument(
+        "--weight-decay", type=number_in(0, 100), metavar="W", help="weight decay of the optimiser"
+    )
     values.add_argument(
         "--drop-path",
         type=number_in(0, 0.99),
@@ -139,7 +142,7 @@ def _add_values(parser: argparse.ArgumentParser) -> None:
     values.add_argument(
         "--crop", type=whole_number(16, 4096), metavar="C", help="side of the pictures in pixels"
     )
-    values.add_argument("--seed", type=whole_number(0, 2**31 - 1), metavar="S", help="of all that is random")
+    values.add_argument("--seed", type=whole_number(0, 2**31 - 1), metavar="S", help="random seed")
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
@@ -149,13 +152,13 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         type=whole_number(1, 10_000),
         default=1,
         metavar="A",
-        help="do a batch in A parts, where memory does not suffice (default: 1)",
+        help="split a batch into A micro-batches, if memory runs out (default: 1)",
     )
     running.add_argument(
         "--evaluate-every",
         type=whole_number(0, 100_000),
         metavar="E",
-        help="score validation after every E epochs and the last (default: 20; 0: never)",
+        help="score validation after every E epochs and after the last (default: 20; 0: never)",
     )
     add_machine(running)
 

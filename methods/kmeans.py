@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Segment images without labels: foregrounds, their features, k-means over the training images.
 
-Writes OUTPUT/<split>/<wnid>/<name>.png: the foreground of each image with the id 1..K of its cluster, for
-match.py and evaluator.py. Class folders are not used: only the content of the training images counts. A run
-that was stopped resumes; the same command writes the same bytes. With --images any pictures are clustered.
-Under torchrun every process takes a share.
+Writes OUTPUT/<split>/<wnid>/<name>.png, the foreground of each image with the id 1..K of its cluster, for
+match.py and evaluator.py. Class folders are not used, only the content of the training images. A stopped run
+resumes; the same command writes the same bytes. With --images it clusters any pictures. Under torchrun, each
+process takes a share.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def parse_arguments() -> argparse.Namespace:
     add_source(parser, SPLITS)
     parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     parser.add_argument(
-        "--backbone", help="features of this torchvision or timm model (default: colour and texture, by hand)"
+        "--backbone",
+        help="torchvision or timm model for the features (default: hand-made colour and texture)",
     )
     parser.add_argument(
         "--checkpoint", type=path_argument, metavar="FILE", help="the backbone's weights; none: random ones"
@@ -84,13 +85,13 @@ def parse_arguments() -> argparse.Namespace:
         "--foreground",
         choices=FOREGROUNDS,
         default="handmade",
-        help="found by colours and edges (default), or in the backbone's features",
+        help="find foregrounds by colours and edges (default), or in the features of the backbone",
     )
     parser.add_argument(
         "--clusters",
         type=whole_number(1, MAX_LABEL),
         metavar="K",
-        help="clusters (default: as many as the mode has classes)",
+        help="number of clusters (default: the number of classes)",
     )
     parser.add_argument(
         "--train-images",
@@ -102,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
         "--restarts",
         type=whole_number(1, 10_000),
         default=RESTARTS,
-        help=f"the best of so many runs of k-means counts (default: {RESTARTS})",
+        help=f"runs of k-means, of which the best counts (default: {RESTARTS})",
     )
     parser.add_argument(
         "--seed", type=whole_number(0, 2**31), default=0, help="random seed of k-means (default: 0)"
@@ -112,23 +113,24 @@ def parse_arguments() -> argparse.Namespace:
         type=whole_number(1, 1000),
         default=1,
         metavar="N",
-        help="N runs with the seeds from --seed on, in OUTPUT/seed<S>; prints mean and deviation of their "
-        "matched scores on validation",
+        help="do N runs, with the seeds from --seed on, in OUTPUT/seed<S>; prints mean and standard "
+        "deviation of their matched scores on validation",
     )
     parser.add_argument(
         "--leave-out",
         type=number_in(0, 0.99),
         default=0.0,
         metavar="SHARE",
-        help="in label maps of --splits train: label this share of each cluster, farthest from its centre, "
-        "1000 (ignore), as self_training.sh does (default: 0)",
+        help="in the label maps of train, set this share of each cluster, the farthest from its centre, to "
+        "1000 (ignored), as self_training.sh does (default: 0)",
     )
     add_size(parser)
     add_running(parser)
     parser.add_argument(
         "--features-dir",
         type=path_argument,
-        help="keeps the training images' features, also for other runs (default: OUTPUT/features)",
+        help="folder for the features of the training images, which other runs can reuse (default: "
+        "OUTPUT/features)",
     )
     parser.add_argument("--overlays", action="store_true", help="also draw the clusters over the pictures")
     arguments = parse(parser)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Segment images with a fine-tuned network: what finetune.py wrote, or a published file.
+"""Segment images with a fine-tuned network, written by finetune.py or published.
 
 Writes OUTPUT/<split>/<wnid>/<name>.png, predictions for evaluator.py and submission.py: class ids from
 semi-supervised fine-tuning, cluster ids (for match.py) from pseudo labels. A stopped run resumes.
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         type=whole_number(16, 100_000),
         default=LONGEST,
         metavar="L",
-        help="images of more than L x L pixels get their labels at a size whose longer side is L "
+        help="images of more than L x L pixels are labelled at a size with a longer side of L "
         f"(default: {LONGEST})",
     )
     add_size(parser)

@@ -54,15 +54,15 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         choices=SPLITS,
         default=["train"],
-        help="splits whose images are labelled (default: train)",
+        help="splits to label (default: train)",
     )
     parser.add_argument(
         "--threshold",
         type=threshold_argument,
         required=True,
         metavar="T",
-        help="attention below it is background, a fraction; published: 0.41 (50), 0.40 (300), 0.37 (919); "
-        "auto: the best on validation",
+        help="pixels with an attention (0..1) below T are background; published: 0.41 (50), 0.40 (300), 0.37 "
+        "(919); auto: the best on validation",
     )
     parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     add_running(parser)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A method of your own: copy this file, and put your network and label maps in its two functions.
+"""A method of your own: copy this file, and write your network and label maps into its two functions.
 
 Writes OUTPUT/<split>/<wnid>/<name>.png for match.py and evaluator.py; docs/own_method.md walks through it.
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Predictions that know nothing, of the sizes of given ones: what a method has to be better than.
+"""Write trivial predictions, in the sizes of existing ones: a method should be better than these.
 
-background: no foreground at all. random-clusters: the given foregrounds, each image with a random cluster.
+background: no foreground. random-clusters: the existing foregrounds, each image with a random cluster.
 random: a random box in each image, with a random cluster.
 """
 
@@ -46,16 +46,14 @@ def main() -> None:
         "--predict-dir",
         type=path_argument,
         required=True,
-        help="the given predictions, <predict-dir>/<wnid>/<name>.png",
+        help="existing predictions, <predict-dir>/<wnid>/<name>.png",
     )
     add_mode_argument(parser, "clusters")
     parser.add_argument("--kind", choices=KINDS, required=True, help="see above")
     parser.add_argument(
         "--output-dir", type=path_argument, required=True, help="a folder that does not exist yet"
     )
-    parser.add_argument(
-        "--seed", type=whole_number(0, 2**32 - 1), default=0, help="of what is random (default: 0)"
-    )
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="random seed (default: 0)")
     arguments = parse(parser)
     output = arguments.output_dir
     names = find_pairs(arguments.predict_dir, arguments.predict_dir).names

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Name segments by text with CLIP or SigLIP, without training (protocol: free): docs/zero_shot.md.
+"""Segment with CLIP or SigLIP and class names as text, without training (protocol: free): docs/zero_shot.md.
 
 Writes OUTPUT/<split>/<wnid>/<name>.png, predictions in class ids for evaluator.py; no matching is needed.
 A stopped run resumes. Under torchrun every process takes a share.
@@ -72,41 +72,41 @@ def parse_arguments() -> argparse.Namespace:
         type=path_argument,
         required=True,
         metavar="FILE",
-        help="its weights: open_clip's or OpenAI's file, or a folder with open_clip_config.json",
+        help="weights: a file of open_clip or OpenAI, or a folder with open_clip_config.json",
     )
     parser.add_argument(
         "--dense",
         choices=[*LAST_BLOCKS, SIGLIP_DENSE],
-        help=f"what the last block does to the patches (default: naclip; of SigLIP's towers {SIGLIP_DENSE})",
+        help=f"what the last block does with the patches (default: naclip; for SigLIP {SIGLIP_DENSE})",
     )
     parser.add_argument(
         "--threshold",
         type=threshold_argument,
         metavar="T",
         default=None,
-        help="a pixel whose most probable class is below it is background, 0..1 (default: auto, the best on "
-        "validation, chosen with its masks)",
+        help="a pixel is background if its most probable class is below T, 0..1 (default: auto, the best on "
+        "validation, using its masks)",
     )
     parser.add_argument(
         "--names",
         type=names_argument,
         metavar="LIST",
         help="class names: openai, toolbox, or a text file, one a line in the order of ids (default: openai; "
-        "with a class list of your own, the names in it)",
+        "with your own class list, its names)",
     )
     parser.add_argument(
         "--templates",
         type=int,
         choices=TEMPLATE_COUNTS,
         default=80,
-        help="sentences a name is put into: 1, OpenAI's 80, or these and 5 of scenes (default: 80)",
+        help="sentences that a name is put into: 1, OpenAI's 80, or 85: those and 5 for scenes (default: 80)",
     )
     parser.add_argument(
         "--size",
         type=whole_number(32, 4096),
         default=SIZE,
         metavar="N",
-        help=f"pixels of the shorter side; both sides are rounded to whole patches (default: {SIZE})",
+        help=f"shorter side in pixels; both sides are rounded to whole patches (default: {SIZE})",
     )
     add_running(parser, batch_size=8)
     parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")

@@ -175,7 +175,7 @@ def test_unknown_members_are_skipped_with_a_warning(tmp_path, env, members):
     }
     archive = write_archive(tmp_path / "a.zip", others | members)
     result = anno(tmp_path / "save", "--archive", archive, env=env)
-    assert "skipped 3 members that the list does not know" in result.stderr
+    assert "skipped 3 members that are not in the list" in result.stderr
     assert ".DS_Store" in result.stderr
     assert masks_in(tmp_path / "save") == members
 
@@ -215,7 +215,7 @@ def test_a_wrong_crc(tmp_path, env, members):
 def test_no_zip(tmp_path, env, members, content):
     archive = write_archive(tmp_path / "a.zip", members)
     archive.write_bytes(archive.read_bytes()[:-3000] if content is None else content)
-    refused(tmp_path, env, archive, "no whole ZIP", str(archive))
+    refused(tmp_path, env, archive, "not a complete ZIP", str(archive))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

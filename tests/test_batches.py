@@ -90,7 +90,7 @@ def test_the_way_back_leads_to_the_masks_size_where_images_were_resized():
 
 
 def test_what_is_no_tensor_or_of_other_shape_is_refused():
-    with pytest.raises(ValueError, match="an image of the batch is ndarray; give ImageNetS a transform"):
+    with pytest.raises(ValueError, match="an image of the batch is ndarray; pass ImageNetS a transform"):
         pad_collate([{"image": np.zeros((3, 4, 4))}])
     with pytest.raises(ValueError, match=r"an image of the batch is \(4, 4\)"):
         pad_collate([{"image": torch.zeros(4, 4)}])

@@ -140,7 +140,7 @@ def test_ignored_pixels_get_another_label_and_their_own_again(dtype, old, new, e
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
 def test_a_label_that_would_be_taken_for_ignored_is_refused(kind):
-    with pytest.raises(ValueError, match="label 255 is there already"):
+    with pytest.raises(ValueError, match="label 255 exists already"):
         change_ignore_index(kind([255, 1000]), 1000, 255)
     with pytest.raises(ValueError, match="float"):
         change_ignore_index(kind([0.0]), 1000, 255)

@@ -184,11 +184,11 @@ def test_every_form_of_file_says_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"names": ["a/b"], "logits": np.full((1, 50), np.nan)}, "hold nan"),
+        ({"names": ["a/b"], "logits": np.full((1, 50), np.nan)}, "contain nan"),
         ({"names": ["a/b", "a/b"], "logits": np.zeros((2, 50))}, "more than once"),
         ({"names": ["a/b"], "logits": np.zeros((2, 50))}, "for 1 names"),
         ({"logits": np.zeros((2, 50))}, "does not name its images"),
-        ({"names": ["a/b"], "predictions": np.array([1.0])}, "class indices are whole numbers"),
+        ({"names": ["a/b"], "predictions": np.array([1.0])}, "class indices must be integers"),
         ({"a/b": np.zeros(50), "a/c": np.zeros(51)}, "different shapes"),
     ],
 )
@@ -211,7 +211,7 @@ def test_outputs_that_are_refused(tmp_path):
         ranked(tmp_path / "i.npz")
     with pytest.raises(InputError, match=r"0\.\.0 are not within 1\.\.50"):
         ranked(tmp_path / "i.npz", indices="mode")
-    with pytest.raises(InputError, match="1 folders are no class"):
+    with pytest.raises(InputError, match="1 folders are not classes"):
         ranked(save(tmp_path / "x.npz", np.zeros((1, 50)), ["n99/a"]))
     with pytest.raises(InputError, match="in no folder"):
         ranked(save(tmp_path / "x.npz", np.zeros((1, 50)), ["a"]))
@@ -276,7 +276,7 @@ def test_the_script(folder, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert f"{expected['top5']:.2f}*" in printed and "top1_images" in printed and "mIoU" not in printed
     monkeypatch.setattr(sys, "argv", ["table.py", "s.json", "--published"])
-    with pytest.raises(InputError, match="are of segmentation"):
+    with pytest.raises(InputError, match="are for segmentation"):
         table_script.main()
     run(monkeypatch, capsys, "--logits", "a.npz", *options, "--output", "s.csv")
     with (folder / "s.csv").open() as file:

@@ -181,7 +181,7 @@ def test_the_script_and_broken_files(save, tmp_path, monkeypatch, capsys):
     script.main()
     printed = capsys.readouterr().out
     assert "ground-only: 4 pictures" in printed and "the object fills the image: 1" in printed
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         script.main()
     (tmp_path / "bad.csv").write_text("image,same\n")
     with pytest.raises(InputError, match="no pairs"):

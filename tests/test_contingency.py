@@ -28,7 +28,7 @@ def counted(truth, prediction, distance=None):
     assert set(rows.image.tolist()) <= {7}
     keys = zip(*(column.tolist() for column in rows[1:5]), strict=True)
     result = dict(zip(keys, rows.pixels.tolist(), strict=True))
-    assert len(result) == rows.pixels.size, "a row stands there twice"
+    assert len(result) == rows.pixels.size, "a row is listed twice"
     return result
 
 

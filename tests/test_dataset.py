@@ -235,7 +235,7 @@ def test_wrong_arguments(save):
         ImageNetS(save, "300", "validation")
     (save / "ImageNetS50/train/n99999999").mkdir()
     write_image(save / "ImageNetS50/train/n99999999/a.JPEG", 3, 3)
-    with pytest.raises(InputError, match=r"1 folders are no class(.|\n)*n99999999"):
+    with pytest.raises(InputError, match=r"1 folders are not classes(.|\n)*n99999999"):
         ImageNetS(save, "50", "train")
 
 
@@ -263,7 +263,7 @@ def test_another_number_of_images_is_a_warning(save, monkeypatch):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ImageNetS(save, "50", "validation")
-    assert [str(w.message).endswith("4 images, officially there are 752") for w in caught] == [True]
+    assert [str(w.message).endswith("4 images; the official number is 752") for w in caught] == [True]
     assert caught[0].filename == __file__
 
 

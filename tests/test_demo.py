@@ -225,7 +225,7 @@ def shown(expected, printed):
 
 
 def test_readmes_walk(demo, tmp_path):
-    """README from its walk on, as a reader pastes it, one block after the other, in one shell."""
+    """README from its walkthrough on, as a reader pastes it, one block after the other, in one shell."""
     for name in ("datapreparation", "evaluation", "methods"):
         (tmp_path / name).symlink_to(CHECKOUT / name)
     (tmp_path / "demo").mkdir()
@@ -235,7 +235,7 @@ def test_readmes_walk(demo, tmp_path):
         f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n"
     )
 
-    walk = (CHECKOUT / "README.md").read_text(encoding="utf-8").partition("## A walk")[2]
+    walk = (CHECKOUT / "README.md").read_text(encoding="utf-8").partition("## Walkthrough")[2]
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", walk, re.DOTALL | re.MULTILINE)
     script, expected = "set -e\n", []
     for kind, block in blocks:

@@ -160,7 +160,7 @@ def test_a_web_page_is_no_zip(host, tmp_path):
 
 def test_a_web_page_that_calls_itself_a_zip(host, tmp_path):
     host.files["a.zip"] = b"<html>Sign in</html>"
-    with pytest.raises(InputError, match="gave no ZIP: it begins with b'<html>"):
+    with pytest.raises(InputError, match="is not a ZIP: it begins with b'<html>"):
         download(f"{host.url}/a.zip", tmp_path / "a.zip", zip_expected=True, patience=QUICK)
     assert list(tmp_path.iterdir()) == []
 

@@ -191,7 +191,7 @@ def test_predictions_of_another_ending_are_named(tmp_path, ending, cure):
         write_mask(tmp_path / f"gt/n01/{i}.png", np.ones((3, 4), int))
         (tmp_path / f"pred/n01/{i}{ending}").parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"pred/n01/{i}{ending}").touch()
-    with pytest.raises(InputError, match=rf"but 2 files of another ending, such as 0{ending}; {cure}"):
+    with pytest.raises(InputError, match=rf"but 2 files with another suffix, such as 0{ending}; {cure}"):
         check_predict_dir(find_pairs(tmp_path / "gt", tmp_path / "pred"))
 
 

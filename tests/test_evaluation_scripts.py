@@ -178,8 +178,8 @@ BAD_PREDICTIONS = {
     "not a PNG": (lambda path: path.write_text("hello"), "not a PNG"),
     "JPEG in disguise": (lambda path: Image.new("RGB", (12, 9)).save(path, "JPEG"), "not a PNG"),
     "empty": (lambda path: path.write_bytes(b""), "empty"),
-    "cut short": (truncated, "cut short"),
-    "cut in the header": (lambda path: path.write_bytes(path.read_bytes()[:20]), "cut short"),
+    "truncated": (truncated, "truncated"),
+    "cut in the header": (lambda path: path.write_bytes(path.read_bytes()[:20]), "truncated"),
     "flipped bit": (flipped, "damaged"),
     "short of rows": (short_of_rows, "damaged"),
     "grayscale": (save_raw(np.ones((9, 12), np.uint8), "L"), "8-bit grayscale"),
@@ -214,7 +214,7 @@ def test_match_refuses_bad_masks_too_and_leaves_an_older_matching(masks):
     truncated(folder / "pred" / NAME)
     done = run("match.py", folder, "--session-name", "x")
     assert done.returncode == 1
-    assert "cut short" in done.stderr
+    assert "truncated" in done.stderr
     assert (folder / "results/x.json").read_bytes() == before
     assert run("match.py", folder, "--session-name", "y").returncode == 1
     assert not (folder / "results/y.json").exists()
@@ -223,7 +223,7 @@ def test_match_refuses_bad_masks_too_and_leaves_an_older_matching(masks):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (truncated, "cut short"),
+        (truncated, "truncated"),
         (lambda path: write_mask(path, np.full((9, 12), 51)), "label 51 is neither in 0..50 nor 1000"),
         (save_raw(np.ones((9, 12), np.uint8), "L"), "grayscale"),
     ],
@@ -254,7 +254,7 @@ def test_several_bad_files_are_reported_together(masks):
     done = run("evaluator.py", folder, workers=2)
     assert done.returncode == 1
     assert "16 masks cannot be used" in done.stderr
-    assert "n00000000/image_0.png: the PNG is cut short" in done.stderr
+    assert "n00000000/image_0.png: the PNG is truncated" in done.stderr
     assert f"{NAME}: no such prediction" in done.stderr
     assert "… and 6 more" in done.stderr
     assert len(done.stderr.splitlines()) < 15
@@ -269,7 +269,7 @@ def test_several_bad_files_are_reported_together(masks):
         (["--match", "few.json"], "not in this matching"),
         (["--names", "nowhere.txt"], "nowhere.txt"),
         (["--names", "up.txt"], "../secret.png"),
-        (["--names", "blank.txt"], "no names there"),
+        (["--names", "blank.txt"], "it is empty"),
         (["--names", "other-spelling.txt"], "line 3: 'n00000001//image_1.png'"),
         (["--names", "nul.txt"], "line 1"),
         (["--names", "twice.txt"], "more than once"),
@@ -354,7 +354,7 @@ def test_a_matching_of_another_mode_is_refused_and_no_number_of_clusters_advised
     (line,) = done.stderr.splitlines()
     assert line == (
         "error: m.json: a matching of 50 clusters, but the predictions have 300 by mode and number of "
-        "clusters: is it of mode 50? Take that mode, or the matching of these predictions"
+        "clusters: is it of mode 50? Use that mode, or the matching of these predictions"
     )
 
 

@@ -220,7 +220,7 @@ def test_masks_that_do_not_fit_are_all_named_before_anything_is_made(context, tm
     said = run(
         context, tmp_path, "finetune", tmp_path / "said", *finetune(tmp_path, tmp_path / "run"), status=1
     )
-    assert "3 images or masks have no fitting partner" in said
+    assert "3 images or masks have no partner of the same size" in said
     assert all(path.stem in said for path in (masks[0], masks[1], masks[2]))
     assert not (tmp_path / "run").exists()
 

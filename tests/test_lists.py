@@ -151,7 +151,7 @@ def test_without_a_home_lists_are_kept_where_the_user_is_told(tmp_path, monkeypa
 
 def test_a_web_page_is_no_list():
     page = {categories_path("50"): b"<!DOCTYPE html><html></html>"}
-    with serve(page) as host, pytest.raises(InputError, match=r"a web page in place of the list"):
+    with serve(page) as host, pytest.raises(InputError, match=r"a web page, not the list"):
         categories("50", Origin(host.url))
 
 
@@ -188,7 +188,7 @@ def test_own_lists_are_taken_as_they_are(tmp_path):
         ("n00001000/a.JPEG n00001000/b\\..\\a.JPEG", "is not two paths"),
         ("n00001000/a.JPEG n00001000/a.JPEG b", "is not two paths"),
         ("n00001000/a.JPEG n99999999/a.JPEG", "n99999999 is no class of this mode"),
-        ("n00001001/x.JPEG n00001000/a.JPEG\nn00001000/a.JPEG n00001000/a.JPEG", "stands there twice"),
+        ("n00001001/x.JPEG n00001000/a.JPEG\nn00001000/a.JPEG n00001000/a.JPEG", "is listed twice"),
     ],
 )
 def test_own_lists_that_make_no_sense(tmp_path, line, complaint):

@@ -460,19 +460,19 @@ def test_maps_of_one_square_size_need_a_geometry(folder):
             assert cure in done.stderr
     squeezed, stdout = scores_of(folder, "--geometry", "squeeze")
     assert (squeezed["images"], squeezed["geometry"]) == (6, "squeeze")
-    assert "6 of 6 maps brought to the size they are judged at" in stdout
+    assert "6 of 6 maps resized to the size they are scored at" in stdout
     masks = sorted((folder / "gt").glob("*/*.png"))
     labels = np.zeros((9, 40), int)
     labels[:, 0] = WNIDS.index(masks[0].parent.name) + 1
     write_mask(masks[0], labels)
     done = run(folder, "--geometry", "center-crop:12,12", "--workers", 0, "--output", "s.json")
-    assert "1 images have their object outside the crop; they are not scored" in done.stderr
+    assert "1 images have their object outside the crop and are not scored" in done.stderr
     result = json.loads((folder / "s.json").read_text())
     assert (result["target_absent"], result["outside_crop"]) == (1, 1)
     np.save(map_paths(folder)[1], -np.ones((6, 6)))
     done = run(folder, "--geometry", "paste:12,12", "--workers", 0)
     assert done.returncode == 0 and "1 maps hold negative values" in done.stderr
-    assert "lays zeros around the maps" in done.stderr
+    assert "surrounds maps by zeros" in done.stderr
     np.save(map_paths(folder)[2], np.ones((6, 7)))
     assert "maps of geometry squeeze are square" in run(folder, "--geometry", "squeeze").stderr
 
@@ -531,7 +531,7 @@ def test_resize_is_that_of_pytorch_and_said(folder):
     done = run(folder)
     assert done.returncode == 1 and "resize it to its image" in done.stderr
     resized, stdout = scores_of(folder, "--resize")
-    assert "3 of 6 maps brought to the size they are judged at (bilinear)" in stdout
+    assert "3 of 6 maps resized to the size they are scored at (bilinear)" in stdout
     assert (resized.pop("resize"), resized.pop("resized")) == ("bilinear", 3)
     for path in small:
         height, width = np.load(path).shape

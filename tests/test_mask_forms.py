@@ -77,15 +77,15 @@ def bad_inputs(folder):
         ("gray8.png", "rgb", "an 8-bit grayscale PNG; .*evaluation/convert_masks.py"),
         ("rgb.png", "gray8", "a PNG of 8 bits, colour"),
         ("bit.png", "gray8", "a PNG of 1 bits, grayscale"),
-        ("cut.png", "gray8", "the PNG is cut short"),
+        ("cut.png", "gray8", "the PNG is truncated"),
         ("text.png", "gray8", "not a PNG"),
         ("float.npy", "npy", r"an array \(3, 4\) of float64"),
         ("stack.npy", "npy", r"an array \(1, 3, 4\)"),
         ("large.npy", "npy", "label 65536 is neither in 0..65535 nor 1000"),
         ("low.npy", "npy", "label -1 is neither"),
         ("none.npy", "npy", "4 x 0 pixels"),
-        ("object.npy", "npy", "no array of NumPy"),
-        ("cut.npy", "npy", "no array of NumPy, or a cut one"),
+        ("object.npy", "npy", "not a NumPy array"),
+        ("cut.npy", "npy", "not a NumPy array, or truncated"),
     ]
 
 
@@ -93,11 +93,11 @@ def test_what_is_not_of_the_form_is_told(tmp_path):
     for name, form, message in bad_inputs(tmp_path):
         with pytest.raises(InputError, match=f"{tmp_path / name}: {message}"):
             read_labels(tmp_path / name, form)
-    with pytest.raises(InputError, match=r"label 1000 is there already.*name the label that ignored"):
+    with pytest.raises(InputError, match=r"label 1000 exists already.*name the label that ignored"):
         read_labels(tmp_path / "ignored.png", "gray16", 255)
     with pytest.raises(InputError, match=r"label 256, and gray8 holds 0\.\.255; take gray16"):
         write_labels(np.array([[256]]), tmp_path / "a.png", "gray8")
-    with pytest.raises(InputError, match=r"label 255 is there already.*another label"):
+    with pytest.raises(InputError, match=r"label 255 exists already.*another label"):
         write_labels(np.array([[255]]), tmp_path / "a.png", "gray8")
 
 
@@ -111,14 +111,14 @@ def test_the_script_converts_all_or_nothing(tmp_path):
     assert sorted(path.name for path in (tmp_path / "gray").rglob("*.png")) == ["0.png", "1.png", "2.png"]
     again = script(CONVERT, *arguments)
     assert again.returncode == 1
-    assert f"{tmp_path / 'gray'}: is there already" in again.stderr
+    assert f"{tmp_path / 'gray'}: exists already" in again.stderr
     for i in (1, 2):
         write_mask(tmp_path / f"rgb/n03/{i}.png", np.full((3, 4), 254 + i))
     arguments = ("--input", tmp_path / "rgb", "--output", tmp_path / "new", "--from", "rgb", "--to", "gray8")
     refused = script(CONVERT, *arguments)
     assert refused.returncode == 1
     assert "2 masks cannot be converted; nothing was written" in refused.stderr
-    assert f"{tmp_path}/rgb/n03/1.png: label 255 is there already" in refused.stderr
+    assert f"{tmp_path}/rgb/n03/1.png: label 255 exists already" in refused.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gray", "rgb"]
 
 
@@ -163,7 +163,7 @@ def test_transposed_masks_and_masks_without_a_namesake_are_refused(tmp_path):
     with pytest.raises(InputError) as caught:
         convert_folder(tmp_path / "in", tmp_path / "out", "rgb", "rgb", size_of=tmp_path / "gt")
     assert "2 masks cannot be converted; nothing was written" in str(caught.value)
-    assert "n01/a.png: 8 x 12 pixels, and " in str(caught.value) and "it lies transposed" in str(caught.value)
+    assert "n01/a.png: 8 x 12 pixels, and " in str(caught.value) and "it is transposed" in str(caught.value)
     assert f"{tmp_path}/gt/n01/b.JPEG: no such image" in str(caught.value)
     assert not (tmp_path / "out").exists()
 

@@ -13,7 +13,7 @@ from imagenets.preparation.layouts import find_train, find_val
 from imagenets.preparation.plans import plan_train, plan_val, refuse_missing
 
 CASES = {
-    "imagenet_object_localization_patched2019.tar.gz": "compressed as a whole and has no index: unpack it",
+    "imagenet_object_localization_patched2019.tar.gz": "compressed and has no index: unpack it",
     "imagenet1k-train-0000.tar": "a shard of WebDataset",
     "gtsegs_ijcv.mat": "is ImageNet-Segmentation",
     "sketch/n01440764/sketch_1.JPEG": "is ImageNet-Sketch",
@@ -87,7 +87,7 @@ def test_kaggles_zip_by_its_own_name_damaged_and_with_a_tar_inside(tmp_path):
         copy_image(image, str(tmp_path / "a.JPEG"))
     assert not (tmp_path / "a.JPEG").exists()
     (tmp_path / "cut.zip").write_bytes(content[:-30])
-    with pytest.raises(InputError, match=r"cut\.zip: no whole ZIP"):
+    with pytest.raises(InputError, match=r"cut\.zip: not a complete ZIP"):
         find_train(tmp_path / "cut.zip")
     with zipfile.ZipFile(tmp_path / "tar.zip", "w") as archive:
         archive.writestr("imagenet_object_localization_patched2019.tar.gz", b"")

@@ -67,7 +67,7 @@ def test_ids_are_the_lines_and_names_the_users(pets, tmp_path, monkeypatch):
     [
         ("", "it is empty"),
         ("a\n\nb\n", "line 2: is empty"),
-        ("a\nb\na\n", "line 3: 'a' stands there twice"),
+        ("a\nb\na\n", "line 3: 'a' is listed twice"),
         ("a/b\n", "line 1: 'a/b' is no name of a folder"),
         (".a\n", "no name of a folder that is not hidden"),
         ("background\ncat\n", "line 1: the background is label 0"),
@@ -82,7 +82,7 @@ def test_what_is_no_class_list(tmp_path, text, message):
 
 def test_a_mode_that_is_none(tmp_path):
     for given in ("51", 51, tmp_path / "nowhere.txt", tmp_path):
-        with pytest.raises(ValueError, match="there are 50, 300, 919, or the path of a class list"):
+        with pytest.raises(ValueError, match="choose 50, 300, 919, or the path of a class list"):
             find_mode(given)
     (tmp_path / "50.txt").write_text("cat\n")
     with pytest.raises(InputError, match="would be called 50"):
@@ -118,10 +118,10 @@ def test_the_data_set_has_the_lists_ids(pets, recwarn):
     assert dataset.wnids == ("zebra", "cat", "n01443537")
     items = {item["stem"] + str(item["class_id"]): item for item in dataset}
     assert {int(item["mask"].max()) for item in items.values()} == {1, 2} == {i["class_id"] for i in dataset}
-    assert not [w for w in recwarn if "officially" in str(w.message)], "there is no official number"
+    assert not [w for w in recwarn if "official number" in str(w.message)], "there is no official number"
     (pets / "validation/dog").mkdir()
     (pets / "validation/dog/a.JPEG").write_bytes(b"")
-    with pytest.raises(InputError, match="1 folders are no class of mode pets"):
+    with pytest.raises(InputError, match="1 folders are not classes of mode pets"):
         ImageNetS(None, pets / "categories.txt", "validation")
 
 

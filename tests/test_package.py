@@ -41,13 +41,12 @@ def test_a_name_that_is_not_there():
         imagenets.nonsense  # noqa: B018
 
 
-def test_every_room_is_on_the_map():
-    """Rooms with their order, the first floor of each that has several modules."""
+def test_every_package_and_module_is_on_the_map():
     on_map = re.findall(r"``(\w+)``", imagenets.__doc__)
-    rooms = {
+    first_level = {
         path.stem for path in LIBRARY.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    assert rooms - {"__init__"} <= set(on_map)
+    assert first_level - {"__init__"} <= set(on_map)
     modules = {path.stem for path in LIBRARY.rglob("*.py")} | {path.name for path in LIBRARY.rglob("*")}
     named = {name for name in on_map if name.islower()} - {"methods"}
     assert named <= modules, "the map names what is not there"

@@ -1,6 +1,6 @@
 """What the pages show is so: docs' Python runs as it stands, and every flag that a page names is there.
 
-README's walk is run, and its output compared, where the demo is: test_demo.py.
+README's walkthrough is run, and its output compared, where the demo is: test_demo.py.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def test_a_second_run_reads_no_image(tmp_path, shard):
     shard.write_bytes(content)
     prepare([plan_of(shard.parents[1])], shard.parents[1], tmp_path / "save", 2)
     (tmp_path / "save/ImageNetS50/train" / PLACES[0]).unlink()
-    with pytest.raises(InputError, match=f"{shard}: damaged or cut off"):
+    with pytest.raises(InputError, match=f"{shard}: damaged or truncated"):
         prepare([plan_of(shard.parents[1])], shard.parents[1], tmp_path / "save", 2)
     assert list((tmp_path / "save").iterdir()) == [tmp_path / "save/ImageNetS50"]
     assert [path.name for path in (tmp_path / "save/ImageNetS50").iterdir()] == ["train"]
@@ -154,7 +154,7 @@ def test_missing_shards_are_told(tmp_path):
         tmp_path / "imagenet", r"(?s)data: not all 4 shards .*\n  train-00001-of-00004\.parquet\n  .*-00002-"
     )
     write_shard(data / "train-00001-of-00002.parquet", PLACES[:3])
-    refused(tmp_path / "imagenet", "two divisions, -of-00002 .* and -of-00004")
+    refused(tmp_path / "imagenet", "with different totals, -of-00002 .* and -of-00004")
     shutil.rmtree(data)
     write_shard(data / "train-00000-of-00001.parquet", PLACES)
     write_shard(data / "train-00000-of-00001-0a1b2c.parquet", PLACES)
@@ -163,13 +163,13 @@ def test_missing_shards_are_told(tmp_path):
     write_shard(data / "train-00002-of-00002.parquet", PLACES)
     write_shard(data / "train-00001-of-00002.parquet", PLACES)
     write_shard(data / "train-00000-of-00002.parquet", PLACES)
-    refused(tmp_path / "imagenet", "train-00002-of-00002.parquet counts more shards than there are")
+    refused(tmp_path / "imagenet", "train-00002-of-00002.parquet announces more shards than exist")
 
 
 @pytest.mark.parametrize("cut", [0, 3, 500, -1])
 def test_a_cut_shard_is_told(shard, cut):
     os.truncate(shard, cut % shard.stat().st_size)
-    refused(shard.parents[1], f"{shard}: damaged or cut off")
+    refused(shard.parents[1], f"{shard}: damaged or truncated")
 
 
 def test_what_is_no_shard_is_told(shard):
@@ -188,10 +188,10 @@ def test_what_is_no_shard_is_told(shard):
     [
         ({"path": None}, "row 7 has no name in image.path"),
         ({"path": ""}, "row 7 has no name in image.path"),
-        ({"path": "7.jpg"}, "row 7 is '7.jpg', from which no class can be read"),
+        ({"path": "7.jpg"}, "row 7 is '7.jpg', which does not name a class"),
         ({"path": "n00001000_0_n00001000.JPEG"}, "row 7 is n00001000_0.JPEG, as is row 0 of"),
-        ({"bytes": None}, "row 7 has a name and no image"),
-        ({"bytes": b""}, "row 7 has a name and no image"),
+        ({"bytes": None}, "row 7 has a name but no image"),
+        ({"bytes": b""}, "row 7 has a name but no image"),
         (None, "row 7 has no name in image.path"),
     ],
 )
@@ -336,5 +336,5 @@ def test_lower_case_suffixes_are_told(tmp_path, flat):
     write_images(
         tmp_path / "val", ["n00001000/a.jpeg"], named=(lambda p: "a.jpeg") if flat else (lambda p: p)
     )
-    with pytest.raises(MissingError, match=r"a\.JPEG: it is there, but as \.jpeg; rename the files"):
+    with pytest.raises(MissingError, match=r"a\.JPEG: it exists, but as \.jpeg; rename the files"):
         find_val(tmp_path).image("n00001000/a.JPEG")

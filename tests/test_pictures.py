@@ -49,7 +49,7 @@ def test_16_bit_grayscale_is_scaled_by_its_depth(tmp_path):
     Image.fromarray(values).save(tmp_path / "a.tiff")
     assert np.asarray(read_image(tmp_path / "a.tiff"))[0, :, 0].tolist() == [0, 0, 1, 100, 255]
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "b.tiff")
-    with pytest.raises(InputError, match=r"b\.tiff: 32 bits a pixel, of an unknown range"):
+    with pytest.raises(InputError, match=r"b\.tiff: 32 bits per pixel, with an unknown range"):
         read_image(tmp_path / "b.tiff")
 
 

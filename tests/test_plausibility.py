@@ -66,9 +66,9 @@ def test_a_shift_by_one_is_told_with_the_score_that_it_hides():
         }[name]
         expected = reference.scores([(truth, undone(prediction)) for truth, prediction in images], 4)["mIoU"]
         before = reference.scores(images, 4)["mIoU"]
-        assert f"({name}) the mIoU would be {expected:.2f} in place of {before:.2f}" in sentence
+        assert f"({name}) the mIoU would be {expected:.2f}, not {before:.2f}" in sentence
     everything = table_of([(object_in(label, 1), object_in(label, 1) - 1) for label in (2, 3, 4)])
-    assert "(each label + 1) the mIoU would be 80.00 in place of 0.00" in shifted_labels(everything, 4)
+    assert "(each label + 1) the mIoU would be 80.00, not 0.00" in shifted_labels(everything, 4)
 
 
 def test_255_that_covers_too_much_is_told():
@@ -132,7 +132,7 @@ def test_labels_out_of_range_are_told_by_what_is_seen(tmp_path, change, message)
 def test_255_alone_is_told_in_predictions_and_ground_truth(tmp_path):
     images = [(object_in(1 + i), object_in(1 + i, 255)) for i in range(4)]
     write_pairs(tmp_path / "a", images)
-    with pytest.raises(InputError, match="only 255, with which other tools mark ignored pixels"):
+    with pytest.raises(InputError, match="only 255, which other tools use for ignored pixels"):
         count_masks(request(tmp_path / "a", "50"))
     write_pairs(tmp_path / "b", [(prediction, truth) for truth, prediction in images])
     with pytest.raises(InputError, match="is 255 for ignored pixels"):

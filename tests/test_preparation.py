@@ -311,8 +311,10 @@ def test_a_disk_without_links_is_named_with_the_cure(tmp_path, imagenet, monkeyp
         imagenet_dir=imagenet, save_dir=tmp_path / "save", workers=1, absolute=False, copy=False
     )
     plan = plan_train("50", ["n00001000"], find_train(imagenet), copy=False)
-    with pytest.raises(InputError, match=r"n00001000: this disk takes no symbolic links .*: take COPY true"):
-        carry_out([plan], arguments, "take COPY true")
+    with pytest.raises(
+        InputError, match=r"n00001000: this disk takes no symbolic links .*: set COPY to true"
+    ):
+        carry_out([plan], arguments, "set COPY to true")
 
 
 def test_a_right_link_by_another_path_is_accepted(tmp_path, env, imagenet):

@@ -94,12 +94,12 @@ def test_own_results_stand_among_them(tmp_path):
     [
         ("protocol,mode,method\n", "no column split, mIoU"),
         ("", "no column protocol"),
-        (f"{HEADER}\nfree,919,A,,,val,101,\n", "line 2: mIoU '101' is no percentage"),
-        (f"{HEADER}\nfree,919,A,,,val,nan,\n", "line 2: mIoU 'nan' is no percentage"),
-        (f"{HEADER}\nfree,100,A,,,val,1,\n", "line 2: mode '100' is none of 50, 300, 919"),
+        (f"{HEADER}\nfree,919,A,,,val,101,\n", "line 2: mIoU '101' is not a percentage"),
+        (f"{HEADER}\nfree,919,A,,,val,nan,\n", "line 2: mIoU 'nan' is not a percentage"),
+        (f"{HEADER}\nfree,100,A,,,val,1,\n", "line 2: mode '100' is not one of 50, 300, 919"),
         (f"{HEADER}\nfree,50,,,,val,1,\n", "line 2: no method"),
-        (f"{HEADER}\nfree,50,A,,,validation,1,\n", "line 2: split 'validation' is none of val, test"),
-        (f"{HEADER}\nfree,50\n", "line 2: split '' is none of"),
+        (f"{HEADER}\nfree,50,A,,,validation,1,\n", "line 2: split 'validation' is not one of val, test"),
+        (f"{HEADER}\nfree,50\n", "line 2: split '' is not one of"),
     ],
 )
 def test_what_is_no_table_of_results(tmp_path, content, message):
@@ -108,7 +108,7 @@ def test_what_is_no_table_of_results(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
         read_results(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="no text in UTF-8"):
+    with pytest.raises(InputError, match="not UTF-8 text"):
         read_results(path)
 
 

@@ -142,9 +142,9 @@ def test_every_form_holds_the_same_regions(save, tmp_path):
     wnid, stem = entries[0]["image_pth"].removesuffix(".JPEG").split("/")
     small = np.load(tmp_path / f"small/{wnid}.npz")[stem]
     assert small.dtype == np.float32 and (small == resize_alpha(masks[entries[0]["image_pth"]], 8)).all()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         export_regions(save, "50", tmp_path / "png", "png")
-    with pytest.raises(ValueError, match="a size is for npz"):
+    with pytest.raises(ValueError, match="a size needs npz"):
         export_regions(save, "50", tmp_path / "x", "png", size=8)
 
 

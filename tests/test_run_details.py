@@ -147,7 +147,7 @@ def test_published_results_in_the_report(run_folder):
     [
         (("--per-image", "i.txt"), 2, "--per-image i.txt: must end in .csv"),
         (("--confusion", "c.csv"), 2, "--confusion c.csv: must end in .npz"),
-        (("--per-image", "x.csv", "--output", "x.csv"), 2, "two results would be written into one file"),
+        (("--per-image", "x.csv", "--output", "x.csv"), 2, "two results would go to the same file"),
         (("--results", "gt/none.csv"), 2, "--results goes with --report"),
         (("--report", "x.html", "--results", "none.csv"), 1, "none.csv: no such file"),
         (("--per-image", "gt"), 2, "must end in .csv"),

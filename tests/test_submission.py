@@ -163,9 +163,9 @@ def spoil(kind, folder, name):
     if kind == "no png":
         write_image(path, height, width)
         return "not a PNG"
-    if kind == "cut short":
+    if kind == "truncated":
         path.write_bytes(path.read_bytes()[:-20])
-        return "cut short"
+        return "truncated"
     if kind == "damaged":
         content = bytearray(path.read_bytes())
         content[45] ^= 1
@@ -186,7 +186,7 @@ def spoil(kind, folder, name):
     raise ValueError(kind)
 
 
-KINDS = ["missing", "no png", "cut short", "damaged", "grayscale", "swapped", "size", "label"]
+KINDS = ["missing", "no png", "truncated", "damaged", "grayscale", "swapped", "size", "label"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -261,7 +261,7 @@ def test_unusual_test_sets_are_a_warning(prepared, submit):
     write_mask(prepared / "pred/n00000002/extra.png", np.zeros((5, 5), int))
     out, err = submit("--incomplete")
     assert "21 images, but the test set of mode 50 has 20" in err
-    assert "1 files are no <wnid>/<name>.JPEG:\n  n00000001/other.jpg" in err
+    assert "1 files are not <wnid>/<name>.JPEG:\n  n00000001/other.jpg" in err
     assert "1 predictions belong to no test image and are not packed:\n  n00000002/extra.png" in err
     assert "21 predictions" in out
 
@@ -285,7 +285,7 @@ def test_another_number_of_predictions_is_an_error(prepared, submit, check):
 def test_predictions_of_other_images_alone_are_one_sentence(prepared, submit):
     for path in (prepared / "pred").rglob("*.png"):
         path.rename(path.with_name(f"other_{path.name}"))
-    with pytest.raises(InputError, match=r"no prediction of any of the .* of other images, of validation"):
+    with pytest.raises(InputError, match=r"no prediction of any of the .* for other images: validation"):
         submit()
     assert not (prepared / "out").exists()
 
@@ -389,7 +389,7 @@ SPOILT = {
         lambda n, c: [(f"submission/{n}", c)],
         "no predictions (<wnid>/<name>.png) at the archive's top",
     ),
-    "stray": (lambda n, c: [(n, c), ("notes.txt", b"")] if n == FIRST else [(n, c)], "notes.txt: no part of"),
+    "stray": (lambda n, c: [(n, c), ("notes.txt", b"")] if n == FIRST else [(n, c)], "txt: not part of"),
     "no method": (lambda n, c: [] if n == "method.txt" else [(n, c)], "no method.txt"),
     "short method": (
         lambda n, c: [(n, c.replace(b"Networks: ResNet-50\n", b"")) if n == "method.txt" else (n, c)],
@@ -462,7 +462,7 @@ def test_check_finds_damage(prepared, submit, check):
     with pytest.raises(InputError, match=f"{FIRST}: is damaged in the archive"):
         check("bad.zip")
     (prepared / "short.zip").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"short\.zip: no whole ZIP archive"):
+    with pytest.raises(InputError, match=r"short\.zip: not a complete ZIP archive"):
         check("short.zip")
 
 

@@ -131,10 +131,10 @@ def test_older_files_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "no JSON"),
-        ("[]", "no score file"),
-        ('{"mode": "50", "images": 1, "scores": {"mIoU": 1}}', "no score file"),
-        ('{"pointing_game": 1}', "no score file"),
+        ("", "not JSON"),
+        ("[]", "not a score file"),
+        ('{"mode": "50", "images": 1, "scores": {"mIoU": 1}}', "not a score file"),
+        ('{"pointing_game": 1}', "not a score file"),
     ],
 )
 def test_what_is_no_score_file(tmp_path, content, message):
@@ -142,7 +142,7 @@ def test_what_is_no_score_file(tmp_path, content, message):
     stderr = run(tmp_path, "x.json", code=1).stderr
     assert f"x.json: {message}" in stderr and "evaluator.py" in stderr
     write_scores(tmp_path / "y.json", {"mIoU": 101})
-    assert "y.json: no score file" in run(tmp_path, "y.json", code=1).stderr
+    assert "y.json: not a score file" in run(tmp_path, "y.json", code=1).stderr
 
 
 def test_wrong_usage(tmp_path):

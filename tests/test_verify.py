@@ -94,7 +94,7 @@ def test_absent_splits_are_named_and_no_fault(save, env):
     for split in ("train", "test", "validation-segmentation"):
         shutil.rmtree(save / "ImageNetS50" / split)
     output = verify(save, env=env)
-    assert "all that is there is right; absent: train, validation-segmentation, test" in output
+    assert "all existing splits are right; absent: train, validation-segmentation, test" in output
     assert row(output, "test") == ["150", "absent"]
     assert "complete" not in output
 
@@ -164,7 +164,7 @@ def test_hidden_files_are_told_and_no_fault(save, env, place):
     path = save / "ImageNetS50" / place / ".DS_Store"
     path.write_bytes(b"x")
     output = verify(save, env=env)
-    assert f"1 hidden, which is no fault\n  {path}" in output
+    assert f"1 hidden, and ignored\n  {path}" in output
     assert "ImageNetS50: complete" in output
 
 
@@ -175,9 +175,9 @@ def test_cures(save, env):
     output = verify(save, env=env, status=1)
     assert "remove those files, then run data_preparation.sh again" in output
     assert "missing: run data_preparation.sh again" in output
-    assert "is the ImageNet copy whole?" not in output
+    assert "is the copy of ImageNet complete?" not in output
     empty(next(iter((root / f"train/{CLASS}").iterdir())))
-    assert "train: is the ImageNet copy whole?" in verify(save, env=env, status=1)
+    assert "train: is the copy of ImageNet complete?" in verify(save, env=env, status=1)
 
 
 def test_train(save, env):
@@ -211,12 +211,9 @@ def test_a_class_link_that_leads_nowhere(save, env):
     shutil.rmtree(folder)
     folder.symlink_to("nowhere")
     output = verify(save, env=env, status=1)
-    assert (
-        f"train (classes): 1 links that lead nowhere\n  {folder}: a link to nowhere, where nothing is"
-        in output
-    )
+    assert f"train (classes): 1 broken links\n  {folder}: a link to nowhere, where nothing is" in output
     assert "mount the disk of ImageNet, or run data_preparation.sh with the folder" in output
-    assert "is the ImageNet copy whole?" not in output
+    assert "is the copy of ImageNet complete?" not in output
 
 
 def write_mask(path, size, mode="RGB"):

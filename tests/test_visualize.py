@@ -108,7 +108,7 @@ def test_nothing_but_overlays_is_replaced(folder, out):
     (folder / "notes" / NAMES[0]).write_text("mine")
     before = files(folder)
     done = visualize(folder, "--out", out)
-    assert done.returncode == 1 and "files that are no overlays would be replaced" in done.stderr
+    assert done.returncode == 1 and "files that are not overlays would be replaced" in done.stderr
     assert f"{out}/{NAMES[0]}" in done.stderr
     assert files(folder) == before
 

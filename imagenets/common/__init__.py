@@ -1,1 +1,1 @@
-"""What every room needs: errors, whole files, disk space, locks, downloads, progress."""
+"""Used by every other package: errors, whole files, disk space, locks, downloads, progress, workers."""

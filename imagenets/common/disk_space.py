@@ -1,4 +1,4 @@
-"""Is there room? Asked before something is written."""
+"""Check that the disk has enough space, before something is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def on_disk(size: int) -> int:
 
 
 def readable(size: float) -> str:
-    """Write a number of bytes as people do: ``1.2 GB``."""
+    """Format a number of bytes for people: ``1.2 GB``."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
@@ -25,7 +25,7 @@ def readable(size: float) -> str:
 
 
 def check_room(folder: Path, needed: int, purpose: str) -> None:
-    """Raise InputError where the disk of ``folder``, which need not be there yet, has too little room."""
+    """Raise InputError if the disk of ``folder``, which need not exist yet, has too little space."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent

@@ -1,4 +1,4 @@
-"""Downloads that survive bad networks: resumed, retried, and refused where they cannot be right."""
+"""Downloads over bad networks: resumed, retried, and refused if they cannot be right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imagenets.common.disk_space import check_room
 from imagenets.common.errors import InputError
 from imagenets.common.progress import Show, Warn, no_bar, no_warning
 
-CHUNK = 1 << 16  # bytes; what a broken connection loses at most
+CHUNK = 1 << 16  # bytes; a broken connection loses at most this
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def download(
     """Download ``url`` to ``target``, which appears only when it is whole; its folder must exist.
 
     Until then the bytes lie in ``target.part``, and ``target.part.json`` records which version of the remote
-    file they belong to. A later call goes on from there with a Range request, and starts afresh when the
-    server does not (200), or when length or ETag have changed. Time-outs, broken connections and answers 5xx
-    are tried again with growing waits. Proxies are those of the environment, as requests has them.
+    file they belong to. A later call resumes there with a Range request, and starts again if the server does
+    not support that (200), or if length or ETag have changed. Time-outs, broken connections and answers 5xx
+    are retried with growing waits. Proxies are those of the environment, as in requests.
 
-    Raises InputError (the URL and the reason) on answers 4xx, on a web page in place of a ZIP, when the disk
-    is too small, and when the patience is at its end.
+    Raises InputError (the URL and the reason) on answers 4xx, on a web page instead of a ZIP, if the disk is
+    too small, and if all attempts fail.
     """
     patience = patience or Patience()
     part = target.with_name(target.name + ".part")
@@ -104,7 +104,7 @@ def places(target: Path) -> list[Path]:
 def _one_attempt(
     session: requests.Session, url: str, part: Path, zip_expected: bool, show: Show, patience: Patience
 ) -> None:
-    """Get all that ``part`` lacks. Raises _PassingError when another attempt may do better."""
+    """Get the rest of ``part``. Raises _PassingError if another attempt may succeed."""
     known = _read_state(part, url)
     have = _size(part) if known else 0
     if known and have == known.length:
@@ -118,12 +118,12 @@ def _one_attempt(
         ) as response:
             if response.status_code == 416 and have:
                 part.unlink()
-                raise _PassingError("the server has no more bytes than we hold, starting afresh")
+                raise _PassingError("the server has no more bytes than we hold, starting again")
             _refuse(response, url, zip_expected)
             version = _version(response, url)
             if response.status_code == 206 and (version != known or _range_start(response) != have):
                 part.unlink(missing_ok=True)
-                raise _PassingError("the file has changed on the server, starting afresh")
+                raise _PassingError("the file has changed on the server, starting again")
             if response.status_code != 206:
                 have = 0
                 part.unlink(
@@ -142,13 +142,13 @@ def _one_attempt(
         came = _size(part)
         if came > version.length:
             part.unlink()
-        raise _PassingError(f"{came} of {version.length} bytes came")
+        raise _PassingError(f"{came} of {version.length} bytes received")
 
 
 def _receive(
     response: requests.Response, part: Path, have: int, length: int | None, zip_expected: bool, show: Show
 ) -> None:
-    """Append the answer's body to ``part``, of which ``have`` bytes are there."""
+    """Append the answer's body to ``part``, which has ``have`` bytes."""
     if length is not None:
         check_room(part.parent, length - have, f"the download of {response.url}")
     name = part.name.removesuffix(".part").lstrip(".")
@@ -160,14 +160,14 @@ def _receive(
             if zip_expected and not have and not chunk.startswith(b"PK"):
                 part.unlink()
                 _state(part).unlink()
-                raise InputError(f"{response.url} gave no ZIP: it begins with {chunk[:40]!r}")
+                raise InputError(f"{response.url} is not a ZIP: it begins with {chunk[:40]!r}")
             have += file.write(chunk)
-            file.flush()  # what is here counts for a resume, however the process ends
+            file.flush()  # these bytes count for a resume, however the process ends
             advance(len(chunk))
 
 
 def _with_long_first(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Join the first chunks until they tell what kind of file it is; a server may send single bytes."""
+    """Join the first chunks until they show the kind of file; a server may send single bytes."""
     first = b""
     for chunk in chunks:
         first += chunk
@@ -179,7 +179,7 @@ def _with_long_first(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _opened_here(path: Path, mode: str) -> IO[bytes]:
-    """Open to write, through no link: it could lead to somebody's file."""
+    """Open for writing, but not through a link, which could lead to somebody's file."""
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
@@ -190,7 +190,7 @@ def _refuse(response: requests.Response, url: str, zip_expected: bool) -> None:
     if response.status_code not in (200, 206):
         raise InputError(f"cannot download {url}: the server answered {status}")
     if zip_expected and response.headers.get("Content-Type", "").startswith("text/html"):
-        raise InputError(f"cannot download {url}: the server gave a web page in place of a ZIP")
+        raise InputError(f"cannot download {url}: the server sent a web page, not a ZIP")
 
 
 def _version(response: requests.Response, url: str) -> _Version:

@@ -1,4 +1,4 @@
-"""The exceptions of the toolbox: bad input, with one clear sentence, and work that stopped on request."""
+"""The exceptions of the toolbox: bad input, with one clear message, and work that stopped on request."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ SHOWN = 10
 class InputError(Exception):
     """Bad input. The message names the file and says what to do; scripts print it and exit with 1.
 
-    ``problems`` are all that the message, which shows the first ten, is about, where it is about several.
+    ``problems`` lists all problems, of which the message shows the first ten.
     """
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
-        """Take the message, and all problems where it lists the first of them."""
+        """Take the message, and all problems if it lists only the first."""
         super().__init__(message)
         self.problems = tuple(problems)
 
 
 class StoppedError(Exception):
-    """Work has stopped because it was asked to, and is saved; the message says how far it came."""
+    """Work was stopped on request and is saved; the message says how far it came."""
 
 
 def problem_of(error: InputError | OSError, path: Path | str | None = None) -> str:

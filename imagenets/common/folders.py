@@ -1,4 +1,4 @@
-"""What lies in a folder of class folders; what is hidden is nobody's class and nobody's file."""
+"""Class folders and their files; hidden ones are ignored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def visible(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """Go through what is in a folder and not hidden, in no order; OSError when it cannot be read."""
+    """Yield the entries of a folder that are not hidden, in no order; OSError if it cannot be read."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
@@ -31,7 +31,7 @@ def files_by_class(folder: Path | str, wanted: Callable[[str], bool] = lambda na
 
 
 def distinct_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """Name paths, given by their parts, by the last part, with as many above as tell them apart."""
+    """Name paths, given as their parts, by the last part and as many before it as make names distinct."""
     for depth in range(1, max(map(len, paths), default=1) + 1):
         names = ["/".join(parts[-depth:]) for parts in paths]
         if len(set(names)) == len(names):

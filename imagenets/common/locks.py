@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from imagenets.common.errors import InputError
 
-# File systems without flock (some Lustre and NFS mounts): runs go on there without the lock.
+# File systems without flock (some Lustre and NFS mounts): runs continue there without the lock.
 _NO_FLOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 

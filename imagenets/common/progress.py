@@ -17,7 +17,7 @@ class Show(Protocol):
     def __call__(
         self, description: str, total: int | None, *, unit: str, done: int = 0
     ) -> AbstractContextManager[Advance]:
-        """Open a bar of ``total`` units (None: not known), ``done`` of which are behind us."""
+        """Open a bar of ``total`` units (None: not known), ``done`` of which are finished."""
 
 
 @contextmanager

@@ -19,7 +19,7 @@ class Place(NamedTuple):
 
 
 def place() -> Place | None:
-    """Return this process's place; None where torchrun did not start it."""
+    """Return this process's place; None if torchrun did not start it."""
     if _RUN_ID not in os.environ:
         return None
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -27,15 +27,15 @@ def place() -> Place | None:
 
 
 def leave_job() -> None:
-    """Have this process, and those that it starts, work as without torchrun."""
+    """Let this process, and those that it starts, work as without torchrun."""
     os.environ.pop(_RUN_ID, None)
 
 
 def inside_other_job() -> bool:
     """Return whether a Python program that torchrun started has called this one, as a command.
 
-    Such a process inherits the variables, but is none of the job's: it must not join. A shell script between
-    torchrun and this process (that binds it to cores, say) is no such program.
+    Such a process inherits the variables, but does not belong to the job and must not join it. A shell script
+    between torchrun and this process (to bind it to cores, for example) does not count.
     """
     if _RUN_ID not in os.environ:
         return False

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their final name only when they are whole."""
+"""Files and folders that appear under their final name only when they are complete."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def whole_file(path: Path, lasting: bool = True) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        # Of what failed, name the file that the user knows. An error without a name may be another file's,
-        # except for a full disk: that is where we write.
+        # Name the file that the user knows. An error without a name may concern another file, except for a
+        # full disk, which is the one we write to.
         if error.filename == str(temporary) or error.errno in _FULL:
             error.filename = str(path)
         raise
@@ -47,7 +47,7 @@ def whole_file(path: Path, lasting: bool = True) -> Iterator[Path]:
 def write_whole(path: Path, content: bytes | str, lasting: bool = True) -> None:
     """Write ``content`` (text as UTF-8) to ``path``, whole or not at all, as ``whole_file``.
 
-    Names of files that are no UTF-8 stand in text as escapes, ``\\udcff``, which JSON reads back.
+    File names that are not UTF-8 appear in text as escapes, ``\\udcff``, which JSON reads back.
     """
     with whole_file(path, lasting) as temporary:
         temporary.write_bytes(
@@ -58,7 +58,7 @@ def write_whole(path: Path, content: bytes | str, lasting: bool = True) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed processes have left in a folder and below.
 
-    Call it only while the folder is held against other runs, which may be at work on such files.
+    Call it only while the folder is locked against other runs, which may be writing such files.
     """
     for root, _, names in os.walk(folder):
         for name in filter(_TEMPORARY.fullmatch, names):
@@ -69,10 +69,10 @@ def remove_leftovers(folder: Path) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it is renamed to ``path``, on any error removed.
 
-    Raises InputError where there is something of this name already.
+    Raises InputError if this name exists already.
     """
     if os.path.lexists(path):
-        raise InputError(f"{path}: is there already; name a new folder")
+        raise InputError(f"{path}: exists already; name a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     temporary.mkdir()

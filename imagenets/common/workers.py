@@ -37,7 +37,7 @@ WORKER_DIED = "a worker process died; out of memory? Try again with fewer worker
 
 # How PyTorch's DataLoader begins its RuntimeError for a worker that ended; any other is the worker's own.
 _LOADER_NOTICED = "DataLoader worker (pid"
-# Seconds that workers have to finish what they are at, when the pass ends early.
+# Seconds that workers have to finish their current item when the pass ends early.
 _PATIENCE = 1.0
 _OF_THE_JOB = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 _LEAVE = signal.SIGUSR2  # asks a worker of a DataLoader to end at once
@@ -47,8 +47,8 @@ _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 Item = TypeVar("Item", covariant=True)
-# Forking is quickest. A process to which CUDA and NCCL have given threads must not fork; a server without
-# threads does it there.
+# Forking is fastest. A process with threads of CUDA and NCCL must not fork; then a server without threads
+# does it.
 Start = Literal["fork", "forkserver"]
 
 
@@ -68,13 +68,13 @@ def die_with_parent() -> None:
 
 
 def _begin_worker(begin: Callable[[], None] | None, number: int = 0) -> None:
-    """Do what a worker does first; a DataLoader passes its number."""
+    """Prepare a worker; a DataLoader passes its number."""
     die_with_parent()
     signal.signal(_LEAVE, lambda *_: os._exit(0))
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():  # it ended before prctl was called
         os._exit(0)
-    # What was loaded before the fork stays; to go through it for garbage takes time, and copies it.
+    # What was loaded before the fork stays; collecting garbage in it takes time, and copies its pages.
     gc.freeze()
     if begin is not None:
         begin()
@@ -82,7 +82,7 @@ def _begin_worker(begin: Callable[[], None] | None, number: int = 0) -> None:
 
 @contextmanager
 def _starting_workers() -> Iterator[list[BaseProcess]]:
-    """Start workers within: signals of the job stay blocked in them. Gives a list that they are put into."""
+    """Start workers inside: signals of the job stay blocked in them. Yields a list that receives them."""
     started: list[BaseProcess] = []
     before = set(multiprocessing.active_children())
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_JOB)
@@ -114,8 +114,8 @@ def process_pool(
 ) -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of processes, each of which calls ``begin`` first.
 
-    Those that are forked are there when this returns, before the caller's process has threads. Raises
-    InputError when one of them dies. On any error they are gone before it is passed on.
+    Forked ones exist when this returns, before the caller's process has threads. Raises InputError if one
+    of them dies. After any error all have ended before it is raised.
     """
     context = multiprocessing.get_context(start)
     pool = ProcessPoolExecutor(workers, context, partial(_begin_worker, begin))
@@ -133,7 +133,7 @@ def process_pool(
 
 
 def _end(processes: Iterable[BaseProcess]) -> None:
-    """Wait until processes have finished what they are at; kill those for which that takes too long."""
+    """Wait until processes have finished their current item; kill those that take too long."""
     deadline = time.monotonic() + _PATIENCE
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -142,7 +142,7 @@ def _end(processes: Iterable[BaseProcess]) -> None:
 
 
 def load_chunks(dataset: Chunks[Item], workers: int) -> Iterator[Item]:
-    """Go through a data set's chunks in order, loaded by ``workers`` processes (0: this one).
+    """Yield the chunks of a data set in order, loaded by ``workers`` processes (0: this one).
 
     Raises InputError when one of them dies.
     """
@@ -163,12 +163,12 @@ def load_tensors(
     pin: bool = False,
     start: Start = "fork",
 ) -> Iterator[Item]:
-    """Go through the items of a data set of tensors in the order of ``keys`` (by default 0, 1, ...).
+    """Yield the items of a data set of tensors in the order of ``keys`` (default: 0, 1, ...).
 
-    PyTorch's DataLoader has ``workers`` processes (0: this one) make them, each ``ahead`` of their use, after
-    it has called ``begin``. ``pin`` puts tensors where CUDA copies them from at once. None of this process's
-    random numbers are used. Raises InputError when a worker dies: tensors travel through shared memory, which
-    containers have little of, so the message says how much there is.
+    PyTorch's DataLoader has ``workers`` processes (0: this one) make them, each ``ahead`` items in advance,
+    after a call of ``begin``. ``pin`` puts tensors into pinned memory, for fast copies to CUDA. No random
+    numbers of this process are used. Raises InputError if a worker dies: tensors pass through shared memory,
+    which is small in containers, so the message says how much there is.
     """
     import torch
 
@@ -204,20 +204,20 @@ def _loaded(
     )
     with _starting_workers() as started:
         arriving = iter(loader)
-    # Of a pass that nobody ended, Python's end would send workers a SIGTERM, which they do not hear.
+    # If nobody ended the pass, Python's end sends workers a SIGTERM, which they have blocked.
     at_exit = partial(_ask_to_leave, started)
     atexit.register(at_exit)
     try:
         yield from arriving
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # which hold what is to go below
+        traceback.clear_frames(error.__traceback__)  # they hold the iterator that is deleted below
         if isinstance(error, RuntimeError) and str(error).startswith(_LOADER_NOTICED):
             raise InputError(died) from error
         raise
     finally:
-        # As it goes, the iterator ends first its pinning thread, then its workers, and waits for them.
+        # When deleted, the iterator ends its pinning thread, then its workers, and waits for them.
         impatience = threading.Timer(_PATIENCE, _ask_to_leave, [started])
-        if not sys.is_finalizing():  # Python would wait for ever for a thread that begins then
+        if not sys.is_finalizing():  # Python would wait forever for a thread that starts then
             impatience.start()
         del arriving
         impatience.cancel()
@@ -240,7 +240,7 @@ def _unchanged(chunk: Any) -> Any:  # noqa: ANN401
 
 
 def default_workers(most: int | None = None) -> int:
-    """Workers for this process: one per core, of which torchrun's processes here have equal shares."""
+    """Workers for this process: one per core, shared equally by torchrun's processes on this machine."""
     share = max(1, available_cores() // (place() or Place()).local_number)
     return share if most is None else min(share, most)
 
@@ -269,7 +269,7 @@ def _quota() -> float:
 
 
 def _quota_of(folder: Path) -> float:
-    """CPU quota that one control group sets, in cores; inf where it sets none."""
+    """CPU quota that one control group sets, in cores; inf if it sets none."""
     for read in (_quota_v2, _quota_v1):
         try:
             quota, period = read(folder)

@@ -1,4 +1,4 @@
-"""Reading members of ZIP files from elsewhere, never more of one than the archive's directory announces."""
+"""Reading members of foreign ZIP files, never more than the size in the archive's directory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 import zipfile
 import zlib
 
-# What reading a damaged ZIP raises: ValueError and struct.error come from offsets.
+# Errors of reading a damaged ZIP: ValueError and struct.error come from offsets.
 BROKEN_ZIP = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
     *(NotImplementedError, RuntimeError, ValueError, OSError),

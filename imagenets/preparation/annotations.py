@@ -28,13 +28,13 @@ from imagenets.preparation.image_folders import LOCK, is_empty_file, is_there
 
 VALIDATION = "validation-segmentation"
 TRAIN_SEMI = "train-semi-segmentation"
-STAGING = ".incomplete-masks"  # in a set's folder: mask folders that are being filled
+STAGING = ".incomplete-masks"  # in a set's folder: mask folders while they are filled
 
 _MASK_MEMBER = re.compile(rf"(?:.*/)?({VALIDATION}|{TRAIN_SEMI})/(.+)", re.DOTALL)
 # Begins with a slash, or has a part that is ".." or begins with a drive letter; backslashes separate too.
 _ELSEWHERE = re.compile(r"^[/\\]|(^|[/\\])(\.\.([/\\]|$)|[A-Za-z]:)")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_SYNCERS = 16  # threads that wait for the disk: it writes what several ask for in one go
+_SYNCERS = 16  # threads that wait for the disk, which then writes several files at once
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ class MaskList:
     def by_folder(self) -> dict[str, Sequence[str]]:
         """Masks of each folder, in the order in which the folders are put in place.
 
-        Validation is last: where it is, an earlier run has come to its end.
+        Validation is last: if it exists, an earlier run has finished.
         """
         return {TRAIN_SEMI: self.train_semi, VALIDATION: self.validation}
 
 
 @dataclass(frozen=True)
 class Placed:
-    """What became of one mask folder, ``ImageNetS50/validation-segmentation``."""
+    """Result for one mask folder, ``ImageNetS50/validation-segmentation``."""
 
     folder: str
     masks: int  # 0: there is no such folder
-    made: int  # those that this run made
+    made: int  # masks made by this run
 
 
 def put_annotations(
@@ -71,14 +71,14 @@ def put_annotations(
     show: Show = no_bar,
     warn: Warn = no_warning,
 ) -> list[Placed]:
-    """Put ``train-semi-segmentation`` and ``validation-segmentation`` in place, each whole or not at all.
+    """Put ``train-semi-segmentation`` and ``validation-segmentation`` in place; each appears only when
+    complete.
 
-    Masks that a folder lacks are filled in, as are empty files, which a computer that went down can leave;
-    nothing else that is there is overwritten. The archive is
-    ``archive``, or that of ``origin``, which is downloaded into the set's folder and removed at the end.
-    Nothing is read or downloaded when all masks are there. Raises InputError when something else is in the
-    way, when the archive cannot be had, is hostile or broken or lacks masks, when the disk is too small, and
-    when another run is at work in ``save``.
+    Missing masks are added, and empty files, which a crash of the computer can leave, are replaced; nothing
+    else is overwritten. The archive is ``archive``, or that of ``origin``, which is downloaded into the set's
+    folder and removed at the end. If no mask is missing, nothing is read or downloaded. Raises InputError if
+    something else is in the way, if the archive is not available, hostile, damaged or incomplete, if the disk
+    is too small, and if another run is working in ``save``.
     """
     root = save / MODES[masks.mode].folder
     lacking = _lacking(masks, root, archive)
@@ -88,7 +88,7 @@ def put_annotations(
                 _select(opened, archive, masks, no_warning)
         save.mkdir(parents=True, exist_ok=True)
         with locked(save / LOCK):
-            lacking = _lacking(masks, root, archive)  # what was looked at before may have changed
+            lacking = _lacking(masks, root, archive)  # it may have changed since the check
             _fill(masks, root, lacking, origin, archive, show, warn)
     return [
         Placed(f"{root.name}/{name}", len(wanted), len(lacking.get(name, ())))
@@ -120,20 +120,20 @@ def _fill(
     except _RefusedArchiveError as error:
         if archive is not None or not leftovers(download_path):
             raise
-        discard(download_path)  # of no use to the next run
+        discard(download_path)  # useless to the next run
         raise InputError(f"{error}\nIt came from {origin.archive(masks.mode)}, and was removed") from error
     finally:
         with contextlib.suppress(OSError):
-            root.rmdir()  # when the run came to nothing
+            root.rmdir()  # if the run failed
     discard(download_path)
 
 
 class _RefusedArchiveError(InputError):
-    """What is in the archive is at fault."""
+    """The content of the archive is wrong."""
 
 
 def _lacking(masks: MaskList, root: Path, archive: Path | None) -> dict[str, set[str]]:
-    """Which masks of which folders are to be made? Raises InputError on what is in the way."""
+    """Find the masks to make in each folder. Raises InputError if something is in the way."""
     problems = [
         f"{path}: a link to {path.readlink()}, which is not followed"
         for path in (root, root / STAGING, *places(_download_path(root, masks.mode)))
@@ -153,13 +153,13 @@ def _lacking(masks: MaskList, root: Path, archive: Path | None) -> dict[str, set
             f"{quantity(len(problems), 'thing')} in the way; nothing was written. "
             f"Move them away and run this again:\n{listed(problems)}"
         )
-    # Validation comes last: where it is, the archive of that run had no masks for train-semi.
+    # Validation comes last: if it exists, the archive of that run had no masks for train-semi.
     given_up = set(lacking) == {TRAIN_SEMI} and archive is None and not is_there(root / TRAIN_SEMI)
     return {} if given_up else lacking
 
 
 def _obstacles(folder: Path, absent: set[str]) -> list[str]:
-    """What is in the way of a mask folder, or of the masks that are absent from it?"""
+    """List what is in the way of a mask folder, or of masks missing in it."""
     if not is_there(folder):
         return []
     folders = [folder, *sorted({(folder / mask).parent for mask in absent})]
@@ -179,7 +179,7 @@ def _is_filled_file(path: Path) -> bool:
 
 
 def _left_behind(root: Path, mode: str) -> bool:
-    """Did a killed run leave something that is no part of the set?"""
+    """Did a killed run leave something that does not belong to the set?"""
     return (root / STAGING).exists() or bool(leftovers(_download_path(root, mode)))
 
 
@@ -208,7 +208,7 @@ def _fetch(mode: str, root: Path, origin: Origin, show: Show, warn: Warn) -> Pat
 
 
 def _warn_of_md5(path: Path, mode: str, origin: Origin, warn: Warn) -> None:
-    """Compare with what seems to be the MD5 in the official name; nobody could confirm it: no refusal."""
+    """Compare with what seems to be the MD5 in the official name; it is unconfirmed, so only warn."""
     if not origin.official:
         return
     named = ARCHIVES[mode].removesuffix(".zip").rpartition("-")[2]
@@ -218,13 +218,13 @@ def _warn_of_md5(path: Path, mode: str, origin: Origin, warn: Warn) -> None:
             digest.update(chunk)
     if digest.hexdigest() != named:
         found = digest.hexdigest()
-        warn(f"{path}: its MD5 is {found}, the official name says {named}; it is used all the same")
+        warn(f"{path}: its MD5 is {found}, the official name says {named}; it is used anyway")
 
 
 def _extract(
     masks: MaskList, path: Path, root: Path, lacking: dict[str, set[str]], show: Show, warn: Warn
 ) -> None:
-    """Unpack into a staging folder; rename each mask folder when it is whole, or the masks that one lacks."""
+    """Unpack into a staging folder; rename each mask folder when complete, or the masks missing in it."""
     staging = root / STAGING
     with _open_archive(path) as archive:
         selected = {
@@ -284,7 +284,7 @@ def _sync(files: Iterable[Path]) -> None:
 
 
 def _move(staged: Path, folder: Path, masks: Iterable[str]) -> None:
-    """Rename a whole folder where there is none, else each of its masks, over empty ones too."""
+    """Rename a whole folder if there is none, else each of its masks, also over empty ones."""
     if not is_there(folder):
         staged.rename(folder)
         return
@@ -294,7 +294,7 @@ def _move(staged: Path, folder: Path, masks: Iterable[str]) -> None:
 
 
 def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> list[str]:
-    """Write one member, a PNG, and check its CRC; give what is wrong with it."""
+    """Write one member, a PNG, and check its CRC; return what is wrong with it."""
     try:
         content = read_member(archive, info)
     except BROKEN_ZIP as error:
@@ -322,10 +322,10 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 def _select(
     archive: zipfile.ZipFile, path: Path, masks: MaskList, warn: Warn
 ) -> dict[str, dict[str, zipfile.ZipInfo]]:
-    """Find each folder's masks in the archive, whatever stands before the folder's name.
+    """Find each folder's masks in the archive, below any other folder.
 
-    Raises InputError on members that lead elsewhere, on masks that are in it twice and on missing ones. A
-    folder of train-semi masks that is wholly missing is left out with a warning.
+    Raises InputError for members that lead elsewhere, duplicate masks and missing ones. If all masks of
+    train-semi are missing, that folder is left out with a warning.
     """
     _refuse_hostile(archive, path)
     wanted = {name: set(listed_masks) for name, listed_masks in masks.by_folder.items()}
@@ -345,9 +345,9 @@ def _select(
     if duplicates:
         raise _RefusedArchiveError(f"{path}: {len(duplicates)} masks are in it twice:\n{listed(duplicates)}")
     if unknown:
-        warn(f"{path}: skipped {len(unknown)} members that the list does not know:\n{listed(unknown)}")
+        warn(f"{path}: skipped {len(unknown)} members that are not in the list:\n{listed(unknown)}")
     if masks.train_semi and not found[TRAIN_SEMI]:
-        warn(f"{path}: no masks for train-semi in it")
+        warn(f"{path}: it has no masks for train-semi")
         del found[TRAIN_SEMI]
     missing = [
         f"{name}/{mask}" for name in found for mask in masks.by_folder[name] if mask not in found[name]
@@ -361,7 +361,7 @@ def _select(
 
 
 def _refuse_hostile(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse an archive that other programs would unpack elsewhere; here, only listed names are written."""
+    """Refuse an archive that other programs would unpack elsewhere; we write only names from the lists."""
     hostile = [
         f"{info.filename!r}"
         for info in archive.infolist()

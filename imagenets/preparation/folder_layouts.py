@@ -24,7 +24,7 @@ from imagenets.preparation.source_images import (
 
 @dataclass(frozen=True)
 class TrainFolder:
-    """``train/<wnid>/<image>``, to whose class folders links can lead."""
+    """``train/<wnid>/<image>``; links can lead to its class folders."""
 
     path: Path
 
@@ -37,7 +37,7 @@ class TrainFolder:
         return _with_sizes(_images_in(self.path / wnid), f"{self.path / wnid}: no image in it")
 
     def folder(self, wnid: str) -> Path:
-        """Return the folder of a class, which holds at least one image."""
+        """Return the folder of a class with at least one image."""
         if next(_images_in(self.path / wnid), None) is not None:
             return self.path / wnid
         raise MissingError(f"{self.path / wnid}: no image in it")
@@ -49,7 +49,7 @@ class TrainFolder:
 
 @dataclass(frozen=True)
 class TrainFolders:
-    """Folders with images whose names tell the class, flat or in class folders: ``train_images_0`` and on.
+    """Folders with images whose names contain the class, flat or in class folders: ``train_images_0``, ....
 
     Links can lead to each image, but not to class folders: the images of a class lie in several, or their
     names repeat the class.
@@ -99,7 +99,7 @@ class TrainFolders:
 
 @dataclass(frozen=True)
 class ValFolder:
-    """``val/<wnid>/<image>``, or flat ``val/<image>``, or something of both; names in either spelling."""
+    """``val/<wnid>/<image>``, or flat ``val/<image>``, or a mixture; names in either spelling."""
 
     path: Path
     in_classes: bool  # class folders are there
@@ -128,9 +128,9 @@ def repeats_class(folder: Path) -> bool:
 
 
 def _with_sizes(entries: Iterable[os.DirEntry[str]], without: str) -> dict[str, SourceImage]:
-    """Plain name and size of each image; where both spellings are there, the plain one is taken.
+    """Plain name and size of each image; if both spellings exist, the plain one is taken.
 
-    Raises MissingError, which says ``without``, when there is none.
+    Raises MissingError with the text ``without`` if there is none.
     """
     found: dict[str, SourceImage] = {}
     for entry in entries:
@@ -144,7 +144,7 @@ def _with_sizes(entries: Iterable[os.DirEntry[str]], without: str) -> dict[str, 
 
 
 def _images_in(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Go through the entries that have an image's name."""
+    """Yield the entries that are named like an image."""
     return (entry for entry in _entries(folder) if is_image(entry.name))
 
 

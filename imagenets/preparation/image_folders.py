@@ -34,9 +34,9 @@ from imagenets.preparation.parquet import largest_row_group, read_rows
 from imagenets.preparation.plans import Plan, refuse_missing
 from imagenets.preparation.source_images import SourceImage, ZipMember
 
-LOCK = ".imagenets.lock"  # in the folder that all sets lie in
-STAGING = ".incomplete-images"  # in a set's folder: files that are being written
-BATCH = 32  # files that a thread takes at a time, in a folder that is there already
+LOCK = ".imagenets.lock"  # in the folder of all sets
+STAGING = ".incomplete-images"  # in a set's folder: files while they are written
+BATCH = 32  # files that a thread takes at a time, in an existing folder
 ROW_GROUP_ROOM = 128 << 20  # bytes of row groups that threads may read at a time
 
 
@@ -45,9 +45,9 @@ class Done:
     """What a run did in one folder of one set, ``ImageNetS50/validation``."""
 
     folder: str
-    copies: int  # images that are there now
+    copies: int  # images that exist now
     links: int  # and links, to images or to folders
-    made: int  # those of both that this run made
+    made: int  # images and links made by this run
 
 
 def prepare(
@@ -60,22 +60,20 @@ def prepare(
 ) -> list[Done]:
     """Carry out plans, one per mode, in ``save``; return how much was there and how much was made.
 
-    Links are ``absolute``, or relative where that can be (``links.link_text``). Nothing is written before all
-    plans have been checked. Raises InputError when ImageNet lacks images, when ``save`` lies in ``imagenet``,
-    when something else is where a file, folder or link belongs, when the disk is too small, and when another
-    run is at work in ``save``; NoLinksError when the disk takes no links.
+    Links are ``absolute``, or relative if that can be (``links.link_text``). Nothing is written before all
+    plans have been checked. Raises InputError if ImageNet lacks images, ``save`` lies in ``imagenet``,
+    something else is in the place of a file, folder or link, the disk is too small, or another run is working
+    in ``save``; NoLinksError if the disk has no symbolic links.
     """
     refuse_missing(plans, imagenet)
     for plan in plans:
         _refuse_nested(imagenet, save, plan.folder)
     todo = [_Todo.of(plan, save, absolute) for plan in plans]
     if any(work.anything for work in todo) or is_there(save / LOCK):
-        todo.clear()  # a million of images would be in memory twice
+        todo.clear()  # a million images would be in memory twice
         save.mkdir(parents=True, exist_ok=True)
         with locked(save / LOCK):
-            todo = [
-                _Todo.of(plan, save, absolute) for plan in plans
-            ]  # what was looked at before may have changed
+            todo = [_Todo.of(plan, save, absolute) for plan in plans]  # it may have changed since the check
             check_room(save, sum(work.bytes for work in todo), "copying the images")
             for work in todo:
                 work.do(workers, show)
@@ -84,12 +82,12 @@ def prepare(
 
 
 def is_there(path: Path) -> bool:
-    """Is there anything at this path, be it a link to nowhere?"""
+    """Is there anything at this path, even a broken link?"""
     return os.path.lexists(path)
 
 
 def is_empty_file(path: Path | os.DirEntry[str]) -> bool:
-    """Is this a real file of no bytes? Nothing is lost with it; a computer that went down can leave one."""
+    """Is this an empty real file? It can be replaced; a crash of the computer can leave one."""
     status = path.lstat() if isinstance(path, Path) else path.stat(follow_symlinks=False)
     return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
@@ -110,20 +108,20 @@ def _refuse_nested(imagenet: Path, save: Path, folder: str) -> None:
 
 @dataclass
 class _Todo:
-    """What is left to do of a plan."""
+    """The part of a plan that is left to do."""
 
     plan: Plan
     root: Path
     folders: list[Path]  # to be made, parents first
-    links: list[tuple[str, str]]  # what it says, where it goes: below the root, as in the plan
-    copies: list[tuple[SourceImage, str]]  # alike
+    links: list[tuple[str, str]]  # its text and its place below the root, as in the plan
+    copies: list[tuple[SourceImage, str]]  # image and place below the root
     staged: bool  # a killed run left half-written files
 
     @classmethod
     def of(cls, plan: Plan, save: Path, absolute: bool) -> _Todo:
-        """Compare a plan with what is there. Raises InputError on what is in the way.
+        """Compare a plan with the existing files. Raises InputError if something is in the way.
 
-        Links that lead nowhere are made again: ImageNet has been moved since.
+        Broken links are made again: ImageNet has moved.
         """
         root = save / plan.folder
         wanted: dict[str, list[str]] = {}
@@ -173,7 +171,7 @@ class _Todo:
         return sum(on_disk(image.size) for image, _ in self.copies)
 
     def do(self, workers: int, show: Show) -> None:
-        """Make what is left, except rows of shards; files are staged in a folder and renamed when whole."""
+        """Make what is left, except rows of shards; files are staged in a folder, then renamed."""
         jobs = self._copy_tasks()
         filled = {job.folder for job in jobs}
         for folder in self.folders:
@@ -190,7 +188,7 @@ class _Todo:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """Make the folder for what is being written; it is removed afterwards."""
+        """Make a folder for unfinished files; it is removed afterwards."""
         staging = self.root / STAGING
         staging.mkdir()
         try:
@@ -199,7 +197,7 @@ class _Todo:
             shutil.rmtree(staging)
 
     def _copy_tasks(self) -> list[_CopyTask]:
-        """Share out the copies: class folders that are not there yet as a whole, else a few files each."""
+        """Divide the copies: new class folders as a whole, else a few files each."""
         by_folder: dict[str, list[tuple[SourceImage, str]]] = {}
         for image, target in self.copies:
             if image.row is None:
@@ -216,7 +214,7 @@ class _Todo:
         return jobs
 
     def summary(self) -> list[Done]:
-        """Count per folder, ``ImageNetS50/validation``, what is there now and what was made."""
+        """Count per folder, ``ImageNetS50/validation``, existing files and those made now."""
         copies = Counter(target.split("/")[0] for target in self.plan.copies)
         links = Counter(target.split("/")[0] for target in self.plan.links)
         made = Counter(target.split("/")[0] for _, target in (*self.links, *self.copies))
@@ -237,13 +235,13 @@ def _with_parents(folders: Iterable[str]) -> list[str]:
 
 
 def _entries(folder: Path, problems: list[str]) -> dict[str, os.DirEntry[str]] | None:
-    """What a real folder holds; None when nothing is there, a problem when anything else is."""
+    """Content of a real folder; None if there is nothing, a problem if there is anything else."""
     try:
         status = folder.lstat()
     except FileNotFoundError:
         return None
     except NotADirectoryError:
-        return None  # the parent is no folder, which is a problem of its own
+        return None  # the parent is not a folder, which is reported separately
     if not stat.S_ISDIR(status.st_mode):
         what = f"a link to {os.readlink(folder)}" if stat.S_ISLNK(status.st_mode) else "a file"
         problems.append(f"{folder}: {what}, where a folder would be made")
@@ -253,29 +251,29 @@ def _entries(folder: Path, problems: list[str]) -> dict[str, os.DirEntry[str]] |
 
 
 def _wrong_copy(entry: os.DirEntry[str], image: SourceImage) -> str | None:
-    """Why is what is there not the copy of the image? By its kind and size; None when it is."""
+    """Say why an existing file is not the copy of the image, by kind and size; None if it is."""
     if entry.is_symlink():
-        what = "a link that leads nowhere" if is_dangling(entry.path) else "a link"
+        what = "a broken link" if is_dangling(entry.path) else "a link"
         return (
             f"{entry.path}: {what}, where a real file would be made (made with links? then make it so again)"
         )
     if not entry.is_file():
         return f"{entry.path}: no file, where a file would be made"
     size = entry.stat().st_size
-    if image.row is not None and size:  # how large its row is, nobody knows without reading it
+    if image.row is not None and size:  # the size of its row is not known before it is read
         return None
     return None if size == image.size else f"{entry.path}: {size} bytes, {image.path} has {image.size}"
 
 
 @dataclass(frozen=True)
 class _CopyTask:
-    """Copies that one thread makes: all of a new folder, which appears whole, or some of an old one."""
+    """Copies that one thread makes: a complete new folder, or some files of an existing one."""
 
     folder: str | None
     copies: list[tuple[SourceImage, str]]
 
     def do(self, staged: str) -> int:
-        """Copy under the unused name ``staged``, rename, give the number of images."""
+        """Copy under the unused name ``staged``, rename, return the number of images."""
         if self.folder is None:
             for image, target in self.copies:
                 copy_image(image, staged)
@@ -291,7 +289,7 @@ class _CopyTask:
 def _copy_rows(todo: Sequence[_Todo], workers: int, show: Show) -> None:
     """Write the images that are rows of parquet shards, for all sets in one pass over the shards.
 
-    A class's images lie in many shards, so that no folder can appear whole; files do.
+    The images of a class lie in many shards, so folders fill up gradually; files appear complete.
     """
     by_shard: dict[str, list[tuple[_Todo, _Rows]]] = {}
     total = 0
@@ -324,7 +322,7 @@ _Rows = list[tuple[SourceImage, str]]  # copies whose images are rows of one sha
 
 
 def _write_rows(shard: str, copies: Sequence[tuple[_Todo, _Rows]], staged: str, stop: threading.Event) -> int:
-    """Write a shard's files under the unused name ``staged``, rename them, give their number."""
+    """Write a shard's files under the unused name ``staged``, rename them, return their number."""
     targets: dict[int, list[tuple[Path, str]]] = {}
     for work, rows in copies:
         for image, target in rows:
@@ -347,7 +345,7 @@ def _run_all(
     advance: Callable[[int], None],
     stop: threading.Event | None = None,
 ) -> None:
-    """Do jobs in threads; each returns how many images it made. Where one fails, ``stop`` is set."""
+    """Do jobs in threads; each returns how many images it made. If one fails, ``stop`` is set."""
     with _interruptible(ThreadPoolExecutor(workers)) as pool:
         try:
             for made in pool.map(lambda job: job(), jobs):
@@ -360,7 +358,7 @@ def _run_all(
 
 @contextmanager
 def _interruptible(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """A pool that drops what has not begun when something fails, in place of finishing it."""
+    """A pool that drops jobs not yet started when one fails."""
     try:
         yield pool
     except BaseException:
@@ -372,7 +370,7 @@ def _interruptible(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
 def copy_image(image: SourceImage, target: str) -> None:
     """Copy an image, a file, a piece of a tar or a member of a ZIP, to a new file ``target``.
 
-    The kernel does it where it can, and shares blocks between the files where the file system can.
+    The kernel does it if it can, and shares blocks between the files if the file system can.
     """
     if image.member is not None:
         _unpack_image(image.path, image.member, target)
@@ -389,7 +387,7 @@ def copy_image(image: SourceImage, target: str) -> None:
             os.close(source)
     if copied != image.size:
         raise InputError(
-            f"{image.path} ended after {copied} of {image.size} bytes: has it changed meanwhile?"
+            f"{image.path} ended after {copied} of {image.size} bytes: has it changed in the meantime?"
         )
 
 
@@ -403,13 +401,14 @@ def _unpack_image(path: str, member: ZipMember, target: str) -> None:
 
 
 def _transfer(source: int, target: int, offset: int, size: int) -> int:
-    """Copy ``size`` bytes from ``offset`` on between open files, give the number that came."""
+    """Copy ``size`` bytes from ``offset`` on between open files, return the number copied."""
     done = 0
     in_kernel = hasattr(os, "copy_file_range")
     while done < size:
         step = 0
         if in_kernel:
-            # Refused between some file systems and by old kernels; is the disk at fault, what follows fails.
+            # Refused between some file systems and by old kernels; the code below fails
+            # too if the disk does.
             with suppress(OSError):
                 step = os.copy_file_range(source, target, size - done, offset + done, done)
         if not step:

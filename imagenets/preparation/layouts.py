@@ -1,4 +1,4 @@
-"""The forms that copies of ImageNet have, recognised by looking: folders, untouched tars, parquet shards."""
+"""Layouts of ImageNet copies, detected from their files: folders, original tars, parquet shards."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _WNID = re.compile(r"n\d{8}")
 _TRAIN_PART = re.compile(r"train_images_(\d+)")
 _VAL_FOLDERS = ("val", "val_images")
 
-# What copies of ImageNet call the two parts besides train and val.
+# Other names of the two parts in copies of ImageNet, besides train and val.
 _OTHER_NAMES = {
     "train": ("training", "Train", "TRAIN", "ILSVRC2012_img_train", "train2012"),
     "val": ("validation", "valid", "Val", "VAL", "ILSVRC2012_img_val", "ILSVRC2012_val", "val2012"),
 }
-_FEW = 50  # folders of a folder that are looked into, where ImageNet is not where it was said to be
+_FEW = 50  # subfolders to search, if ImageNet is not in the named folder
 
 _FORMS = {
     "train": (
@@ -59,7 +59,7 @@ _FORMS = {
 
 
 def find_train(imagenet: Path) -> Train:
-    """Recognise the training images of an ImageNet copy; folders go before the tar, and that before shards.
+    """Find the training images of an ImageNet copy; folders come before the tar, the tar before shards.
 
     Raises InputError, which says what was looked for, when there are none.
     """
@@ -71,7 +71,7 @@ def find_train(imagenet: Path) -> Train:
 
 
 def find_val(imagenet: Path) -> Val:
-    """Recognise the validation images of an ImageNet copy; folders go before the tar, and that before shards.
+    """Find the validation images of an ImageNet copy; folders come before the tar, the tar before shards.
 
     Raises InputError, which says what was looked for, when there are none.
     """
@@ -83,7 +83,7 @@ def find_val(imagenet: Path) -> Val:
 
 
 def packed_in(images: Train | Val) -> str | None:
-    """Say what the images are packed in, so that no link can lead to them; None when they are files."""
+    """Name the archive that the images are packed in, to which no link can lead; None if they are files."""
     if isinstance(images, TrainTar | ValTar):
         return "a tar"
     if isinstance(images, TrainZip | ValZip):
@@ -136,7 +136,7 @@ def _roots(imagenet: Path) -> list[Path]:
 
 
 def _train_parts(root: Path) -> tuple[Path, ...]:
-    """Folders ``train_images_0`` and on that hold something; InputError when one between is missing."""
+    """Non-empty folders ``train_images_0``, ...; InputError if one in between is missing."""
     parts: dict[int, Path] = {}
     with suppress(FileNotFoundError, NotADirectoryError):
         for entry in visible(root):
@@ -152,7 +152,7 @@ def _train_parts(root: Path) -> tuple[Path, ...]:
 
 
 def _holds(folder: Path, telling_class: bool = False) -> tuple[bool, bool]:
-    """Are there class folders, and are there images (whose names tell their class), in ``folder``?"""
+    """Are there class folders, and images (whose names contain the class), in ``folder``?"""
     class_folders = images = False
     for entry in _entries(folder):
         class_folders = class_folders or entry.is_dir()
@@ -164,7 +164,7 @@ def _holds(folder: Path, telling_class: bool = False) -> tuple[bool, bool]:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Go through a folder, which need not be there; what is hidden is left out."""
+    """Yield the visible entries of a folder, which need not exist."""
     try:
         yield from visible(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -174,7 +174,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _refuse_too_deep(folder: Path) -> None:
-    """Raise InputError where ``folder`` holds nothing but one folder with the class folders or images."""
+    """Raise InputError if ``folder`` holds nothing but one folder with the class folders or images."""
     inside = list(islice(_entries(folder), 2))
     if len(inside) != 1 or _WNID.fullmatch(inside[0].name) or not inside[0].is_dir():
         return
@@ -187,7 +187,7 @@ def _refuse_too_deep(folder: Path) -> None:
 
 
 def _nothing_found(imagenet: Path, part: str) -> InputError:
-    """Say that ``part``, train or val, is not there, and where it may be, or what is nearly it."""
+    """Say that ``part``, train or val, is missing, and where it may be, or what almost fits."""
     known = recognise(imagenet)
     if known:
         return InputError(known)
@@ -204,7 +204,7 @@ def _nothing_found(imagenet: Path, part: str) -> InputError:
 
 
 def _raw_copy(imagenet: Path, part: str) -> str | None:
-    """Say what is there that is nearly a copy, and the cure; None when there is nothing."""
+    """Say what almost fits, and the cure; None if nothing does."""
     for folder in (imagenet, imagenet / "data"):
         for packed in sorted(folder.glob(f"{part}_images*.tar.gz")):
             name = packed.name.removesuffix(".tar.gz")
@@ -231,7 +231,7 @@ def _other_name(imagenet: Path, part: str) -> str | None:
 
 
 def _elsewhere(imagenet: Path, part: str) -> str | None:
-    """Find the part in a folder that was perhaps meant, or only the other part."""
+    """Find the part in a folder that may have been meant, or only the other part."""
     for candidate in _nearby(imagenet):
         if _found(candidate, part):
             return f"They are in {candidate}: name that folder"
@@ -244,11 +244,11 @@ def _elsewhere(imagenet: Path, part: str) -> str | None:
 
 
 def _nearby(imagenet: Path) -> Iterator[Path]:
-    """Folders that were perhaps meant: below ``imagenet``, two levels deep, and above it."""
+    """Folders that may have been meant: up to two levels below ``imagenet``, and above it."""
     children = [imagenet / name for name in subfolders(imagenet)[:_FEW]]
     yield from children
     for child in children:
-        with suppress(OSError):  # a folder that is not ours to read is no candidate
+        with suppress(OSError):  # a folder that we may not read is not a candidate
             yield from (child / name for name in subfolders(child)[:_FEW])
     yield imagenet.absolute().parent
 

@@ -1,4 +1,4 @@
-"""Symbolic links of a prepared set: what they say, whether one is right, how they are made."""
+"""Symbolic links of a prepared set: their text, whether one is right, how they are made."""
 
 # Paths are plain strings here: there are a million of them, and pathlib would take longer than the disk.
 # ruff: noqa: PTH110, PTH114, PTH115, PTH211
@@ -12,17 +12,17 @@ from pathlib import Path
 
 from imagenets.common.errors import InputError
 
-_UNSUPPORTED = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # what disks say that have no symbolic links
+_UNSUPPORTED = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of disks without symbolic links
 
 
 class NoLinksError(InputError):
-    """The disk takes no symbolic links."""
+    """The disk has no symbolic links."""
 
 
 def link_text(leads_to: str, real_folder: str) -> str:
-    """What a link in ``real_folder`` (its real path) says in order to lead to the absolute path ``leads_to``.
+    """Text of a link in ``real_folder`` (its real path) that leads to the absolute path ``leads_to``.
 
-    It is relative where both lie below one folder other than the root, so that this folder can be moved or
+    It is relative if both lie below one folder other than the root, so that this folder can be moved or
     mounted elsewhere, else absolute.
     """
     parent, name = os.path.split(leads_to)
@@ -37,14 +37,14 @@ def _way(target: str, start: str) -> str:
 
 
 def is_dangling(path: str | Path) -> bool:
-    """Is this a link that leads nowhere?"""
+    """Is this a broken link?"""
     return os.path.islink(path) and not os.path.exists(path)
 
 
 def wrong_link(entry: os.DirEntry[str], leads_to: str, says: str) -> str | None:
-    """Why is what is there not a link to the absolute path ``leads_to``? None when it leads to that place.
+    """Say why an entry is not a link to the absolute path ``leads_to``; None if it is.
 
-    ``says`` is what the link would say if it were made now: most do, and are not followed.
+    ``says`` is the text of the link if it were made now: links with this text are not followed.
     """
     if not entry.is_symlink():
         kind = "folder" if entry.is_dir() else "file"
@@ -56,7 +56,7 @@ def wrong_link(entry: os.DirEntry[str], leads_to: str, says: str) -> str | None:
 
 
 def make_link(says: str, path: str) -> None:
-    """Make a link, also in place of one that leads nowhere. Raises NoLinksError where the disk has none."""
+    """Make a link, also to replace a broken one. Raises NoLinksError if the disk has none."""
     try:
         if os.path.islink(path):
             os.unlink(path)  # noqa: PTH108

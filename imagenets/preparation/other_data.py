@@ -1,4 +1,4 @@
-"""Folders that are taken for ImageNet and are something else, or a form of it that is not read."""
+"""Folders that look like ImageNet but are something else, or in an unsupported form."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from imagenets.common.folders import subfolders, visible
 
 _SHARD = re.compile(r".*(?:train|val|validation)\w*-[\w{}.]*\d{3,}\.tar")
 _RESIZED = re.compile(r"(?:train|val)[_-]?\d{2,3}(?:px|x\d+)?")
-_FEW = 200  # entries of a folder that are looked at
+_FEW = 200  # entries of a folder to look at
 _SETS = ("ImageNetS50", "ImageNetS300", "ImageNetS919")
 
 
 def recognise(imagenet: Path) -> str | None:
-    """Say in one line what ``imagenet`` is, if no ImageNet that is read here; None when it looks right."""
+    """Say in one line what ``imagenet`` is, if it is not a supported ImageNet; None if it looks right."""
     for look in (_prepared_set, _segmentation, _compressed, _shards, _sketch, _numbered, _resized):
         found = look(imagenet)
         if found:
@@ -26,7 +26,7 @@ def recognise(imagenet: Path) -> str | None:
 
 
 def refuse_other_data(imagenet: Path) -> None:
-    """Raise InputError for what has the looks of ImageNet and is not: a prepared set, ImageNet-Sketch."""
+    """Raise InputError for folders that look like ImageNet: a prepared set, ImageNet-Sketch."""
     sets = ("train-semi", "validation-segmentation")
     prepared = any((imagenet / name).is_dir() for name in sets)
     found = _prepared_set(imagenet) if prepared else _sketch(imagenet)
@@ -43,14 +43,14 @@ def _prepared_set(folder: Path) -> str | None:
 def _segmentation(folder: Path) -> str | None:
     for path in (folder, folder / "gtsegs_ijcv.mat"):
         if path.name == "gtsegs_ijcv.mat" and path.exists():
-            return f"{path} is ImageNet-Segmentation (Guillaumin et al.), another data set than ImageNet-S"
+            return f"{path} is ImageNet-Segmentation (Guillaumin et al.), not ImageNet-S"
     return None
 
 
 def _compressed(folder: Path) -> str | None:
     for path in (folder, *_entries(folder)):
         if path.name.endswith((".tar.gz", ".tgz")) and path.is_file():
-            return f"{path} is compressed as a whole and has no index: unpack it (tar -xzf)"
+            return f"{path} is compressed and has no index: unpack it (tar -xzf)"
     return None
 
 
@@ -58,7 +58,7 @@ def _shards(folder: Path) -> str | None:
     for path in _entries(folder):
         if _SHARD.fullmatch(path.name):
             return (
-                f"{path} looks like a shard of WebDataset, which is not read here: take ImageNet's own tars, "
+                f"{path} looks like a shard of WebDataset, which is not supported: take ImageNet's own tars, "
                 "folders, or Hugging Face's parquet"
             )
     return None
@@ -96,7 +96,7 @@ def _resized(folder: Path) -> str | None:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Go through the first entries of a folder, which need not be there."""
+    """Yield the first entries of a folder, which need not exist."""
     try:
         yield from (Path(entry.path) for entry in islice(visible(folder), _FEW))
     except OSError:

@@ -1,8 +1,8 @@
 """ImageNet in parquet shards, as Hugging Face publishes ``ILSVRC/imagenet-1k``; read by pyarrow, an extra.
 
-``data/train-00000-of-00294.parquet`` and so on, in as many shards as they say. A row's column ``image`` is a
-struct of ``bytes``, the file, and ``path``, its name. Names are read first, only their column; of the
-bytes only the row groups that hold needed images are read, a few rows at a time.
+``data/train-00000-of-00294.parquet`` and so on, with as many shards as the names announce. A row's column
+``image`` is a struct of ``bytes``, the file, and ``path``, its name. The column of names is read first; of
+the bytes, only row groups that hold needed images are read, a few rows at a time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Shards:
         return f"{folder}/{self.split}-*.parquet ({number} shard{'s' * (number > 1)})"
 
     def rows(self) -> Iterator[tuple[str, SourceImage]]:
-        """Go through the names of all images, as they stand there, and their places.
+        """Yield the names of all images, as stored, and their positions.
 
         Raises InputError, which names the shard, when it is damaged or lacks names.
         """
@@ -61,7 +61,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class TrainParquet:
-    """Shards of training images, whose names tell the class."""
+    """Shards of training images, whose names contain the class."""
 
     shards: Shards
 
@@ -76,7 +76,7 @@ class TrainParquet:
             wnid = class_of_name(name)
             if wnid is None:
                 raise InputError(
-                    f"{image.path}: row {image.row} is {name!r}, from which no class can be read; {AGAIN}"
+                    f"{image.path}: row {image.row} is {name!r}, which does not name a class; {AGAIN}"
                 )
             _add_once(classes.setdefault(sys.intern(wnid), {}), plain_name(name)[0], image)
         return classes
@@ -126,7 +126,7 @@ class ValParquet:
 def find_shards(imagenet: Path, split: str) -> Shards | None:
     """Find all shards of a split: in the folder itself, its ``data``, or a Hugging Face cache's snapshot.
 
-    Raises InputError when there are some, but not all that their names speak of.
+    Raises InputError if there are some, but not all that their names announce.
     """
     snapshots = sorted(imagenet.glob("snapshots/*"))
     for folders in ([imagenet], [imagenet / "data"], [f for s in snapshots for f in (s, s / "data")]):
@@ -154,13 +154,13 @@ def _shards_in(folder: Path, split: str) -> list[Path]:
 
 
 def _refuse_incomplete(folder: Path, split: str, paths: Sequence[Path]) -> None:
-    """Hold the shards against their own names, ``-00003-of-00014``."""
+    """Check the shards against their own names, ``-00003-of-00014``."""
     matches = [match for path in paths if (match := _SHARD.fullmatch(path.name))]
     totals = sorted({match[3] for match in matches})
     if len(totals) > 1:
         raise InputError(
-            f"{folder}: shards of {split} of two divisions, -of-{totals[0]} ({paths[0].name}) and "
-            f"-of-{totals[-1]}; keep those of one"
+            f"{folder}: shards of {split} with different totals, -of-{totals[0]} ({paths[0].name}) and "
+            f"-of-{totals[-1]}; keep one kind"
         )
     numbers = [int(match[2]) for match in matches]
     for first, second in pairwise(paths):
@@ -171,10 +171,10 @@ def _refuse_incomplete(folder: Path, split: str, paths: Sequence[Path]) -> None:
     if missing or max(numbers) >= total:
         surplus = [path.name for path, number in zip(paths, numbers, strict=True) if number >= total]
         raise InputError(
-            f"{folder}: not all {total} shards of {split}, as their names count them; get what is missing:\n"
+            f"{folder}: not all {total} shards of {split}, which their names announce; get what is missing:\n"
             f"{listed(missing)}"
             if missing
-            else f"{folder}: {surplus[0]} counts more shards than there are"
+            else f"{folder}: {surplus[0]} announces more shards than exist"
         )
 
 
@@ -211,7 +211,7 @@ def _read_group(
             while at < rows.size and rows[at] < first + len(files):
                 content = files[int(rows[at]) - first].as_py()
                 if not content:
-                    raise InputError(f"{path}: row {rows[at]} has a name and no image; {AGAIN}")
+                    raise InputError(f"{path}: row {rows[at]} has a name but no image; {AGAIN}")
                 yield int(rows[at]), content
                 at += 1
             if at == rows.size:
@@ -232,13 +232,13 @@ class _RowGroup(NamedTuple):
 
 
 def _row_groups(path: Path, shard: ParquetFile) -> list[_RowGroup]:
-    """Rows of each row group, and what an image takes there. Raises InputError without image columns."""
+    """Rows of each row group, and the mean size of its images. Raises InputError without image columns."""
     meta = shard.metadata
     columns = {meta.schema.column(i).path: i for i in range(len(meta.schema))}
     if not {"image.bytes", "image.path"} <= columns.keys():
         raise InputError(
             f"{path}: no column image with bytes and path, but {', '.join(columns)}; "
-            "get the shards of ILSVRC/imagenet-1k as they are published"
+            "get the published shards of ILSVRC/imagenet-1k"
         )
     groups = []
     for i in range(meta.num_row_groups):
@@ -249,7 +249,7 @@ def _row_groups(path: Path, shard: ParquetFile) -> list[_RowGroup]:
 
 
 def _names(path: Path, shard: ParquetFile) -> Iterator[str]:
-    """Go through the names of a shard's images, without folders. Raises InputError where one is missing."""
+    """Yield the names of a shard's images, without folders. Raises InputError if one is missing."""
     row = 0
     with _shard_errors(path):
         for batch in shard.iter_batches(NAMES_AT_ONCE, columns=["image.path"], use_threads=False):
@@ -276,7 +276,7 @@ def _add_once(images: dict[str, SourceImage], name: str, image: SourceImage) -> 
 
 @contextmanager
 def _open_shard(path: Path) -> Iterator[ParquetFile]:
-    """Open a shard as pyarrow's ParquetFile. Raises InputError when it is none."""
+    """Open a shard as pyarrow's ParquetFile. Raises InputError if it is not one."""
     try:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
@@ -287,7 +287,7 @@ def _open_shard(path: Path) -> Iterator[ParquetFile]:
     with _shard_errors(path):
         with path.open("rb") as file:
             if file.read(len(_POINTER)) == _POINTER:
-                raise InputError(f"{path}: a pointer of Git LFS, not the shard itself: git lfs pull")
+                raise InputError(f"{path}: a pointer of Git LFS, not the shard itself: run git lfs pull")
         shard = pyarrow.parquet.ParquetFile(
             path, memory_map=False, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True
         )
@@ -299,7 +299,7 @@ def _open_shard(path: Path) -> Iterator[ParquetFile]:
 
 @contextmanager
 def _shard_errors(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises for a shard that is damaged or cut off into an InputError."""
+    """Convert pyarrow's errors for a damaged or truncated shard to an InputError."""
     import pyarrow
 
     try:
@@ -310,4 +310,4 @@ def _shard_errors(path: Path) -> Iterator[None]:
         raise InputError(problem_of(error, path)) from error
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path}: damaged or cut off ({reason}): {AGAIN}") from error
+        raise InputError(f"{path}: damaged or truncated ({reason}): {AGAIN}") from error

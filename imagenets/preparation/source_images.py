@@ -1,11 +1,11 @@
-"""One image of an ImageNet copy, wherever it lies, and the two spellings of its name.
+"""One image of an ImageNet copy, in any layout, and the two spellings of its name.
 
-Hugging Face's copies repeat the class: what ImageNet calls ``n01440764_10026.JPEG`` is
+Hugging Face's copies repeat the class: ImageNet's ``n01440764_10026.JPEG`` is
 ``n01440764_10026_n01440764.JPEG`` there, ``ILSVRC2012_val_00000293.JPEG`` is
 ``ILSVRC2012_val_00000293_n01440764.JPEG``.
 """
 
-# Paths are plain strings where there are a million of them: pathlib would take longer than the disk.
+# Paths are plain strings if there are a million of them: pathlib would take longer than the disk.
 # ruff: noqa: PTH110, PTH116
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OTHER_SUFFIXES = (".jpeg", ".jpg", ".JPG")
 
 
 class ZipMember(NamedTuple):
-    """An image in a ZIP that is open."""
+    """An image in an open ZIP."""
 
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
@@ -47,7 +47,7 @@ class SourceImage(NamedTuple):
 
 
 class MissingError(Exception):
-    """An image or class folder that this copy lacks; the message says what and where."""
+    """An image or class folder is missing in this copy; the message says which and where."""
 
 
 def plain_name(name: str) -> tuple[str, str | None]:
@@ -88,7 +88,7 @@ def first_file(paths: Sequence[str]) -> SourceImage:
         stem, _, suffix = path.rpartition(".")
         for other in _OTHER_SUFFIXES:
             if os.path.exists(stem + other):
-                raise MissingError(f"{path}: it is there, but as {other}; rename the files to .{suffix}")
+                raise MissingError(f"{path}: it exists, but as {other}; rename the files to .{suffix}")
     raise MissingError(reason)
 
 

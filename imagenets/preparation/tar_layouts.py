@@ -20,7 +20,7 @@ VAL_TAR = "ILSVRC2012_img_val.tar"
 
 @dataclass(frozen=True)
 class TrainTar:
-    """``ILSVRC2012_img_train.tar``: a tar of one tar a class, read in place."""
+    """``ILSVRC2012_img_train.tar``: a tar with one tar per class, read in place."""
 
     path: Path
     _known: dict[str, dict[str, SourceImage]] = field(default_factory=dict, compare=False, repr=False)
@@ -83,7 +83,7 @@ class ValTar:
 def _members(path: Path, inner: SourceImage | None = None) -> Iterator[tuple[str, SourceImage]]:
     """Name (without folders) and place of each file in a tar, or in the tar that is ``inner`` within it.
 
-    Only headers and the end are read. Raises InputError when the tar is damaged or cut off.
+    Only headers and the end are read. Raises InputError if the tar is damaged or truncated.
     """
     try:
         with path.open("rb") as file:
@@ -93,7 +93,7 @@ def _members(path: Path, inner: SourceImage | None = None) -> Iterator[tuple[str
                 file.seek(inner.offset)
             else:
                 file.seek(0)
-            # TarFile counts offsets from the file's own beginning, also when it begins to read further on.
+            # TarFile counts offsets from the file's own beginning, even if it starts reading later.
             with tarfile.TarFile(fileobj=file) as tar:
                 for member in tar:
                     if member.offset >= end:

@@ -1,6 +1,6 @@
 """Compare a prepared ImageNet-S with its lists: missing, unexpected, unreadable, of the wrong size."""
 
-# Paths are plain strings where there are a million of them: pathlib would take longer than the disk.
+# Paths are plain strings if there are a million of them: pathlib would take longer than the disk.
 # ruff: noqa: PTH115, PTH116, PTH123, PTH208
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from imagenets.lists import MappedImage, SemiImage, mask_of
 from imagenets.masks import decode_mask, png_size
 from imagenets.preparation.links import is_dangling
 
-THREADS = 4  # readers of headers, so that a slow disk or network is asked for several at a time
+THREADS = 4  # threads that read headers, for slow disks and networks
 BATCH = 64  # files that a thread takes at a time
 HEAD = 1 << 15  # bytes that hold the header of nearly every JPEG
 PNG_HEAD = 33  # bytes that hold signature and IHDR
@@ -35,7 +35,7 @@ _NO_HEADER = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 @dataclass(frozen=True)
 class SetLists:
-    """All that a mode's lists say; ``train_images`` is None where no number is known."""
+    """Content of a mode's lists; ``train_images`` is None if no number is known."""
 
     mode: str
     wnids: Sequence[str]
@@ -47,7 +47,7 @@ class SetLists:
 
 @dataclass
 class SplitReport:
-    """What one split holds; ``absent``: its folder is not there, and nothing else is counted."""
+    """Counts of one split; ``absent``: its folder does not exist, and nothing else is counted."""
 
     name: str
     expected: int | None
@@ -56,34 +56,34 @@ class SplitReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)  # with the reason
-    dangling: list[str] = field(default_factory=list)  # links that lead nowhere, and where they say
-    ignored: list[str] = field(default_factory=list)  # hidden files that are no part of it, and no fault
+    dangling: list[str] = field(default_factory=list)  # broken links, with their text
+    ignored: list[str] = field(default_factory=list)  # hidden files, which are ignored
     misfits: list[str] = field(default_factory=list)  # masks whose size is not their image's
-    lacking: int = 0  # images too few, where a total is all that is known
-    surplus: int = 0  # and too many
+    lacking: int = 0  # number of missing images, if only their total is known
+    surplus: int = 0  # number of extra images
 
     @property
     def right(self) -> bool:
-        """Is all that is there as it should be?"""
+        """Is everything that exists right?"""
         lists = (self.missing, self.unexpected, self.unreadable, self.dangling, self.misfits)
         return self.absent or not (any(lists) or self.lacking or self.surplus)
 
 
 @dataclass(frozen=True)
 class SetReport:
-    """What one prepared set holds."""
+    """Counts of one prepared set."""
 
     folder: Path
     splits: list[SplitReport]
 
     @property
     def absent(self) -> list[str]:
-        """Splits that are not there."""
+        """Splits that do not exist."""
         return list(dict.fromkeys(split.name.partition(" ")[0] for split in self.splits if split.absent))
 
     @property
     def right(self) -> bool:
-        """Is something there, and all of it right?"""
+        """Does anything exist, and is all of it right?"""
         return all(split.right for split in self.splits) and not all(split.absent for split in self.splits)
 
 
@@ -114,7 +114,7 @@ def _verify_splits(save: Path, lists: SetLists, deep: bool, show: Show) -> list[
 
 
 def _verify_train_full(root: Path) -> SplitReport:
-    """``train-full`` is a link to a folder that is there, or absent, which is no fault."""
+    """``train-full`` is a link to an existing folder, or absent, which is not an error."""
     report = SplitReport("train-full", expected=1)
     path = root / "train-full"
     if not os.path.lexists(path):
@@ -124,7 +124,7 @@ def _verify_train_full(root: Path) -> SplitReport:
     elif path.is_dir():
         report.found = 1
     else:
-        report.unreadable.append(f"{path}: leads to no folder")
+        report.unreadable.append(f"{path}: does not lead to a folder")
     return report
 
 
@@ -154,7 +154,8 @@ def _verify_train(root: Path, lists: SetLists, show: Show) -> list[SplitReport]:
 
 
 def _count_images(folder: Path, images: SplitReport, classes: SplitReport) -> int:
-    """Count the images of a class; broken links, empty files and what is no file go into the report."""
+    """Count the images of a class; broken links, empty files and entries that are not files go into the
+    report."""
     count = 0
     if is_dangling(folder):
         classes.dangling.append(_nowhere(folder))
@@ -177,7 +178,7 @@ def _count_images(folder: Path, images: SplitReport, classes: SplitReport) -> in
 
 
 def _verify_images(root: Path, name: str, wanted: Sequence[str], show: Show) -> SplitReport:
-    """Are these images there, and images by their headers?"""
+    """Check that these images exist and have the header of an image."""
     folder = root / name
     report, there = _compare(folder, name, wanted)
 
@@ -198,7 +199,7 @@ def _verify_images(root: Path, name: str, wanted: Sequence[str], show: Show) -> 
 def _verify_masks(
     root: Path, split: str, pairs: Sequence[tuple[str, str]], lists: SetLists, deep: bool, show: Show
 ) -> SplitReport:
-    """Are these masks there, as large as their images, and with ``deep`` of sound content?"""
+    """Check that these masks exist in the size of their images and, with ``deep``, can be decoded."""
     name = f"{split}-segmentation"
     folder = root / name
     image_of = dict(pairs)
@@ -228,7 +229,7 @@ def _verify_masks(
 
 
 def _compare(folder: Path, name: str, wanted: Sequence[str]) -> tuple[SplitReport, list[str]]:
-    """Compare ``<wnid>/<name>`` below a folder with what is wanted; give the wanted ones that are there."""
+    """Compare ``<wnid>/<name>`` below a folder with the expected ones; return those that exist."""
     report = SplitReport(name, len(wanted))
     if not os.path.lexists(folder):
         report.absent = True
@@ -266,7 +267,7 @@ def _names(folder: Path, report: SplitReport) -> set[str]:
 def _faults(
     names: Sequence[str], fault: Callable[[str], str | None], advance: Callable[[int], None]
 ) -> list[str]:
-    """Ask for each file's fault, in a few threads; the faults come in the order of the names."""
+    """Check each file in a few threads; problems are in the order of the names."""
 
     def faults_of(batch: Sequence[str]) -> list[str]:
         return [found for name in batch if (found := fault(name)) is not None]
@@ -295,16 +296,16 @@ def _stat_fault(path: str) -> str | None:
 
 
 def _image_size(path: str) -> list[tuple[int, int]]:
-    """Sizes (height, width) that an image's mask may have: as stored, and as EXIF orientation turns it."""
+    """Sizes (height, width) that an image's mask may have: as stored, and rotated by EXIF."""
     head = _head(path, HEAD)
     try:
         sizes = _sizes_in_header(io.BytesIO(head))
     except _NO_HEADER:
-        # Or the header is longer than what was read.
+        # Or the header is longer than the part that was read.
         try:
             sizes = _sizes_in_header(path)
         except _NO_HEADER as error:
-            raise InputError(f"{path}: no image, or a broken one ({error})") from error
+            raise InputError(f"{path}: not an image, or damaged ({error})") from error
     return sizes
 
 

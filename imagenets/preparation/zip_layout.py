@@ -1,4 +1,4 @@
-"""ImageNet as Kaggle offers it: one ZIP, read in place by its index."""
+"""Kaggle's ImageNet: one ZIP, read in place by its index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = "ILSVRC/Data/CLS-LOC"
 
 
 def find_zip(imagenet: Path) -> Path | None:
-    """Find Kaggle's ZIP, which is ``imagenet`` itself or lies in it; a browser may have numbered it."""
+    """Find Kaggle's ZIP, ``imagenet`` itself or a file in it; a browser may have added a number."""
     if imagenet.suffix == ".zip" and imagenet.is_file():
         return imagenet
     found = (path for path in imagenet.glob("imagenet-object-localization-challenge*.zip") if path.is_file())
@@ -105,7 +105,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except BROKEN_ZIP as error:
-        raise InputError(f"{path}: no whole ZIP ({error}): get it again") from error
+        raise InputError(f"{path}: not a complete ZIP ({error}): get it again") from error
     packed = [name for name in archive.namelist() if name.endswith((".tar.gz", ".tgz"))]
     if packed and not any(name.startswith(f"{ROOT}/") for name in archive.namelist()):
         raise InputError(f"{path}: holds {packed[0]}, which cannot be read in place: unpack both")

@@ -1,1 +1,1 @@
-"""What people look at: text tables, HTML reports, charts, overlays, confusions, single images."""
+"""Output for people: text tables, HTML reports, charts, overlays, confusions, single images."""

@@ -1,4 +1,4 @@
-"""Charts as SVG, for pages that are light or dark."""
+"""Charts as SVG, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _bar(
 def class_chart(iou: np.ndarray, names: Sequence[str]) -> str:
     """Draw the IoU of every label, (N + 1,) percent, as SVG bars from the best down, and their mean.
 
-    ``names`` (N + 1) stand under the bars where they are few enough to be read.
+    ``names`` (N + 1) stand under the bars if they are few enough to be read.
     """
     order = np.argsort(-iou, kind="stable")
     with _style("classes"):
@@ -224,14 +224,14 @@ def class_difference_chart(differences: np.ndarray, names: tuple[str, str]) -> s
 
 
 def _minus(names: tuple[str, str]) -> str:
-    """Write what is subtracted from what, in lines that fit an axis; for matplotlib no formula."""
+    """Write A − B for the names, in lines that fit an axis, escaped for matplotlib."""
     first, second = (_shortened_inside(name, _AXIS_CHARACTERS) for name in names)
     on_one_line = len(first) + len(second) + 3 <= _AXIS_CHARACTERS
     return f"{first}{' ' if on_one_line else chr(10)}− {second}".replace("$", r"\$")
 
 
 def _shortened_inside(name: str, length: int) -> str:
-    """Cut a name in its middle: names of runs often begin alike, and differ at the end."""
+    """Shorten a name in its middle: names of runs often start the same and differ at the end."""
     half = (length - 1) // 2
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 

@@ -24,7 +24,7 @@ from imagenets.scoring.classification import Classified, ClassScores, Difference
 
 @dataclass(frozen=True)
 class ClassPage:
-    """What a page is about. Images are shown where ``gt_dir`` has their masks; photographs are optional."""
+    """What a page is about. Images are shown if ``gt_dir`` has their masks; photographs are optional."""
 
     title: str
     outputs: str

@@ -1,4 +1,4 @@
-"""Accuracies of a classifier as people and programs read them: text, JSON, CSV."""
+"""Accuracies of a classifier as text, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from imagenets.scoring.bootstrap import Bootstrap, Interval
 from imagenets.scoring.classification import Classified, ClassScores, Difference, difference
 
 MIXED = ("mixed-same", "mixed-random")
-# Of the accuracies' meaning: what is of another definition stands in no table beside it.
+# Number of the accuracies' definition: others do not share a table with it.
 CLASS_SCORE_DEFINITION = 1
 
 
@@ -88,7 +88,7 @@ def difference_text(found: Difference) -> str:
 def background_gap(
     runs: Mapping[str, Classified], classes: int, topk: Sequence[int], resamples: int, seed: int
 ) -> Difference | None:
-    """Compare ``mixed-same`` with ``mixed-random``, images paired; None where either is missing."""
+    """Compare ``mixed-same`` with ``mixed-random``, images paired; None if either is missing."""
     if not all(name in runs for name in MIXED):
         return None
     same, other = (runs[name] for name in MIXED)
@@ -131,7 +131,7 @@ def classification_json(
     among: str,
     other: Difference | None = None,
 ) -> str:
-    """Format everything as JSON, which table.py reads; percentages, null where a class has no image."""
+    """Format everything as JSON, which table.py reads; percentages, null if a class has no image."""
     names = "\n".join(classified.names).encode(errors="surrogateescape")
     rows = [
         {

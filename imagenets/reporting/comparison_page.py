@@ -26,8 +26,8 @@ from imagenets.scoring.metrics import predicted_classes
 class Methods:
     """What a page compares: methods A and B, and where their ground truth and images lie.
 
-    Images come from ``image_dir``, if given. ``title`` heads the page in place of the mode's name; ``date``
-    is the day that it says it was made on.
+    Images come from ``image_dir``, if given. ``title`` is the heading (default: the mode's name), ``date``
+    the printed date.
     """
 
     mode: str
@@ -43,7 +43,7 @@ class Methods:
 def comparison_html(methods: Methods, comparison: Comparison) -> str:
     """Format a comparison as a page; the same input makes the same page.
 
-    Masks and images are read of the images shown, and no others.
+    Only masks and images that are shown are read.
 
     Raises InputError, listing them, when images that are shown cannot be read.
     """
@@ -132,7 +132,7 @@ def _draw(methods: Methods, image: int) -> tuple[list[Panel], list[Legend]]:
     name = methods.a.runs[0].table.names[image]
     masks = {"ground truth": decode_mask(methods.gt_dir / name)}
     for title, run in runs.items():
-        # Under ignored pixels a prediction may hold what no matching knows.
+        # At ignored pixels a prediction may have labels that no matching contains.
         masks[title] = class_lookup(run.matching)[decode_mask(Path(run.predict_dir) / name)]
     drawn = methods.image_dir is None
     picture, masks = shrunk(masks, methods.image_dir, name)

@@ -97,7 +97,7 @@ def comparison_json(
     b: Method,
     gt_dir: Path | None = None,
 ) -> str:
-    """Format everything as JSON; percentages, null where a score does not exist."""
+    """Format everything as JSON; percentages, null if a score does not exist."""
     sides = {
         "a": _side_json(a, comparison.a, comparison.runs_a),
         "b": _side_json(b, comparison.b, comparison.runs_b),

@@ -1,4 +1,4 @@
-"""Where the pixels went: which class was taken for which, and what each cluster lies on."""
+"""Confusions: which class was predicted as which, and what each cluster covers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagenets.scoring.matching import MISSING, Matching, shared_with_class
 
 @dataclass(frozen=True)
 class Confusions:
-    """Labels taken for others, most pixels first; arrays of length C, int64.
+    """Confused labels, most pixels first; arrays of length C, int64.
 
     ``pixels`` of the label ``ground_truth`` were predicted as another label, ``prediction``.
     """
@@ -30,7 +30,7 @@ class MatchedCluster:
 
     ``images`` and ``pixels`` are what both have in common: images that hold both, and overlapping pixels (0
     for label 0). ``size`` are all pixels of the cluster, ``mostly`` the ground-truth label under most of them
-    (None for a cluster that no prediction uses). Ignored pixels count nowhere.
+    (None for a cluster that no prediction uses). Ignored pixels are not counted.
     """
 
     cluster: int
@@ -58,7 +58,7 @@ def confusion_matrix(table: ContingencyTable, predicted: np.ndarray, classes: in
     """
     width = classes + 1
     cells = table.ground_truth.astype(np.int64) * width + predicted
-    # Exact: float64 holds whole numbers up to 2**53.
+    # Exact: float64 holds integers up to 2**53.
     return np.bincount(cells, table.pixels, width * width).astype(np.int64).reshape(width, width)
 
 
@@ -71,10 +71,10 @@ def confusion_npz(table: ContingencyTable, predicted: np.ndarray, classes: int) 
 
 
 def matched_clusters(table: ContingencyTable, matching: Matching, classes: int) -> list[MatchedCluster]:
-    """Hold every cluster of a matching but 0 against its class, in the order of their ids.
+    """Compare every cluster of a matching except 0 with its class, in the order of ids.
 
-    ``table`` has the clusters as predictions; every one of them is in ``matching``. Clusters that no mask can
-    hold, beyond 65,535, are left out.
+    ``table`` has the clusters as predictions; every one of them is in ``matching``. Clusters beyond 65,535,
+    which no mask can hold, are left out.
     """
     shared = shared_with_class(table, matching, classes)
     size = np.bincount(table.prediction, table.pixels, matching.clusters + 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page: scores, charts, tables and images, in one file that needs no network."""
+"""An evaluation as one HTML page: scores, charts, tables and images, in one file that works offline."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ _NOTES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about: everything it is made of but the scores.
+    """The content of a report except the scores.
 
-    ``table`` counts the masks in ``gt_dir`` and ``predict_dir``. ``matching`` is None where predictions hold
-    class ids; ``match`` is what the user calls it. Images come from ``image_dir``, if given. The page shows
-    the paths as they are given here. ``title`` heads it in place of the mode's name; ``date`` is the day that
-    it says it was made on. ``standings`` are results to show beside the run's own, whose protocol is
-    ``protocol``, if known. ``warnings`` say what makes the scores doubtful.
+    ``table`` counts the masks in ``gt_dir`` and ``predict_dir``. ``matching`` is None if predictions hold
+    class ids; ``match`` is the user's name of it. Images come from ``image_dir``, if given. The page shows
+    the paths as given here. ``title`` is the heading (default: the mode's name), ``date`` the printed date.
+    ``standings`` are results to show beside the run's own, whose protocol is ``protocol``, if known.
+    ``warnings`` say why the scores may not be what was meant.
     """
 
     mode: str

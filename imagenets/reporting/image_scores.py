@@ -1,4 +1,4 @@
-"""Which images are worth a look: per-image mean IoU, and the best, worst and random images by it."""
+"""Mean IoU of single images, and the best, worst and random images."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class ShownImages:
 def image_label_ious(table: ContingencyTable, predicted: np.ndarray) -> ImageLabels:
     """Compute TP / (T + P - TP) of every label within every image; ``predicted`` (R,) are classes.
 
-    Nothing is pooled over images here, as the benchmark's IoU is (docs/benchmark.md, IoU). Ignored pixels
-    count nowhere.
+    Unlike the benchmark's IoU (docs/benchmark.md, IoU), nothing is pooled over images. Ignored pixels are not
+    counted.
     """
     width = max(table.ground_truth.max(initial=0), predicted.max(initial=0)) + 1
     image = table.image.astype(np.int64)
     of_truth = image * width + table.ground_truth
     of_prediction = image * width + predicted
     entries, place = np.unique(np.concatenate([of_truth, of_prediction]), return_inverse=True)
-    # Sums of whole numbers in float64: exact up to 2**53.
+    # Sums of integers in float64: exact up to 2**53.
     truth = np.bincount(place[: image.size], table.pixels, entries.size)
     prediction = np.bincount(place[image.size :], table.pixels, entries.size)
     right = np.where(of_truth == of_prediction, table.pixels, 0)
@@ -78,8 +78,8 @@ def image_mean_iou(labels: ImageLabels, images: int) -> np.ndarray:
 def image_csv(table: ContingencyTable, predicted: np.ndarray) -> str:
     """Format the scores of every image as CSV, in the order of the names; ``predicted`` (R,) are classes.
 
-    mIoU is that of ``image_mean_iou``, empty where all pixels are ignored; FMeasure and Acc average to the
-    scores of the whole run. All in percent. ``pixels`` are those that are not ignored, ``labels`` and
+    mIoU is that of ``image_mean_iou``, empty if all pixels are ignored; the means of FMeasure and Acc are the
+    scores of the run. All in percent. ``pixels`` are those that are not ignored, ``labels`` and
     ``predicted`` the labels in them.
     """
     images = len(table.names)

@@ -48,7 +48,7 @@ _NOTES = {
 
 @dataclass(frozen=True)
 class MapPage:
-    """What a page is about: where maps, masks and images lie, and the class id of each wnid folder."""
+    """Content of a page: the folders of maps, masks and images, and the class id of each wnid folder."""
 
     title: str
     pairs: Pairs
@@ -113,7 +113,7 @@ def _groups(page: MapPage, result: Localization, seed: int) -> dict[str, list[di
         class_id = page.class_ids[name.partition("/")[0]]
         target = np.where((judged == class_id) | (judged == IGNORE), judged, 0)
         scores = result.by_image[image]
-        assert scores is not None  # choose_images takes none that is not scored
+        assert scores is not None  # choose_images skips images that are not scored
         return {
             "name": name.removesuffix(".png"),
             "scores": {what: 100 * getattr(scores, what) for what in ("energy", "pointing_game", "auc")},
@@ -134,7 +134,7 @@ def _panels(picture: Any, values: np.ndarray, target: np.ndarray) -> list[Panel]
 
 
 def draw_map(picture: np.ndarray, scaled: np.ndarray) -> np.ndarray:
-    """Lay a map (H, W) of 0..1 over a picture (H, W, 3) uint8: dark is 0, bright is 1; (H, W, 3) uint8."""
+    """Blend a map (H, W) of 0..1 over a picture (H, W, 3) uint8: dark is 0, bright is 1; (H, W, 3) uint8."""
     colours = matplotlib.colormaps["inferno"](scaled)[..., :3] * 255
     gray = picture.mean(axis=2, keepdims=True)
     painted: np.ndarray = (_OPACITY * colours + (1 - _OPACITY) * gray).round().astype(np.uint8)

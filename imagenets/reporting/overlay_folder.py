@@ -25,7 +25,7 @@ from imagenets.reporting.overlays import DISAGREEMENT, Panels, draw_panels
 from imagenets.scoring.matching import Matching
 from imagenets.scoring.pairs import Pairs
 
-# Stands in every overlay, so that nothing else is ever replaced by one.
+# In every overlay, so that no other file is ever replaced.
 _MARK = ("Software", "ImageNet-S toolbox: overlay")
 _TEMPORARY = ".overlays.tmp"  # in the folder of the overlays, while they are drawn
 _IGNORED = (110, 110, 110)  # between the two grays of the stripes
@@ -35,7 +35,7 @@ _IGNORED = (110, 110, 110)  # between the two grays of the stripes
 class Drawing:
     """What the masks and images mean.
 
-    ``names`` are the names of labels 0..N, None where the mode is unknown: any label is then drawn, named by
+    ``names`` are the names of labels 0..N, None if the mode is unknown: any label is then drawn, named by
     its id. Without ``matching``, predictions hold class ids.
     """
 
@@ -50,7 +50,7 @@ def write_overlays(pairs: Pairs, drawing: Drawing, out: Path, workers: int, show
     A file has the image, the ground truth, the prediction and their disagreement side by side, full size,
     with a legend. ``workers`` is a number of processes (0: this one), ``show`` opens a progress bar.
 
-    Raises InputError when an input cannot be used, or a file that is no overlay stands where one belongs;
+    Raises InputError when an input cannot be used, or a file that is not an overlay is in the place of one;
     ``out`` is then as it was.
     """
     _refuse_foreign(out, pairs.names)
@@ -90,7 +90,7 @@ def _refuse_foreign(out: Path, names: Sequence[str]) -> None:
     foreign = [str(out / name) for name in names if not _may_write(out / name)]
     if foreign:
         raise InputError(
-            f"{len(foreign)} files that are no overlays would be replaced; choose another folder:\n"
+            f"{len(foreign)} files that are not overlays would be replaced; choose another folder:\n"
             f"{listed(foreign)}"
         )
 
@@ -125,7 +125,8 @@ def _draw_file(pairs: Pairs, drawing: Drawing, folder: Path, name: str) -> list[
 
 
 def _read_masks(pairs: Pairs, drawing: Drawing, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read ground truth and prediction after matching, (H, W) each; InputError for what cannot be meant."""
+    """Read ground truth and prediction after matching, (H, W) each; InputError for labels that cannot be
+    right."""
     gt_path, path = pairs.gt_dir / name, pairs.predict_dir / name
     limit = MAX_LABEL if drawing.names is None else len(drawing.names) - 1
     ground_truth, prediction = decode_mask(gt_path, limit), decode_mask(path)
@@ -139,7 +140,7 @@ def _read_masks(pairs: Pairs, drawing: Drawing, name: str) -> tuple[np.ndarray, 
         if labels.max() > limit:
             raise InputError(
                 f"{path}: label {labels.max()} is outside 0..{limit}; "
-                "cluster ids need a matching: run match.py, and name what it found"
+                "cluster ids need a matching: run match.py and pass its name"
             )
         return ground_truth, prediction
     lacking = drawing.matching.lacking(labels)

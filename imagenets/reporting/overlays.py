@@ -10,9 +10,9 @@ import numpy as np
 
 from imagenets.classes import BACKGROUND, IGNORE, MODES
 
-GROUND_GRAY = 200  # of the plain ground that stands in for a picture
+GROUND_GRAY = 200  # of the plain background used without a picture
 _FILL = 0.3  # opacity of a region over a picture, which has to show through; its outline is opaque
-_PLAIN_FILL = 0.75  # and over a plain ground
+_PLAIN_FILL = 0.75  # and over a plain background
 _LINES = 180  # an outline is this fraction of the longer side wide
 
 _COLOURS = MODES["919"].classes
@@ -30,7 +30,7 @@ DISAGREEMENT = {
 }
 
 
-# Gives labels > 0 (n,) their colours (n, 3) uint8.
+# Maps labels > 0 (n,) to colours (n, 3) uint8.
 Colours = Callable[[np.ndarray], np.ndarray]
 
 
@@ -48,9 +48,9 @@ def draw_panels(
 ) -> Panels:
     """Draw the masks over ``picture`` (H, W, 3) uint8: outlines, and regions that it shows through.
 
-    ``ground_truth`` (H, W) holds classes or 1000 (hatched: counts nowhere), ``prediction`` (H, W) the classes
+    ``ground_truth`` (H, W) holds classes or 1000 (hatched: ignored), ``prediction`` (H, W) the classes
     after matching. A class has the same colour everywhere; the picture below it is shown in gray.
-    Where that is a ``plain`` ground, with nothing to see, regions are more opaque.
+    On a ``plain`` background, regions are more opaque.
     """
     ignored = ground_truth == IGNORE
     disagreement = disagreement_kinds(ground_truth, prediction)
@@ -88,7 +88,7 @@ def disagreement_kinds(ground_truth: np.ndarray, prediction: np.ndarray) -> np.n
 
 
 def plain_ground(height: int, width: int) -> np.ndarray:
-    """Return a gray picture (height, width, 3) uint8, for images whose picture is not at hand."""
+    """Return a gray picture (height, width, 3) uint8, for images without a picture."""
     return np.full((height, width, 3), GROUND_GRAY, np.uint8)
 
 
@@ -101,7 +101,7 @@ def label_colours(labels: np.ndarray) -> np.ndarray:
 def palette() -> np.ndarray:
     """Colours of classes 1..919, (919, 3) uint8, always the same.
 
-    Each is chosen as far as possible from all before it, where the ten just before it count as half as far:
+    Each is chosen as far as possible from all before it, with the last ten counted as half as far away:
     classes with neighbouring ids are related, and often occur in the same image. Distances are those of the
     Oklab colour space, roughly what the eye sees (Ottosson, 2020,
     https://bottosson.github.io/posts/oklab/).
@@ -157,7 +157,7 @@ def _kind_colours(kinds: np.ndarray) -> np.ndarray:
 
 
 def _paint(ground: np.ndarray, labels: np.ndarray, colours_of: Colours, plain: bool) -> np.ndarray:
-    """Lay each label but 0 over the ground in its colour: half see-through, with an opaque outline."""
+    """Paint each label except 0 in its colour: half transparent, with an opaque outline."""
     painted = ground.copy()
     region = labels != BACKGROUND
     colours = colours_of(labels[region])

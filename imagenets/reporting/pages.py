@@ -1,4 +1,4 @@
-"""What every HTML page of the toolbox shares: one file, no network, names that cannot break out, colours."""
+"""Shared by all HTML pages: one file, no network, escaped names, colours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEGEND_ENTRIES = 6
 
 
 class LegendEntry(NamedTuple):
-    """A label of a legend; its IoU in percent where that is to be shown."""
+    """A label of a legend, and its IoU in percent if it is to be shown."""
 
     name: str
     colour: str
@@ -33,7 +33,7 @@ class Legend(NamedTuple):
 
 
 def render_page(template: str, date: str | None = None, **values: object) -> str:
-    """Fill a page of ``templates/``; every value is escaped, a value that is missing is an error.
+    """Fill a page of ``templates/``; values are escaped, and a missing value is an error.
 
     Its foot says which version of the toolbox made it and, with ``date``, on which day.
     """
@@ -52,12 +52,12 @@ def render_page(template: str, date: str | None = None, **values: object) -> str
 
 
 def decimal(value: float) -> str:
-    """Write a percentage with two decimals, a dash where it does not exist."""
+    """Write a percentage with two decimals, a dash if it does not exist."""
     return "–" if math.isnan(value) else f"{value:.2f}"
 
 
 def signed(value: float) -> str:
-    """Write a difference of percentages with its sign, a dash where it does not exist."""
+    """Write a difference of percentages with its sign, a dash if it does not exist."""
     if math.isnan(value):
         return "–"
     return "0.00" if round(value, 2) == 0 else f"{value:+.2f}".replace("-", "−")
@@ -91,7 +91,7 @@ def label_legend(
 
 
 def names_of_folders(classes: Iterable[ClassInfo]) -> dict[str, str]:
-    """Name the class of each wnid's folder, merged ones included, where it has another name."""
+    """Name the class of each wnid's folder, merged ones included, if it has another name."""
     return {
         wnid: label_name(info)
         for info in classes

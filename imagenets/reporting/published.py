@@ -1,4 +1,4 @@
-"""Published results: numbers that papers and public repositories print, with their sources, and one's own.
+"""Published results: numbers of papers and public repositories, with their sources, and your own.
 
 The table ``data/published_results.csv`` beside this module has one row per number. The sources print only
 mIoU, many on one split only. What a protocol is: docs/benchmark.md.
@@ -35,12 +35,12 @@ Record = dict[str, str | float]
 def published(
     mode: str | int | None = None, protocol: str | None = None, split: str | None = None
 ) -> list[Record]:
-    """List published results as records that pandas takes as they are: ``pandas.DataFrame(published())``.
+    """List published results as records for pandas: ``pandas.DataFrame(published())``.
 
     A record has the keys of COLUMNS; ``mIoU`` is in percent, ``split`` "val" or "test". ``mode``,
     ``protocol`` and ``split`` keep only its results.
 
-    Raises ValueError for a mode, protocol or split that there is not.
+    Raises ValueError for an unknown mode, protocol or split.
 
     >>> published(50, "distance-matching", "val")[0]["mIoU"]
     39.6
@@ -55,18 +55,18 @@ def published(
 
 
 def read_results(path: Path) -> list[Record]:
-    """Read a CSV file of one's own results with the columns of COLUMNS.
+    """Read a CSV file of your own results with the columns of COLUMNS.
 
-    ``backbone``, ``training`` and ``source`` may be empty or lacking; other columns are not looked at.
+    ``backbone``, ``training`` and ``source`` may be empty or missing; other columns are ignored.
 
     Raises InputError, listing the lines, when the file cannot be read as such a table.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; give a CSV table of results") from error
+        raise InputError(f"{path}: no such file; name a CSV table of results") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: no text in UTF-8; give a CSV table of results") from error
+        raise InputError(f"{path}: not UTF-8 text; it must be a CSV table of results") from error
     return _read_records(text, str(path))
 
 
@@ -91,14 +91,14 @@ def _read_records(text: str, where: str) -> list[Record]:
     except csv.Error as error:
         raise InputError(f"{where}: no CSV table, line {reader.line_num}: {error}") from error
     if problems:
-        raise InputError(f"{where}: {len(problems)} lines are no results:\n{listed(problems)}")
+        raise InputError(f"{where}: {len(problems)} lines are not results:\n{listed(problems)}")
     return records
 
 
 def _record_problem(values: dict[str, str]) -> str | None:
     for name, known in (("protocol", PROTOCOLS), ("mode", tuple(MODES)), ("split", SPLITS)):
         if values[name] not in known:
-            return f"{name} {values[name]!r} is none of {', '.join(known)}"
+            return f"{name} {values[name]!r} is not one of {', '.join(known)}"
     if not values["method"]:
         return "no method"
     try:
@@ -106,13 +106,13 @@ def _record_problem(values: dict[str, str]) -> str | None:
     except ValueError:
         score = math.nan
     if not 0 <= score <= 100:
-        return f"mIoU {values['mIoU']!r} is no percentage in 0..100"
+        return f"mIoU {values['mIoU']!r} is not a percentage in 0..100"
     return None
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A method's mIoU in percent on both splits, nan where it is not known; ``own``: not published."""
+    """A method's mIoU in percent on both splits, nan if it is not known; ``own``: not published."""
 
     protocol: str
     mode: str
@@ -131,10 +131,10 @@ class Standing:
 
 
 def standings(records: Iterable[Record], own: bool = False) -> list[Standing]:
-    """Join the splits of a method: one Standing where all but split, mIoU and source is the same.
+    """Join the splits of a method: one Standing if all but split, mIoU and source is the same.
 
     Splits that come from two sources name both. The order is that of PROTOCOLS, in each the best on val
-    first. A method that stands in the records twice on a split becomes two.
+    first. A method that occurs twice on a split becomes two.
     """
     found: dict[tuple[str, ...], list[dict[str, Record]]] = {}
     for record in records:
@@ -166,9 +166,9 @@ def _rank(row: Standing) -> tuple[int, int, bool, float]:
 
 
 def read_standings(mode: str, protocol: str | None, results: Path | None) -> list[Standing]:
-    """List what is published for a mode, and what a file of one's own results has of it, sorted as one.
+    """List published results of a mode and those in a file of your own, sorted together.
 
-    Nothing is published for a class list of one's own. ``protocol`` keeps only that one.
+    Nothing is published for your own class list. ``protocol`` keeps only that one.
 
     Raises InputError as ``read_results`` does.
     """
@@ -179,7 +179,7 @@ def read_standings(mode: str, protocol: str | None, results: Path | None) -> lis
 
 
 def standings_text(rows: Sequence[Standing], mode: str) -> str:
-    """Table of what is published, sources numbered below; ``*`` marks one's own results."""
+    """Table of what is published, sources numbered below; ``*`` marks your own results."""
     sources = list(dict.fromkeys(row.source for row in rows if row.source))
     cells = [
         (
@@ -204,7 +204,7 @@ def standings_text(rows: Sequence[Standing], mode: str) -> str:
 
 
 def score_text(score: float, own: bool = False) -> str:
-    """Write a published mIoU with the one decimal that it is printed with, one's own with two."""
+    """Format a published mIoU with one decimal, as in its source, your own with two."""
     if math.isnan(score):
         return "-"
     return f"{score:.2f}" if own else f"{score:.1f}"

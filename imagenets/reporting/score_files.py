@@ -1,4 +1,4 @@
-"""Score files, the JSON that ``evaluator.py`` writes: read again, and refused where they differ."""
+"""Score files, the JSON that ``evaluator.py`` writes: read again, and refused if they differ."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from imagenets.scoring.protocols import PROTOCOLS
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """Scores of one run: percentages by name, nan where one does not exist.
+    """Scores of one run: percentages by name, nan if one does not exist.
 
     The names are those of SCORES; of accuracies (``task`` classification), the file's own.
     ``images`` is the number of images, ``images_sha256`` identifies them, ``definition`` by which
     definition of the scores they were computed (see SCORE_DEFINITION); None in files that do not say.
-    ``protocol`` is the run's, ``class_list`` the digest of a class list of one's own, None without.
+    ``protocol`` is the run's, ``class_list`` the digest of your own class list, or None.
     """
 
     path: Path
@@ -36,15 +36,15 @@ class ScoreFile:
 
 
 def read_scores(path: Path) -> ScoreFile:
-    """Read a score file; InputError where it is none."""
+    """Read a score file; InputError if it is not one."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such score file; evaluator.py writes them") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON ({error}); give a JSON file that evaluator.py wrote") from error
+        raise InputError(f"{path}: not JSON ({error}); name a JSON file written by evaluator.py") from error
     if not isinstance(content, dict) or not _is_score_file(content):
-        raise InputError(f"{path}: no score file; give a JSON file that evaluator.py wrote")
+        raise InputError(f"{path}: not a score file; name a JSON file written by evaluator.py")
     definition, images_sha256 = content.get("definition"), content.get("images_sha256")
     return ScoreFile(
         path,
@@ -87,7 +87,7 @@ def _score(value: float | None) -> float:
 
 
 def refuse_unlike(files: Sequence[ScoreFile]) -> None:
-    """Raise InputError, telling all differences, when scores are of other modes, images or definitions."""
+    """Raise InputError, with all differences, if scores are of different modes, images or definitions."""
     differences: list[str] = []
     for what, values in (
         ("task", [file.task for file in files]),
@@ -102,7 +102,7 @@ def refuse_unlike(files: Sequence[ScoreFile]) -> None:
         differences = _difference("images", [file.images_sha256 for file in files], files)
     if differences:
         raise InputError(
-            f"{quantity(len(files), 'score file')} cannot stand in one table; score the same images in the "
+            f"{quantity(len(files), 'score file')} do not fit into one table; score the same images in the "
             "same mode, with one version of the toolbox:\n" + "\n".join(differences)
         )
 
@@ -121,5 +121,5 @@ def _difference(what: str, values: Sequence[object], files: Sequence[ScoreFile])
 
 
 def silent_files(files: Sequence[ScoreFile]) -> list[Path]:
-    """List the files that do not say of which images they are, or by which definition: older ones."""
+    """List older files, which do not record their images or the definition of their scores."""
     return [file.path for file in files if file.definition is None or file.images_sha256 is None]

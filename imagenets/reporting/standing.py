@@ -1,4 +1,4 @@
-"""Where a run stands among what is published: the report's table and chart."""
+"""A run among published results: the report's table and chart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagenets.reporting.published import NOT_COMPARABLE, PROTOCOLS, Standing, s
 
 @dataclass(frozen=True)
 class Run:
-    """A run among results: mIoU in percent; its interval and protocol where they are known."""
+    """A run among results: mIoU in percent; its interval and protocol if known."""
 
     mode: str
     images: int
@@ -26,9 +26,9 @@ class Run:
 def standing_section(run: Run, standings: Sequence[Standing]) -> dict[str, Any]:
     """Lay out results, and the run among those on the validation set, for the template ``standing.html``.
 
-    Keys: ``rows`` (by protocol, the run in its own or, where that is not said, first; what is known only on
-    test last), ``chart`` (SVG, of validation only), ``notes`` (sentences on what may be compared),
-    ``protocols`` (does the table name them?).
+    Keys: ``rows`` (by protocol, the run in its own or, if unknown, first; results only on test last),
+    ``chart`` (SVG, of validation only), ``notes`` (sentences on what may be compared), ``protocols`` (does
+    the table name them?).
     """
     known = [s for s in standings if not math.isnan(s.val)]
     rows: list[dict[str, Any]] = [

@@ -35,10 +35,10 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: percentages by the names of the scores, nan where there is none.
+    """A line of the table: percentages by the names of the scores, nan if there is none.
 
-    ``deviations`` are those of the sample (n − 1), nan with fewer than two runs. ``runs`` is None in a row
-    that is no run of one's own scored by this toolbox but a published result, of which only mIoU is known.
+    ``deviations`` are those of the sample (n − 1), nan with fewer than two runs. ``runs`` is None in a row of
+    a published result, of which only mIoU is known.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """The scores of methods on the same images of a mode, and what is published beside them."""
+    """The scores of methods on the same images of a mode, and published results."""
 
     mode: str
     images: int
@@ -60,7 +60,7 @@ class ResultTable:
 
     @property
     def protocol(self) -> str | None:
-        """Protocol of all rows, None where they may be of several."""
+        """Protocol of all rows, None if they may be of several."""
         protocols = {row.protocol for row in self.rows}
         return protocols.pop() if len(protocols) == 1 else None
 
@@ -83,7 +83,7 @@ class ResultTable:
 def method_row(name: str, files: Sequence[ScoreFile]) -> Row:
     """Join the runs of a method, one for each seed: the mean of each score and its deviation.
 
-    What is no text in ``name``, which may be a file's, becomes ``?``. Raises InputError where the runs are
+    Bytes in ``name`` that are not text, as in file names, become ``?``. Raises InputError if the runs are
     of different protocols.
     """
     protocols = {file.protocol for file in files}
@@ -103,7 +103,7 @@ def method_row(name: str, files: Sequence[ScoreFile]) -> Row:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    """Standard deviation of the sample (n − 1); nan with fewer than two values, or where one is nan."""
+    """Standard deviation of the sample (n − 1); nan with fewer than two values, or if one is nan."""
     if len(values) < 2 or any(map(math.isnan, values)):
         return math.nan
     return statistics.stdev(values)
@@ -126,9 +126,9 @@ class _Cell(NamedTuple):
 
 
 def _cells(table: ResultTable) -> list[list[_Cell]]:
-    """Lay out the scores of every row. All that show the same digits as the best are best.
+    """Lay out the scores of every row. All with the same printed digits as the best are best.
 
-    Published results take part where all rows are of one protocol: they are comparable nowhere else.
+    Published results take part if all rows are of one protocol: they are comparable nowhere else.
     """
     columns = []
     for score in table.scores:
@@ -204,7 +204,7 @@ def _with_deviation(mean: str, score: _Cell) -> str:
 
 
 def table_markdown(table: ResultTable) -> str:
-    """Format for Markdown (tables as GitHub has them); the best in bold."""
+    """Format as Markdown (GitHub's tables); the best in bold."""
 
     def cell(score: _Cell) -> str:
         return _with_deviation(f"**{score.mean}**" if score.is_best else score.mean, score)

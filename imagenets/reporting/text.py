@@ -1,4 +1,4 @@
-"""Scores as people and programs read them: text tables, JSON, CSV."""
+"""Scores as text tables, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def json_text(content: Mapping[str, object]) -> str:
 
 
 def number_text(score: float) -> str:
-    """Format a percentage, ``-`` where it does not exist."""
+    """Format a percentage, ``-`` if it does not exist."""
     return "-" if math.isnan(score) else f"{score:.2f}"
 
 
@@ -51,7 +51,7 @@ def class_text(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:
 
 
 def summary_text(evaluation: Evaluation) -> str:
-    """Two lines: the scores' names, and the scores in percent, ``-`` where one does not exist."""
+    """Two lines: the scores' names, and the scores in percent, ``-`` if one does not exist."""
     scores = evaluation.scores
     return text_table(tuple(scores), [tuple(number_text(score) for score in scores.values())])
 
@@ -68,7 +68,7 @@ def intervals_text(evaluation: Evaluation, bootstrap: Bootstrap) -> str:
 
 
 def outside_note(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str | None:
-    """Explain in a line the scores that lie outside their own intervals; None where all are inside."""
+    """Explain in a line the scores that lie outside their own intervals; None if all are inside."""
     from imagenets.scoring.bootstrap import (
         outside_intervals,  # SciPy takes a while to load; scores do without it
     )
@@ -79,7 +79,7 @@ def outside_note(scores: Mapping[str, float], intervals: Mapping[str, tuple[floa
     where = "lies outside its own interval" if len(names) == 1 else "lie outside their own intervals"
     return (
         f"{', '.join(names)} {where}: each resample lacks about a third of the images, and with them labels "
-        "that few images have, so the bootstrap is biased; there is no reliable interval"
+        "that few images have, so the bootstrap is biased and the interval not reliable"
     )
 
 
@@ -89,7 +89,7 @@ def bootstrap_note(bootstrap: Bootstrap) -> str:
 
 
 def bootstrap_json(bootstrap: Bootstrap) -> dict[str, object]:
-    """Lay out intervals for JSON: [low, high] in percent, null where a score exists in no resample."""
+    """Lay out intervals for JSON: [low, high] in percent, null if a score exists in no resample."""
     intervals = {
         name: None if math.isnan(low) else [low, high] for name, (low, high) in bootstrap.intervals.items()
     }
@@ -108,12 +108,12 @@ def evaluation_json(
     bootstrap: Bootstrap | None = None,
     inputs: Mapping[str, object] | None = None,
 ) -> str:
-    """Format everything as JSON; percentages, null where a score does not exist.
+    """Format everything as JSON; percentages, null if a score does not exist.
 
     ``inputs`` say what was scored; see ``inputs_json``.
 
-    ``names`` are the masks' names. Their digest, and the number of the scores' definition, tell what may be
-    held against each other.
+    ``names`` are the masks' names. Their digest and the number of the scores' definition show which scores
+    may be compared.
     """
     content = {
         "definition": SCORE_DEFINITION,
@@ -153,7 +153,7 @@ def inputs_json(mode: Mode, gt_dir: Path, predict_dir: Path, matching: Matching 
 
 
 def scores_json(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """Lay out scores for JSON, null where one does not exist."""
+    """Lay out scores for JSON, null if one does not exist."""
     return {name: None if math.isnan(score) else score for name, score in scores.items()}
 
 

@@ -55,7 +55,7 @@ def shrunk(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Shrink an image (h, w, 3) uint8 and its masks (H, W) to a thumbnail's size.
 
-    ``name`` is the mask's, ``<wnid>/<name>.png``; without ``image_dir`` the picture is a plain ground.
+    ``name`` is the mask's, ``<wnid>/<name>.png``; without ``image_dir`` the picture is a plain background.
 
     Raises InputError when the image cannot be read.
     """
@@ -68,7 +68,7 @@ def shrunk(
 def shrunk_picture(
     masks: Mapping[str, np.ndarray], picture: Image.Image | None
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Shrink masks (H, W), and the picture of their size (None: a plain ground), as ``shrunk`` does."""
+    """Shrink masks (H, W), and the picture of their size (None: a plain background), as ``shrunk`` does."""
     height, width = next(iter(masks.values())).shape
     scale = min(1, _SIDE / max(height, width))
     small = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -87,7 +87,7 @@ def shrunk_picture(
 def panel(title: str, pixels: np.ndarray, drawn: bool) -> Panel:
     """Encode pixels (h, w, 3) uint8 for a page, coarser until small enough.
 
-    What is only ``drawn``, without a photograph below, becomes a PNG where that is small enough.
+    What is only ``drawn``, without a photograph below, becomes a PNG if that is small enough.
     """
     image = Image.fromarray(pixels)
     attempts: list[tuple[str, dict[str, Any]]] = [("png", {})] if drawn else []

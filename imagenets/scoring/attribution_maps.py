@@ -1,4 +1,4 @@
-"""Attribution maps on disk: one ``.npy`` a map, or those of a class in one ``.npz`` or ``.safetensors``."""
+"""Attribution maps on disk: one ``.npy`` per map, or one ``.npz`` or ``.safetensors`` per class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from imagenets.common.errors import InputError
 
-# What reading a damaged array raises.
+# Errors of reading a damaged array.
 _BROKEN = (
     *(ValueError, EOFError, SyntaxError, MemoryError, OverflowError, KeyError),
     *(zipfile.BadZipFile, zlib.error),
@@ -31,7 +31,7 @@ class MapFile(NamedTuple):
 
 
 def find_maps(folder: Path, names: Sequence[str]) -> tuple[list[MapFile], list[str]]:
-    """Find the map of every mask ``<wnid>/<name>.png``, and say for which there is none, or more than one.
+    """Find the map of every mask ``<wnid>/<name>.png``, and list masks with no map or several.
 
     It is ``<folder>/<wnid>/<name>.npy``, or the array ``<name>`` in ``<folder>/<wnid>.npz`` (or
     ``.safetensors``), or in the one such file in the folder ``<folder>/<wnid>``.
@@ -69,14 +69,14 @@ def _keys(path: Path) -> set[str]:
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except zipfile.BadZipFile as error:
         raise InputError(
-            f"{path}: no whole .npz archive ({error}); save it again with numpy.savez"
+            f"{path}: not a complete .npz archive ({error}); save it again with numpy.savez"
         ) from error
 
 
 def load_map(file: MapFile) -> np.ndarray:
-    """Read an array; never an object, for reading one runs code that is in the file.
+    """Read an array; never an object, because reading one runs code from the file.
 
-    Raises InputError, without the file's name, when it is not whole; OSError when it cannot be opened.
+    Raises InputError, without the file's name, if it is damaged; OSError if it cannot be opened.
     """
     if file.path.suffix == ".safetensors":
         return _load_tensor(file)
@@ -88,7 +88,9 @@ def load_map(file: MapFile) -> np.ndarray:
             array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
         except _BROKEN as error:
             reason = str(error).partition("\n")[0]
-            raise InputError(f"no whole .npy array ({reason}); save it again with numpy.save") from error
+            raise InputError(
+                f"not a complete .npy array ({reason}); save it again with numpy.save"
+            ) from error
         if stream.read(1):
             raise InputError("more than one .npy array; save one map a file, or many in one .npz")
     return array
@@ -98,12 +100,14 @@ def _tensor_keys(path: Path) -> set[str]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise InputError(f"{path}: reading .safetensors needs a package: bash setup.sh methods") from error
+        raise InputError(
+            f"{path}: reading .safetensors needs a package; run: bash setup.sh methods"
+        ) from error
     try:
         with safe_open(path, framework="numpy") as archive:
             return set(archive.keys())
     except SafetensorError as error:
-        raise InputError(f"{path}: no whole .safetensors file ({error}); save it again") from error
+        raise InputError(f"{path}: not a complete .safetensors file ({error}); save it again") from error
 
 
 def _load_tensor(file: MapFile) -> np.ndarray:
@@ -113,4 +117,6 @@ def _load_tensor(file: MapFile) -> np.ndarray:
         with safe_open(file.path, framework="numpy") as archive:
             return np.asarray(archive.get_tensor(file.key))
     except (SafetensorError, TypeError, AttributeError) as error:  # TypeError: bfloat16, which NumPy lacks
-        raise InputError(f"no tensor that NumPy reads ({error}); save it as float32 or float16") from error
+        raise InputError(
+            f"not a tensor that NumPy can read ({error}); save it as float32 or float16"
+        ) from error

@@ -1,21 +1,21 @@
-"""How sure a score is: percentile bootstrap over the images, from a contingency table.
+"""Intervals of scores: percentile bootstrap over the images, from a contingency table.
 
-The images of an evaluation are a sample; another sample would have given other scores. A resample draws as
-many images as there are, with replacement, and is scored like any set of images (docs/benchmark.md), where an
-image drawn twice counts twice; the matching stays the one given. The 95% interval of a score lies between
+The images of an evaluation are a sample; another sample would have other scores. A resample draws as many
+images as there are, with replacement, and is scored like any set of images (docs/benchmark.md); an image
+drawn twice counts twice. The matching stays fixed. The 95% interval of a score lies between
 the 2.5th and the 97.5th percentile of its values (Efron and Tibshirani, An Introduction to the Bootstrap,
 1993, chapter 13), interpolated linearly between neighbours.
 
-What an image adds to T, P and TP of a class does not depend on the resample, and most images hold few
-classes: a resample is a column of whole numbers, how often each image was drawn, and all totals are one
-product of a sparse matrix with such columns. They are exact integers, so that each resample has the very
+The contribution of an image to T, P and TP of a class does not depend on the resample, and most images have
+few classes. A resample is therefore a column of integers, how often each image was drawn, and all totals are
+the product of a sparse matrix with these columns. Totals are exact integers, so each resample has exactly the
 score that ``metrics.evaluate`` computes for the images drawn.
 
-On generated populations of known scores (``benchmarks/bench_bootstrap.py --coverage``), with as many images a
-class as the benchmark has, 93 of 100 such intervals hold the population's mIoU, and no fewer than the basic
-and the BCa ones. Where a score is a mean over the labels that occur (a size bucket), or labels are in a few
-images each, the score of a sample is itself biased by more than the interval is wide, and none of the three
-mends that; ``outside_intervals`` finds the plainest cases.
+On generated populations of known scores (``benchmarks/bench_bootstrap.py --coverage``), with as many images
+per class as in the benchmark, 93 of 100 such intervals contain the population's mIoU, at least as many as
+basic and BCa ones. If a score is a mean over the labels that occur (a size bucket), or each label is in only
+a few images, the bias of a sample's score exceeds the width of the interval, and none of the three methods
+corrects that; ``outside_intervals`` finds the clearest cases.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from imagenets.scoring.metrics import (
 
 Interval = tuple[float, float]
 
-# Resamples whose totals are computed at once: bounds the memory, changes no digit.
+# Resamples whose totals are computed at once; this limits memory and does not change results.
 _BLOCK = 64
 _PERCENTILES = (2.5, 97.5)
 
@@ -73,8 +73,7 @@ def bootstrap_intervals(
 def outside_intervals(scores: Mapping[str, float], intervals: Mapping[str, Interval]) -> list[str]:
     """Names of the scores that lie outside their own intervals.
 
-    A resample lacks a third of the images, and with them labels that few images hold: what is then scored
-    is systematically something else.
+    A resample lacks a third of the images, and with them rare labels, which biases its scores.
     """
     return [name for name, (low, high) in intervals.items() if scores[name] < low or scores[name] > high]
 
@@ -82,7 +81,7 @@ def outside_intervals(scores: Mapping[str, float], intervals: Mapping[str, Inter
 def drawn_images(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Draw ``images`` indices with replacement, (images,) int64 in 0..images - 1, for each resample.
 
-    The same numbers give the same draws, whatever is scored on them: comparisons are paired by that.
+    Equal arguments draw equal images, whatever is scored: this pairs comparisons.
     """
     generator = np.random.default_rng(seed)
     for _ in range(resamples):

@@ -23,17 +23,17 @@ from imagenets.scoring.classifier_files import Outputs, place_of
 
 INDICES = ("imagenet", "mode")
 AMONG = ("mode", "all")
-_BEYOND = np.iinfo(np.int64).max  # rank of a class that is not among those given
+_BEYOND = np.iinfo(np.int64).max  # rank of a class that the outputs do not rank
 
 
 @dataclass(frozen=True)
 class Classified:
-    """What a classifier said of n images, by their places ``<wnid>/<stem>``, sorted.
+    """Predictions of a classifier for n images, sorted by ``<wnid>/<stem>``.
 
-    ``class_id`` (n,) is the truth, 1..N. ``rank`` (n,) int64 is the number of classes before it, 0 where it
-    is first. ``predicted`` (n,) is the first class, 0 for one beyond the mode. ``margin`` (n,) is the truth's
-    logit less the largest other one, nan for indices. ``tied`` (n,) bool: where another class has the
-    truth's logit, so that the order of classes decides. ``depth`` is the number of ranks known.
+    ``class_id`` (n,) is the truth, 1..N. ``rank`` (n,) int64 is the number of classes before it, 0 if it
+    is first. ``predicted`` (n,) is the first class, 0 for one outside the mode. ``margin`` (n,) is the
+    truth's logit minus the largest other one, nan for indices. ``tied`` (n,) bool: another class has the same
+    logit as the truth, so that the order of classes decides. ``depth`` is the number of ranks known.
     """
 
     names: tuple[str, ...]
@@ -61,7 +61,7 @@ class Classified:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Accuracy in percent: ``scores`` by name, and of each class, (N,), nan where no image is of it.
+    """Accuracy in percent: ``scores`` by name, and of each class, (N,), nan if no image is of it.
 
     ``top1`` and so on are means over the classes that occur, ``top1_images`` means over images. ``by_class``
     has an array for each top-k; ``images`` (N,) counts the images of each class.
@@ -75,13 +75,13 @@ class ClassScores:
 def true_classes(
     outputs: Outputs, mode: Mode, gt_dir: Path | None = None, partial: bool = False
 ) -> dict[str, tuple[int, int]]:
-    """Find the row and the class id of each image, by its place ``<wnid>/<stem>``.
+    """Find the row and the class id of each image, by ``<wnid>/<stem>``.
 
-    The images are those of ``gt_dir``, <gt-dir>/<wnid>/<name>.png, where it is given: outputs of others are
-    not looked at. Without it they are those of ``outputs``, whose names must then say the folder, or be on
-    the validation split's list. Names without folder are found by their stem. Raises InputError for images of
-    ``gt_dir`` without outputs, unless ``partial``, and for images in folders that are no class, or in another
-    folder than the set has them in.
+    The images are those of ``gt_dir``, <gt-dir>/<wnid>/<name>.png, if given; outputs of others are ignored.
+    Otherwise they are those of ``outputs``, whose names must then contain the folder, or be on the list of
+    the validation split. Names without folder are found by their stem. Raises InputError for images of
+    ``gt_dir`` without outputs, unless ``partial``, and for images in folders that are not classes, or not in
+    their folder of the prepared set.
     """
     ids = {wnid: class_id for class_id, wnid in enumerate(mode_wnids(mode), start=1)}
     rows = {place_of(name): row for row, name in enumerate(outputs.names)}
@@ -107,8 +107,8 @@ def true_classes(
     if misplaced:
         raise InputError(
             f"{outputs.path}: {len(misplaced)} images are named by another folder than ImageNet-S "
-            "has them in (ImageNet's own? annotators corrected the class of many); name them as the set "
-            f"does, or by their stem only:\n{listed(misplaced)}",
+            "has them in (ImageNet's own? annotators corrected many classes); name them as in the "
+            f"prepared set, or only by their stem:\n{listed(misplaced)}",
             misplaced,
         )
     _refuse_lacking(outputs.path, found, [] if gt_dir is None or partial else known, ids)
@@ -123,7 +123,7 @@ def _refuse_lacking(
         raise InputError(f"{path}: nothing for {len(lacking)} images:\n{listed(lacking)}", lacking)
     strangers = sorted({place.partition("/")[0] for place in found} - set(ids))
     if strangers:
-        raise InputError(f"{path}: {len(strangers)} folders are no class:\n{listed(strangers)}", strangers)
+        raise InputError(f"{path}: {len(strangers)} folders are not classes:\n{listed(strangers)}", strangers)
     if not found:
         raise InputError(f"{path}: no image of the set")
 
@@ -138,8 +138,8 @@ def classify(
     """Rank the classes of each image; ``images`` are those of ``true_classes``.
 
     Logits (n, N) are of classes 1..N. Of logits (n, 1000), an ImageNet classifier's, those of the mode's
-    classes count (``among="mode"``), or all (``among="all"``: a class beyond the mode is wrong); merged
-    classes are joined by log-sum-exp. Of equal logits the first class stands first. Indices are ImageNet's
+    classes count (``among="mode"``), or all (``among="all"``: a class outside the mode is wrong); merged
+    classes are combined by log-sum-exp. Of equal logits the first class comes first. Indices are ImageNet's
     0..999 (``indices="imagenet"``) or class ids 1..N (``"mode"``). Raises InputError for another number of
     classes, or indices out of range.
     """
@@ -170,7 +170,7 @@ def classify(
 
 
 def _mode_logits(path: Path, values: np.ndarray, mode: Mode, among: str) -> np.ndarray:
-    """Logits (n, N), or (n, N + others) where all of ImageNet's classes count."""
+    """Logits (n, N), or (n, N + others) if all classes of ImageNet count."""
     if values.shape[1] == mode.classes:
         return values
     if values.shape[1] != IMAGENET_CLASSES:
@@ -188,7 +188,7 @@ def _mode_logits(path: Path, values: np.ndarray, mode: Mode, among: str) -> np.n
 def _class_indices(path: Path, values: np.ndarray, mode: Mode, indices: str | None) -> np.ndarray:
     if indices is None:
         raise InputError(
-            f"{path}: whole numbers, but of which list? Say indices imagenet, for ImageNet's 0..999, or "
+            f"{path}: integers, but of which list? Choose indices imagenet, for ImageNet's 0..999, or "
             f"indices mode, for class ids 1..{mode.classes}"
         )
     low, high = (0, IMAGENET_CLASSES - 1) if indices == "imagenet" else (1, mode.classes)
@@ -229,7 +229,7 @@ def resampled_scores(
 ) -> dict[str, np.ndarray]:
     """Score each resample of the images, (resamples,) percent by the names of ``score_classes``.
 
-    The same images are drawn for the same number and seed: differences of two runs are paired.
+    Equal numbers of images and equal seeds draw equal images, so differences of two runs are paired.
     """
     truth = classified.class_id - 1
     right = {k: (classified.rank < k).astype(np.float64) for k in topk}

@@ -44,20 +44,20 @@ class Outputs:
 def read_outputs(path: Path, names: Sequence[str] | None = None) -> Outputs:
     """Read a classifier's outputs; ``names`` are those of the rows, for a file that has none.
 
-    Raises InputError for what is no such file, lacks names, names an image twice, or holds nan.
+    Raises InputError if it is not such a file, lacks names, names an image twice, or contains nan.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; {_FORMS}")
     readers = {".csv": _read_csv, ".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
     if path.suffix not in readers:
-        raise InputError(f"{path}: of a form that is not read; {_FORMS}")
+        raise InputError(f"{path}: not a supported format; {_FORMS}")
     try:
         own_names, values = readers[path.suffix](path)
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as {path.suffix} ({error}); {_FORMS}") from error
     rows = own_names if own_names is not None else names
     if rows is None:
-        raise InputError(f"{path}: does not name its images; give their names too, one a line")
+        raise InputError(f"{path}: does not name its images; also give a file of their names, one a line")
     return _checked(path, tuple(rows), values)
 
 
@@ -66,11 +66,11 @@ def _checked(path: Path, names: tuple[str, ...], values: np.ndarray) -> Outputs:
         values = values[:, None]
     if values.ndim != 2 or len(values) != len(names) or not values.size:
         raise InputError(
-            f"{path}: values of shape {values.shape} for {len(names)} names; give a row for each"
+            f"{path}: values of shape {values.shape} for {len(names)} names; there must be a row for each"
         )
     if values.dtype.kind not in "fiu":
         raise InputError(
-            f"{path}: values of type {values.dtype}; give floating point logits, or whole indices"
+            f"{path}: values of type {values.dtype}; they must be floating point logits or integer indices"
         )
     duplicates = [name for name, count in Counter(names).items() if count > 1]
     if duplicates:
@@ -80,10 +80,10 @@ def _checked(path: Path, names: tuple[str, ...], values: np.ndarray) -> Outputs:
     if values.dtype.kind != "f":
         return Outputs(path, names, values.astype(np.int64))
     if values.shape[1] == 1:
-        raise InputError(f"{path}: one floating point value for each image; class indices are whole numbers")
+        raise InputError(f"{path}: one floating point value for each image; class indices must be integers")
     bad = [names[i] for i in np.flatnonzero(np.isnan(values).any(axis=1))]
     if bad:
-        raise InputError(f"{path}: logits of {len(bad)} images hold nan:\n{listed(bad)}", bad)
+        raise InputError(f"{path}: logits of {len(bad)} images contain nan:\n{listed(bad)}", bad)
     return Outputs(path, names, values)
 
 
@@ -115,7 +115,9 @@ def _read_safetensors(path: Path) -> tuple[list[str] | None, np.ndarray]:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise InputError(f"{path}: reading .safetensors needs a package: bash setup.sh methods") from error
+        raise InputError(
+            f"{path}: reading .safetensors needs a package; run: bash setup.sh methods"
+        ) from error
     try:
         return _of_arrays(load_file(path))
     except SafetensorError as error:
@@ -123,7 +125,7 @@ def _read_safetensors(path: Path) -> tuple[list[str] | None, np.ndarray]:
 
 
 def _of_arrays(arrays: dict[str, Any]) -> tuple[list[str] | None, np.ndarray]:
-    """Take ``logits`` or ``predictions``, with ``names`` if they are there; else an array for each image."""
+    """Return ``logits`` or ``predictions``, with ``names`` if they exist; else an array for each image."""
     tables = [key for key in _TABLES if key in arrays]
     if len(tables) == 1 and set(arrays) <= {*tables, "names"}:
         names = [str(name) for name in arrays["names"]] if "names" in arrays else None
@@ -135,7 +137,7 @@ def _of_arrays(arrays: dict[str, Any]) -> tuple[list[str] | None, np.ndarray]:
 
 
 def place_of(name: str) -> str:
-    """Write an image's name as ``<wnid>/<stem>``, or ``<stem>`` where it has no folder."""
+    """Write an image's name as ``<wnid>/<stem>``, or ``<stem>`` if it has no folder."""
     path = PurePosixPath(name)
     stem = path.stem if is_image(path.name) else path.name
     return f"{path.parent.name}/{stem}" if path.parent.name else stem

@@ -1,9 +1,9 @@
 """Is one method better than another: differences of scores on the same images, and which are significant.
 
 A method is one run or several, one for each seed: its score is the mean over its runs. Each resample draws
-the images, the same for every run, and of several runs of a method as many as there are, with replacement:
-the interval of the difference then holds what another draw of images and of seeds would have given. With few
-seeds it is narrow, as every bootstrap of few values is (docs/evaluate.md, Is A better than B?).
+images, the same for every run, and, with replacement, runs of each method: the interval of the difference
+covers the variation of images and of seeds. With few seeds it is too narrow, as any bootstrap of few values
+(docs/evaluate.md, Is A better than B?).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SHOWN_CLASSES = 10
 
 @dataclass(frozen=True)
 class Run:
-    """One run: ``table`` counts its predictions, ``matching`` is None where they hold class ids.
+    """One run: ``table`` counts its predictions, ``matching`` is None if they hold class ids.
 
-    ``match`` is what the user calls the matching.
+    ``match`` is the user's name of the matching.
     """
 
     predict_dir: str
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def classes(self) -> np.ndarray | None:
-        """The matching as ``metrics.evaluate`` takes it."""
+        """The matching in the form of ``metrics.evaluate``."""
         return None if self.matching is None else self.matching.classes
 
 
@@ -51,7 +51,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores of A and B, the differences A − B in percentage points (nan where a score does not exist).
+    """Scores of A and B, the differences A − B in percentage points (nan if a score does not exist).
 
     ``a`` and ``b`` are means over the runs, ``runs_a`` and ``runs_b`` those of each run. ``bootstrap`` holds
     the paired 95% interval of each difference.
@@ -115,7 +115,7 @@ def compare(a: Method, b: Method, classes: int, resamples: int, seed: int) -> Co
 
 
 def mean_evaluation(runs: Sequence[Evaluation]) -> Evaluation:
-    """Mean of the scores of runs on the same images; nan where one run has no such score."""
+    """Mean of the scores of runs on the same images; nan if one run has no such score."""
     if len(runs) == 1:
         return runs[0]
     scores = {name: math.fsum(run.scores[name] for run in runs) / len(runs) for name in runs[0].scores}
@@ -128,8 +128,8 @@ def mean_evaluation(runs: Sequence[Evaluation]) -> Evaluation:
 def _resampled(method: Method, classes: int, resamples: int, seed: int, stream: int) -> dict[str, np.ndarray]:
     """Mean scores of a method in each resample, (resamples,) float64 by the names of SCORES.
 
-    The same seed and number of images draw the same images for every run; which runs are drawn depends on
-    ``stream`` too, for the runs of two methods are not paired.
+    The same seed and number of images draw the same images for every run; the draw of runs also depends on
+    ``stream``, because the runs of two methods are not paired.
     """
     of_runs = [bootstrap_scores(run.table, classes, run.classes, resamples, seed) for run in method.runs]
     number = len(of_runs)

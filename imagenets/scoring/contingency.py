@@ -18,7 +18,7 @@ from imagenets.scoring.pairs import Pairs
 if TYPE_CHECKING:
     from imagenets.scoring.run_length import LabelRuns, Runs
 
-# Pairs that a worker hands over at once: many, for every handing over costs both processes some 0.2 ms.
+# Pairs that a worker sends at once: many, because each transfer costs both processes about 0.2 ms.
 CHUNK = 32
 
 
@@ -74,7 +74,7 @@ def count_pair(
 ) -> Rows:
     """Count the pixels of one pair of masks of the same size, given as runs.
 
-    ``distance`` is the boundary width in pixels; with None, no pixel is said to be on a boundary. Pixels of
+    ``distance`` is the boundary width in pixels; with None, no pixel counts as boundary. Pixels of
     the ground-truth label ``ignore`` are left out.
     """
     return _rows_of([image], [_counts(ground_truth, prediction, distance, ignore)])
@@ -106,7 +106,7 @@ def _rows_of(images: Sequence[int], counts: Sequence[np.ndarray]) -> Rows:
 
 
 class Chunk(NamedTuple):
-    """What a worker hands over: rows of some images, their largest predictions, and the files to refuse."""
+    """Result of a worker: rows of some images, their largest predictions, and the files to refuse."""
 
     rows: list[Rows]
     largest_prediction: list[int]
@@ -129,14 +129,14 @@ class PairChunks:
         """Decode and count one chunk."""
         images = self.chunks[index]
         results = [_count_files(self.pairs, image) for image in images]
-        # A few arrays for all images together: to hand over some for each takes longer than to join them.
+        # A few arrays for all images together: sending some for each takes longer than joining them.
         rows = _rows_of(images, [counts for counts, _, _ in results])
         problems = [problem for _, _, found in results for problem in found]
         return Chunk([rows], [largest for _, largest, _ in results], problems)
 
 
 def _count_files(pairs: Pairs, image: int) -> tuple[np.ndarray, int, list[str]]:
-    """Count one pair: what ``_counts`` returns, the prediction's largest label, and what cannot be used."""
+    """Count one pair: the result of ``_counts``, the prediction's largest label, and the problems."""
     from imagenets.scoring.run_length import label_runs
 
     paths = (pairs.gt_dir / pairs.names[image], pairs.predict_dir / pairs.names[image])
@@ -183,7 +183,7 @@ def count_pairs(pairs: Pairs, workers: int, show: Show = no_bar) -> tuple[Contin
 
     ``workers`` is a number of processes (0: this one); ``show`` opens a progress bar.
 
-    Returns the table and one message for every file that cannot be used; with any, the table is not whole.
+    Returns the table and one message for every file that cannot be used; with any, the table is incomplete.
     Raises InputError when a worker process dies.
     """
     rows: list[Rows] = []

@@ -25,7 +25,7 @@ _SWAPPED = f"{IGNORE} is the ground truth's label for ignored pixels: are the tw
 
 
 class LabelLimit(NamedTuple):
-    """The largest label that a prediction may have, and what to do where one is larger."""
+    """The largest label that a prediction may have, and what to do if one is larger."""
 
     largest: int
     cure: str
@@ -34,7 +34,7 @@ class LabelLimit(NamedTuple):
     def of(cls, mode: Mode, clusters: int | None) -> LabelLimit:
         """Limit predictions to clusters 0..``clusters``, or (None) to the mode's class ids."""
         if clusters is None:
-            return cls(mode.classes, "cluster ids need a matching: run match.py, and name what it found")
+            return cls(mode.classes, "cluster ids need a matching: run match.py and pass its name")
         return cls(clusters, "pass the number of clusters")
 
     def problem(self, label: int) -> str | None:
@@ -44,7 +44,7 @@ class LabelLimit(NamedTuple):
 
 @dataclass(frozen=True)
 class CountRequest:
-    """Which masks are to be counted, and how.
+    """The masks to count, and how to count them.
 
     ``clusters`` K: the predictions hold cluster ids 0..K; None: they hold the mode's class ids. ``names`` is
     a file that lists the masks (None: all of ``gt_dir``), ``cache`` the folder of counts kept (None: neither
@@ -68,10 +68,10 @@ class CountRequest:
 def count_masks(request: CountRequest, show: Show = no_bar, warn: Warn = no_warning) -> ContingencyTable:
     """Count the masks of a request, or take the counts from its cache.
 
-    ``show`` opens a progress bar, ``warn`` is called with what is odd but usable.
+    ``show`` opens a progress bar, ``warn`` is called for unusual but usable input.
 
-    Raises InputError for folders or a list that cannot be what is meant, and for every mask that cannot be
-    used, all together.
+    Raises InputError for folders or a list that cannot be right, and for all masks that cannot be used,
+    together.
     """
     return count_all([request], show, warn)[0]
 
@@ -94,7 +94,7 @@ def count_all(
         table, bad_files = cached_table(pairs, request.cache, request.workers, show, warn)
         tables.append(table)
         problems += [*bad_files, *_bad_labels(request, table)]
-    refuse(list(dict.fromkeys(problems)))  # a bad ground truth is one, though every pass meets it
+    refuse(list(dict.fromkeys(problems)))  # a bad ground truth is one problem, although every pass meets it
     for request, table in zip(requests, tables, strict=True):
         wnids = find_wnids(request.mode, request.gt_dir) or ()
         ids = {wnid: class_id for class_id, wnid in enumerate(wnids, start=1)}
@@ -121,9 +121,9 @@ def _warn_of_number(request: CountRequest, masks: int, warn: Warn) -> None:
 
 
 def refuse_other_mode(gt_dir: Path, mode: Mode) -> None:
-    """Raise InputError where the folders of the ground truth are exactly another mode's classes.
+    """Raise InputError if the folders of the ground truth are exactly another mode's classes.
 
-    Where that mode's list is not on this machine, its number of folders and of masks tell it.
+    If that mode's list is not on this machine, it is recognised by its numbers of folders and masks.
     """
     folders = subfolders(gt_dir) if mode.own is None else []
     for other in MODES.values():
@@ -142,7 +142,7 @@ def refuse_other_mode(gt_dir: Path, mode: Mode) -> None:
 
 
 def warn_of_number(gt_dir: Path, masks: int, mode: Mode, warn: Warn) -> None:
-    """Warn where the ground truth is not as many masks as the official validation set has."""
+    """Warn if the number of ground truths differs from that of the official validation set."""
     if own_lists() is None and mode.validation not in (0, masks):
         others = [other.name for other in MODES.values() if other.validation == masks]
         warn(
@@ -152,7 +152,7 @@ def warn_of_number(gt_dir: Path, masks: int, mode: Mode, warn: Warn) -> None:
 
 
 def _bad_labels(request: CountRequest, table: ContingencyTable) -> list[str]:
-    """List the ground truths with a label that is no class, and predictions with one above the largest."""
+    """List ground truths with a label that is not a class, and predictions with one above the largest."""
     classes, limit = request.mode.classes, request.limit
     outside = table.ground_truth > classes
     in_ground_truth = dict(
@@ -174,7 +174,7 @@ def _bad_labels(request: CountRequest, table: ContingencyTable) -> list[str]:
 
 
 def _cure(table: ContingencyTable, images: np.ndarray, request: CountRequest) -> str:
-    """Say what to do about the predictions ``images`` with labels out of range, by what is seen of them."""
+    """Say what to do about the predictions ``images`` with labels out of range, by their likely cause."""
     labels = np.concatenate([table.prediction, table.largest_prediction])
     outside = labels[labels > request.limit.largest]
     cause = cause_of_labels(outside, labels, request.mode.classes)

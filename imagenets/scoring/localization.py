@@ -71,7 +71,7 @@ class Settings(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Scores of one image: fractions, but ``complexity`` in nats; nan where one does not exist.
+    """Scores of one image: fractions, but ``complexity`` in nats; nan if one does not exist.
 
     ``iou`` (19,) at IOU_THRESHOLDS. ``two_class`` (2, 4) int64: pixels of the intersection and union of the
     object, then of the background, with the map cut at its mean, then at Otsu's threshold.
@@ -93,14 +93,14 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Localization:
-    """Scores of a set of maps by the names of SCORES: percent (complexity in nats), nan where none has one.
+    """Scores of a set of maps by the names of SCORES: percent (complexity in nats), nan if none has one.
 
     ``iou`` (19,) is the mean IoU at each of IOU_THRESHOLDS, ``iou_best`` the largest of these: one threshold
-    for all images. ``baseline`` has the same scores of a map that knows nothing, ``centre_map``. ``images``
-    counts all images, ``target_absent`` those without their target, ``outside_crop`` those whose target the
-    crop leaves out; neither are scored. ``lacking`` counts the scored images without a score, by its name.
-    ``by_image`` has the scores of each of ``names``, None where it is not scored. ``resized`` counts the maps
-    that were interpolated, ``negative`` those that hold a value below 0.
+    for all images. ``baseline`` has the same scores for a map that ignores the image, ``centre_map``.
+    ``images`` counts all images, ``target_absent`` those without their target, ``outside_crop`` those whose
+    target lies outside the crop; neither are scored. ``lacking`` counts the scored images without a score, by
+    its name. ``by_image`` has the scores of each of ``names``, None if it is not scored. ``resized`` counts
+    the maps that were interpolated, ``negative`` those with a value below 0.
     """
 
     scores: dict[str, float]
@@ -119,7 +119,7 @@ class Localization:
 
 
 def centre_map(height: int, width: int) -> np.ndarray:
-    """Map (height, width) that knows nothing: a Gaussian in the middle, σ a quarter of each side."""
+    """Baseline map (height, width): a Gaussian in the middle, σ a quarter of each side."""
     y, x = (np.exp(-8 * ((np.arange(size) + 0.5) / size - 0.5) ** 2) for size in (height, width))
     return np.outer(y, x)
 
@@ -136,8 +136,8 @@ def score_map(
 ) -> Scores | None:
     """Score one attribution map (H, W) against its mask's labels (H, W); None if the target is absent.
 
-    With a ``geometry``, the map is square, (s, s), and brought to its place first; None too where the crop
-    leaves the target out.
+    With a ``geometry``, the map is square, (s, s), and first put in its place; also None if the target lies
+    outside the crop.
 
     Raises ValueError for a map that is neither floating point nor uint8, of another shape, or not finite.
     """
@@ -148,7 +148,8 @@ def score_map(
 def fitted_map(
     attribution: np.ndarray, shape: tuple[int, int], resize: bool, geometry: Geometry | None
 ) -> np.ndarray:
-    """Bring a map to where it is judged. Raises ValueError where it is no map for a mask of this shape."""
+    """Resize a map to the size at which it is scored. Raises ValueError if it does not fit a mask of this
+    shape."""
     attribution = plane(attribution)
     problem = map_problem(attribution) or _shape_problem(attribution.shape, shape, resize, geometry)
     if problem:
@@ -164,7 +165,7 @@ def plane(attribution: np.ndarray) -> np.ndarray:
 
 
 def map_problem(attribution: np.ndarray) -> str | None:
-    """Say why an array is no attribution map of any image; None if it is one."""
+    """Say why an array is not an attribution map; None if it is one."""
     if attribution.dtype.kind != "f" and attribution.dtype != np.uint8:
         return f"of type {attribution.dtype}; save floating point values, or uint8"
     if attribution.ndim != 2 or not attribution.size:
@@ -184,7 +185,7 @@ def _shape_problem(
     if own == shape:
         return None
     if own == shape[::-1]:
-        return f"of shape {own}, but its mask has {shape}; is it transposed?"  # to stretch it would hide that
+        return f"of shape {own}, but its mask has {shape}; is it transposed?"  # stretching it would hide that
     return None if resize else f"of shape {own}, but its mask has {shape}; resize it to its image"
 
 
@@ -226,12 +227,12 @@ def evaluate_maps(
     resize: bool = False,
     geometry: Geometry | None = None,
 ) -> Localization:
-    """Score the map of every mask ``<wnid>/<name>.png``; where it may lie: ``find_maps``.
+    """Score the map of every mask ``<wnid>/<name>.png``; for its possible places see ``find_maps``.
 
     ``pairs.predict_dir`` holds the maps; ``class_ids``: the class id of each wnid folder. ``workers`` is
     a number of processes (0: this one), ``show`` opens a progress bar. Maps of another size than their mask
-    are an error; with ``resize``, interpolated. Maps that are all of one square size need a ``geometry``:
-    how they lie on their images cannot be seen.
+    are an error; with ``resize``, interpolated. If all maps have the same square size, a ``geometry`` must
+    say how they lie on their images.
 
     Raises InputError that lists the files that cannot be used, or when a worker process dies.
     """
@@ -318,7 +319,7 @@ class _ScoreFile:
 
 
 def _refuse_one_square(folder: Path, results: Sequence[_Scored]) -> None:
-    """Raise InputError where all maps are of one square size that is not their images'."""
+    """Raise InputError if all maps have the same square size, unlike their images."""
     shapes = {result.shape for result in results}
     if len(shapes) > 1 or not any(result.other_size for result in results):
         return
@@ -364,7 +365,7 @@ def _averaged(
 class _Table:
     """Scores of images as arrays.
 
-    ``images`` (n, 10 + 19) float64: IMAGE_SCORES in their units, the IoUs in percent, nan where there is
+    ``images`` (n, 10 + 19) float64: IMAGE_SCORES in their units, the IoUs in percent, nan if there is
     none; ``two_class`` (n, 2, 4) int64.
     """
 
@@ -400,7 +401,7 @@ def _named(means: np.ndarray, two_class: np.ndarray) -> tuple[dict[str, float], 
 def localization_intervals(result: Localization, resamples: int, seed: int) -> Bootstrap:
     """Find the 95% interval of every score by resampling the images, as ``scoring.bootstrap`` does.
 
-    The best threshold is found anew in every resample.
+    The best threshold is found again in every resample.
     """
     table = _Table.of(result.by_image)
     there = ~np.isnan(table.images)
@@ -417,7 +418,7 @@ def localization_intervals(result: Localization, resamples: int, seed: int) -> B
 
 
 def localization_csv(result: Localization) -> str:
-    """Format the scores of every image as CSV, in percent (complexity in nats); nothing where it has none.
+    """Format the scores of every image as CSV, in percent (complexity in nats); nothing if it has none.
 
     ``iou_best`` is the IoU at the threshold that is best for all images. Columns average to the scores.
     """
@@ -431,12 +432,12 @@ def localization_csv(result: Localization) -> str:
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
-    """Mean that no order of the values changes; nan of nothing."""
+    """Mean that does not depend on the order of the values; nan if there are none."""
     return math.fsum(values) / len(values) if len(values) else math.nan
 
 
 def localization_json(result: Localization) -> dict[str, object]:
-    """Lay the scores out for JSON: None where there is none; ``iou`` by threshold; how maps were scored."""
+    """Lay the scores out for JSON: None if there is none; ``iou`` by threshold; how maps were scored."""
 
     def number(score: float) -> float | None:
         return None if math.isnan(score) else float(score)

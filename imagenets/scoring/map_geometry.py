@@ -1,8 +1,8 @@
 """How attribution maps of one square size lie on their images: squeezed, or of a centre crop.
 
-Classifiers look at a square. Either the whole image was squeezed into it, Resize((224, 224)), or its shorter
-side was brought to 256 pixels and the middle cut out, Resize(256) and CenterCrop(224). A map of such a crop
-that is stretched over the whole image lies beside the object, and even a perfect one scores badly.
+Classifiers see a square. Either the whole image was squeezed into it, Resize((224, 224)), or its shorter side
+was resized to 256 pixels and the centre cropped, Resize(256) and CenterCrop(224). If the map of such a crop
+is stretched over the whole image, it is misplaced, and even a perfect one scores badly.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ KINDS = ("squeeze", "center-crop", "paste")
 
 
 class Geometry(NamedTuple):
-    """What a network saw of each image, and where its map is judged.
+    """The part of each image that a network saw, and where its map is scored.
 
     - ``squeeze``: the whole image; the map is enlarged to the image's size.
-    - ``center-crop``: the middle ``crop`` x ``crop`` of the image with its shorter side brought to
-      ``resize``; the mask goes through the same, by the nearest neighbour, and is judged there.
-    - ``paste``: the same crop; the map is laid back into zeros of the resized image and enlarged to the
-      image's size. What the network did not see counts as predicted background.
+    - ``center-crop``: the central ``crop`` x ``crop`` pixels of the image with its shorter side resized to
+      ``resize``; the mask is resized (nearest neighbour) and cropped the same way.
+    - ``paste``: the same crop; the map is put back into the resized image, with zeros around it, and resized
+      to the image. Pixels that the network did not see count as predicted background.
     """
 
     kind: str
@@ -78,9 +78,10 @@ def resize_map(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def map_in_place(attribution: np.ndarray, shape: tuple[int, int], geometry: Geometry) -> np.ndarray:
-    """Bring a map (s, s) to where it is judged: (crop, crop) for ``center-crop``, else ``shape`` of the mask.
+    """Resize a map (s, s) for scoring: to (crop, crop) for ``center-crop``, else to the ``shape`` of the
+    mask.
 
-    A map of another size than the crop, a network's 7 x 7 say, is enlarged to it first, bilinearly.
+    A map of another size than the crop, such as 7 x 7, is first enlarged to it, bilinearly.
     """
     if geometry.kind == "squeeze":
         return resize_map(attribution, *shape)
@@ -95,7 +96,7 @@ def map_in_place(attribution: np.ndarray, shape: tuple[int, int], geometry: Geom
 
 
 def labels_in_place(labels: np.ndarray, geometry: Geometry | None) -> np.ndarray:
-    """Bring a mask's labels (H, W) to where maps are judged: under the crop for ``center-crop``."""
+    """Resize a mask's labels (H, W) to where maps are scored: the crop for ``center-crop``."""
     if geometry is None or geometry.kind != "center-crop":
         return labels
     height, width = resized_size(labels.shape[0], labels.shape[1], geometry.resize)
@@ -107,7 +108,7 @@ def labels_in_place(labels: np.ndarray, geometry: Geometry | None) -> np.ndarray
 
 
 def image_in_place(image: Image.Image, geometry: Geometry | None) -> Image.Image:
-    """Bring an image to where maps are judged, for a page."""
+    """Resize an image to where maps are scored, for a page."""
     if geometry is None or geometry.kind != "center-crop":
         return image
     height, width = resized_size(image.height, image.width, geometry.resize)

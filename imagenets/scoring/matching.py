@@ -18,9 +18,9 @@ from imagenets.common.errors import InputError, listed
 from imagenets.scoring.contingency import ContingencyTable
 
 METHODS = ("image", "pixel", "majority")
-MISSING = -1  # in place of the class of a cluster that a matching does not hold
+MISSING = -1  # stands for the class of a cluster that a matching does not contain
 
-# Sums of whole numbers up to here are exact in float64, the type of the assignment solver.
+# Sums of integers up to here are exact in float64, the type of the assignment solver.
 _EXACT = 2**53
 
 
@@ -30,8 +30,7 @@ class Matching:
 
     ``classes`` (K + 1,) int64 is indexed by cluster: a class 1..N, 0 for none, MISSING for a cluster that
     the matching does not hold. ``path`` is the file it was read from, ``sha256`` the digest of that file's
-    bytes; None for a matching just found. ``method``, one of METHODS, is how it was found, None where that
-    is not known.
+    bytes; None for a matching just found. ``method``, one of METHODS, is how it was found, None if unknown.
     """
 
     classes: np.ndarray
@@ -53,7 +52,7 @@ class Matching:
 
     @property
     def one_to_one(self) -> bool:
-        """Has no class more than one cluster?"""
+        """Does no class have more than one cluster?"""
         matched = self.classes[self.classes > BACKGROUND]
         return np.unique(matched).size == matched.size
 
@@ -77,7 +76,7 @@ class Matching:
         if self.clusters == clusters or (fewer and self.clusters < clusters):
             return
         if any(mode.classes == self.clusters for mode in MODES.values()):
-            cure = f"is it of mode {self.clusters}? Take that mode, or the matching of these predictions"
+            cure = f"is it of mode {self.clusters}? Use that mode, or the matching of these predictions"
         else:
             cure = (
                 f"give the matching of these predictions; if it is, match.py was given {self.clusters} "
@@ -91,7 +90,7 @@ class Matching:
     def for_table(self, table: ContingencyTable) -> np.ndarray:
         """Return ``classes``, which holds every cluster that the table's predictions use.
 
-        Raises InputError, naming the clusters and the file, where it does not.
+        Raises InputError, naming the clusters and the file, if it does not.
         """
         lacking = [f"cluster {cluster}" for cluster in self.lacking(table.prediction)]
         if lacking:
@@ -103,7 +102,7 @@ class Matching:
         return self.classes
 
     def lookup(self) -> np.ndarray:
-        """Class of every label that a mask can hold, (65,536,) int64; 0 where the matching has none."""
+        """Class of every label that a mask can hold, (65,536,) int64; 0 if the matching has none."""
         lookup = np.zeros(MAX_LABEL + 1, np.int64)
         size = min(lookup.size, self.classes.size)
         lookup[:size] = np.maximum(self.classes[:size], BACKGROUND)
@@ -118,7 +117,7 @@ def class_lookup(matching: Matching | None) -> np.ndarray:
 def read_matching(path: Path, classes: int) -> Matching:
     """Read a matching file.
 
-    Raises InputError when it is missing, no such JSON, or has classes outside 0..``classes``.
+    Raises InputError if it is missing, not such JSON, or has classes outside 0..``classes``.
     """
     try:
         content = path.read_bytes()
@@ -148,12 +147,12 @@ def parse_matching(content: bytes, classes: int, where: str) -> dict[int, int]:
         )
     matching = {int(key): value for key, value in pairs}
     if len(matching) < len(pairs):
-        raise InputError(f"{where}: a cluster stands there more than once; run match.py again")
+        raise InputError(f"{where}: a cluster is in it more than once; run match.py again")
     return matching
 
 
 class _Entries(list[tuple[str, Any]]):
-    """A JSON object as the list of its pairs, so that a key that stands twice is seen."""
+    """A JSON object as the list of its pairs, so that duplicate keys are seen."""
 
 
 def _entry_problem(key: str, value: object, classes: int) -> str | None:
@@ -203,7 +202,7 @@ class SharedWithClass:
 
 
 def shared_with_class(table: ContingencyTable, matching: Matching, classes: int) -> SharedWithClass:
-    """Hold every cluster of a matching to classes 1..``classes`` against its class.
+    """Count what every cluster of a matching to classes 1..``classes`` shares with its class.
 
     Raises ValueError as ``find_matching`` does.
     """
@@ -257,7 +256,7 @@ def overlapping_pixels(table: ContingencyTable, classes: int, clusters: int) -> 
 
 def _lexicographic(first: csr_array, second: csr_array) -> csr_array:
     """Weights whose largest one-to-one sum is the largest of ``first`` and, among those, of ``second``."""
-    # No assignment sums up to more than the largest entry of every column.
+    # The sum of an assignment is at most that of the largest entries of all columns.
     scale = int(second.max(axis=0).sum()) + 1
     if (int(first.max(axis=0).sum()) + 1) * scale > _EXACT:
         raise InputError("too many pixels to match exactly; evaluate fewer images")
@@ -266,7 +265,7 @@ def _lexicographic(first: csr_array, second: csr_array) -> csr_array:
 
 def _assign(weights: csr_array, clusters: int, classes: int) -> np.ndarray:
     """One-to-one assignment of largest total weight, (K + 1,) int64; clusters without a class get 0."""
-    # A cluster without weight is only there to be left over; as many are kept as there are classes to fill.
+    # Clusters without weight are left over; as many are kept as there are classes to fill.
     weighted = np.flatnonzero(np.diff(weights.indptr))
     spare = np.setdiff1d(np.arange(1, clusters + 1), weighted)[: max(0, classes - weighted.size)]
     candidates = np.union1d(weighted, spare)

@@ -1,8 +1,8 @@
-"""Of which masks a matching was made, and how, kept beside it: other masks it scores by chance.
+"""The masks that a matching was made from, and how: with other masks it scores by chance.
 
-``results/NAME.json`` is the benchmark's format and holds no such thing; ``results/NAME.made-of.json`` has a
-digest of every pair of masks, of what is counted of it, so that moving or copying masks changes nothing and
-a part of the images is known again.
+``results/NAME.json`` is in the benchmark's format, which has no place for this; ``results/NAME.made-of.json``
+has a digest of every pair of masks, computed from its counts, so that masks can be moved or copied, and a
+part of the images is recognised.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _FORMAT = "imagenets matching record 1"
 
 
 def record_path(path: Path) -> Path:
-    """Where the record of the matching file ``path`` lies."""
+    """Path of the record of the matching file ``path``."""
     return path.with_name(f"{path.name.removesuffix('.json')}{SUFFIX}.json")
 
 
 def write_record(path: Path, matching: Matching, table: ContingencyTable) -> None:
-    """Keep what the matching in the file ``path`` was made of."""
+    """Save what the matching in the file ``path`` was made from."""
     content = {
         "format": _FORMAT,
         "matching_sha256": hashlib.sha256(matching.text().encode()).hexdigest(),
@@ -42,7 +42,7 @@ def write_record(path: Path, matching: Matching, table: ContingencyTable) -> Non
 def made_of_others(matching: Matching, table: ContingencyTable) -> str | None:
     """Say that a matching was made of other masks than the table's; None if not, or if nothing is known.
 
-    Nothing is known without a record, or where it is of another matching or of another version's format.
+    Nothing is known without a record, or if it belongs to another matching or has another version.
     """
     record = _read_record(matching)
     if record is None:
@@ -58,14 +58,14 @@ def made_of_others(matching: Matching, table: ContingencyTable) -> str | None:
 
 
 def with_method(matching: Matching) -> Matching:
-    """Add the method by which a matching was found, where its record has it."""
+    """Add the method by which a matching was found, if its record has it."""
     record = _read_record(matching)
     method = None if record is None else record.get("method")
     return replace(matching, method=method if method in METHODS else None)
 
 
 def _read_record(matching: Matching) -> dict[str, Any] | None:
-    """Read the record of a matching's file; None without one, or where it is of another matching."""
+    """Read the record of a matching's file; None without one, or if it belongs to another matching."""
     if matching.path is None:
         return None
     try:

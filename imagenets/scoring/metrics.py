@@ -15,7 +15,7 @@ from imagenets.classes import BACKGROUND
 from imagenets.scoring.contingency import ContingencyTable
 
 SCORES = ("Acc", "mIoU", "mBIoU", "S", "MS", "ML", "L", "BS", "BMS", "BML", "BL", "FMeasure")
-# Changed with whatever alters a score of the same masks: scores of different definitions are not comparable.
+# Change it with any change of the scores: scores of different definitions are not comparable.
 SCORE_DEFINITION = 1
 BOUNDARY_SCORES = ("mBIoU", "BS", "BMS", "BML", "BL")
 
@@ -26,11 +26,11 @@ _BUCKETS = ("S", "MS", "ML", "L")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores in percent: ``scores`` by the names of SCORES, nan where one does not exist.
+    """Scores in percent: ``scores`` by the names of SCORES, nan if one does not exist.
 
     ``iou`` and ``boundary_iou`` (N + 1,) float64 are those of each label, ``pixels`` (N + 1,) int64 the
-    ground-truth pixels of each that are not ignored, ``label_images`` (N + 1,) int64 the images that hold
-    such.
+    ground-truth pixels of each that are not ignored, ``label_images`` (N + 1,) int64 the images that contain
+    them.
     """
 
     images: int
@@ -50,7 +50,7 @@ class Areas:
     both: np.ndarray
 
     def iou(self) -> np.ndarray:
-        """Return TP / (T + P - TP) in percent, 0 where the union is empty."""
+        """Return TP / (T + P - TP) in percent, 0 if the union is empty."""
         union = self.predicted + self.labelled - self.both
         result: np.ndarray = 100 * self.both / np.maximum(union, 1)
         return result
@@ -112,7 +112,7 @@ def pooled_score(name: str, areas: Areas) -> float:
     return mean(areas.iou()) if name in ("mIoU", "mBIoU") else areas.mean_iou_of_labelled()
 
 
-# What T, P or TP is the sum of: labels (R,) and pixels (R,), 0 where a row does not count.
+# What T, P or TP is the sum of: labels (R,) and pixels (R,), 0 if a row does not count.
 Term = tuple[np.ndarray, np.ndarray]
 
 
@@ -175,7 +175,7 @@ def image_fmeasure(table: ContingencyTable, predicted: np.ndarray) -> np.ndarray
     both = _sums(table.image, table.pixels * (labelled_rows & predicted_rows), images)
     precision = both / np.maximum(found, 1)
     recall = both / np.maximum(labelled, 1)
-    # Without overlap numerator is 0; the denominator must only not be.
+    # Without overlap the numerator is 0; the denominator only must not be 0.
     result: np.ndarray = 1.3 * precision * recall / np.where(both > 0, 0.3 * precision + recall, 1)
     return result
 
@@ -201,10 +201,10 @@ def _group_sums(image: np.ndarray, label: np.ndarray, pixels: np.ndarray) -> np.
 
 
 def _sums(index: np.ndarray, pixels: np.ndarray, size: int) -> np.ndarray:
-    """Add up ``pixels`` by index into (size,) int64. Exact: float64 holds whole numbers up to 2**53."""
+    """Add up ``pixels`` by index into (size,) int64. Exact: float64 holds integers up to 2**53."""
     return np.bincount(index, weights=pixels, minlength=size).astype(np.int64)
 
 
 def mean(values: np.ndarray) -> float:
-    """Mean that no order of the values changes; nan of nothing."""
+    """Mean that does not depend on the order of the values; nan if there are none."""
     return math.fsum(values.tolist()) / len(values) if len(values) else math.nan

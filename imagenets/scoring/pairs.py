@@ -1,4 +1,4 @@
-"""Which masks are compared: ground truths ``<wnid>/<name>.png`` and the predictions of the same names."""
+"""Pairs of masks: ground truths ``<wnid>/<name>.png`` and predictions of the same names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pairs:
     predict_dir: Path
 
     def fingerprint(self) -> str:
-        """Digest of what the files are: folders, names, sizes and times of both sides; no file is opened.
+        """Digest of folders, names, sizes and times of the files on both sides; no file is opened.
 
         A missing file is part of the digest too. Besides the modification time, the time of the last status
         change counts, which a copy that keeps modification times does not carry over.
@@ -49,9 +49,9 @@ def _identity(path: str) -> str:
 
 
 def find_pairs(gt_dir: Path, predict_dir: Path, names: Sequence[str] | None = None) -> Pairs:
-    """List the pairs under two folders: ``names`` where given, else every mask under ``gt_dir``.
+    """List the pairs under two folders: ``names`` if given, else every mask under ``gt_dir``.
 
-    Predictions without a ground truth are not looked at. Whether files are missing is not found here.
+    Predictions without a ground truth are ignored. Missing files are not checked here.
 
     Raises InputError for a folder that is missing, or a ``gt_dir`` without any mask.
     """
@@ -64,7 +64,7 @@ def find_pairs(gt_dir: Path, predict_dir: Path, names: Sequence[str] | None = No
 
 
 def check_predict_dir(pairs: Pairs) -> None:
-    """Raise InputError when there is no prediction of any name: another folder was meant."""
+    """Raise InputError if there is no prediction of any name: it must be the wrong folder."""
     if any((pairs.predict_dir / name).exists() for name in pairs.names):
         return
     _refuse_other_endings(pairs)
@@ -81,7 +81,7 @@ def check_predict_dir(pairs: Pairs) -> None:
 
 
 def _refuse_other_endings(pairs: Pairs) -> None:
-    """Raise InputError when predictions of these names lie there with other endings."""
+    """Raise InputError if predictions of these names have another suffix."""
     stems = {name.removesuffix(".png") for name in pairs.names}
     found = files_by_class(pairs.predict_dir)
     others = [name for name in found if name.rpartition(".")[0].removesuffix("_pred") in stems]
@@ -89,14 +89,14 @@ def _refuse_other_endings(pairs: Pairs) -> None:
         return
     first = others[0].rpartition("/")[2]
     if first.lower().endswith((".jpg", ".jpeg")):
-        cure = "JPEG changes labels, so that nothing can convert them: save the predictions as PNGs"
+        cure = "JPEG changes labels, and cannot be converted back: save the predictions as PNGs"
     elif first.lower().endswith(".png"):
         cure = "rename them to <name>.png"
     else:
         cure = "evaluation/convert_masks.py converts .npy and grayscale PNGs"
     raise InputError(
         f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths, but "
-        f"{quantity(len(others), 'file')} of another ending, such as {first}; {cure}"
+        f"{quantity(len(others), 'file')} with another suffix, such as {first}; {cure}"
     )
 
 
@@ -122,24 +122,24 @@ def stray_masks(gt_dir: Path) -> int:
 def read_names(path: Path) -> list[str]:
     """Read a list of mask names, one ``<wnid>/<name>.png`` a line; blank lines do not count.
 
-    The official lists are taken too: of two columns, the first an image, the second names the mask.
+    Official lists work too: the second of their two columns names the mask.
 
     Raises InputError when the file cannot be read as such a list, holds no name, or a name twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: no text file; give one <wnid>/<name>.png a line") from error
+        raise InputError(f"{path}: not a text file; it must have one <wnid>/<name>.png a line") from error
     numbered = [(i, _mask_of_line(line.strip())) for i, line in enumerate(lines, start=1) if line.strip()]
     problems = [f"line {i}: {name!r}" for i, name in numbered if not _is_mask_name(name)]
     if problems:
         raise InputError(f"{path}: {len(problems)} lines are not <wnid>/<name>.png:\n{listed(problems)}")
     names = [name for _, name in numbered]
     if not names:
-        raise InputError(f"{path}: no names there; give one <wnid>/<name>.png a line")
+        raise InputError(f"{path}: it is empty; it must have one <wnid>/<name>.png a line")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise InputError(f"{path}: {len(repeated)} names stand there more than once:\n{listed(repeated)}")
+        raise InputError(f"{path}: {len(repeated)} names are in it more than once:\n{listed(repeated)}")
     return names
 
 

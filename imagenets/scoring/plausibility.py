@@ -1,7 +1,7 @@
-"""Numbers that are probably not what the user meant: signs of it in the contingency table, as sentences.
+"""Warnings about scores that are probably not what the user meant, from the contingency table.
 
-A score that is computed as the benchmark says stands; a sentence beside it says why it may be another one
-than was meant. Two folders that are surely swapped are refused.
+Scores are always computed as defined; a warning says why one may not be what was meant. Two folders that are
+clearly swapped are refused.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from imagenets.common.errors import InputError
 from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.metrics import count_areas, count_boundary_areas, mean, predicted_classes
 
-_BYTE = 255  # the largest label of 8 bits, and what other tools paint ignored pixels with
-_MANY = 20  # images, from which on it is no chance that none has a label
+_BYTE = 255  # the largest 8-bit label, which other tools use for ignored pixels
+_MANY = 20  # with as many images, it is not chance that none has a label
 _FAR_MORE = 5  # times
 _WORTH_A_LINE = 5.0  # percentage points of mIoU
 _SHARE = 0.02  # of all pixels that count
@@ -36,7 +36,7 @@ def doubts(table: ContingencyTable, classes: int, matching: np.ndarray | None) -
 
 
 def prediction_doubts(table: ContingencyTable, classes: int, matching: np.ndarray | None) -> list[str]:
-    """List what of ``doubts`` lies in the predictions."""
+    """List the doubts that concern the predictions."""
     found = [
         cut_to_8_bits(table, classes if matching is None else matching.size - 1),
         painted_255(table, matching),
@@ -56,7 +56,7 @@ def absent_classes(table: ContingencyTable, classes: int) -> str | None:
 
 
 def cut_to_8_bits(table: ContingencyTable, largest: int) -> str | None:
-    """Say that predictions look cut to 8 bits: none is above 255, of many whose ground truth is.
+    """Say that predictions look cut to 8 bits: none has a label above 255, but many ground truths have.
 
     ``largest`` is the largest label that a prediction may have.
     """
@@ -67,7 +67,7 @@ def cut_to_8_bits(table: ContingencyTable, largest: int) -> str | None:
         return None
     return (
         f"no prediction has a label above {_BYTE}, but {above} of the {len(table.names)} ground truths do: "
-        "were labels cut to 8 bits (uint8) on their way? A mask holds the rest in its green channel"
+        "were labels cut to 8 bits (uint8)? A mask stores the higher bits in its green channel"
     )
 
 
@@ -83,13 +83,13 @@ def painted_255(table: ContingencyTable, matching: np.ndarray | None) -> str | N
         return None
     return (
         f"label 255 covers {100 * predicted / whole:.1f} % of the predictions' pixels, and class {label} "
-        f"{100 * labelled / whole:.1f} % of the ground truth's: 255 means ignored, or background, in other "
-        "tools (also 0 - 1 in 8 bits); here it is a label like any other, and background is 0"
+        f"{100 * labelled / whole:.1f} % of the ground truth's: in other tools 255 means ignored or "
+        "background (0 - 1 in 8 bits); here it is a label like any other, and background is 0"
     )
 
 
 def shifted_labels(table: ContingencyTable, classes: int) -> str | None:
-    """Say that labels shifted by one would score far better: classes painted as 0..N - 1, or as 2..N + 1."""
+    """Say that labels shifted by one would score far better: classes stored as 0..N - 1, or as 2..N + 1."""
     own = _mean_iou(table, predicted_classes(table, None), classes)
     labels = predicted_classes(table, None)
     up = np.minimum(labels + 1, classes)
@@ -103,7 +103,7 @@ def shifted_labels(table: ContingencyTable, classes: int) -> str | None:
     if scores[name] < own + _WORTH_A_LINE or scores[name] < 2 * own:
         return None
     return (
-        f"shifted by one ({name}) the mIoU would be {scores[name]:.2f} in place of {own:.2f}: classes are "
+        f"shifted by one ({name}) the mIoU would be {scores[name]:.2f}, not {own:.2f}: classes are "
         f"1..{classes}, and 0 is background"
     )
 
@@ -114,25 +114,25 @@ def _mean_iou(table: ContingencyTable, predicted: np.ndarray, classes: int) -> f
 
 
 def cause_of_labels(outside: np.ndarray, used: np.ndarray, classes: int) -> str | None:
-    """Say where predicted labels that are out of range come from, by what is seen of them; None if unknown.
+    """Name the likely cause of predicted labels out of range; None if unknown.
 
     ``outside`` are those out of range, ``used`` all that the predictions use.
     """
     only = set(np.unique(outside).tolist())
     if only == {_BYTE}:
         return (
-            "only 255, with which other tools mark ignored pixels; a prediction ignores none: give such "
-            "pixels a class, or 0"
+            "only 255, which other tools use for ignored pixels; a prediction cannot ignore pixels: give "
+            "such pixels a class, or 0"
         )
     if only == {classes + 1}:
         return (
-            f"only {classes + 1}, N + 1: are the labels shifted by one, or has the network one output more? "
+            f"only {classes + 1}, N + 1: are the labels shifted by one, or has the network an extra output? "
             f"Classes are 1..{classes}, and 0 is background"
         )
     foreground = used[used > BACKGROUND]
     if foreground.size and not (foreground % 256).any():
         return (
-            "all labels are multiples of 256: they stand in the green channel in place of the red one; "
+            "all labels are multiples of 256: they are in the green channel, not the red one; "
             "label = R + 256 G"
         )
     return None
@@ -141,10 +141,10 @@ def cause_of_labels(outside: np.ndarray, used: np.ndarray, classes: int) -> str 
 def refuse_swapped_folders(
     table: ContingencyTable, ids: Sequence[int], gt_dir: Path, predict_dir: Path
 ) -> None:
-    """Raise InputError where the predictions hold the class of their folder nearly everywhere, and the
+    """Raise InputError if the predictions hold the class of their folder nearly everywhere, and the
     ground truth does not: the two folders are swapped.
 
-    ``ids`` are the class ids of the images' folders, 0 where one is no class.
+    ``ids`` are the class ids of the images' folders, 0 if one is no class.
     """
     known = np.asarray(ids)
     number = int((known > BACKGROUND).sum())
@@ -163,7 +163,7 @@ def refuse_swapped_folders(
 
 
 def ground_truth_cause(outside: np.ndarray) -> str:
-    """Say where labels of the ground truth that are no class come from."""
+    """Name the likely cause of ground-truth labels that are not classes."""
     if set(np.unique(outside).tolist()) == {_BYTE}:
         return f"is 255 for ignored pixels? Here that is {IGNORE}, (232, 3, 0) as colours"
     return "is this the ground truth of another mode?"

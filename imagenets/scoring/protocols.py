@@ -1,4 +1,4 @@
-"""The benchmark's protocols, and what each asks of the matching (docs/benchmark.md, Protocols)."""
+"""The benchmark's protocols and their rules on matching (docs/benchmark.md, Protocols)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RUN_RECORDS = ("distance_matching.json", "prediction.json")
 
 
 def protocol_in(text: str) -> str | None:
-    """Find the protocol that a text names, in whatever spelling; None if it names none."""
+    """Find the protocol that a text names, in any spelling; None if it names none."""
     words = re.sub("[^a-z]+", "-", text.lower()).strip("-")
     if words == "unsupervised":
         return PROTOCOLS[0]
@@ -22,23 +22,23 @@ def protocol_in(text: str) -> str | None:
 
 
 def broken_rule(protocol: str | None, matching: Matching | None) -> str | None:
-    """Say which rule of a protocol a run breaks by its matching; None if none, or if none is known of.
+    """Say which rule of a protocol the matching of a run breaks; None if it breaks none that is known.
 
-    ``matching`` is None where predictions hold class ids.
+    ``matching`` is None if predictions hold class ids.
     """
     if protocol == "fully-unsupervised":
         rule = "the protocol fully-unsupervised matches clusters to classes one-to-one, on validation"
         if matching is None:
-            return f"{rule}; these predictions were taken for classes, without a matching"
+            return f"{rule}; these predictions were scored as classes, without a matching"
         if not matching.one_to_one or matching.method == "majority":
             return f"{rule}; this matching maps several clusters to one class (method majority)"
     if protocol in ("distance-matching", "semi-supervised") and matching is not None:
-        return f"the protocol {protocol} has no matching, for its labels are classes; these were matched"
+        return f"the protocol {protocol} has no matching: its labels are classes; these were matched"
     return None
 
 
 def sharpened(predict_dir: Path) -> str | None:
-    """Say that predictions were sharpened, where the record of the run that made them says so."""
+    """Say that predictions were sharpened, if the record of their run says so."""
     for name in _RUN_RECORDS:
         try:
             settings = json.loads((predict_dir.parent / name).read_text(encoding="utf-8"))["settings"]

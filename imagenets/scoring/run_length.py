@@ -1,13 +1,13 @@
-"""Masks as runs of equal labels, compiled: the arithmetic of the one pass over a pair of masks.
+"""Masks as runs of equal labels, compiled: the arithmetic of the pass over a pair of masks.
 
-A mask of H rows and W columns is held as ``Runs``, row after row: ``starts`` (n,) int32, the column where
-each run begins, ``codes`` (n,) int32, what it holds, and ``first`` (H + 1,) int32, where each row's runs
-begin in the other two. Every row ends with a sentinel run that starts at W, so that a run's end is always
-the next run's start. Masks have few runs a row, which makes all that follows cheap: only one loop touches
-every pixel, and is written so that the compiler turns it into vector instructions. What is done for every
-run or every row avoids branches that a processor mispredicts: they would dominate the time.
+A mask of H rows and W columns is stored as ``Runs``, row after row: ``starts`` (n,) int32, the column where
+each run begins, ``codes`` (n,) int32, its label, and ``first`` (H + 1,) int32, the index of each row's first
+run in the other two. Every row ends with a sentinel run that starts at W, so that a run's end is always
+the next run's start. Masks have few runs per row, so everything after this is cheap: only one loop touches
+every pixel, and the compiler can vectorise it. Work per run or row avoids branches that a processor
+mispredicts, which would dominate the time.
 
-Labels are replaced by their place in the mask's ``palette`` (k,) int32, in order of appearance, so that an
+Labels are replaced by their index in the mask's ``palette`` (k,) int32, in order of appearance, so that an
 image with three classes is counted in a 3-row table whatever N is.
 
 Boundary IoU is in three files: how wide a boundary is, ``imagenets/masks.py``; which pixels lie on one, here
@@ -44,7 +44,7 @@ class Runs(NamedTuple):
 
 
 def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:  # noqa: ANN401
-    """Compile ahead of use, and keep the machine code on disk where numba finds a writable place for it."""
+    """Compile ahead of use, and keep the machine code on disk if numba finds a writable folder."""
 
     def compile_(function: Callable[..., Any]) -> Any:  # noqa: ANN401
         try:

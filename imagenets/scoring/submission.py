@@ -2,7 +2,7 @@
 
 Every prediction is decoded before it is packed, and the bytes that were decoded are the bytes packed. PNGs
 are compressed already, so they are stored as they are; with a fixed order, date and permissions the same
-input gives the same archive to the last byte.
+input makes the same archive, byte for byte.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ METHOD_LINES = (
     "Method description",
 )
 
-# Predictions that a worker hands over at once.
+# Predictions that a worker sends at once.
 CHUNK = 16
 
 _IMAGE_NAME = re.compile(r"n\d{8}/[^/]+\.JPEG")
@@ -58,7 +58,7 @@ _PERMISSIONS = 0o100644 << 16  # a file, rw-r--r--, where a ZIP keeps them
 class ExpectedPredictions:
     """What a submission must hold: ``names`` (``<wnid>/<name>.png``, sorted), one for each test image.
 
-    ``image_dir`` is the folder of the test images, ``others`` are files there that are no test images.
+    ``image_dir`` is the folder of the test images, ``others`` are other files there.
     """
 
     names: tuple[str, ...]
@@ -67,7 +67,7 @@ class ExpectedPredictions:
 
 
 def find_test_predictions(save_dir: Path, mode: str) -> ExpectedPredictions:
-    """List the predictions that the test images of a prepared set call for; images are not opened.
+    """List the predictions that the test images of a prepared set need; images are not opened.
 
     Raises InputError when there are no test images in ``<save_dir>/ImageNetS<mode>/test``.
     """
@@ -85,7 +85,7 @@ def find_test_predictions(save_dir: Path, mode: str) -> ExpectedPredictions:
 
 
 def number_of_test_images(mode: str) -> int | None:
-    """How many test images there are: officially, or by the user's own lists; None if those do not say."""
+    """Number of test images: the official one, or that of the user's own lists; None if unknown."""
     if own_lists() is None:
         return MODES[mode].test
     wnids = categories_at_hand(mode)
@@ -142,7 +142,7 @@ class ArchiveSource:
         return f"{self.path}: {name}"
 
     def read(self, name: str) -> bytes:
-        """Read an entry, its checksum held; InputError when it cannot be read."""
+        """Read an entry and check its checksum; InputError if it cannot be read."""
         archive = self.archive()
         info = archive.getinfo(name)
         if info.flag_bits & 1:
@@ -157,19 +157,21 @@ class ArchiveSource:
             raise InputError(f"is damaged in the archive ({error}); pack it again") from error
 
     def archive(self) -> zipfile.ZipFile:
-        """Open the archive, once in each process: forked ones would share one place in the file."""
+        """Open the archive once in each process: forked ones would share one file position."""
         if self._archive is None or self._archive[0] != os.getpid():
             try:
                 self._archive = (os.getpid(), zipfile.ZipFile(self.path))
             except BROKEN_ZIP as error:
                 if isinstance(error, OSError) and error.filename:
                     raise
-                raise InputError(f"{self.path}: no whole ZIP archive ({error}); pack it again") from error
+                raise InputError(
+                    f"{self.path}: not a complete ZIP archive ({error}); pack it again"
+                ) from error
         return self._archive[1]
 
 
 class Checked(NamedTuple):
-    """One prediction looked at: its bytes (none where bad), what is wrong, and its image if unreadable."""
+    """One checked prediction: its bytes (none if bad), what is wrong, and its image if unreadable."""
 
     content: bytes
     problem: str | None
@@ -228,7 +230,7 @@ def _compare_size(image_path: Path, height: int, width: int) -> tuple[str | None
                 image_width, image_height = image.size
                 if (height, width) in mask_sizes(image):
                     return None, None
-    except FileNotFoundError:  # or a dangling link
+    except FileNotFoundError:  # or a broken link
         return None, f"{image_path}: no such file"
     except (OSError, Image.DecompressionBombError) as error:
         return None, f"{image_path}: {error}"
@@ -239,7 +241,7 @@ def _compare_size(image_path: Path, height: int, width: int) -> tuple[str | None
 
 
 class Packed(NamedTuple):
-    """What came of packing or checking: predictions, and test images that could not be opened."""
+    """Result of packing or checking: predictions, and test images that could not be opened."""
 
     predictions: int
     unreadable_images: list[str]
@@ -280,7 +282,7 @@ def write_submission(
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     info = zipfile.ZipInfo(name, _DATE)
-    info.create_system = 3  # Unix, on whatever system this runs
+    info.create_system = 3  # Unix, on any system
     info.external_attr = _PERMISSIONS
     archive.writestr(info, content, zipfile.ZIP_STORED)
 
@@ -291,7 +293,7 @@ def _collect(chunk: Iterable[Checked], problems: list[str], unreadable: list[str
 
 
 def submission_matching(matching: Matching, clusters: int) -> bytes:
-    """Format a matching as a submission's match.json; InputError when it lacks one of 0..``clusters``."""
+    """Format a matching as match.json of a submission; InputError if it lacks one of 0..``clusters``."""
     _refuse_incomplete(matching, clusters, str(matching.path))
     return matching.text().encode()
 
@@ -309,7 +311,7 @@ def _refuse_incomplete(matching: Matching, clusters: int, where: str) -> None:
 def method_value(text: str) -> str:
     """Strip a value of method.txt; ValueError when it is not one line of text that UTF-8 can hold."""
     if len(text.splitlines()) != 1 or not text.strip():
-        raise ValueError(f"{text!r} is not one line of text (write - where there is none)")
+        raise ValueError(f"{text!r} is not one line of text (write - for none)")
     text.encode()  # raises a ValueError of its own
     return text.strip()
 
@@ -341,9 +343,9 @@ def check_submission(
     workers: int,
     show: Show = no_bar,
 ) -> ArchiveReport:
-    """Hold an archive against the rules: names, checksums, every mask, match.json and method.txt.
+    """Check an archive: names, checksums, every mask, match.json and method.txt.
 
-    ``clusters`` is the number of clusters where match.json maps another number than the mode has classes.
+    ``clusters`` is the number of clusters in match.json, if it is not the number of classes.
     With ``expected``, there must be one prediction for each test image, of its size, and no other.
 
     Raises InputError that lists what is wrong.
@@ -361,7 +363,7 @@ def check_submission(
         hint = "give the number of clusters"
     elif clusters:
         problems.append(f"no {MATCHING}, without which predictions hold class ids, not clusters")
-        hint = "a number of clusters goes with a matching"
+        hint = "a number of clusters needs a matching"
     else:
         hint = f"cluster ids need a matching: pack it as {MATCHING}"
     image_dir = None
@@ -387,7 +389,7 @@ def _check_names(source: ArchiveSource, expected: ExpectedPredictions | None) ->
     names = [info.filename for info in source.archive().infolist() if not info.is_dir()]
     predictions = {name for name in names if _PREDICTION_NAME.fullmatch(name)}
     problems = [
-        f"{name}: no part of a submission, which holds <wnid>/<name>.png, {MATCHING} and {METHOD} only"
+        f"{name}: not part of a submission, which holds <wnid>/<name>.png, {MATCHING} and {METHOD} only"
         for name in sorted(set(names) - predictions - {MATCHING, METHOD})
     ]
     duplicates = sorted(name for name, count in Counter(names).items() if count > 1)

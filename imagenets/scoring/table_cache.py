@@ -1,4 +1,4 @@
-"""Contingency tables on disk, so that masks are decoded once: whole and unaltered, or built again."""
+"""Contingency tables on disk, so that masks are decoded once; damaged ones are built again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from imagenets.scoring.contingency import (
 )
 from imagenets.scoring.pairs import Pairs
 
-# Part of every cache file; to be changed with whatever alters what a table holds.
+# Part of every cache file; change it with any change of a table's content.
 _FORMAT = "imagenets contingency table 1"
 _OWN_FILE = re.compile(r"[0-9a-f]{24}\.table|\.[0-9a-f]{16}\.tmp")
 _MOST_SECONDS, _TEMPORARY_SECONDS = 90 * 86_400, 86_400
@@ -31,7 +31,7 @@ _LARGEST_TYPE = np.dtype("int32")
 
 
 def cache_path(folder: Path, pairs: Pairs) -> Path:
-    """Where the table of these folders and names is cached: one file each, replaced when the masks change."""
+    """Path of the cached table of these folders and names: one file, replaced when the masks change."""
     key = "\0".join([str(pairs.gt_dir.resolve()), str(pairs.predict_dir.resolve()), *pairs.names])
     return folder / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:24]}.table"
 
@@ -76,7 +76,7 @@ def cached_table(
     show: Show = no_bar,
     warn: Warn = no_warning,
 ) -> tuple[ContingencyTable, list[str]]:
-    """Return the pairs' contingency table, from the cache in ``folder`` or by the one pass over the masks.
+    """Return the contingency table of pairs, from the cache in ``folder`` or by the pass over the masks.
 
     Without a folder nothing is read or written there. Returns, like ``count_pairs``, one message for every
     file that cannot be used; such a table is not cached. ``warn`` is called when the cache cannot be
@@ -105,7 +105,7 @@ def cached_table(
 def prune(folder: Path) -> None:
     """Remove tables that were not used for 90 days, then the longest unused, until the rest is within 2 GiB.
 
-    So go temporary files that a killed run left. Nothing else in the folder is touched.
+    Temporary files of killed runs are removed, too. Nothing else in the folder is touched.
     """
     now = time.time()
     tables = []
