@@ -94,9 +94,14 @@ def test_a_step_of_fine_tuning_waits_for_a_scaled_loss_alone(
         for part in range(2)
     ]
     with fake_cuda(monkeypatch) as moved:
-        monkeypatch.setattr(run, "on_device", lambda network, device: moved(network))
-        job = run._job(request, values, network, ALONE, precision, Validation(None, 50, 0), plan)
-        assert waits_of_steps(job, plan, shares, precision) == [READ[precision]] * 2
+        moved(network)
+        training = object.__new__(run._Run)  # without the files that a run reads first
+        training.request, training.values, training.plan = request, values, plan
+        training.network = training.joined = network
+        training.processes, training.precision = ALONE, precision
+        training.validation = Validation(None, 50, 0)
+        training.normalised = run.Normalisation(IMAGENET_MEAN, IMAGENET_STD, CUDA)
+        assert waits_of_steps(training.job(), plan, shares, precision) == [READ[precision]] * 2
         assert all(weight.grad is not None for weight in network.parameters())
 
 
@@ -107,24 +112,23 @@ def test_a_step_of_pass_waits_for_a_scaled_loss_alone(attention, precision, monk
     recipe = (attention_recipe if attention else pretraining_recipe)("small", "50")
     kind = AttentionNetwork if attention else PassNetwork
     network = kind(make_backbone("timm/test_resnet"), HeadSizes(16, 12)).train()
-    request = runs.PassRequest("50", "small", tmp_path, [], tmp_path, 0, precision)
-    plan = Plan(64, 32, recipe.epochs, 0, False)
+    request = runs.PassRequest("50", "small", tmp_path, ["a.JPEG"] * 64, tmp_path, 0, precision)
     crops = zeros(4, 2, 3, 64, 64)
     tensors = (zeros(4, 2, 5, dtype=torch.float32), crops)
     if not attention:
         tensors += (zeros(4, 2, 3, 32, 32),)
     shares = [(StepIndex(1, 0, 0, 30), Share(tensors, np.arange(4)))]
     with fake_cuda(monkeypatch) as moved:
-        moved(network)
-        queue = FeatureQueue(8, 4, DIMENSIONS, CUDA)
+        monkeypatch.setattr(runs, "on_device", lambda network, device: moved(network))
+        training = runs._Run(request, recipe, "timm/test_resnet", network, ALONE, print)
+        queue = training.queue = FeatureQueue(8, 4, DIMENSIONS, CUDA)
         queue.rows = [8, 8]
-        watch = steps.CollapseWatch(12, ALONE, print)
         if attention:
-            step = steps.AttentionStep(network, network, queue, watch, precision)
+            step = steps.AttentionStep(network, network, queue, training.watch, precision)
         else:
-            step = steps.PretrainingStep(network, network, recipe, queue, watch, precision)
-        job = runs._job(request, recipe, plan, step, "timm/test_resnet")
-        assert waits_of_steps(job, plan, shares, precision) == [READ[precision]]
+            step = steps.PretrainingStep(network, network, recipe, queue, training.watch, precision)
+        job = training._job(step)
+        assert waits_of_steps(job, training.plan, shares, precision) == [READ[precision]]
         assert queue.features.device == CUDA and queue.features.dtype == torch.float32
 
 
