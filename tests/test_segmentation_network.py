@@ -188,6 +188,8 @@ def test_another_backbone_gets_a_convolution(pictures):
     [
         ("test_resnet", {"layer2": 48, "layer3": 192}),
         ("torchvision/resnet18", {"layer2": 128, "layer3": 256}),
+        ("test_efficientnet", {"blocks.2": 32, "blocks.3": 48}),
+        ("test_mambaout", {}),  # its channels come last
         ("test_vit", {}),
     ],
 )
@@ -222,8 +224,10 @@ def test_self_training_gives_a_picture_the_label_of_its_object(pictures):
         outlines = network.outlines(maps)[0, 0]
         shares = functional.adaptive_avg_pool2d(outlines.sigmoid()[None], last.shape[2:])[0]
         scores = network.head(maps[2])[0]
-        label = int((scores * shares).sum((1, 2)).argmax()) + 1
-    assert logits.shape == (8, 12, 17)
+        of_object = (scores * shares).sum((1, 2)) / shares.sum()
+    label = int(of_object.argmax()) + 1
+    expected = outlines + (of_object - of_object.max())[:, None, None]
+    assert torch.allclose(logits, torch.cat([torch.zeros(1, 12, 17), expected]), atol=1e-5)
     assert 0 < int((outlines > 0).sum()) < outlines.numel()
     assert torch.equal(logits.argmax(0), label * (outlines > 0))
 

@@ -20,7 +20,7 @@ def finer_layers(backbone: Backbone) -> dict[str, int]:
     """Name the layers whose maps are finer than the last one, finest first, with their channels.
 
     Those of a ResNet's stages or of timm's ``feature_info``, with 8 pixels or more between places; none of
-    networks whose maps all have one size, and of those that are not known to either.
+    networks whose maps all have one size, or their channels last, and of those that are not known to either.
     """
     network = backbone.network
     known = [layer["module"] for layer in getattr(network, "feature_info", ()) if isinstance(layer, Mapping)]
