@@ -311,6 +311,9 @@ def test_a_guess_is_above_otsus_threshold_once_the_map_is_enlarged():
     assert torch.equal(found[0][clear], (large > threshold)[clear])
     assert found.dtype == torch.bool and found[1].all(), "without contrast everything"
     assert above_threshold(torch.tensor([[[0.3]]]), (3, 4)).all(), "as of a map of one place"
+    # The threshold is 0.5; halving the width takes the means of 0 and 1, and of 1 and 1.
+    halved = above_threshold(torch.tensor([[[0.0, 1, 1, 1]]]), (1, 2))
+    assert halved.tolist() == [[[False, True]]], "the threshold itself is not above"
 
 
 def test_pictures_are_taken_back_to_8_bits():

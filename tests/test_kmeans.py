@@ -394,13 +394,15 @@ def noted(monkeypatch, name, method):
 
 def test_what_k_means_is_asked_for(tmp_path, monkeypatch):
     """Lloyd's on the first images; then five times all of them, in the files' order, from its centres."""
+    assert clustering.LLOYD_IMAGES == 100_000
     monkeypatch.setattr(clustering, "LLOYD_IMAGES", 250)
     threads = []
     limits = clustering.threadpool_limits
     monkeypatch.setattr(clustering, "threadpool_limits", lambda count: threads.append(count) or limits(count))
     lloyd, batches = noted(monkeypatch, "KMeans", "fit"), noted(monkeypatch, "MiniBatchKMeans", "partial_fit")
     points = blobs(330)[0]
-    found = clustering.fit_centres(saved(points, tmp_path), 4, 3, seed=8)
+    chunks = saved(points, tmp_path)
+    found = clustering.fit_centres(chunks, 4, 3, seed=8)
     points = points.astype(np.float16).astype(np.float32)
     ((settings, rows),) = lloyd
     assert [settings[name] for name in ("n_clusters", "n_init", "random_state")] == [4, 3, 8]
@@ -412,6 +414,9 @@ def test_what_k_means_is_asked_for(tmp_path, monkeypatch):
     assert [settings[name] for name in ("n_clusters", "n_init", "random_state")] == [4, 1, 8]
     assert settings["init"].shape == found.shape == (4, 5)
     assert threads == [1]
+    monkeypatch.setattr(clustering, "LLOYD_IMAGES", 330)
+    clustering.fit_centres(chunks, 4, 3, seed=8)
+    assert len(lloyd) == 2 and len(batches) == 20, "no mini-batches where Lloyd's has all images"
 
 
 def test_as_many_images_as_clusters_are_enough(tmp_path):
@@ -492,6 +497,18 @@ def test_scores_of_several_runs_are_their_mean_and_deviation(tmp_path):
     assert found["mIoU"][0] == pytest.approx(mean * 3 / 51)
 
 
+def test_scores_are_of_the_matching_by_images(tmp_path):
+    """Only cluster 60 occurs: on class 1 in two pictures, a pixel each, on class 2 in one, eight pixels."""
+    for number, (label, pixels) in enumerate(((1, 1), (1, 1), (2, 8))):
+        labels = np.zeros((2, 10), int)
+        labels[1, :pixels] = label
+        write_mask(tmp_path / f"truth/n0/{number}.png", labels)
+        write_mask(tmp_path / f"run/n0/{number}.png", 60 * (labels > 0))
+    found = clustering.matched_scores(tmp_path / "truth", [tmp_path / "run"] * 2, MODES["50"], 60)
+    assert found["Acc"] == (pytest.approx(100 * 2 / 3), 0)
+    assert found["mIoU of occurring classes"] == (pytest.approx(100 * (1 + 2 / 10 + 0) / 3), 0)
+
+
 class Asked:
     """What methods/kmeans.py asks of the library, in place of which nothing is done."""
 
@@ -553,10 +570,15 @@ def test_what_the_command_line_names_reaches_the_library(prepared, tmp_path, mon
 
 def test_what_a_short_command_line_stands_for(prepared, tmp_path, monkeypatch, capsys):
     asked, output = Asked(monkeypatch), tmp_path / "out"
-    call(
-        *(monkeypatch, kmeans, "--save-dir", prepared[0], "--mode", "50", "--output-dir", output),
-        *("--features-dir", tmp_path / "kept"),
-    )
+    masks = prepared[0] / "ImageNetS50/validation-segmentation"
+    masks.mkdir()
+    try:
+        call(
+            *(monkeypatch, kmeans, "--save-dir", prepared[0], "--mode", "50", "--output-dir", output),
+            *("--features-dir", tmp_path / "kept"),
+        )
+    finally:
+        masks.rmdir()
     assert asked.of("fit_centres") == [(["chunk"], 50, 10, 0)]
     ((_, train, store, _, _),) = asked.of("store_features")
     assert store == tmp_path / "kept" and len(train.names) == 48
@@ -564,6 +586,22 @@ def test_what_a_short_command_line_stands_for(prepared, tmp_path, monkeypatch, c
     ((_, images, targets, _, _, limits),) = asked.of("write_clusters")
     assert limits is None and images.names == shuffled(list_images(prepared[0] / "ImageNetS50/validation"))
     assert targets[0].is_relative_to(output / "validation")
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_several_seeds_have_no_scores_without_masks_of_validation(prepared, tmp_path, monkeypatch, split):
+    asked = Asked(monkeypatch)
+    call(monkeypatch, kmeans, *options(prepared[0], tmp_path / "out", "--seeds", 2, "--splits", split))
+    assert len(asked.of("fit_centres")) == 2 and asked.of("matched_scores") == []
+
+
+def test_centres_that_are_there_are_kept(prepared, tmp_path, monkeypatch):
+    """Also where features are needed again, for the farthest images."""
+    asked = Asked(monkeypatch)
+    for _ in range(2):
+        more = ("--leave-out", 0.25, "--splits", "train")
+        call(monkeypatch, kmeans, *options(prepared[0], tmp_path / "out", *more))
+    assert len(asked.of("radii")) == 2 and len(asked.of("fit_centres")) == 1
 
 
 def test_trivial_predictions(finished, tmp_path, monkeypatch):
