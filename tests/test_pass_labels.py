@@ -195,6 +195,9 @@ def test_features_that_do_not_fit_are_clustered_in_batches(tmp_path, monkeypatch
     settings = noted.settings[1]
     assert (settings["n_clusters"], settings["n_init"], settings["random_state"]) == (5, 1, 4)
     assert settings["init"].shape == (5, 8)
+    noted.rows.clear()
+    fit_centroids(mapped, 5, restarts=1, memory=4 * 8 * 2000)
+    assert [len(rows) for rows in noted.rows] == [2000], "what just fits is clustered at once"
 
 
 def test_blocks_are_joined_in_their_order(monkeypatch):

@@ -488,9 +488,23 @@ def test_published_settings():
             epochs=20, batch=256, large=two, queue=3840, lr=rates[mode], final_lr=0.0006, weight_decay=1e-6,
             colours=Colours(0.8, 0.2, 0.2, 2.0), seed=10010,
         )  # fmt: skip
-        assert pretraining_recipe("small", mode).backbone == "timm/test_resnet"
-        assert attention_recipe("small", mode).epochs == 4
     assert pretraining_recipe("pass", "my own") == fifty
     assert attention_recipe("pass", "my own") == attention_recipe("pass", "50")
     assert as_settings(hundreds)["small"] is None
     assert (str(fifty.large), str(fifty.small)) == ("2 x 224 of 0.14..1", "6 x 96 of 0.05..0.14")
+
+
+def test_small_settings():
+    """docs/pass.md, Settings, for 576 pictures: batches of 32, the queue six of them, frozen for an epoch."""
+    common = {
+        "batch": 32, "queue": 6 * 32, "final_lr": 0.0006, "weight_decay": 1e-6,
+        "colours": Colours(strength=0.8, hue=0.02, grey=0, blur=1.0), "seed": 10010,
+    }  # fmt: skip
+    for mode in ("50", "300", "919", "my own"):
+        assert pretraining_recipe("small", mode) == Pretraining(
+            backbone="timm/test_resnet", epochs=3, large=CropSettings(2, 64, (0.08, 0.3)), small=None,
+            hidden=128, prototypes=50, queue_from=1, frozen_steps=18, lr=2.0, weights=(1, 1), **common,
+        )  # fmt: skip
+        assert attention_recipe("small", mode) == Attention(
+            epochs=4, large=CropSettings(2, 96, (0.2, 1)), lr=6.0, **common
+        )
