@@ -681,3 +681,16 @@ def test_a_file_of_another_resolution_is_interpolated_from_its_own_grid(tmp_path
         pictures = torch.randn(1, 3, *size)
         with torch.inference_mode():
             same(backbone(pictures).flatten(2).mT, reference.forward_features(pictures)[:, 1:])
+
+
+def test_positions_that_timm_would_resize_are_the_files_own(tmp_path):
+    row = Row("", "eva02_base_patch16_clip_224", eva02, "bicubic", CLIP)
+    weights = dict(lively(timms(row)).state_dict())
+    weights["pos_embed"] = torch.randn(1, 1 + 10**2, D)
+    backbone, _ = loaded(row, weights, tmp_path)
+    assert torch.equal(backbone.network.pos_embed, weights["pos_embed"])
+
+
+def test_mocos_small_vit_has_12_heads():
+    network = make_backbone("vit_small_patch16_mocov3", options={"depth": 1}).network
+    assert network.blocks[0].attn.num_heads == 12

@@ -12,7 +12,7 @@ pytest.importorskip("timm")
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.families import family_of
-from imagenets.learning.networks.layouts import candidates
+from imagenets.learning.networks.layouts import _dinov2, candidates
 from imagenets.learning.networks.transformers_names import vit_to_timm
 from imagenets.learning.networks.wrappers import first_choice, is_ema, of_branch, without_wrappers
 
@@ -61,6 +61,8 @@ def test_a_moving_average_is_a_word_of_a_name():
         ("vit_base_patch16_224", "DINO", False),
         ("deit3_small_patch16_224", "MAE, DeiT", False),
         ("vit_small_patch14_dinov2", "DINOv2", False),
+        ("vit_base_patch14_franca", "Franca", False),
+        ("vit_small_patch16_mocov3", "MoCo v3", False),
         ("vit_small_patch14_reg4_dinov2", "DINOv2 with registers", False),
         ("beit_base_patch16_224", "BEiT", True),
         ("beitv2_large_patch16_224", "BEiT", True),
@@ -103,6 +105,17 @@ def test_tokens_keep_their_names_and_get_their_dimensions():
     }
 
 
+def test_the_class_tokens_position_is_added_to_it_where_there_is_one():
+    names = {"register_tokens": torch.ones(1, 4, 1), "cls_token": torch.full((1, 1, 1), 2.0)}
+    rows = torch.arange(10.0).view(1, 10, 1) + 5
+    found = _dinov2(names | {"pos_embed": rows}, True)
+    assert found["cls_token"].item() == 7 and torch.equal(found["pos_embed"], rows[:, 1:])
+    assert torch.equal(found["reg_token"], names["register_tokens"])
+    of_timm = names | {"pos_embed": rows[:, 1:]}
+    assert _dinov2(of_timm, True) == of_timm, "the table has no row for it"
+    assert _dinov2(names | {"pos_embed": rows}, False) == names | {"pos_embed": rows}
+
+
 class Network(nn.Module):
     """A network that is known by the names of its tensors."""
 
@@ -115,8 +128,8 @@ def test_a_renamed_tensor_does_not_replace_one_that_is_there():
     backbone = SimpleNamespace(network=Network(), is_resnet=False)
     first = next(candidates({"norm.weight": ONE, "fc_norm.weight": TWO}, backbone, {"norm.weight"}))
     assert first.tensors == {"norm.weight": ONE, "fc_norm.weight": TWO}
-    first = next(candidates({"fc_norm.weight": TWO}, backbone, {"norm.weight"}))
-    assert first.tensors == {"norm.weight": TWO}
+    first = next(candidates({"fc_norm.weight": ONE, "fc_norm.bias": TWO}, backbone, {"norm.weight"}))
+    assert first.tensors == {"norm.weight": ONE, "norm.bias": TWO}
 
 
 def test_the_prefix_is_that_of_most_names():
