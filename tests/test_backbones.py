@@ -62,6 +62,13 @@ def test_folded_batch_norms_change_nothing_but_rounding(name, folded):
     assert (after - before).abs().max() <= 1e-5 * before.abs().max()
 
 
+def test_batch_norms_of_other_networks_stay():
+    """There a norm that is named behind a convolution need not be the one that takes its output."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    fold_batch_norms(network)
+    assert type(network[1]) is nn.BatchNorm2d
+
+
 def test_output_stride_16_is_torchvisions_dilation():
     plain = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True]).eval()
     backbone = make_backbone("resnet50", output_stride=16)
@@ -180,6 +187,22 @@ def test_attention_biases_are_those_of_the_file(name, tmp_path):
         assert (backbone(x) - found).abs().max() > 1e-2 * found.abs().max()
 
 
+def test_a_norm_behind_the_average_of_tokens_is_one_of_each_token():
+    torch.manual_seed(0)
+    options = {"depth": 1, "embed_dim": 64, "num_heads": 2}
+    own = timm.create_model("beit_base_patch16_224", num_classes=0, **options).eval()
+    for values in own.fc_norm.parameters():
+        nn.init.normal_(values)
+    backbone = make_backbone("beit_base_patch16_224", options=options)
+    backbone.network.load_state_dict(
+        {name.replace("fc_norm.", "norm."): value for name, value in own.state_dict().items()}
+    )
+    x = picture(224, 224)
+    with torch.inference_mode():
+        expected = own.fc_norm(own.forward_features(x)[:, 1:])
+        torch.testing.assert_close(backbone(x).flatten(2).mT, expected)
+
+
 def test_one_property_says_what_a_resnet_is():
     """legacy_seresnet18 has a layer4, but its stem is another: fine-tuned as any network, not for PASS."""
     assert all(make_backbone(name).is_resnet for name in ("resnet18", "timm/test_resnet", "seresnet18"))
@@ -206,8 +229,8 @@ def test_position_embeddings_of_another_resolution_keep_the_class_token():
 def test_drop_path_is_the_networks_own():
     network = make_backbone("vit_tiny_patch16_224", drop_path=0.1).network
     assert network.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
-    of_torchvision = make_backbone("torchvision/convnext_tiny", drop_path=0.1).network
-    assert of_torchvision.features[-1][-1].stochastic_depth.p == pytest.approx(0.1)
+    of_torchvision = make_backbone("torchvision/convnext_tiny", drop_path=0.3).network
+    assert of_torchvision.features[-1][-1].stochastic_depth.p == pytest.approx(0.3)
     with pytest.raises(InputError, match="drop path"):
         make_backbone("resnet18", drop_path=0.1)
 
