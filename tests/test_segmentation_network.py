@@ -196,6 +196,7 @@ def test_another_backbone_gets_a_convolution(pictures):
 def test_self_training_learns_a_head_on_a_network_that_stays_as_it_is(name, finer, pictures):
     network = network_of(name, SELF).train()
     assert network.finer == finer
+    assert not any(of.requires_grad for of in network.backbone.parameters())
     before = {key: value.clone() for key, value in network.backbone.state_dict().items()}
     optimiser = torch.optim.SGD([of for of in network.parameters() if of.requires_grad], lr=1)
     masks = torch.randint(0, 8, (1, 224, 224), dtype=torch.int16)
