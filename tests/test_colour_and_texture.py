@@ -73,11 +73,12 @@ def slow_gradients(grey, mask):
         (y, x)
         for y, x in itertools.product(range(2, 62), range(2, 62))
         if inside[y - 2 : y + 3, x - 2 : x + 3].all()
-    ]
+    ] or list(inside_of(inside))
     spread = np.std([crop[place] for place in kept], dtype=np.float64)
     directions, strengths = np.zeros(8), np.zeros(8)
+    padded = np.pad(crop, 1, mode="reflect").astype(float)
     for y, x in kept:
-        around = crop[y - 1 : y + 2, x - 1 : x + 2].astype(float)
+        around = padded[y : y + 3, x : x + 3]
         along_x = (around[:, 2] - around[:, 0]) @ (1, 2, 1)
         along_y = (around[2] - around[0]) @ (1, 2, 1)
         strength = math.hypot(along_x, along_y) / (spread + 8)
@@ -88,12 +89,15 @@ def slow_gradients(grey, mask):
     return np.concatenate((directions[first:], directions[:first])), strengths
 
 
-def test_features_are_those_of_loops():
+@pytest.mark.parametrize(("thin", "quarters"), [(False, 0), (False, 1), (True, 0)])
+def test_features_are_those_of_loops(thin, quarters):
+    """Of an ellipse, also turned, so that another direction is the most frequent, and of a thin band."""
     rng = np.random.default_rng(0)
     image = cv2.resize(rng.integers(0, 256, (7, 9, 3)).astype(np.uint8), (70, 52))
     image = np.clip(image + rng.normal(0, 9, image.shape), 0, 255).astype(np.uint8)
     y, x = np.indices(image.shape[:2])
-    mask = ((y - 24) / 20) ** 2 + ((x - 40) / 26) ** 2 < 1
+    mask = np.abs(y - 0.7 * x) < 1 if thin else ((y - 24) / 20) ** 2 + ((x - 40) / 26) ** 2 < 1
+    image, mask = (np.ascontiguousarray(np.rot90(of_both, quarters)) for of_both in (image, mask))
     lab, grey = cv2.cvtColor(image, cv2.COLOR_RGB2LAB), cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     texture = [*(slow_patterns(grey, mask, scale) for scale in (1, 2, 4)), *slow_gradients(grey, mask)]
     weighted = [(1, slow_chroma(lab, mask)), (0.5, slow_lightness(lab, mask))]
