@@ -94,6 +94,13 @@ def test_the_bilateral_solver_is_the_dense_one():
     np.testing.assert_allclose(found, slow, atol=1e-5)
 
 
+def test_rows_of_cells_end_at_the_pictures_edge():
+    """In a picture of one colour, the last cell of a row is no neighbour of the next row's first."""
+    image, guess = np.full((40, 57, 3), 90, np.uint8), np.zeros((40, 57), bool)
+    guess[:8, 40:] = True
+    np.testing.assert_allclose(solve(image, guess), solved_slowly(image, guess), atol=1e-5)
+
+
 def scene(side=96):
     """A ground of noise with a blob of another colour off the middle, and where the blob is."""
     random = np.random.default_rng(0)
