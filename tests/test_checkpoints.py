@@ -106,6 +106,10 @@ def resnet_forms(network):
         "lightly": {
             "state_dict": prefixed(wrong(numbered), "backbone_momentum.") | prefixed(numbered, "backbone.")
         },
+        "spark": {
+            "module": prefixed(body, "sparse_encoder.sp_cnn.") | {"mask_tokens.0": torch.zeros(1, 512, 1, 1)},
+            "config": {"input_size": 224},
+        },
         "lightning": {
             "state_dict": prefixed(body, "model.backbone."),
             "pytorch-lightning_version": "2.1.0",
@@ -371,6 +375,130 @@ def test_weights_that_no_network_has_are_refused_and_named(resnet, tmp_path):
         with pytest.raises(InputError, match=rf"x.pth: 1 of 100 tensors {message}.*layer1.0.conv1.weight"):
             loads(with_first(change), tmp_path)
     loads({name: value.half() for name, value in resnet.state_dict().items()}, tmp_path)
+
+
+def transformers_folder(folder, change=dict, suffix="safetensors"):
+    """A small ViT as transformers saves it, its tensors changed, in a folder; gives the file of weights."""
+    weights = small_vit()
+    theirs = {}
+    for name, value in weights.items():
+        name = name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")
+        name = name.replace("cls_token", "embeddings.cls_token").replace("blocks.", "encoder.layer.")
+        name = name.replace("pos_embed", "embeddings.position_embeddings").replace(
+            ".norm1", ".layernorm_before"
+        )
+        name = name.replace(".norm2", ".layernorm_after").replace(".mlp.fc1", ".intermediate.dense")
+        name = name.replace(".mlp.fc2", ".output.dense").replace(".attn.proj", ".attention.output.dense")
+        name = re.sub("^norm", "layernorm", name)
+        letters = ("query", "key", "value") if "attn.qkv" in name else ("",)
+        for letter, part in zip(letters, value.chunk(len(letters)), strict=True):
+            theirs[name.replace("attn.qkv", f"attention.attention.{letter}")] = part.clone()
+    path = folder / f"model.{suffix}"
+    torch.save(change(theirs), path) if suffix == "bin" else save_file(change(theirs), path)
+    return path
+
+
+def with_key(change):
+    """Change the weight of the keys of one block; None takes it away."""
+    name = "encoder.layer.1.attention.attention.key.weight"
+
+    def changed(tensors):
+        value = change(tensors[name])
+        rest = {key: tensor for key, tensor in tensors.items() if key != name}
+        return rest if value is None else rest | {name: value}
+
+    return changed
+
+
+def without_bias_of(letter):
+    return lambda tensors: {
+        name: value for name, value in tensors.items() if not name.endswith(f"{letter}.bias")
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_key(torch.zeros_like), r"1 of 30 tensors are zero throughout in queries, keys.*1\.attn\.qkv"),
+        (with_key(lambda key: key.to(torch.int8)), r"1 of 30 tensors are int8.*1\.attn\.qkv\.weight"),
+        (with_key(lambda key: key.to("meta")), r"1 of 30 tensors have no values.*1\.attn\.qkv\.weight"),
+        (
+            with_key(lambda key: None),
+            r"missing \(blocks\.1\.attn\.qkv\.weight\); nearest .*blocks\.1\.attn\.[qv]",
+        ),
+        (without_bias_of("query"), r"2 of 30 tensors are missing .*4 too many \(blocks\.0\.attn\.k\.bias"),
+        (without_bias_of("value"), r"2 of 30 tensors are missing .*4 too many \(blocks\.0\.attn\.q\.bias"),
+    ],
+    ids=["zero key", "int8 key", "meta key", "no key", "no biases of q", "no biases of v"],
+)
+def test_a_fault_in_queries_keys_or_values_survives_their_joining(change, message, tmp_path):
+    path = transformers_folder(tmp_path, change, "bin")
+    with pytest.raises(InputError, match=message):
+        load_backbone(make_backbone("vit_small_patch16_224", options=SMALL), path)
+
+
+def test_a_missing_bias_of_keys_changes_no_feature(tmp_path):
+    backbones = [make_backbone("vit_small_patch16_224", options=SMALL) for _ in range(2)]
+    load_backbone(backbones[0], transformers_folder(tmp_path))
+    load_backbone(backbones[1], transformers_folder(tmp_path, without_bias_of("key"), "bin"))
+    pictures = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(*(backbone(pictures) for backbone in backbones))
+
+
+def test_norms_and_positions_of_zero_and_a_network_of_another_width_are_named(tmp_path):
+    zeros = {"norm.weight": torch.zeros(96), "pos_embed": torch.zeros(1, 197, 96)}
+    with pytest.raises(InputError, match=r"2 of 30 tensors are zero throughout.*\(pos_embed, norm\.weight\)"):
+        loads(small_vit() | zeros, tmp_path, "vit_small_patch16_224", **SMALL)
+    path = transformers_folder(tmp_path)
+    with pytest.raises(
+        InputError, match=r": 30 of another shape \(cls_token is \(1, 1, 96\), not \(1, 1, 32\)"
+    ):
+        load_backbone(
+            make_backbone("vit_small_patch16_224", options=SMALL | {"embed_dim": 32, "num_heads": 1}), path
+        )
+
+
+def test_a_folders_own_mean_and_std_are_said_where_they_differ(tmp_path):
+    path = transformers_folder(tmp_path)
+    stated = tmp_path / "preprocessor_config.json"
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    for content, said in (
+        (
+            half,
+            "has mean 0.500 0.500 0.500, std 0.500 0.500 0.500; with these: --backbone vit_small_patch16_",
+        ),
+        ({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}, None),
+        ({"do_resize": True}, None),
+        ([], None),
+    ):
+        stated.write_text(json.dumps(content))
+        line = load_backbone(make_backbone("vit_small_patch16_224", options=SMALL), path)
+        assert (said in line) if said else "preprocessor_config" not in line
+    stated.write_text("{")
+    with pytest.raises(InputError, match=r"preprocessor_config\.json: no JSON"):
+        load_backbone(make_backbone("vit_small_patch16_224", options=SMALL), path)
+
+
+def test_what_is_no_file_of_weights_is_said_to_be_what_it_is(tmp_path):
+    (tmp_path / "model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "model-00001-of-00002.safetensors").write_bytes(b"")
+    optimiser = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    (tmp_path / optimiser).write_bytes(b"")
+    for name, message in (
+        ("model.bin", "a pointer of Git LFS.*git lfs pull"),
+        ("shards", r"a folder with shards \(model-00001.*without their index"),
+        (optimiser, "ZeRO-3.*zero_to_fp32.py"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_checkpoint(tmp_path / name)
+    (tmp_path / "mp_rank_00_model_states.pt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"DeepSpeed's optimiser; name .*mp_rank_00_model_states\.pt"):
+        read_checkpoint(tmp_path / optimiser)
+    adapter = {"base_model.model.encoder.layer.0.attention.attention.query.lora_A.weight": torch.ones(8, 96)}
+    with pytest.raises(InputError, match="it looks like a LoRA adapter"):
+        loads(adapter, tmp_path, "vit_small_patch16_224", **SMALL)
 
 
 def test_parts_of_tensors_and_other_forms_are_refused_with_the_command_that_converts(resnet, tmp_path):

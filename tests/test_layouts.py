@@ -255,6 +255,49 @@ def hf_dinov2_memory(weights):
     return found
 
 
+def hf_mae(weights):
+    decoder = {"mask_token": torch.ones(1, 1, 64), "decoder_embed.weight": torch.ones(64, D)}
+    layer = {
+        "attention.attention.query.weight": torch.ones(64, 64),
+        "layernorm_before.weight": torch.ones(64),
+    }
+    decoder |= joined(layer, "decoder_layers.0.")
+    return joined(renamed(split_qkv(weights, QKV), VIT_FILE), "vit.") | joined(decoder, "decoder.")
+
+
+# --- BEiT and data2vec
+
+
+def beit_pretrained(weights):
+    """One table of relative positions for all blocks, and the norm of the tokens."""
+    table = "relative_position_bias_table"
+    apart = {name: value for name, value in weights.items() if table not in name}
+    shared = {f"rel_pos_bias.{table}": weights[f"blocks.0.attn.{table}"], "mask_token": torch.ones(1, 1, D)}
+    shared["rel_pos_bias.relative_position_index"] = torch.ones(197, 197).long()
+    return {"model": renamed(apart, [("^fc_norm", "norm")]) | shared | {"lm_head.bias": torch.ones(9)}}
+
+
+def hf_beit(weights, prefix="beit."):
+    inside = "attention.attention."
+    rules = [
+        ("^fc_norm", "pooler.layernorm"),
+        (r"attn\.q_bias", f"{inside}query.bias"),
+        (r"attn\.v_bias", f"{inside}value.bias"),
+        (r"attn\.(relative_position_bias)", rf"{inside}\1.\1"),
+        ("gamma_", "lambda_"),
+        *VIT_FILE,
+    ]
+    return joined(renamed(split_qkv(weights, QKV), rules), prefix) | {"classifier.bias": torch.ones(5)}
+
+
+BEITS = {
+    "fine-tuned": lambda w: {"model": w | {"head.bias": torch.ones(9)}},
+    "pre-trained": beit_pretrained,
+    "HF": hf_beit,
+    "HF data2vec": partial(hf_beit, prefix="data2vec_vision."),
+}
+
+
 # --- DINOv3
 
 
@@ -286,6 +329,12 @@ def dinov3(weights, biases=0.0):
     if "blocks.0.mlp.w1.weight" in theirs:
         theirs = renamed(theirs, [(r"mlp\.fc2", "mlp.w3")])
     return theirs | {"mask_token": torch.ones(1, 128), "rope_embed.periods": torch.ones(16).bfloat16()}
+
+
+def dinov3_7b(weights):
+    """No biases of queries, keys and values, and a norm for the class tokens of small crops."""
+    theirs = {name: value for name, value in dinov3(weights).items() if ".qkv.bias" not in name}
+    return theirs | {f"local_cls_norm.{part}": torch.ones(128) for part in ("weight", "bias")}
 
 
 def hf_dinov3(weights, layer="layer."):
@@ -470,6 +519,14 @@ def hf_convnext(weights, model=""):
     return theirs
 
 
+def spark(weights):
+    decoder = {
+        "dense_decoder.dec.0.up_sample.weight": torch.ones(2),
+        "mask_tokens.0": torch.ones(1, 32, 1, 1),
+    }
+    return {"module": joined(facebooks(weights), "sparse_encoder.sp_cnn.") | decoder, "is_pretrain": True}
+
+
 class Row(NamedTuple):
     family: str
     network: str
@@ -480,7 +537,6 @@ class Row(NamedTuple):
     said: str = ""  # in the line
 
 
-GIANT_OPTIONS = VIT
 VITS = [
     Row("DINO", "vit_small_patch16_224", dict, "dino", said="tokens left out: 1"),
     Row(
@@ -511,6 +567,9 @@ VITS = [
     Row("MoCo v3 S", "vit_small_patch16_mocov3", moco_v3, "bicubic", options=VIT | {"num_heads": 12}),
     Row("MSN", "vit_small_patch16_224", target, "bicubic", said="under target_encoder.module"),
     Row("I-JEPA", "vit_huge_patch14_gap_224", target, "bicubic"),
+    Row("I-JEPA giant", "vit_giant_patch16_gap_224", target, "bicubic"),
+    Row("I-JEPA huge 448", "vit_huge_patch16_gap_448", target, "bicubic"),
+    Row("HF MAE", "vit_base_patch16_224", hf_mae, "bicubic"),
     Row("HF ViT", "vit_base_patch16_224", hf_vit, "bicubic"),
     Row("HF classifier", "vit_base_patch16_224", partial(hf_vit, prefix="vit."), "bicubic"),
     Row("HF ViT in memory", "vit_base_patch16_224", hf_vit_memory, "bicubic"),
@@ -557,6 +616,14 @@ WHOLE = [
     Row("DINOv3", "vit_small_patch16_dinov3", dinov3, options=HEADS_OF_64, said="tokens left out: 5"),
     Row("DINOv3 qkvb", "vit_small_patch16_dinov3_qkvb", dinov3, options=HEADS_OF_64),
     Row("DINOv3 plus", "vit_small_plus_patch16_dinov3", dinov3, options=HEADS_OF_64),
+    Row("DINOv3 7B", "vit_7b_patch16_dinov3", dinov3_7b, options=HEADS_OF_64),
+    Row(
+        "DINOv3 7B satellite",
+        "vit_7b_patch16_dinov3.sat493m",
+        dinov3_7b,
+        mean=(0.430, 0.411, 0.296),
+        options=HEADS_OF_64,
+    ),
     Row("HF DINOv3", "vit_small_patch16_dinov3", hf_dinov3, options=HEADS_OF_64),
     Row("HF DINOv3 qkvb", "vit_small_patch16_dinov3_qkvb", hf_dinov3, options=HEADS_OF_64),
     Row(
@@ -575,6 +642,7 @@ WHOLE = [
         options=CONVNEXT,
     ),
     Row("DINOv3 ConvNeXt of timm", "convnext_tiny.dinov3_lvd1689m", dict, options=CONVNEXT),
+    Row("SparK", "convnext_tiny", spark, options=CONVNEXT),
     Row("ConvNeXt V2", "convnextv2_tiny", facebooks, options=CONVNEXT),
 ]
 
@@ -608,9 +676,14 @@ def same(found, expected):
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def sizes(patch, native):
+# One of each rule, for which a square picture of another size is tried as well.
+SQUARES = ("DINO", "MAE", "DINOv2 reg", "C-RADIO", "PE core")
+
+
+def sizes(row, patch, native):
     other = 16 * patch
-    return [(native, native), (other, other), (other, 21 * patch)]
+    square = [(other, other)] if row.family in SQUARES else []
+    return [(native, native), *square, (other, 21 * patch)]
 
 
 @pytest.mark.parametrize("row", VITS, ids=[row.family for row in VITS])
@@ -625,7 +698,7 @@ def test_a_vit_gives_the_features_of_its_authors(row, tmp_path):
     covered = 0 if network.no_embed_class else network.num_prefix_tokens
     patch = network.patch_embed.patch_size[0]
     native = 14 * patch if row.rule == "radio" else patch * network.patch_embed.grid_size[0]
-    for size in sizes(patch, native):
+    for size in sizes(row, patch, native):
         grid = (size[0] // patch, size[1] // patch)
         reference = timms(row, img_size=size)
         positions = slow_positions(weights["pos_embed"], covered, grid, size, row.rule)
@@ -645,7 +718,7 @@ def test_other_networks_give_the_features_of_their_authors(row, tmp_path):
     backbone, line = loaded(row, weights, tmp_path)
     assert row.said in line
     assert backbone.mean == pytest.approx(row.mean)
-    for size in ((256, 256), (224, 224), (256, 352)):
+    for size in ((224, 224), (256, 352)):
         pictures = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
             expected = network.forward_features(pictures)
@@ -656,6 +729,50 @@ def test_other_networks_give_the_features_of_their_authors(row, tmp_path):
                 found = found.flatten(2).mT
                 expected = expected[:, expected.shape[1] - found.shape[1] :]
             same(found, expected)
+
+
+@pytest.mark.parametrize("form", BEITS)
+def test_beits_files_give_the_features_of_timms_beit(form, tmp_path):
+    """BEiT takes one size; the norm behind the average of the tokens is that of each token."""
+    row = Row("", "beit_base_patch16_224", BEITS[form])
+    network = lively(timms(row))
+    if form == "pre-trained":
+        for block in network.blocks:
+            block.attn.relative_position_bias_table = network.blocks[0].attn.relative_position_bias_table
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    backbone, _ = loaded(row, weights, tmp_path)
+    assert backbone.mean == HALF and backbone.fixed_size == (224, 224)
+    pictures = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        expected = network.fc_norm(network.forward_features(pictures)[:, 1:])
+        same(backbone(pictures).flatten(2).mT, expected)
+    with pytest.raises(InputError, match=r"too many .*it looks like BEiT or data2vec: beit_base_patch16_224"):
+        loaded(row._replace(network="vit_base_patch16_224"), weights, tmp_path)
+
+
+def test_a_satellites_file_under_the_plain_name_is_refused(tmp_path):
+    """All tensors fit, but mean and std are others; the folder of transformers has the sign in its name."""
+    row = Row("", "vit_7b_patch16_dinov3", dinov3_7b, options=HEADS_OF_64)
+    weights = lively(timms(row)).state_dict()
+    folder = tmp_path / "dinov3-vit7b16-pretrain-sat493m"
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"satellite images.*fits is vit_7b_patch16_dinov3\.sat493m$"):
+        loaded(row, weights, folder)
+
+
+def test_all_sizes_of_franca_have_the_mlp_of_dinov2s_giant():
+    for size in ("base", "large", "giant"):
+        weights = make_backbone(f"vit_{size}_patch14_franca", options=VIT).network.state_dict()
+        assert weights["blocks.0.mlp.fc1.weight"].shape == (512, D)
+        assert weights["blocks.0.mlp.fc2.weight"].shape == (D, 256)
+
+
+def test_parts_of_a_sparse_convnext_v2_are_refused_by_name(tmp_path):
+    row = Row(
+        "", "convnextv2_tiny", lambda _: {"model": {"encoder.stages.0.0.dwconv.kernel": torch.ones(49, 16)}}
+    )
+    with pytest.raises(InputError, match=r"the sparse training of ConvNeXt V2 \(FCMAE\)"):
+        loaded(row._replace(options=CONVNEXT), {}, tmp_path)
 
 
 def test_biases_that_a_network_has_no_place_for_are_refused_unless_zero(tmp_path):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ from imagenets.learning.networks.families import OWN_MODELS, PLAIN, Family, fami
 from imagenets.learning.networks.last_maps import SIDE, Maps, Read
 from imagenets.learning.networks.position_embeddings import DINO, RULE_OF, RULES
 
+_SHOWN = 3  # names like one that is unknown
 # Both libraries have these names, for different layouts of weights; ConvNeXt's own files are timm's.
 _TIMM_FIRST = ("convnext_",)
 
@@ -212,14 +214,17 @@ def make_backbone(
     Raises InputError when there is no such network, or it cannot do what is asked.
     """
     library, _, bare = name.rpartition("/")
+    if library not in ("", *_LIBRARIES):
+        raise InputError(
+            f"backbone {name}: before the / stands torchvision or timm; a model of Hugging Face has timm's "
+            f"name here{_near(bare, _names_of_timm())}"
+        )
     options = {**({"drop_path_rate": drop_path} if drop_path else {}), **(options or {})}
     wanted = [library] if library else ["torchvision", "timm"]
     if not library and bare.startswith(_TIMM_FIRST):
         wanted.reverse()
     known: list[str] = []
     for candidate in wanted:
-        if candidate not in _LIBRARIES:
-            raise InputError(f"backbone {name}: before the / stands torchvision or timm")
         built = _LIBRARIES[candidate](bare, options, known)
         if built is not None:
             if output_stride is not None:
@@ -231,9 +236,27 @@ def make_backbone(
         raise InputError(
             "backbones need torchvision or timm, and neither is installed: bash setup.sh methods"
         )
-    near = difflib.get_close_matches(bare, sorted(set(known)))
-    hint = f"; near: {', '.join(near)}" if near else ""
-    raise InputError(f"backbone {name}: neither torchvision nor timm as installed has this model{hint}")
+    raise InputError(
+        f"backbone {name}: neither torchvision nor timm as installed has this model{_near(bare, known)}"
+    )
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    """Hint at names with all the words of this one (dinov2-small), else at those of like spelling."""
+    words = set(re.split(r"[-_]", name.lower()))
+    with_all = sorted(
+        (each for each in set(known) if words <= set(each.split("_"))), key=lambda e: (len(e), e)
+    )
+    near = with_all[:_SHOWN] or difflib.get_close_matches(name.lower(), sorted(set(known)))
+    return f"; near: {', '.join(near)}" if near else ""
+
+
+def _names_of_timm() -> list[str]:
+    try:
+        import timm
+    except ImportError:
+        return []
+    return [*timm.list_models(), *OWN_MODELS]
 
 
 def _from_torchvision(name: str, options: Mapping[str, Any], known: list[str]) -> _Built | None:
@@ -275,7 +298,7 @@ def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Buil
         return None
     built_as, own = OWN_MODELS.get(name, (name, {}))
     if not timm.is_model(built_as):
-        known += [*timm.list_models(), *OWN_MODELS]
+        known += _names_of_timm()
         return None
     family = family_of(name.partition(".")[0])
     asked = {**family.options, **_with_layers(own), **options}

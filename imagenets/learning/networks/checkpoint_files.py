@@ -30,6 +30,7 @@ _INDEX = ".index.json"
 _SHARD = re.compile(r"^(?P<stem>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)$")
 _FLAT = re.compile(r"(^|\.)_?flat_param(_\d+)?$")
 _SHARDED = re.compile(r"\bShardedTensor\b|\bDTensor\b")
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _SHOWN = 3
 
 
@@ -83,6 +84,9 @@ def read_checkpoint(path: Path | str, branch: str | None = None) -> Checkpoint:
     if path.name == ".metadata" or path.suffix == ".distcp":
         raise _distributed_checkpoint(path.parent)
     _refuse_shard(path)
+    _refuse_pointer(path)
+    if path.name.endswith("optim_states.pt"):
+        raise _optimiser_of_deepspeed(path)
     return replace(_read_file(path), branch=branch)
 
 
@@ -157,6 +161,9 @@ def _folder(path: Path) -> InputError:
     there = next(iter(indices + files), None)
     if there is not None:
         return InputError(f"{path}: a folder; name {there}")
+    shard = next((file.name for file in sorted(path.iterdir()) if _SHARD.match(file.name)), None)
+    if shard is not None:
+        return InputError(f"{path}: a folder with shards ({shard}) but without their index (*{_INDEX})")
     return InputError(f"{path}: a folder; name a file of weights, of a run here {path / 'last.pth'}")
 
 
@@ -172,6 +179,21 @@ def _zero3(folder: Path) -> InputError:
         f"{folder}: DeepSpeed's ZeRO-3, whose weights lie in parts; make one file of them by the script that "
         "DeepSpeed put into the run's folder: python zero_to_fp32.py . weights.pth"
     )
+
+
+def _optimiser_of_deepspeed(path: Path) -> InputError:
+    """Say where DeepSpeed has the weights: beside its optimiser's state or, with ZeRO-3, within it."""
+    weights = path.with_name("mp_rank_00_model_states.pt")
+    if weights.exists():
+        return InputError(f"{path}: the state of DeepSpeed's optimiser; name {weights}")
+    return _zero3(path)
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Refuse what Git leaves in place of a large file that was not fetched."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise InputError(f"{path}: a pointer of Git LFS, not the file itself; fetch it with git lfs pull")
 
 
 def _refuse_torchscript(path: Path) -> None:

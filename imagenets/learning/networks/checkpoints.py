@@ -22,6 +22,8 @@ from imagenets.learning.networks.checkpoint_files import RANDOM, Checkpoint, Ten
 from imagenets.learning.networks.families import PLAIN
 from imagenets.learning.networks.layouts import Candidate, candidates, settled_biases
 from imagenets.learning.networks.position_embeddings import RULE_OF, RULES, on_a_square, resized
+from imagenets.learning.networks.preprocessor_config import remark
+from imagenets.learning.networks.usable_values import refuse_unusable
 from imagenets.learning.networks.wrappers import first_choice, is_ema
 
 _POSITIONS = ("pos_embed", "encoder.pos_embedding")
@@ -43,6 +45,7 @@ _SIGNS = (
     (r"\btransformer\.resblocks\.", "CLIP or PE: vit_base_patch16_clip_224, vit_pe_core_base_patch16_224 …"),
     (r"\bvision_model\.", "CLIP or SigLIP: vit_base_patch16_clip_224 …, vit_base_patch16_siglip_224 …"),
     (r"\brelative_position_bias", "BEiT or data2vec: beit_base_patch16_224, beitv2_base_patch16_224 …"),
+    (r"\blora_[AB]\b", "a LoRA adapter, no network: merge both first (merge_and_unload of peft)"),
     (r"\.kernel$", "the sparse training of ConvNeXt V2 (FCMAE), which is not read: take a dense file"),
 )  # fmt: skip
 
@@ -83,7 +86,7 @@ def load_checkpoint(backbone: Backbone, checkpoint: Checkpoint, *, own_grid: boo
     network = backbone.network
     wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_DERIVED)}
     best = _best_fit(
-        [_fit(backbone, wanted, candidate) for candidate in candidates(tensors, backbone, wanted)]
+        [_fit(backbone, wanted, candidate) for candidate in candidates(tensors, backbone, wanted)], wanted
     )
     _refuse_lookalikes(backbone, best, path)
     problem = best.problem(wanted)
@@ -92,7 +95,7 @@ def load_checkpoint(backbone: Backbone, checkpoint: Checkpoint, *, own_grid: boo
             f"{path}: not the weights of a {backbone.name}: {problem}; {_hint(tensors)}"
             f"{checkpoint.left_out_line}"
         )
-    _refuse_unusable(path, best.found, wanted)
+    refuse_unusable(path, best.found, wanted)
     derived = {
         name: best.beside.pop(name)
         for name, like in network.state_dict().items()
@@ -101,7 +104,8 @@ def load_checkpoint(backbone: Backbone, checkpoint: Checkpoint, *, own_grid: boo
     _set_positions(backbone, best.found, own_grid)
     network.load_state_dict(best.found | derived, strict=False)
     backbone.positions = _position_rule(backbone, best, checkpoint, tensors)
-    return f"{backbone.name}: {best.line(path.name)}; {backbone.about}{checkpoint.left_out_line}"
+    line = f"{backbone.name}: {best.line(path.name)}; {backbone.about}{checkpoint.left_out_line}"
+    return line + remark(backbone, path)
 
 
 @dataclass(frozen=True)
@@ -168,10 +172,13 @@ def _fit(backbone: Backbone, wanted: Tensors, candidate: Candidate) -> _Fit:
     return _Fit(candidate.layout, candidate.prefix, found, beside, candidate.elsewhere)
 
 
-def _best_fit(fits: list[_Fit]) -> _Fit:
-    """The fit that finds most; of several prefixes the first choice, of several layouts the first."""
-    most = max(len(fit.found) for fit in fits)
-    equals = [fit for fit in fits if len(fit.found) == most]
+def _best_fit(fits: list[_Fit], wanted: Tensors) -> _Fit:
+    """The fit that finds most tensors; of equals, the one with most of the network's names.
+
+    Of several prefixes the first choice, of several layouts the first.
+    """
+    scores = [(len(fit.found), len(fit.beside.keys() & wanted.keys())) for fit in fits]
+    equals = [fit for fit, score in zip(fits, scores, strict=True) if score == max(scores)]
     prefixes = list(dict.fromkeys(fit.prefix for fit in equals))
     chosen = first_choice(prefixes)
     best = next(fit for fit in equals if fit.prefix == chosen)
@@ -256,7 +263,11 @@ def _refuse_lookalikes(backbone: Backbone, best: _Fit, path: Path) -> None:
             f"{path}: MoCo v3's ViT-S has 12 heads, those of {backbone.name} are fewer; the backbone that "
             "fits is vit_small_patch16_mocov3"
         )
-    if "sat493m" in path.name and "dinov3" in backbone.name and "sat493m" not in backbone.name:
+    if (
+        any("sat493m" in part for part in path.parts[-2:])
+        and "dinov3" in backbone.name
+        and "sat493m" not in backbone.name
+    ):
         raise InputError(
             f"{path}: DINOv3 of satellite images, which has a mean and std of its own; the backbone that "
             f"fits is {backbone.name}.sat493m"
@@ -281,27 +292,3 @@ def _hint(tensors: Tensors) -> str:
         if any(re.search(pattern, name) for name in tensors):
             return f"it looks like {whose}"
     return "name the backbone that it was trained as"
-
-
-def _refuse_unusable(path: Path, found: Tensors, wanted: Tensors) -> None:
-    """Refuse weights that no network has. Raises InputError, naming them."""
-    floats = {name: value for name, value in found.items() if wanted[name].is_floating_point()}
-    faults: dict[str, list[str]] = {}
-    for name, value in floats.items():
-        if fault := _fault(name, value):
-            faults.setdefault(fault, []).append(name)
-    for fault, names in faults.items():
-        raise InputError(f"{path}: {len(names)} of {len(floats)} tensors {fault} ({some(names)})")
-
-
-def _fault(name: str, value: torch.Tensor) -> str | None:
-    if value.is_meta:
-        return "have no values (device meta): save the weights after they were loaded"
-    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        kind = str(value.dtype).removeprefix("torch.")
-        return f"are {kind}, without their scale: take a file that is not quantised"
-    if not torch.isfinite(value).all():
-        return "are not finite: the training failed, or the file is damaged"
-    if name.endswith("weight") and value.ndim > 1 and not value.any():
-        return "are zero throughout: the weights were not saved"
-    return None

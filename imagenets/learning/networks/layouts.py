@@ -17,6 +17,7 @@ import torch
 
 from imagenets.learning.networks.backbones import Backbone
 from imagenets.learning.networks.transformers_names import ANCHORS, convnext_to_timm, vit_to_timm
+from imagenets.learning.networks.usable_values import like_the_worst
 
 Tensors = dict[str, torch.Tensor]
 Convert = Callable[[Tensors, Any], Tensors]
@@ -120,6 +121,7 @@ def _spellings(tensors: Tensors, backbone: Backbone, registers: bool) -> Iterato
         yield "Facebook's ConvNeXt", _grn(_renamed(tensors, _convnext))
     if hasattr(network, "blocks"):
         yield "DINOv2, DeiT III", _dinov2(_renamed(tensors, _dinov2_block), registers)
+        yield "BEiT", _shared_bias(tensors)
 
 
 def _prefixes(tensors: Tensors, wanted: Collection[str]) -> list[str]:
@@ -211,6 +213,17 @@ def _grn(tensors: Tensors) -> Tensors:
     return {name: tensor.flatten() if ".mlp.grn." in name else tensor for name, tensor in tensors.items()}
 
 
+def _shared_bias(tensors: Tensors) -> Tensors:
+    """BEiT's pre-training: one table of relative positions for all blocks; timm has it in each block."""
+    copied = dict(tensors)
+    for name in tensors:
+        found = re.match(r"(.*?)(blocks\.\d+\.attn\.)qkv\.weight$", name)
+        shared = tensors.get(f"{found[1]}rel_pos_bias.relative_position_bias_table") if found else None
+        if found and shared is not None:
+            copied[f"{found[1]}{found[2]}relative_position_bias_table"] = shared
+    return copied
+
+
 def _dinov2_block(name: str) -> str:
     """Name of a tensor in a block.
 
@@ -235,6 +248,7 @@ def _dinov2(tensors: Tensors, registers: bool) -> Tensors:
         if int((theirs.shape[1] - 1) ** 0.5) ** 2 != theirs.shape[1] - 1:  # it has no row for the class token
             continue
         changed[f"{prefix}reg_token"] = changed.pop(name)
-        changed[token] = tensors[token] + theirs[:, :1]
+        first = like_the_worst([tensors[token], theirs[:, :1]])
+        changed[token] = first[0] + first[1]
         changed[positions] = theirs[:, 1:]
     return changed

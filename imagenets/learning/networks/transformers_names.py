@@ -11,6 +11,8 @@ from collections.abc import Collection
 
 import torch
 
+from imagenets.learning.networks.usable_values import like_the_worst
+
 Tensors = dict[str, torch.Tensor]
 
 # Names of patch embeddings that stand in no other library's files, by model.
@@ -32,6 +34,8 @@ _IN_BLOCK = (
     (r"(?:layernorm_before|layer_norm1|rms_norm1)", "norm1"),
     (r"(?:layernorm_after|layer_norm2|rms_norm2)", "norm2"),
     (r"layer_scale([12])\.lambda1", r"ls\1.gamma"),  # DINOv2, DINOv3
+    (r"lambda_([12])", r"gamma_\1"),  # BEiT, data2vec
+    (r"attention\.attention\.relative_position_bias\.", "attn."),
     (r"intermediate\.dense", "mlp.fc1"),
     (r"output\.dense", "mlp.fc2"),
     (r"mlp\.weights_in", "mlp.fc1"),  # DINOv2 giant
@@ -46,7 +50,7 @@ _OUTSIDE = (
     (r"embeddings\.patch_embed(?:dings\.projection|dings|ding)?\.", "patch_embed.proj."),
     (r"embeddings\.rms_norm\.", "patch_embed.norm."),
     (r"pre_layrnorm\.", "norm_pre."),
-    (r"(?:layernorm|layer_norm|post_layernorm|rms_norm)\.", "norm."),
+    (r"(?:layernorm|layer_norm|post_layernorm|rms_norm|pooler\.layernorm)\.", "norm."),  # the pooler's: BEiT
 )  # fmt: skip
 _CONVNEXT = (
     (r"(?:model\.)?stages\.0\.downsample_layers\.", "stem."),
@@ -101,7 +105,7 @@ def _renamed(name: str, rules: tuple[tuple[str, str], ...], *, all_rules: bool =
 
 
 def _joined(tensors: Tensors) -> Tensors:
-    """Join q, k and v, in this order; a bias that is missing (DINOv3's of k) is 0."""
+    """Join q, k and v, in this order. A missing bias of k (DINOv3's) is 0: it moves no softmax."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
     joined: Tensors = {}
     for name, tensor in tensors.items():
@@ -112,10 +116,13 @@ def _joined(tensors: Tensors) -> Tensors:
             whole = f"{found[1]}qkv.{found[3]}"
             parts.setdefault(whole, {})[_LETTERS.get(found[2], found[2])] = tensor
     for whole, given in parts.items():
-        like = torch.zeros_like(next(iter(given.values())))
-        if whole.endswith(".weight") and len(given) < 3:
-            continue  # is reported as missing
-        joined[whole] = torch.cat([given.get(letter, like) for letter in "qkv"])
+        if whole.endswith(".bias") and given.keys() == {"q", "v"}:
+            given["k"] = torch.zeros_like(given["q"])
+        if len(given) < 3:  # the rest is reported under its own names
+            stem, _, kind = whole.rpartition("qkv.")
+            joined |= {f"{stem}{letter}.{kind}": tensor for letter, tensor in given.items()}
+        else:
+            joined[whole] = torch.cat(like_the_worst(given[letter] for letter in "qkv"))
     return joined
 
 
@@ -135,7 +142,7 @@ def _with_gates(tensors: Tensors, wanted: Collection[str]) -> Tensors:
         elif f"{mlp}fc1_g.{kind}" in wanted:
             named[f"{mlp}fc1_g.{kind}"], named[f"{mlp}fc1_x.{kind}"] = gate, up
         else:
-            named[f"{mlp}fc1.{kind}"] = torch.cat([gate, up])
+            named[f"{mlp}fc1.{kind}"] = torch.cat(like_the_worst([gate, up]))
     return named
 
 
