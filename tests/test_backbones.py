@@ -240,6 +240,9 @@ def test_unknown_names_are_told_with_near_ones():
         make_backbone("resnet17")
     with pytest.raises(InputError, match="before the / stands"):
         make_backbone("keras/resnet18")
-    for name in ("dinov2-small", "facebook/dinov2-small"):
-        with pytest.raises(InputError, match=rf"{name}: .*near: vit_small_patch14_dinov2, "):
+    for name, near in (
+        ("facebook/dinov2-small", "vit_small_patch14_dinov2"),
+        ("vit_tiny", "vit_tiny_patch16_224"),
+    ):
+        with pytest.raises(InputError, match=rf"{name}: .*near: {near}, "):
             make_backbone(name)

@@ -781,7 +781,7 @@ def test_biases_that_a_network_has_no_place_for_are_refused_unless_zero(tmp_path
     with pytest.raises(InputError, match=r"biases .* not zero .*vit_small_patch16_dinov3_qkvb"):
         loaded(row, weights, tmp_path)
     theirs = hf_dinov3(weights) | {"layer.1.attention.v_proj.bias": torch.ones(128)}
-    with pytest.raises(InputError, match=r"\(blocks\.1\.attn\.qkv\.bias\).*vit_small_patch16_dinov3_qkvb"):
+    with pytest.raises(InputError, match=r"\(blocks\.1\.attn\.v\.bias\).*vit_small_patch16_dinov3_qkvb"):
         loaded(row._replace(write=lambda _: theirs), weights, tmp_path)
 
 

@@ -244,9 +244,8 @@ def make_backbone(
 def _near(name: str, known: Collection[str]) -> str:
     """Hint at names with all the words of this one (dinov2-small), else at those of like spelling."""
     words = set(re.split(r"[-_]", name.lower()))
-    with_all = sorted(
-        (each for each in set(known) if words <= set(each.split("_"))), key=lambda e: (len(e), e)
-    )
+    with_all = [each for each in set(known) if words <= set(each.split("_"))]
+    with_all.sort(key=lambda each: (not each.startswith(name), len(each), each))
     near = with_all[:_SHOWN] or difflib.get_close_matches(name.lower(), sorted(set(known)))
     return f"; near: {', '.join(near)}" if near else ""
 

@@ -84,13 +84,13 @@ def read_checkpoint(path: Path | str, branch: str | None = None) -> Checkpoint:
     if path.name == ".metadata" or path.suffix == ".distcp":
         raise _distributed_checkpoint(path.parent)
     _refuse_shard(path)
-    _refuse_pointer(path)
     if path.name.endswith("optim_states.pt"):
         raise _optimiser_of_deepspeed(path)
     return replace(_read_file(path), branch=branch)
 
 
 def _read_file(path: Path) -> Checkpoint:
+    _refuse_pointer(path)
     if path.suffix == ".safetensors":
         return Checkpoint(path, _read_safetensors(path))
     if path.suffix == ".npz":

@@ -278,7 +278,7 @@ def _refuse_lookalikes(backbone: Backbone, best: _Fit, path: Path) -> None:
             f"{path}: OpenAI's CLIP, which has QuickGELU; the backbone that fits is "
             f"{re.sub('_clip_', '_clip_quickgelu_', backbone.name)}"
         )
-    biases = [name for name in best.beside if re.search(r"^blocks\.\d+\.attn\.qkv\.bias$", name)]
+    biases = [name for name in best.beside if re.search(r"^blocks\.\d+\.attn\.(qkv|q|v)\.bias$", name)]
     if biases and backbone.name.partition(".")[0].endswith("dinov3"):
         raise InputError(
             f"{path}: has biases of queries and values that are not zero ({some(biases)}), and "
