@@ -466,7 +466,7 @@ def test_a_folders_own_mean_and_std_are_said_where_they_differ(tmp_path):
     for content, said in (
         (
             half,
-            "has mean 0.500 0.500 0.500, std 0.500 0.500 0.500; with these: --backbone vit_small_patch16_",
+            "has mean 0.500 0.500 0.500, std 0.500 0.500 0.500; the backbone vit_small_patch16_224.",
         ),
         ({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}, None),
         ({"do_resize": True}, None),

@@ -26,7 +26,7 @@ def remark(backbone: Backbone, weights: Path) -> str:
         return ""
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in stated)
     names = [name for name, values in _tagged(backbone.name) if _equal(stated, values)]
-    cure = f"; with these: --backbone {names[0]}" if names else ""
+    cure = f"; the backbone {names[0]} has these" if names else ""
     return f"; but {_FILE} beside it has mean {mean}, std {std}{cure}"
 
 
