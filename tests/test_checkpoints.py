@@ -469,6 +469,10 @@ def test_a_folders_own_mean_and_std_are_said_where_they_differ(tmp_path):
             "has mean 0.500 0.500 0.500, std 0.500 0.500 0.500; the backbone vit_small_patch16_224.",
         ),
         ({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}, None),
+        (
+            {"image_mean": [0.481, 0.458, 0.408], "image_std": [0.269, 0.261, 0.276]},
+            "has mean 0.481 0.458 0.408",
+        ),
         ({"do_resize": True}, None),
         ([], None),
     ):
