@@ -527,6 +527,7 @@ def many_pairs(count, recipe, monkeypatch):
     names = np.array([f"n0/{number}.JPEG".encode() for number in range(count)])
     pairs = TrainingPairs(None, None, names, 50, recipe)
     monkeypatch.setattr(finetuning, "list_pairs", lambda *_: pairs)
+    monkeypatch.setattr(finetuning, "masks_digest", lambda pairs: "")
 
 
 def test_rates_of_semi_supervised_fine_tuning(tmp_path, monkeypatch):

@@ -314,7 +314,7 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     except BROKEN_ZIP as error:
         if isinstance(error, OSError) and error.filename:  # not opened: nothing is known of its content
             raise InputError(problem_of(error, path)) from error
-        raise _RefusedArchiveError(f"{path}: no whole ZIP ({error}): get it again") from error
+        raise _RefusedArchiveError(f"{path}: not a complete ZIP ({error}): download it again") from error
     with archive:
         yield archive
 
