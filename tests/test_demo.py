@@ -74,46 +74,6 @@ def test_baseline_is_better_by_far_than_what_knows_nothing(demo):
     assert scores["baseline"] > 1.8 * scores["random-clusters"]
 
 
-def test_a_network_learns_on_it_from_random_weights(demo, tmp_path):
-    """Fine-tuned for half a minute, it is above all that knows nothing; far above as a backbone."""
-    pytest.importorskip("timm")
-    output, _ = demo
-    truth = output / "prepared/ImageNetS50/validation-segmentation"
-
-    def script(name, *arguments):
-        done = subprocess.run(
-            [sys.executable, str(CHECKOUT / name), *map(str, arguments)],
-            env=environment(IMAGENETS_LISTS=str(output / "lists"), OMP_NUM_THREADS="1"),
-            capture_output=True, text=True, timeout=600, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-
-    def mean_iou(predictions, kind):
-        scores = tmp_path / f"{kind}.json"
-        script(
-            "evaluation/evaluator.py", "--predict-dir", predictions, "--gt-dir", truth, "--mode", 50,
-            "--output", scores, "--results-dir", tmp_path,
-        )  # fmt: skip
-        return json.loads(scores.read_text())["scores"]["mIoU"]
-
-    knowing_nothing = max(mean_iou(output / kind, kind) for kind in ("background", "random-clusters"))
-    prepared = ("--save-dir", output / "prepared", "--mode", 50, "--backbone", "test_resnet", "--workers", 1)
-    run = tmp_path / "run"
-    script(
-        "methods/finetune.py", *prepared, "--recipe", "semi-supervised", "--checkpoint", "none",
-        "--epochs", 8, "--crop", 96, "--lr", 5e-3, "--layer-decay", 1, "--evaluate-every", 8,
-        "--output-dir", run,
-    )  # fmt: skip
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
-    assert records[-1]["mIoU"] > 1.2 * knowing_nothing
-    script(
-        "methods/distance_matching.py", *prepared, "--checkpoint", run / "last.pth", "--splits", "validation",
-        "--output-dir", tmp_path / "matched",
-    )  # fmt: skip
-    assert mean_iou(tmp_path / "matched/validation", "matched") > 4 * knowing_nothing
-
-
 def test_lists_and_archive_are_in_the_official_form(demo):
     output, _ = demo
     origin = Origin(lists=output / "lists")

@@ -10,10 +10,11 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from helpers.scripts import environment
 from masksets import CHECKOUT
 from prepared_set import write_lists, write_set
 
@@ -57,18 +58,18 @@ def commands(page):
     return [line for line in text.splitlines() if SCRIPT.search(line)]
 
 
-@pytest.fixture(scope="module")
-def help_of():
-    """Give a script's --help; each is asked once."""
-    known = {}
+@pytest.fixture
+def help_of(monkeypatch, capsys):
+    """Return what a script's --help prints."""
 
+    @cache
     def ask(script):
-        if script not in known:
-            command = [sys.executable, CHECKOUT / script, "--help"]
-            known[script] = subprocess.run(
-                command, env=environment(), capture_output=True, text=True, check=True, timeout=120
-            ).stdout
-        return known[script]
+        monkeypatch.setattr(sys, "argv", [script, "--help"])
+        module = import_module(script.removesuffix(".py").replace("/", "."))
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        assert ended.value.code == 0
+        return capsys.readouterr().out
 
     return ask
 
