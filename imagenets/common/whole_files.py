@@ -15,6 +15,7 @@ from imagenets.common.errors import InputError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+_POINTER = b"version https://git-lfs"
 
 
 @contextmanager
@@ -53,6 +54,16 @@ def write_whole(path: Path, content: bytes | str, lasting: bool = True) -> None:
         temporary.write_bytes(
             content.encode(errors="backslashreplace") if isinstance(content, str) else content
         )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse what Git LFS leaves in place of a large file that was not fetched.
+
+    Raises InputError, naming the file and the cure, and OSError when it cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise InputError(f"{path}: a pointer of Git LFS, not the file itself; fetch it with git lfs pull")
 
 
 def remove_leftovers(folder: Path) -> None:

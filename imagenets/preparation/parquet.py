@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from imagenets.common.errors import InputError, listed, problem_of
+from imagenets.common.whole_files import refuse_pointer
 from imagenets.preparation.source_images import MissingError, SourceImage, class_of_name, plain_name
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 _SHARD = re.compile(r"(train|validation|test)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet")
-_POINTER = b"version https://git-lfs"
 
 BUFFER = 1 << 20  # bytes that are read from a shard at a time, not a row group's column as a whole
 NAMES_AT_ONCE = 8192
@@ -285,9 +285,7 @@ def _open_shard(path: Path) -> Iterator[ParquetFile]:
             f"{sys.executable} -m pip install pyarrow"
         ) from error
     with _shard_errors(path):
-        with path.open("rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
-                raise InputError(f"{path}: a pointer of Git LFS, not the shard itself: run git lfs pull")
+        refuse_pointer(path)
         shard = pyarrow.parquet.ParquetFile(
             path, memory_map=False, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True
         )

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from imagenets.common.errors import InputError
+from imagenets.common.whole_files import refuse_pointer
 from imagenets.learning.networks.foreign_objects import load_inert
 from imagenets.learning.networks.wrappers import of_branch, without_wrappers
 
@@ -30,7 +31,6 @@ _INDEX = ".index.json"
 _SHARD = re.compile(r"^(?P<stem>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)$")
 _FLAT = re.compile(r"(^|\.)_?flat_param(_\d+)?$")
 _SHARDED = re.compile(r"\bShardedTensor\b|\bDTensor\b")
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _SHOWN = 3
 
 
@@ -90,7 +90,7 @@ def read_checkpoint(path: Path | str, branch: str | None = None) -> Checkpoint:
 
 
 def _read_file(path: Path) -> Checkpoint:
-    _refuse_pointer(path)
+    refuse_pointer(path)
     if path.suffix == ".safetensors":
         return Checkpoint(path, _read_safetensors(path))
     if path.suffix == ".npz":
@@ -187,13 +187,6 @@ def _optimiser_of_deepspeed(path: Path) -> InputError:
     if weights.exists():
         return InputError(f"{path}: the state of DeepSpeed's optimiser; name {weights}")
     return _zero3(path)
-
-
-def _refuse_pointer(path: Path) -> None:
-    """Refuse what Git leaves in place of a large file that was not fetched."""
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise InputError(f"{path}: a pointer of Git LFS, not the file itself; fetch it with git lfs pull")
 
 
 def _refuse_torchscript(path: Path) -> None:
