@@ -233,6 +233,14 @@ def test_self_training_gives_a_picture_the_label_of_its_object(pictures):
     assert torch.equal(logits.argmax(0), label * (outlines > 0))
 
 
+def test_a_picture_surely_without_an_object_is_background(pictures):
+    network = network_of("test_resnet", SELF)
+    with torch.inference_mode():
+        network.outlines.last.bias.fill_(-500)  # the sigmoid is 0
+        logits = network(pictures[96, 133])
+    assert logits.isfinite().all() and not logits.argmax(1).any()
+
+
 def test_the_label_of_an_object_does_not_pull_at_its_outlines(pictures):
     network = network_of("timm/test_resnet", SELF)
     logits = network(pictures[96, 133])

@@ -107,7 +107,8 @@ class SegmentationNetwork(nn.Module):
         found = self.outlines(normed)
         of_places = self.head(normed[-1])
         shares = adaptive_avg_pool2d(found.detach().sigmoid(), of_places.shape[2:])
-        of_object = (of_places * shares).sum((2, 3)) / shares.sum((2, 3))
+        whole = shares.sum((2, 3)).clamp(min=torch.finfo(shares.dtype).tiny)  # 0 where there is no object
+        of_object = (of_places * shares).sum((2, 3)) / whole
         behind = of_object - of_object.amax(1, keepdim=True)
         return torch.cat([torch.zeros_like(found), found + behind[:, :, None, None]], 1)
 
