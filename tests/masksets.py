@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
+from command_line import startup
 from imagenets.masks import boundary_distance, labels_to_rgb
 from imagenets.scoring.contingency import count_pair, make_table
 from imagenets.scoring.run_length import label_runs
@@ -81,3 +86,23 @@ def script(path, *arguments, **options):
     """Run one of the checkout's scripts as a process of its own."""
     command = [sys.executable, str(CHECKOUT / path), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def in_process(path, *arguments, cwd=None, env=None):
+    """Run a script's ``main`` as ``script`` does, in this process: Python and its packages load once."""
+    main = importlib.import_module(path.removesuffix(".py").replace("/", ".")).main
+    command = [path, *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    before = os.getcwd()
+    os.chdir(cwd or before)
+    try:
+        with (
+            patch.object(sys, "argv", command),
+            patch.dict(os.environ, env or {}),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            status = startup._status_of(main, resumes=False)
+    finally:
+        os.chdir(before)
+    return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())

@@ -6,73 +6,68 @@ import re
 
 import numpy as np
 import pytest
-from masksets import script, write_mask
-from PIL import Image
+from helpers.pages import EVIL, Page, table_of_noise, write_noise, write_pictures
+from masksets import in_process, write_mask
 
 from imagenets.classes import class_table
 from imagenets.reporting.charts import class_difference_chart, difference_chart
 from imagenets.reporting.comparison_page import Methods, comparison_html
 from imagenets.reporting.image_scores import IMAGES_PER_GROUP
 from imagenets.scoring.comparison import Method, Run, compare
-from imagenets.scoring.contingency import Rows, make_table
 
-EVIL = "<script>alert(1)<img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
+NAMES = [f"{EVIL if i % 2 else 'n00000001'}/image_{i:02d}.png" for i in range(12)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Twelve images of one class: A finds the first half well and B the second, growing with the number."""
     folder = tmp_path_factory.mktemp("compare")
-    for i in range(12):
-        wnid = EVIL if i % 2 else "n00000001"
-        truth = np.zeros((20, 20), int)
-        truth[:10] = 1
-        truth[19] = 1000
-        for side, good in (("A&B", i < 6), ("other_<i>", i >= 6)):
-            prediction = np.zeros((20, 20), int)
+    for i, name in enumerate(NAMES):
+        truth, a, b = np.zeros((3, 20, 20), int)
+        truth[:10], truth[19] = 1, 1000
+        for prediction, good in ((a, i < 6), (b, i >= 6)):
             prediction[: 10 if good else 9 - i % 6] = 2
             prediction[19] = 40  # under ignored pixels anything may stand
-            write_mask(folder / side / wnid / f"image_{i:02d}.png", prediction)
-        write_mask(folder / "gt" / wnid / f"image_{i:02d}.png", truth)
+        for side, mask in (("gt", truth), ("A&B", a), ("other_<i>", b)):
+            write_mask(folder / side / name, mask)
     (folder / "m.json").write_text('{"0": 0, "2": 1}')
     return folder
 
 
 def run(folder, *arguments, a="A&B,m.json", code=0):
     common = ("--gt-dir", "gt", "--mode", 50, "--workers", 0, "--clusters", 50, "--bootstrap", 20)
-    done = script(
-        "evaluation/compare.py", *common, "--a", a, "--b", "other_<i>,m.json", *arguments, cwd=folder
-    )
+    sides = ("--a", a, "--b", "other_<i>,m.json")
+    done = in_process("evaluation/compare.py", *common, *sides, *arguments, cwd=folder)
     assert done.returncode == code, done.stderr
     return done
 
 
-def texts(page):
-    """The page's table rows as text, and the captions of its images."""
-    plain = [
-        " ".join(re.sub("<[^>]+>", " ", part).split()) for part in re.findall(r"<tr>(.*?)</tr>", page, re.S)
-    ]
-    return plain, re.findall(r"<strong>([^<]*)</strong> [^\n]*?image_(\d\d) ", page)
+def shown_images(page):
+    """The differences and numbers in the captions of a page's images."""
+    found = re.findall(r"<strong>([^<]*)</strong> [^\n]*?image_(\d\d) ", page)
+    return [float(gain.replace("−", "-")) for gain, _ in found], [int(number) for _, number in found]
 
 
 def test_page_of_the_script(folder):
     done = run(folder, "--report", "new/c.html", "--output", "c.json", "--title", "Ours <3")
     assert "saved: new/c.html" in done.stdout and "saved: c.json" in done.stdout
     page = (folder / "new/c.html").read_text()
-    rows, images = texts(page)
     table = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
     for name in ("mIoU", "FMeasure", "Acc"):
         _, a, b, difference = table[name][:4]
-        (row,) = [row for row in rows if row.startswith(f"{name} ")]
+        (row,) = [row for row in Page(page).rows if row.startswith(f"{name} ")]
         shown = difference.replace("-", "−").replace("+0.00", "0.00")
         assert row.split()[1:4] == [a, b, shown]
     assert "<h1>Ours &lt;3</h1>" in page and "Made by the ImageNet-S toolbox" in page
     # The image in which one side misses most comes first; equal sides are not shown.
-    assert [int(number) for _, number in images] == [5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6]
-    gains = [float(gain.replace("−", "-")) for gain, _ in images]
+    gains, numbers = shown_images(page)
+    assert numbers == [5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6]
     assert gains[:6] == sorted(gains[:6], reverse=True) and gains[5] > 0 > gains[6]
     assert page.count('alt="A&amp;B of ') == page.count('alt="ground truth of ') == 12
     assert "picture of" not in page and "No image folder was given" in page
+    # Names cannot break out of it.
+    assert page.count("<script>") == 1 and "<img src=x" not in page and "&amp;amp;{{ 7*7 }}" in page
+    assert "A&amp;B, matching m.json" in page and "other_&lt;i&gt;" in page
 
 
 def test_long_names_keep_their_ends_in_charts():
@@ -93,18 +88,8 @@ def test_long_names_keep_their_ends_in_charts():
     assert ">IoU, k-means − a method of 24 letters or more<" in short
 
 
-def test_names_cannot_break_out(folder):
-    run(folder, "--report", "c.html")
-    page = (folder / "c.html").read_text()
-    assert page.count("<script>") == 1 and "<img src=x" not in page and "&amp;amp;{{ 7*7 }}" in page
-    assert "A&amp;B, matching m.json" in page and "other_&lt;i&gt;" in page
-
-
 def test_same_input_same_page_and_pictures(folder):
-    for path in (folder / "gt").glob("*/*.png"):
-        picture = folder / "images" / path.relative_to(folder / "gt").with_suffix(".JPEG")
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 20), "red").save(picture)
+    *_, picture = write_pictures(folder / "images", NAMES, 20, 20)
     for name in ("1.html", "2.html"):
         run(folder, "--report", name, "--image-dir", "images")
     page = (folder / "1.html").read_text()
@@ -117,8 +102,9 @@ def test_same_input_same_page_and_pictures(folder):
 
 def test_a_method_against_itself(folder):
     run(folder, "--report", "same.html", a="other_<i>,m.json")
-    rows, images = texts((folder / "same.html").read_text())
-    assert images == [] and next(row for row in rows if row.startswith("mIoU ")).split()[3] == "0.00"
+    page = (folder / "same.html").read_text()
+    (row,) = [row for row in Page(page).rows if row.startswith("mIoU ")]
+    assert shown_images(page) == ([], []) and row.split()[3] == "0.00"
 
 
 @pytest.mark.parametrize(
@@ -134,34 +120,16 @@ def test_refusals(folder, arguments, code, message):
 
 
 def test_full_size_stays_under_10_mb(tmp_path):
-    """919 classes, 12,419 images, and the worst pictures and masks there are: noise."""
     rng = np.random.default_rng(0)
-    count, rows = 12_419, 5
-    names = [f"n{i % 919:08d}/ILSVRC2012_val_{i:08d}.png" for i in range(count)]
     methods = []
-    for side in ("a", "b"):
-        columns = (
-            np.repeat(np.arange(count), rows),
-            rng.integers(0, 920, count * rows),
-            rng.integers(0, 920, count * rows),
-            *np.zeros((2, count * rows)),
-            rng.integers(1, 50_000, count * rows),
-        )
-        table = make_table(names, np.full(count, 919), [Rows(*columns)])
-        # In so many images each side is right.
-        right = table.image % 50 == (0 if side == "a" else 1)
+    for number, side in enumerate("ab"):
+        table = table_of_noise(rng)
+        right = table.image % 50 == number  # in so many images each side is right
         table.prediction[right] = table.ground_truth[right]
         methods.append(Method(side, (Run(str(tmp_path / side), None, table, None),)))
     comparison = compare(*methods, 919, 2, 0)
-    noise = rng.integers(0, 920, (270, 360))
-    picture = Image.fromarray(rng.integers(0, 256, (270, 360, 3), np.uint8))
-    shown = [i for i in range(count) if i % 50 < 2][: 4 * IMAGES_PER_GROUP]
-    for image in shown:
-        for part in ("gt", "a", "b"):
-            write_mask(tmp_path / part / names[image], noise)
-        path = (tmp_path / "images" / names[image]).with_suffix(".JPEG")
-        path.parent.mkdir(parents=True)
-        picture.save(path)
+    shown = [name for i, name in enumerate(table.names) if i % 50 < 2][: 4 * IMAGES_PER_GROUP]
+    write_noise(rng, tmp_path, shown, ("gt", "a", "b"))
     classes = class_table(919, [f"n{i:08d}" for i in range(919)])
     page = comparison_html(
         Methods("919", tmp_path / "gt", *methods, classes, tmp_path / "images"), comparison
