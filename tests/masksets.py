@@ -93,7 +93,7 @@ def in_process(path, *arguments, cwd=None, env=None):
     main = importlib.import_module(path.removesuffix(".py").replace("/", ".")).main
     command = [path, *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
-    before = os.getcwd()
+    before = Path.cwd()
     os.chdir(cwd or before)
     try:
         with (

@@ -6,7 +6,7 @@ import csv
 import math
 
 import pytest
-from masksets import SHARED, script
+from masksets import SHARED, in_process
 
 import imagenets
 from imagenets.common.errors import InputError
@@ -80,18 +80,20 @@ def test_own_results_stand_among_them(tmp_path):
         ("twice", 2, pytest.approx(math.nan, nan_ok=True)),
         ("twice", 1, 3),
     ]
-    done = script("evaluation/published.py", "--mode", 919, "--results", path)
+    done = in_process("evaluation/published.py", "--mode", 919, "--results", path)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "Änne" in line]
     assert line.split()[-3:] == ["50.75", "-", "-"] and "Änne, & Co *" in line
     assert "* not published" in done.stdout and "comparable only within a protocol" in done.stdout
     assert "fully-unsupervised" in done.stdout
-    assert "fully" not in script("evaluation/published.py", "--mode", 919, "--protocol", "free").stdout
+    assert "fully" not in in_process("evaluation/published.py", "--mode", 919, "--protocol", "free").stdout
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (None, "mine.csv: no such file"),
+        (b"\xff\xfe\x00", "not UTF-8 text"),
         ("protocol,mode,method\n", "no column split, mIoU"),
         ("", "no column protocol"),
         (f"{HEADER}\nfree,919,A,,,val,101,\n", "line 2: mIoU '101' is not a percentage"),
@@ -104,14 +106,7 @@ def test_own_results_stand_among_them(tmp_path):
 )
 def test_what_is_no_table_of_results(tmp_path, content, message):
     path = tmp_path / "mine.csv"
-    path.write_text(content)
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
         read_results(path)
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not UTF-8 text"):
-        read_results(path)
-
-
-def test_no_file_of_results(tmp_path):
-    done = script("evaluation/published.py", "--mode", 50, "--results", "nowhere.csv", cwd=tmp_path)
-    assert (done.returncode, "nowhere.csv: no such file" in done.stderr) == (1, True)

@@ -31,44 +31,59 @@ from imagenets.scoring.matching import Matching
 CLASSES, CLUSTERS = 6, 9
 
 
-def matched(images, rng):
-    """Random masks' table, a random matching, its classes by row, and the masks after matching."""
-    matching = {0: 0} | {k: int(rng.integers(CLASSES + 1)) for k in range(1, CLUSTERS + 1)}
-    lookup = np.array([matching[k] for k in range(CLUSTERS + 1)])
-    table = table_of(images)
-    return table, matching, lookup[table.prediction], [(t, lookup[p]) for t, p in images]
-
-
-def slow_image_ious(truth, prediction):
-    counted = truth != 1000
-    truth, prediction = truth[counted], prediction[counted]
-    return {
-        label: 100
-        * ((truth == label) & (prediction == label)).sum()
-        / ((truth == label) | (prediction == label)).sum()
-        for label in sorted({*truth.tolist(), *prediction.tolist()})
-    }
+def slow_scores(truth, prediction):
+    """IoU in percent, pixels of the union, of the ground truth and of the prediction, by label."""
+    labels = sorted({*truth.tolist(), *prediction.tolist()})
+    found = {}
+    for label in labels:
+        t, p = truth == label, prediction == label
+        found[label] = (100 * (t & p).sum() / (t | p).sum(), (t | p).sum(), t.sum(), p.sum())
+    return found
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
-def test_image_ious_are_those_of_the_pixels(seed):
+def test_scores_confusions_and_clusters_are_those_of_the_pixels(seed):
+    """Of random masks under a random matching; the last one is ignored altogether."""
     rng = np.random.default_rng(seed)
     images = [*random_images(rng, 5, CLASSES, CLUSTERS), (np.full((2, 3), 1000), np.ones((2, 3), int))]
-    table, _, predicted, after = matched(images, rng)
+    matching = {0: 0} | {k: int(rng.integers(CLASSES + 1)) for k in range(1, CLUSTERS + 1)}
+    lookup = np.array([matching[k] for k in range(CLUSTERS + 1)])
+    table = table_of(images)
+    predicted = lookup[table.prediction]
+    counted = [(truth[truth != 1000], clusters[truth != 1000]) for truth, clusters in images]
+
     labels = image_label_ious(table, predicted)
     mean = image_mean_iou(labels, len(images))
-    for i, (truth, prediction) in enumerate(after):
-        expected = slow_image_ious(truth, prediction)
+    for i, (truth, clusters) in enumerate(counted):
+        expected = slow_scores(truth, lookup[clusters])
         entries = labels.image == i
         assert labels.label[entries].tolist() == list(expected)
-        assert labels.iou[entries].tolist() == pytest.approx(list(expected.values()))
-        counted = truth != 1000
-        counts = {c: (truth[counted] == c, prediction[counted] == c) for c in expected}
-        assert labels.union[entries].tolist() == [int((t | p).sum()) for t, p in counts.values()]
-        assert labels.truth[entries].tolist() == [int(t.sum()) for t, _ in counts.values()]
-        assert labels.prediction[entries].tolist() == [int(p.sum()) for _, p in counts.values()]
-        assert mean[i] == pytest.approx(np.mean(list(expected.values()))) if expected else np.isnan(mean[i])
+        columns = (labels.iou, labels.union, labels.truth, labels.prediction)
+        found = np.stack([column[entries] for column in columns], axis=1)
+        assert found == pytest.approx(np.reshape(list(expected.values()), (-1, 4)))
+        ious = [iou for iou, *_ in expected.values()]
+        assert mean[i] == pytest.approx(np.mean(ious)) if ious else np.isnan(mean[i])
+
+    pairs = Counter(
+        (t, p)
+        for truth, clusters in counted
+        for t, p in zip(truth.tolist(), lookup[clusters].tolist(), strict=True)
+    )
+    wrong = sorted(((n, t, p) for (t, p), n in pairs.items() if t != p), key=lambda c: (-c[0], *c[1:]))
+    found = find_confusions(table, predicted)
+    assert list(zip(found.pixels, found.ground_truth, found.prediction, strict=True)) == wrong
+
+    clusters = matched_clusters(table, Matching.of(matching | {70_000: 1}), CLASSES)
+    assert [match.cluster for match in clusters] == list(range(1, CLUSTERS + 1))
+    for match in clusters:
+        on = [truth[clusters == match.cluster] for truth, clusters in counted]
+        under = Counter(np.concatenate(on).tolist())
+        assert (match.label, match.size) == (matching[match.cluster], sum(under.values()))
+        assert match.mostly == (min(under, key=lambda c: (-under[c], c)) if under else None)
+        both = [o.size > 0 and match.label in truth for o, (truth, _) in zip(on, counted, strict=True)]
+        shared = (sum(both), under[match.label]) if match.label else (0, 0)
+        assert (match.images, match.pixels) == shared
 
 
 def test_chosen_images():
@@ -84,73 +99,24 @@ def test_chosen_images():
     assert choose_images(np.array([np.nan]), 0, count=3).random == []
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32))
-def test_confusions_are_those_of_the_pixels(seed):
-    rng = np.random.default_rng(seed)
-    table, _, predicted, after = matched(random_images(rng, 5, CLASSES, CLUSTERS), rng)
-    expected = Counter(
-        pair
-        for truth, prediction in after
-        for pair in zip(truth.ravel().tolist(), prediction.ravel().tolist(), strict=True)
-        if pair[0] != 1000 and pair[0] != pair[1]
-    )
-    found = find_confusions(table, predicted)
-    pairs = zip(found.ground_truth.tolist(), found.prediction.tolist(), strict=True)
-    listed = list(zip(pairs, found.pixels.tolist(), strict=True))
-    assert listed == sorted(expected.items(), key=lambda item: (-item[1], item[0]))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32))
-def test_matched_clusters_are_those_of_the_pixels(seed):
-    rng = np.random.default_rng(seed)
-    images = random_images(rng, 5, CLASSES, CLUSTERS)
-    table, matching, _, _ = matched(images, rng)
-    found = matched_clusters(table, Matching.of(matching | {70_000: 1}), CLASSES)
-    assert [match.cluster for match in found] == list(range(1, CLUSTERS + 1))
-    for match in found:
-        on = [truth[(prediction == match.cluster) & (truth != 1000)] for truth, prediction in images]
-        under = Counter(np.concatenate(on).tolist())
-        assert match.label == matching[match.cluster]
-        assert match.size == sum(under.values())
-        assert match.mostly == (min(under, key=lambda c: (-under[c], c)) if under else None)
-        if match.label == 0:
-            assert (match.images, match.pixels) == (0, 0)
-            continue
-        assert match.pixels == under[match.label]
-        both = [o.size > 0 and match.label in truth for o, (truth, _) in zip(on, images, strict=True)]
-        assert match.images == sum(both)
-
-
 def test_palette_is_well_separated():
     colours = palette()
     assert colours.shape == (919, 3) and len({tuple(c) for c in colours.tolist()}) == 919
-
-    def nearest(count):
-        lab = oklab(colours[:count])
-        distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
-        return distance[~np.eye(count, dtype=bool)].min()
-
-    # A just noticeable difference is about 0.02.
-    assert nearest(919) > 0.02 and nearest(300) > 0.035 and nearest(50) > 0.075
     lab = oklab(colours)
+    # A just noticeable difference is about 0.02. Related classes have ids close together: ten in a row are
+    # told apart.
+    for count, least, in_a_row in ((919, 0.02, 0.045), (300, 0.035, 0.045), (50, 0.075, 0.14)):
+        distance = np.linalg.norm(lab[:count, None] - lab[None, :count], axis=-1)
+        assert distance[~np.eye(count, dtype=bool)].min() > least
+        assert min(np.diag(distance, step).min() for step in range(1, 11)) > in_a_row
     assert np.hypot(lab[:, 1], lab[:, 2]).min() > 0.07, "no class looks gray, as ignored pixels do"
     assert lab[:, 0].min() > 0.5 and lab[:, 0].max() < 0.9, "none is nearly black, or nearly white"
 
 
-@pytest.mark.parametrize(("count", "least"), [(50, 0.14), (919, 0.045)])
-def test_neighbouring_labels_are_told_apart(count, least):
-    """Each of ten labels in a row: related classes have ids close together."""
-    lab = oklab(palette()[:count])
-    for step in range(1, 11):
-        assert np.linalg.norm(lab[step:] - lab[:-step], axis=1).min() > least
-
-
 def test_oklab_of_known_colours():
     # Source: the table of the colour space's own description.
-    assert oklab(np.array([[255, 255, 255]]))[0] == pytest.approx([1, 0, 0], abs=1e-3)
-    assert oklab(np.array([[255, 0, 0]]))[0] == pytest.approx([0.628, 0.225, 0.126], abs=1e-3)
+    found = oklab(np.array([[255, 255, 255], [255, 0, 0]]))
+    assert found == pytest.approx(np.array([[1, 0, 0], [0.628, 0.225, 0.126]]), abs=1e-3)
 
 
 def test_disagreement_of_every_kind():
@@ -202,13 +168,13 @@ def entries(count):
     return [(f"class {i}", (i, 0, 0)) for i in range(1, count + 1)]
 
 
-@pytest.mark.parametrize("width", [3, 60, 500])
+@pytest.mark.parametrize(("width", "size"), [(3, 11), (60, 11), (500, 11), (3, 25)])
 @pytest.mark.parametrize("name", ["cat", "a name that is much too long for a line below a picture " * 4])
-def test_legend_fits(width, name):
+def test_legend_fits(width, size, name):
     """However small the picture: all that is drawn keeps a margin to the right, names are shortened."""
     picture = Image.new("RGB", (width, 40), (1, 2, 3))
-    page = np.asarray(with_legend(picture, [Group("truth:", [(name, (9, 9, 9)), *entries(2)])], 11))
-    assert page.shape[1] == max(width, 198)
+    page = np.asarray(with_legend(picture, [Group("truth:", [(name, (9, 9, 9)), *entries(2)])], size))
+    assert page.shape[1] == max(width, 18 * size)
     assert (page[:40, :width] == (1, 2, 3)).all(), "the picture is as it was"
     assert (page[40:, -4:] == 255).all() and (page[40:] == (9, 9, 9)).all(axis=-1).any()
     assert (page[-2:] == 255).all(), "nothing is cut at the bottom"
@@ -222,11 +188,6 @@ def test_long_legends_say_how_many_more_there_are(monkeypatch):
     assert with_legend(Image.new("RGB", (30, 40)), [Group("", [])], 11).size == (30, 40)
     named = [text for text, _ in entries(12)]
     assert drawn == ["truth:", *named, "and 2 more", "other:", *named, "none:", "none"]
-
-
-def test_legend_below_a_tall_and_thin_picture():
-    """Its letters are large for its width."""
-    assert with_legend(Image.new("RGB", (3, 900)), [Group("", entries(1))], 25).width == 450
 
 
 def test_legend_names_labels_by_size():
@@ -252,8 +213,7 @@ def test_names_of_folders():
     assert names_of_folders(classes) == {"n1": "cat", "n2": "cat"}
 
 
-def test_plain_ground_and_labels_beyond_the_palette():
-    assert (plain_ground(2, 3) == np.full((2, 3, 3), GROUND_GRAY)).all()
+def test_labels_beyond_the_palette():
     prediction = np.array([[0, 65_535]])
     beyond = draw_panels(plain_ground(1, 2), np.zeros((1, 2), int), prediction).prediction
     assert (beyond[0, 1] == palette()[65_534 % 919]).all()
