@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagenets.classes import MODES
-from imagenets.common.download import discard, download
 from imagenets.common.errors import InputError, listed, os_errors_named
-from imagenets.common.locks import locked
 from imagenets.common.progress import Show, Warn, no_bar, no_warning
 from imagenets.common.whole_files import write_whole
 
@@ -307,6 +305,8 @@ def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, by
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_whole(cached, content)
         return str(place), content
+    from imagenets.common.locks import locked  # not at the top: with it, scoring would start 0.1 s later
+
     _tell_homeless(warn)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -329,6 +329,8 @@ def _tell_homeless(warn: Warn) -> None:
 
 def _fetch(name: str, cached: Path, place: str, show: Show, warn: Warn) -> None:
     """Download an official list into the cache."""
+    from imagenets.common.download import discard, download
+
     fresh = cached.with_name(f".{cached.name}.download")
     try:
         download(place, fresh, show=show, warn=warn)

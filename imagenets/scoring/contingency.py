@@ -139,12 +139,13 @@ def _count_files(pairs: Pairs, image: int) -> tuple[np.ndarray, int, list[str]]:
     """Count one pair: the result of ``_counts``, the prediction's largest label, and the problems."""
     from imagenets.scoring.run_length import label_runs
 
-    paths = (pairs.gt_dir / pairs.names[image], pairs.predict_dir / pairs.names[image])
+    paths = [f"{folder}/{pairs.names[image]}" for folder in (pairs.gt_dir, pairs.predict_dir)]
     problems = []
     data = []
     for path, what in zip(paths, ("ground truth", "prediction"), strict=True):
         try:
-            content = path.read_bytes()
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path takes three times as long
+                content = file.readall()
             data.append((content, png_size(content)))
         except FileNotFoundError:
             problems.append(f"{path}: no such {what}")
