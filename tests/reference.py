@@ -6,6 +6,7 @@ Nothing here uses the library. An image is a pair of label arrays (ground truth,
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import permutations
 
 import numpy as np
@@ -16,9 +17,15 @@ BUCKETS = {"S": (0, 5), "MS": (5, 25), "ML": (25, 50), "L": (50, 100)}
 
 def boundary(mask):
     """5.3: pixels whose (2d+1)² window holds another label or leaves the image."""
-    height, width = mask.shape
+    return _boundary(mask.astype(np.int64).tobytes(), mask.shape)
+
+
+@cache  # of pure Python; a bootstrap asks for the same masks again and again
+def _boundary(content, shape):
+    mask = np.frombuffer(content, np.int64).reshape(shape)
+    height, width = shape
     d = max(1, round(0.03 * math.sqrt(height**2 + width**2)))
-    result = np.ones(mask.shape, bool)
+    result = np.ones(shape, bool)
     for y in range(d, height - d):
         for x in range(d, width - d):
             result[y, x] = (mask[y - d : y + d + 1, x - d : x + d + 1] != mask[y, x]).any()
@@ -41,7 +48,7 @@ def matched(prediction, matching):
 
 def class_areas(images, matching, classes, bucket=None, boundaries=False):
     """T, P and TP of every label 0..N over all images; in a bucket (low, high] of object sizes or without."""
-    totals = np.zeros((3, classes + 1), object)
+    totals = np.zeros((3, classes + 1), int)
     for truth, prediction in images:
         counts = truth != IGNORE
         result = matched(prediction, matching)
@@ -61,9 +68,8 @@ def class_areas(images, matching, classes, bucket=None, boundaries=False):
             in_prediction = counts & boundary(prediction)
             in_truth = counts & boundary(truth)
         for c in range(classes + 1):
-            totals[0, c] += int(((result == c) & in_prediction).sum())
-            totals[1, c] += int(((truth == c) & in_truth).sum())
-            totals[2, c] += int(((result == c) & (truth == c) & in_prediction & in_truth).sum())
+            predicted, labelled = (result == c) & in_prediction, (truth == c) & in_truth
+            totals[:, c] += predicted.sum(), labelled.sum(), (predicted & labelled).sum()
     return totals
 
 

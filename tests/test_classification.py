@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
-from masksets import write_mask
+from masksets import in_process, write_mask
 from prepared_set import VALIDATION, WNIDS, write_image, write_lists
 
-from evaluation import classify as script
-from evaluation import table as table_script
 from imagenets import InputError
 from imagenets.class_ids import imagenet_to_class
 from imagenets.classes import MODES, find_mode
@@ -90,12 +87,8 @@ def test_accuracies_are_those_of_loops(tmp_path):
         assert scored.scores[f"top{k}_images"] == pytest.approx(100 * np.mean([r < k for r in ranks]))
         of_third = [ranks[i] < k for i in range(30) if TRUTH[i] == 3]
         assert scored.by_class[f"top{k}"][2] == pytest.approx(100 * np.mean(of_third))
-    assert np.isnan(scored.by_class["top1"][7:]).all() and scored.images.tolist() == [
-        5,
-        5,
-        *[4] * 5,
-        *[0] * 43,
-    ]
+    assert np.isnan(scored.by_class["top1"][7:]).all()
+    assert scored.images.tolist() == [5, 5] + [4] * 5 + [0] * 43
     with pytest.raises(InputError, match="top-51 asked"):
         score_classes(found, 50, [51])
 
@@ -156,29 +149,24 @@ def test_merged_classes_are_one(monkeypatch, tmp_path):
 
 def test_every_form_of_file_says_the_same(tmp_path):
     values = logits(decimals=3).astype(np.float32)
-    forms = [save(tmp_path / "table.npz", values)]
-    np.savez(tmp_path / "rows.npz", **dict(zip(NAMES, values, strict=True)))
-    np.save(tmp_path / "table.npy", values)
-    with (tmp_path / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["name", *range(1, 51)], *([f"{n}.JPEG", *row] for n, row in zip(NAMES, values, strict=True))]
-        )
-    forms += [tmp_path / "rows.npz", tmp_path / "table.csv"]
-    if pytest.importorskip("safetensors"):
-        from safetensors.numpy import save_file
-
-        save_file(dict(zip(NAMES, values, strict=True)), tmp_path / "rows.safetensors")
-        forms.append(tmp_path / "rows.safetensors")
+    rows = dict(zip(NAMES, values, strict=True))
+    forms = [save(tmp_path / "table.npz", values), tmp_path / "rows.npz", tmp_path / "table.csv"]
+    np.savez(forms[1], **rows)
+    lines = [["name", *range(1, 51)], *([f"{name}.JPEG", *row] for name, row in rows.items())]
+    forms[2].write_text("\n".join(",".join(map(str, line)) for line in lines))
+    pytest.importorskip("safetensors.numpy").save_file(rows, tmp_path / "rows.safetensors")
     expected = ranked(forms[0]).rank.tolist()
-    for path in forms:
+    for path in (*forms, tmp_path / "rows.safetensors"):
         assert ranked(path).rank.tolist() == expected, path
+    np.save(tmp_path / "table.npy", values)
     outputs = read_outputs(tmp_path / "table.npy", NAMES)
     assert classify(outputs, true_classes(outputs, MODE), MODE).rank.tolist() == expected
-    best = values.argmax(1) + 1
-    (tmp_path / "i.csv").write_text(
-        "name,prediction\n" + "".join(f"{n},{p}\n" for n, p in zip(NAMES, best, strict=True))
-    )
+    best = [f"{name},{row.argmax() + 1}\n" for name, row in rows.items()]
+    (tmp_path / "i.csv").write_text("name,prediction\n" + "".join(best))
     assert (ranked(tmp_path / "i.csv", indices="mode").rank == 0).tolist() == [r == 0 for r in expected]
+
+
+ROWS = {"names": NAMES, "logits": np.zeros((30, 50))}
 
 
 @pytest.mark.parametrize(
@@ -190,31 +178,27 @@ def test_every_form_of_file_says_the_same(tmp_path):
         ({"logits": np.zeros((2, 50))}, "does not name its images"),
         ({"names": ["a/b"], "predictions": np.array([1.0])}, "class indices must be integers"),
         ({"a/b": np.zeros(50), "a/c": np.zeros(51)}, "different shapes"),
+        ({**ROWS, "logits": np.zeros((30, 51))}, "51 logits for each image; give 50"),
+        ({"names": NAMES, "predictions": np.zeros(30, int)}, "of which list"),
+        ({"n99/a": np.zeros(50)}, "1 folders are not classes"),
+        ({"a": np.zeros(50)}, "in no folder"),
+        (b"PK", "cannot be read as"),
+        (None, "no such file"),
     ],
 )
-def test_files_that_are_refused(arrays, message, tmp_path):
-    np.savez(tmp_path / "x.npz", **{name: np.asarray(values) for name, values in arrays.items()})
+def test_outputs_that_are_refused(arrays, message, tmp_path):
+    if isinstance(arrays, bytes):
+        (tmp_path / "x.npz").write_bytes(arrays)
+    elif arrays:
+        np.savez(tmp_path / "x.npz", **{name: np.asarray(values) for name, values in arrays.items()})
     with pytest.raises(InputError, match=message):
-        read_outputs(tmp_path / "x.npz")
+        ranked(tmp_path / "x.npz")
 
 
-def test_outputs_that_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
-        read_outputs(tmp_path / "x.npz")
-    (tmp_path / "x.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match="cannot be read as"):
-        read_outputs(tmp_path / "x.npz")
-    with pytest.raises(InputError, match="51 logits for each image; give 50"):
-        ranked(save(tmp_path / "x.npz", np.zeros((30, 51))))
+def test_indices_out_of_range_are_refused(tmp_path):
     np.savez(tmp_path / "i.npz", names=np.array(NAMES), predictions=np.zeros(30, int))
-    with pytest.raises(InputError, match="of which list"):
-        ranked(tmp_path / "i.npz")
     with pytest.raises(InputError, match=r"0\.\.0 are not within 1\.\.50"):
         ranked(tmp_path / "i.npz", indices="mode")
-    with pytest.raises(InputError, match="1 folders are not classes"):
-        ranked(save(tmp_path / "x.npz", np.zeros((1, 50)), ["n99/a"]))
-    with pytest.raises(InputError, match="in no folder"):
-        ranked(save(tmp_path / "x.npz", np.zeros((1, 50)), ["a"]))
 
 
 def test_names_of_imagenets_own_folders_are_refused(tmp_path):
@@ -238,10 +222,10 @@ def test_a_class_list_of_ones_own_keeps_its_order(tmp_path):
     assert dict(zip(found.names, found.rank.tolist(), strict=True)) == {"zebra/a": 0, "cat/b": 1}
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["classify.py", "--mode", "50", *map(str, arguments)])
-    script.main()
-    return capsys.readouterr()
+def run(*arguments, status=0):
+    done = in_process("evaluation/classify.py", "--mode", "50", *arguments)
+    assert done.returncode == status, done.stderr
+    return done
 
 
 @pytest.fixture
@@ -255,78 +239,64 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_script(folder, monkeypatch, capsys):
+def test_the_script(folder):
     save(folder / "a.npz", logits(0))
     save(folder / "b.npz", logits(1), [f"{name}.JPEG" for name in NAMES])
     options = ["--gt-dir", "gt", "--bootstrap", 20]
-    done = run(
-        *(monkeypatch, capsys, "--logits", "a.npz", "--compare", "b.npz", *options, "--output", "s.json"),
-        *("--report", "r.html", "--image-dir", "images"),
-    )
+    page = ["--report", "r.html", "--image-dir", "images"]
+    done = run("--logits", "a.npz", "--compare", "b.npz", *options, "--output", "s.json", *page)
     content = json.loads((folder / "s.json").read_text())
     expected = score_classes(ranked(folder / "a.npz"), 50, [1, 5]).scores
     assert content["scores"] == expected and content["images"] == 30
     assert set(content["comparison"]["differences"]) == set(expected)
-    assert f"{expected['top1']:.2f}" in done.out and "A - B" in done.out
-    assert "has the same logit as another" in done.err
+    assert f"{expected['top1']:.2f}" in done.stdout and "A - B" in done.stdout
+    assert "has the same logit as another" in done.stderr
     page = (folder / "r.html").read_text()
     assert page.count("<figure>") == 24 and "taken for" in page and 'alt="picture of' in page
-    monkeypatch.setattr(sys, "argv", ["table.py", "s.json"])
-    table_script.main()
-    printed = capsys.readouterr().out
+    printed = in_process("evaluation/table.py", "s.json").stdout
     assert f"{expected['top5']:.2f}*" in printed and "top1_images" in printed and "mIoU" not in printed
-    monkeypatch.setattr(sys, "argv", ["table.py", "s.json", "--published"])
-    with pytest.raises(InputError, match="are for segmentation"):
-        table_script.main()
-    run(monkeypatch, capsys, "--logits", "a.npz", *options, "--output", "s.csv")
+    assert "are for segmentation" in in_process("evaluation/table.py", "s.json", "--published").stderr
+    run("--logits", "a.npz", *options, "--output", "s.csv")
     with (folder / "s.csv").open() as file:
         assert [row["images"] for row in csv.DictReader(file)][:3] == ["5", "5", "4"]
     save(folder / "few.npz", logits(0)[:29], NAMES[:29])
-    with pytest.raises(InputError, match="nothing for 1 images"):
-        run(monkeypatch, capsys, "--logits", "few.npz", *options)
+    assert "nothing for 1 images" in run("--logits", "few.npz", *options, status=1).stderr
     np.savez(folder / "i.npz", names=np.array(NAMES), predictions=TRUTH)
-    done = run(
-        *(monkeypatch, capsys, "--logits", "i.npz", "--indices", "mode", "--topk", 1, *options),
-        *("--report", "i.html"),
-    )
-    assert "100.00" in done.out and "right" in (folder / "i.html").read_text()
+    done = run("--logits", "i.npz", "--indices", "mode", "--topk", 1, *options, "--report", "i.html")
+    assert "100.00" in done.stdout and "right" in (folder / "i.html").read_text()
 
 
-def test_conditions_and_the_gap_of_backgrounds(folder, monkeypatch, capsys):
+def test_conditions_and_the_gap_of_backgrounds(folder):
     runs = {"original": 30, "mixed-same": 28, "mixed-random": 29}
     for seed, (name, number) in enumerate(runs.items()):
         save(folder / f"{name}.npz", logits(seed)[:number], NAMES[:number])
     conditions = [part for name in runs for part in ("--condition", f"{name}={name}.npz")]
-    done = run(
-        *(monkeypatch, capsys, *conditions, "--bootstrap", 20, "--output", "c.json", "--report", "c.html"),
-    )
+    done = run(*conditions, "--bootstrap", 20, "--output", "c.json", "--report", "c.html")
     content = json.loads((folder / "c.json").read_text())
     same, mixed = (ranked(folder / f"{name}.npz").chosen(sorted(NAMES[:28])) for name in list(runs)[1:])
     expected = difference(same, mixed, 50, [1, 5], 20, 0)
     assert content["gap"]["differences"] == expected.differences
     assert content["gap"]["intervals"]["top1"] == list(expected.intervals["top1"])
     assert content["conditions"]["mixed-same"]["scores"] == expected.a and content["images"] == 28
-    assert "gap mixed-same - mixed-random" in done.out
-    assert "original: 2 images are not in all conditions" in done.err
+    assert "gap mixed-same - mixed-random" in done.stdout
+    assert "original: 2 images are not in all conditions" in done.stderr
     page = (folder / "c.html").read_text()
     assert "Accuracy on each set of pictures" in page and "mixed-random" in page
-    run(monkeypatch, capsys, *conditions[:2], "--bootstrap", 5, "--output", "c.csv")
+    run(*conditions[:2], "--bootstrap", 5, "--output", "c.csv")
     assert (folder / "c.csv").read_text().startswith("condition,top1,top5")
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
-        ["--logits", "a.npz", "--condition", "x=a.npz"],
-        ["--condition", "x"],
-        ["--condition", "x=a.npz", "--compare", "b.npz"],
-        ["--logits", "a.npz", "--output", "x.txt"],
-        ["--logits", "a.npz", "--report", "x.htm"],
-        ["--logits", "a.npz", "--image-dir", "images"],
+        "",
+        "--logits a.npz --condition x=a.npz",
+        "--condition x",
+        "--condition x=a.npz --compare b.npz",
+        "--logits a.npz --output x.txt",
+        "--logits a.npz --report x.htm",
+        "--logits a.npz --image-dir images",
     ],
 )
-def test_wrong_usage(arguments, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as wrong:
-        run(monkeypatch, capsys, *arguments)
-    assert wrong.value.code == 2
+def test_wrong_usage(arguments):
+    run(*arguments.split(), status=2)

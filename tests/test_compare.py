@@ -5,100 +5,80 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from masksets import blobs, random_images, script, table_of, write_mask, write_pairs
+from masksets import blobs, in_process, random_images, table_of, write_mask, write_pairs
 
-from evaluation import compare as compare_script
 from evaluation.compare import Side, method_names, side_argument
 from imagenets.common.errors import InputError
 from imagenets.scoring.bootstrap import bootstrap_intervals
 from imagenets.scoring.metrics import SCORES
 
+COMMON = ("--gt-dir", "gt", "--mode", 50, "--workers", 0)
+
 
 @pytest.fixture
-def masks(tmp_path):
-    """Good pairs in tmp_path/gt and tmp_path/pred, and a second method's in tmp_path/other."""
+def folder(tmp_path, monkeypatch):
+    """Good pairs in gt and pred, and a second method's predictions in other."""
     rng = np.random.default_rng(0)
     images = random_images(rng, 6, 4, 4)
-    names = write_pairs(tmp_path, images)
-    for name, (truth, _) in zip(names, images, strict=True):
+    for name, (truth, _) in zip(write_pairs(tmp_path, images), images, strict=True):
         write_mask(tmp_path / "other" / name, blobs(rng, *truth.shape, np.arange(5), ignore=0))
-    # The table's images are in the order of the names.
-    return tmp_path, [image for _, image in sorted(zip(names, images, strict=True), key=lambda pair: pair[0])]
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def evaluator(folder, *arguments, workers=0):
-    common = ["--gt-dir", "gt", "--predict-dir", "pred", "--mode", 50, "--workers", workers]
-    return script("evaluation/evaluator.py", *common, *arguments, cwd=folder)
-
-
-def compare(folder, *arguments):
-    common = ["--gt-dir", "gt", "--mode", 50, "--workers", 0]
-    return script("evaluation/compare.py", *common, *arguments, cwd=folder)
-
-
-def test_evaluator_gives_intervals(masks):
-    folder, images = masks
-    done = evaluator(folder, "--bootstrap", 40, "--seed", 3, "--output", "s.json")
+def evaluator(*arguments):
+    done = in_process("evaluation/evaluator.py", *COMMON, "--predict-dir", "pred", *arguments)
     assert done.returncode == 0, done.stderr
-    result = json.loads((folder / "s.json").read_text())
-    expected = bootstrap_intervals(table_of(images), 50, None, 40, seed=3).intervals
+    return done
+
+
+def compare(*arguments, a="pred", b="other", status=0):
+    done = in_process("evaluation/compare.py", *COMMON, "--a", a, "--b", b, *arguments)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def test_evaluator_gives_intervals(folder):
+    done = evaluator("--bootstrap", 40, "--seed", 3, "--output", "s.json")
+    images = random_images(np.random.default_rng(0), 6, 4, 4)
+    in_order = [images[i] for i in (0, 3, 1, 4, 2, 5)]  # of their names
+    result, expected = read("s.json"), bootstrap_intervals(table_of(in_order), 50, None, 40, seed=3).intervals
     assert tuple(result["intervals"]) == SCORES
     for name, interval in result["intervals"].items():
         assert interval == (None if np.isnan(expected[name][0]) else list(expected[name])), name
     assert result["bootstrap"] == {"resamples": 40, "seed": 3}
     low, high = expected["mIoU"]
-    assert ["mIoU", f"{result['scores']['mIoU']:.2f}", f"{low:.2f}–{high:.2f}"] in [
-        line.split() for line in done.stdout.splitlines()
-    ]
+    line = ["mIoU", f"{result['scores']['mIoU']:.2f}", f"{low:.2f}–{high:.2f}"]
+    assert line in [line.split() for line in done.stdout.splitlines()]
 
 
-def test_default_seed_is_0_and_workers_change_nothing(masks):
-    folder, _ = masks
-    for output, arguments in (("a.json", ["--seed", 0]), ("b.json", ["--no-cache"])):
-        workers = 2 if "--no-cache" in arguments else 0
-        done = evaluator(folder, "--bootstrap", 20, *arguments, "--output", output, workers=workers)
-        assert done.returncode == 0, done.stderr
-    assert (folder / "a.json").read_bytes() == (folder / "b.json").read_bytes()
+def test_default_seed_is_0_and_workers_change_nothing_and_nothing_is_drawn_unasked(folder):
+    evaluator("--bootstrap", 20, "--seed", 0, "--output", "a.json")
+    evaluator("--bootstrap", 20, "--no-cache", "--workers", 2, "--output", "b.json")
+    assert Path("a.json").read_bytes() == Path("b.json").read_bytes()
+    assert "interval" not in evaluator("--output", "c.json").stdout
+    assert "intervals" not in read("c.json")
 
 
-def test_without_bootstrap_there_are_no_intervals(masks):
-    folder, _ = masks
-    done = evaluator(folder, "--output", "s.json")
-    assert "interval" not in done.stdout
-    assert "intervals" not in json.loads((folder / "s.json").read_text())
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--seed", "1"], ["--bootstrap", "0"], ["--bootstrap", "ten"], ["--bootstrap", "9", "--seed", "-1"]],
-)
-def test_wrong_usage_of_bootstrap(masks, arguments):
-    folder, _ = masks
-    assert evaluator(folder, *arguments).returncode == 2
-
-
-def test_compare_prints_and_saves(masks):
-    folder, _ = masks
-    matching = {str(cluster): cluster % 51 for cluster in range(51)}
-    (folder / "results").mkdir()
-    (folder / "results/identity.json").write_text(json.dumps(matching))
-    done = compare(
-        folder, "--a", "pred", "--b", "other,identity", "--bootstrap", 30, "--output", "results/c.json"
-    )
-    assert done.returncode == 0, done.stderr
+def test_compare_prints_and_saves(folder):
+    Path("results").mkdir()
+    Path("results/identity.json").write_text(json.dumps({cluster: cluster % 51 for cluster in range(51)}))
+    done = compare("--bootstrap", 30, "--output", "results/c.json", b="other,identity")
     assert done.stderr.count("752") == 1  # one warning for one ground truth
-    result = json.loads((folder / "results/c.json").read_text())
+    result = read("results/c.json")
     (run,) = result["b"]["runs"]
     assert (result["b"]["name"], run["predict_dir"], run["match"]) == ("other", "other", "identity")
     assert result["bootstrap"] == {"resamples": 30, "seed": 0}
-    scores = evaluator(folder, "--output", "s.json")
-    assert scores.returncode == 0
-    assert result["a"]["scores"] == json.loads((folder / "s.json").read_text())["scores"]
+    evaluator("--output", "s.json")
+    assert result["a"]["scores"] == read("s.json")["scores"]
     for name in SCORES:
         a, b = (result[side]["scores"][name] for side in "ab")
         assert result["differences"][name] == (None if a is None or b is None else a - b)
@@ -110,132 +90,100 @@ def test_compare_prints_and_saves(masks):
     assert result["gained"] or result["lost"]
     low, high = result["intervals"]["mIoU"]
     line = next(line for line in done.stdout.splitlines() if line.startswith("mIoU"))
-    assert f"{result['differences']['mIoU']:+.2f}" in line
-    assert f"{low:+.2f} to {high:+.2f}" in line
+    assert f"{result['differences']['mIoU']:+.2f}" in line and f"{low:+.2f} to {high:+.2f}" in line
     assert line.endswith("*") == (low > 0 or high < 0)
 
 
-def test_compare_needs_no_matching_for_a_folder_with_a_comma(masks):
-    folder, _ = masks
-    (folder / "pred").rename(folder / "pred,v2")
-    done = compare(folder, "--a", "pred,v2", "--b", "other", "--bootstrap", 5)
-    assert done.returncode == 0, done.stderr
-    assert "pred,v2: pred,v2, class ids" in done.stdout
+def test_compare_needs_no_matching_for_a_folder_with_a_comma(folder):
+    Path("pred").rename("pred,v2")
+    assert "pred,v2: pred,v2, class ids" in compare("--bootstrap", 5, a="pred,v2").stdout
 
 
-def test_compare_reports_the_bad_files_of_both(masks):
-    folder, _ = masks
-    first, second = sorted((folder / "gt").rglob("*.png"))[:2]
-    (folder / "pred" / first.relative_to(folder / "gt")).unlink()
-    (folder / "other" / second.relative_to(folder / "gt")).write_bytes(b"no png")
-    done = compare(folder, "--a", "pred", "--b", "other", "--output", "c.json")
-    assert done.returncode == 1
-    assert "2 masks cannot be used" in done.stderr
-    assert "no such prediction" in done.stderr
-    assert "not a PNG" in done.stderr
-    assert not (folder / "c.json").exists()
+def test_compare_reports_the_bad_files_of_both_and_a_bad_ground_truth_once(folder):
+    first, second, third = (path.relative_to("gt") for path in sorted(Path("gt").rglob("*.png"))[:3])
+    ("pred" / first).unlink()
+    ("other" / second).write_bytes(b"no png")
+    ("gt" / third).write_bytes(b"")
+    done = compare("--output", "c.json", status=1)
+    for message in ("3 masks cannot be used", "no such prediction", "not a PNG"):
+        assert message in done.stderr
+    assert not Path("c.json").exists()
 
 
-def test_compare_names_a_bad_ground_truth_once(masks):
-    folder, _ = masks
-    next((folder / "gt").rglob("*.png")).write_bytes(b"")
-    done = compare(folder, "--a", "pred", "--b", "other")
-    assert done.returncode == 1
-    assert "1 mask cannot be used" in done.stderr
-
-
-def test_compare_clusters(masks):
-    folder, _ = masks
-    name = sorted((folder / "gt").rglob("*.png"))[0].relative_to(folder / "gt")
-    truth_shape = random_images(np.random.default_rng(0), 6, 4, 4)[0][0].shape
-    assert str(name) == "n00000000/image_0.png"
-    write_mask(folder / "other" / name, np.full(truth_shape, 60))
-    (folder / "m.json").write_text(json.dumps({str(cluster): cluster % 51 for cluster in range(61)}))
-    sides = ["--a", "pred", "--b", "other,m.json", "--bootstrap", 5]
-    too_few = compare(folder, *sides)
-    assert too_few.returncode == 1
-    assert "match.py was given 60 clusters" in too_few.stderr
-    assert compare(folder, *sides, "--clusters", 60).returncode == 0
-    assert compare(folder, "--a", "pred", "--b", "other", "--clusters", 60).returncode == 2
+def test_compare_clusters(folder):
+    truth = random_images(np.random.default_rng(0), 6, 4, 4)[0][0]
+    write_mask(folder / "other/n00000000/image_0.png", np.full(truth.shape, 60))
+    Path("m.json").write_text(json.dumps({cluster: cluster % 51 for cluster in range(61)}))
+    assert "match.py was given 60 clusters" in compare(b="other,m.json", status=1).stderr
+    compare("--clusters", 60, "--bootstrap", 5, b="other,m.json")
 
 
 @pytest.mark.parametrize(
     ("side", "message"),
     [("pred,none", "no such matching"), ("nowhere", "no such folder"), ("other,m.json", "not JSON")],
 )
-def test_compare_refuses(masks, side, message):
-    folder, _ = masks
-    (folder / "m.json").write_text("{")
-    done = compare(folder, "--a", "pred", "--b", side)
-    assert done.returncode == 1
-    assert message in done.stderr
+def test_compare_refuses(folder, side, message):
+    Path("m.json").write_text("{")
+    assert message in compare(b=side, status=1).stderr
 
 
-@pytest.mark.parametrize("arguments", [["--b", "other,"], ["--b", "other", "--output", "c.csv"], []])
-def test_compare_wrong_usage(masks, arguments):
-    folder, _ = masks
-    assert compare(folder, "--a", "pred", *arguments).returncode == 2
-
-
-def test_an_empty_path_is_not_the_working_folder(tmp_path):
-    done = script("evaluation/compare.py", "--a", "", "--b", "b", "--gt-dir", "g", "--mode", 50, cwd=tmp_path)
-    assert done.returncode == 2 and "--a: an empty path" in done.stderr
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--b", "other,"],
+        ["--a", ""],
+        ["--output", "c.csv"],
+        ["--report", "c.htm"],
+        ["--title", "Mine"],
+        ["--clusters", 60],
+    ],
+)
+def test_compare_wrong_usage(folder, arguments):
+    assert arguments[0] in compare(*arguments, status=2).stderr
 
 
 def test_sides_of_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed in (1, 2, 10):
-        (tmp_path / f"runs/seed{seed}/validation").mkdir(parents=True)
-    (tmp_path / "lr=0.1").mkdir()
-    side = side_argument("PASS=runs/seed*/validation,pass-*")
-    assert (side.name, side.matched) == ("PASS", True)
-    assert side.runs == tuple((Path(f"runs/seed{i}/validation"), f"pass-{i}") for i in (1, 10, 2))
-    assert side_argument("PASS=runs/seed1/validation,m") == Side(
-        "PASS", ((Path("runs/seed1/validation"), "m"),)
-    )
-    assert side_argument("lr=0.1,m") == Side(None, ((Path("lr=0.1"), "m"),))
-    assert side_argument("lr=0.1").runs == ((Path("lr=0.1"), None),)
+        Path(f"runs/seed{seed}/validation").mkdir(parents=True)
+    Path("lr=0.1").mkdir()
+
+    def side(folder, match=None, name=None):
+        return Side(name, ((Path(folder), match),))
+
+    several = side_argument("PASS=runs/seed*/validation,pass-*")
+    assert (several.name, several.matched) == ("PASS", True)
+    assert several.runs == tuple((Path(f"runs/seed{i}/validation"), f"pass-{i}") for i in (1, 10, 2))
+    one = side_argument("PASS=runs/seed1/validation,m")
+    assert one == side("runs/seed1/validation", "m", "PASS")
+    assert side_argument("lr=0.1,m") == side("lr=0.1", "m")
+    assert side_argument("lr=0.1") == side("lr=0.1")
     with pytest.raises(argparse.ArgumentTypeError, match="3 runs need a matching each"):
         side_argument("PASS=runs/seed*/validation,pass")
     with pytest.raises(InputError, match="PASS: no folder matches nothing"):
         side_argument("PASS=nothing*")
-    named, bare = Side("PASS", ((Path("x"), None),)), Side(None, ((Path("runs/validation"), "m"),))
-    assert method_names([named, bare]) == ["PASS", "validation"]
-    other = Side(None, ((Path("pass/validation"), "m"),))
-    assert method_names([bare, other]) == ["runs/validation", "pass/validation"]
-    same = Side(None, ((Path("runs/validation"), "n"),))
-    assert method_names([bare, same]) == ["runs/validation, m", "runs/validation, n"]
-    assert method_names([bare, bare]) == ["runs/validation, m (1)", "runs/validation, m (2)"]
+    bare = side("runs/validation", "m")
+    for first, second, expected in (
+        (side("x", name="PASS"), bare, ["PASS", "validation"]),
+        (bare, side("pass/validation", "m"), ["runs/validation", "pass/validation"]),
+        (bare, side("runs/validation", "n"), ["runs/validation, m", "runs/validation, n"]),
+        (bare, bare, ["runs/validation, m (1)", "runs/validation, m (2)"]),
+    ):
+        assert method_names([first, second]) == expected
 
 
-def test_groups_of_runs_with_their_names_on_the_page(masks, monkeypatch, capsys):
-    folder, _ = masks
-    monkeypatch.chdir(folder)
+def test_groups_of_runs_with_their_names_on_the_page(folder):
     shutil.copytree("pred", "ours/1")
     shutil.copytree("other", "ours/2")
-    arguments = ["--a", "Ours $1=ours/*", "--b", "other", "--bootstrap", "10"]
-    arguments += [
-        "--output",
-        "c.json",
-        "--report",
-        "c.html",
-        "--gt-dir",
-        "gt",
-        "--mode",
-        "50",
-        "--workers",
-        "0",
-    ]
-    monkeypatch.setattr(sys, "argv", ["compare.py", *arguments])
-    compare_script.main()
-    out = capsys.readouterr().out
+    files = ("--output", "c.json", "--report", "c.html")
+    out = compare("--bootstrap", 10, *files, a="Ours $1=ours/*").stdout
     assert "Ours $1: ours/1, class ids" in out and "Ours $1: ours/2, class ids" in out
     assert "runs: 2 and 1" in out and "significant" in out and "percentage points" in out
-    result = json.loads((folder / "c.json").read_text())
+    result = read("c.json")
     assert [run["predict_dir"] for run in result["a"]["runs"]] == ["ours/1", "ours/2"]
     of_runs = [run["scores"]["mIoU"] for run in result["a"]["runs"]]
     assert result["a"]["scores"]["mIoU"] == pytest.approx(np.mean(of_runs))
     assert of_runs[1] == result["b"]["scores"]["mIoU"]
-    page = (folder / "c.html").read_text()
+    page = Path("c.html").read_text()
     assert "Ours $1 and other compared" in page and ">sure<" not in page
     assert "Ours $1 better" in page and "Gained most with Ours $1" in page

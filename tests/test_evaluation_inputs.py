@@ -10,7 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
-from masksets import random_images, script, table_of, write_mask, write_pairs
+from masksets import in_process, random_images, table_of, write_mask, write_pairs
 
 import imagenets
 from command_line import progress
@@ -24,18 +24,11 @@ from imagenets.scoring.matching_record import image_digests, made_of_others, wri
 from imagenets.scoring.pairs import check_predict_dir, find_pairs, read_names
 
 NAME = "n00000001/image_1.png"
-MASKS = ("--gt-dir", "gt", "--predict-dir", "pred", "--mode", "50", "--workers", "0")
 
 
 @pytest.fixture
 def images():
     return random_images(np.random.default_rng(0), 5, 3, 3)
-
-
-@pytest.fixture
-def folder(tmp_path, images):
-    write_pairs(tmp_path, images)
-    return tmp_path
 
 
 def test_a_matching_of_other_predictions_warns_and_says_of_how_many(tmp_path, images):
@@ -59,60 +52,41 @@ def test_a_matching_of_other_predictions_warns_and_says_of_how_many(tmp_path, im
     assert made_of_others(read_matching(path, 3), changed) is None, "a record of another matching"
 
 
-def test_results_say_what_they_were_made_of(folder):
-    done = script("evaluation/match.py", *MASKS, "--session-name", "m", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    (folder / "some.txt").write_text(f"n1/x.JPEG {NAME}\nn00000000/image_0.JPEG n00000000/image_0.JPEG\n")
+def test_results_say_what_they_were_made_of(tmp_path, images, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path, images)
+
+    def call(script, *arguments, status=0):
+        common = ("--gt-dir", "gt", "--mode", 50, "--workers", 0)
+        done = in_process(f"evaluation/{script}", *common, *arguments)
+        assert done.returncode == status, done.stderr
+        return done.stderr
+
+    call("match.py", "--predict-dir", "pred", "--session-name", "m")
+    (tmp_path / "some.txt").write_text(f"n1/x.JPEG {NAME}\nn00000000/image_0.JPEG n00000000/image_0.JPEG\n")
     # m.json, though it lies in results/; two columns, as in the official lists; a part of the same masks.
     options = ("--match", "m.json", "--names", "some.txt", "--output", "s.json")
-    done = script("evaluation/evaluator.py", *MASKS, *options, cwd=folder)
-    assert (done.returncode, done.stderr.count("warning")) == (0, 1), "of classes that do not occur, alone"
-    result = json.loads((folder / "s.json").read_text())
-    digest = hashlib.sha256((folder / "results/m.json").read_bytes()).hexdigest()
+    assert call("evaluator.py", "--predict-dir", "pred", *options).count("warning") == 1, "absent classes"
+    result = json.loads((tmp_path / "s.json").read_text())
+    digest = hashlib.sha256((tmp_path / "results/m.json").read_bytes()).hexdigest()
     assert (result["toolbox"], result["matching_sha256"]) == (imagenets.__version__, digest)
     assert (result["predict_dir"], result["gt_dir"], result["images"]) == ("pred", "gt", 2)
-    shutil.copytree(folder / "pred", folder / "other")
-    write_mask(folder / "other" / NAME, np.zeros((1, 1), int))
-    sides = (
-        "--a",
-        "pred,m",
-        "--b",
-        "other,m",
-        "--bootstrap",
-        "2",
-        "--output",
-        "c.json",
-        "--problems",
-        "p.txt",
-    )
-    masks = ("--gt-dir", "gt", "--mode", "50", "--workers", "0")
-    done = script("evaluation/compare.py", *masks, *sides, cwd=folder)
-    assert done.returncode == 1 and "all 1: p.txt" in done.stderr
-    assert f"other/{NAME}" in (folder / "p.txt").read_text()
-    shutil.copy(folder / "pred" / "n00000000/image_0.png", folder / "other/n00000000/image_0.png")
-    shape = np.asarray(random_images(np.random.default_rng(0), 5, 3, 3)[1][0]).shape
-    write_mask(folder / "other" / NAME, np.full(shape, 7))
-    done = script("evaluation/compare.py", *masks, *sides, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("made of other masks: 1 of these 5") == 1
-    result = json.loads((folder / "c.json").read_text())
+    shutil.copytree("pred", "other")
+    write_mask(tmp_path / "other" / NAME, np.zeros((1, 1), int))
+    sides = ("--a", "pred,m", "--b", "other,m", "--bootstrap", 2, "--output", "c.json", "--problems", "p.txt")
+    assert "all 1: p.txt" in call("compare.py", *sides, status=1)
+    assert f"other/{NAME}" in (tmp_path / "p.txt").read_text()
+    write_mask(tmp_path / "other" / NAME, np.full(images[1][0].shape, 7))
+    assert call("compare.py", *sides).count("made of other masks: 1 of these 5") == 1
+    result = json.loads((tmp_path / "c.json").read_text())
     assert (result["gt_dir"], result["toolbox"]) == ("gt", imagenets.__version__)
     assert [result[side]["runs"][0]["matching_sha256"] for side in "ab"] == [digest, digest]
 
 
-def test_a_wrong_flag_is_named_and_the_right_one_guessed(folder):
-    done = script("evaluation/evaluator.py", "--pred-dir", "pred", "--gt-dir", "gt", cwd=folder)
+def test_a_wrong_flag_is_named_and_the_right_one_guessed():
+    done = in_process("evaluation/evaluator.py", "--pred-dir", "pred", "--gt-dir", "gt")
     assert done.returncode == 2
     assert "--pred-dir; did you mean --predict-dir?" in done.stderr
-
-
-def test_scripts_find_their_own_packages(folder):
-    for name in ("evaluation", "baseline", "command_line", "imagenets"):
-        (folder / "decoys" / name).mkdir(parents=True)
-        (folder / "decoys" / name / "__init__.py").write_text("raise SystemExit('a decoy')")
-    environment = {**os.environ, "PYTHONPATH": str(folder / "decoys")}
-    done = script("evaluation/evaluator.py", *MASKS, cwd=folder, env=environment)
-    assert done.returncode == 0, done.stderr
 
 
 def test_names_of_official_lists(tmp_path):
@@ -125,11 +99,10 @@ def test_ground_truth_of_another_mode_is_refused(tmp_path, monkeypatch):
     wnids = [f"n{i:08d}" for i in range(50)]
     for wnid in wnids:
         (tmp_path / "gt" / wnid).mkdir(parents=True)
-    categories = tmp_path / "lists/categories"
-    categories.mkdir(parents=True)
+    (tmp_path / "lists/categories").mkdir(parents=True)
     monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
     refuse_other_mode(tmp_path / "gt", MODES["919"])  # 50 folders alone say nothing
-    (categories / "ImageNetS_categories_im50.txt").write_text("\n".join(wnids))
+    (tmp_path / "lists/categories/ImageNetS_categories_im50.txt").write_text("\n".join(wnids))
     with pytest.raises(InputError, match="take mode 50"):
         refuse_other_mode(tmp_path / "gt", MODES["919"])
     refuse_other_mode(tmp_path / "gt", MODES["50"])
@@ -137,35 +110,35 @@ def test_ground_truth_of_another_mode_is_refused(tmp_path, monkeypatch):
     refuse_other_mode(tmp_path / "gt", MODES["919"])
 
 
-def test_the_file_at_fault_is_named(tmp_path):
-    def fail(error):
-        with pytest.raises(OSError) as caught, whole_file(tmp_path / "out"):
-            raise error
-        return caught.value.filename
-
-    assert fail(OSError("the source is cut short")) is None
-    assert fail(OSError(errno.EIO, "Input/output error")) is None
-    assert fail(OSError(errno.EACCES, "Permission denied", "source")) == "source"
-    assert fail(OSError(errno.ENOSPC, "No space left on device", "source")) == str(tmp_path / "out")
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError("the source is cut short"), None),
+        (OSError(errno.EIO, "Input/output error"), None),
+        (OSError(errno.EACCES, "Permission denied", "source"), "source"),
+        (OSError(errno.ENOSPC, "No space left on device", "source"), "out"),
+    ],
+)
+def test_the_file_at_fault_is_named(tmp_path, monkeypatch, error, named):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError) as caught, whole_file(tmp_path / "out"):
+        raise error
+    assert caught.value.filename == (str(tmp_path / "out") if named == "out" else named)
 
 
 def test_the_cache_is_pruned_by_age_and_size(tmp_path, monkeypatch):
-    def write(name, days):
+    tables = {f"{i:024x}.table": days for i, days in enumerate((0, 10, 80, 91))}
+    others = {".0123456789abcdef.tmp": 2, ".fedcba9876543210.tmp": 0, "mine.table": 500, "notes": 500}
+    for name, days in (tables | others).items():
         path = tmp_path / name
         path.write_bytes(b"x" * 100)
         age = path.stat().st_mtime - days * 86_400
         os.utime(path, (age, age))
-
-    tables = {f"{i:024x}.table": days for i, days in enumerate((0, 10, 80, 91))}
-    others = {".0123456789abcdef.tmp": 2, ".fedcba9876543210.tmp": 0, "mine.table": 500, "notes": 500}
-    for name, days in (tables | others).items():
-        write(name, days)
-    table_cache.prune(tmp_path)
     kept = {".fedcba9876543210.tmp", "mine.table", "notes"}
-    assert {p.name for p in tmp_path.iterdir()} == {*list(tables)[:3], *kept}
-    monkeypatch.setattr(table_cache, "_MOST_BYTES", 350)
-    table_cache.prune(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {*list(tables)[:2], *kept}
+    for most, number in ((table_cache._MOST_BYTES, 3), (350, 2)):
+        monkeypatch.setattr(table_cache, "_MOST_BYTES", most)
+        table_cache.prune(tmp_path)
+        assert {p.name for p in tmp_path.iterdir()} == {*list(tables)[:number], *kept}
 
 
 def test_without_a_terminal_long_work_says_a_line_now_and_then(monkeypatch, capsys):
@@ -187,9 +160,9 @@ def test_without_a_terminal_long_work_says_a_line_now_and_then(monkeypatch, caps
     ],
 )
 def test_predictions_of_another_ending_are_named(tmp_path, ending, cure):
+    (tmp_path / "pred/n01").mkdir(parents=True)
     for i in range(2):
         write_mask(tmp_path / f"gt/n01/{i}.png", np.ones((3, 4), int))
-        (tmp_path / f"pred/n01/{i}{ending}").parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"pred/n01/{i}{ending}").touch()
     with pytest.raises(InputError, match=rf"but 2 files with another suffix, such as 0{ending}; {cure}"):
         check_predict_dir(find_pairs(tmp_path / "gt", tmp_path / "pred"))

@@ -5,36 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from masksets import script, write_mask
+from masksets import in_process, write_mask
 from PIL import Image
 from prepared_set import WNIDS, write_image, write_lists
 
 from imagenets.masks import decode_mask, resize_mask
-from imagenets.scoring.attribution_scores import (
-    attribution_localization,
-    average_precision,
-    complexity,
-    energy,
-    hits_among,
-    iou_at_thresholds,
-    otsu_threshold,
-    pointing_game,
-    pooled_two_class,
-    rank_pixels,
-    relevance_mass,
-    relevance_rank,
-    roc_auc,
-    scale_to_unit,
-    sparseness,
-    top_k_intersection,
-    two_class_counts,
-)
+from imagenets.scoring import attribution_scores as formulas
 from imagenets.scoring.bootstrap import drawn_images
 from imagenets.scoring.localization import IMAGE_SCORES, SCORES, Settings, centre_map, score_map
 from imagenets.scoring.map_geometry import Geometry, labels_in_place, map_in_place, parse_geometry
@@ -61,28 +44,24 @@ def test_scores_are_those_of_loops(pixels):
     for place, (value, _) in enumerate(pairs):
         if value > pairs[best][0]:
             best = place
-    assert pointing_game(values, inside) == pairs[best][1]
+    assert formulas.pointing_game(values, inside) == pairs[best][1]
 
     positive = math.fsum(v for v, _ in pairs if v > 0)
     hit = math.fsum(v for v, i in pairs if v > 0 and i)
-    assert energy(values, inside) == pytest.approx(hit / positive if positive else 0, abs=1e-12)
+    assert formulas.energy(values, inside) == pytest.approx(hit / positive if positive else 0, abs=1e-12)
 
     low, high = min(v for v, _ in pairs), max(v for v, _ in pairs)
-    for k, score in enumerate(iou_at_thresholds(scale_to_unit(values), inside), start=1):
+    for k, score in enumerate(formulas.iou_at_thresholds(formulas.scale_to_unit(values), inside), start=1):
         cut = [high > low and (v - low) / (high - low) >= k / 20 for v, _ in pairs]
         union = sum(c or i for c, (_, i) in zip(cut, pairs, strict=True))
-        if union:
-            both = sum(c and i for c, (_, i) in zip(cut, pairs, strict=True))
-            assert score == both / union
-        else:
-            assert score == 0
+        both = sum(c and i for c, (_, i) in zip(cut, pairs, strict=True))
+        assert score == (both / union if union else 0)
 
     comparisons = [1.0 if v > w else 0.5 if v == w else 0.0 for v, i in pairs if i for w, j in pairs if not j]
-    auc = roc_auc(rank_pixels(values, inside))
-    if comparisons:
-        assert auc == pytest.approx(sum(comparisons) / len(comparisons), abs=1e-14)
-    else:
-        assert math.isnan(auc)
+    expected = sum(comparisons) / len(comparisons) if comparisons else math.nan
+    assert formulas.roc_auc(formulas.rank_pixels(values, inside)) == pytest.approx(
+        expected, abs=1e-14, nan_ok=True
+    )
 
 
 def loop_hits(pairs, count):
@@ -100,52 +79,50 @@ def test_the_other_scores_are_those_of_loops(pixels):
     pairs = [(float(v), bool(i)) for v, i in zip(values, inside, strict=True)]
     size = sum(i for _, i in pairs)
     largest = [i for v, i in pairs if v == max(w for w, _ in pairs)]
-    assert pointing_game(values, inside, "any") == any(largest)
-    assert pointing_game(values, inside, "share") == pytest.approx(sum(largest) / len(largest))
+    assert formulas.pointing_game(values, inside, "any") == any(largest)
+    assert formulas.pointing_game(values, inside, "share") == pytest.approx(sum(largest) / len(largest))
 
     total = math.fsum(v for v, _ in pairs)
     if abs(total) > 1e-6:
         mass = math.fsum(v for v, i in pairs if i) / total
-        assert relevance_mass(values, inside) == pytest.approx(mass, rel=1e-6, abs=1e-9)
+        assert formulas.relevance_mass(values, inside) == pytest.approx(mass, rel=1e-6, abs=1e-9)
     absolute = math.fsum(abs(v) for v, _ in pairs)
     hit = math.fsum(abs(v) for v, i in pairs if i)
-    found = attribution_localization(values, inside)
+    found = formulas.attribution_localization(values, inside)
     assert found == pytest.approx(hit / absolute if absolute else 0, abs=1e-12)
 
-    ranking = rank_pixels(values, inside)
+    ranking = formulas.rank_pixels(values, inside)
     for count in range(1, len(pairs) + 1):
-        assert hits_among(ranking, count) == pytest.approx(loop_hits(pairs, count))
-        top = top_k_intersection(ranking, count)
-        assert (
-            math.isnan(top) if count == len(pairs) else top == pytest.approx(loop_hits(pairs, count) / count)
-        )
+        assert formulas.hits_among(ranking, count) == pytest.approx(loop_hits(pairs, count))
+        expected = loop_hits(pairs, count) / count if count < len(pairs) else math.nan
+        assert formulas.top_k_intersection(ranking, count) == pytest.approx(expected, nan_ok=True)
     if size:
-        assert relevance_rank(ranking) == pytest.approx(loop_hits(pairs, size) / size)
+        assert formulas.relevance_rank(ranking) == pytest.approx(loop_hits(pairs, size) / size)
         precision, reached = 0.0, 0
         for cut in sorted({v for v, _ in pairs}, reverse=True):
             taken = [i for v, i in pairs if v >= cut]
             precision += (sum(taken) - reached) / size * sum(taken) / len(taken)
             reached = sum(taken)
-        assert average_precision(ranking) == pytest.approx(precision, abs=1e-12)
+        assert formulas.average_precision(ranking) == pytest.approx(precision, abs=1e-12)
 
     weights = [abs(v) / max(abs(w) for w, _ in pairs) if absolute else 0.0 for v, _ in pairs]
     shifted = [w + 1e-7 for w in weights]
     n = len(shifted)
     gini = sum(abs(a - b) for a in shifted for b in shifted) / (2 * n * sum(shifted))
-    assert sparseness(values) == pytest.approx(gini, abs=1e-9)
+    assert formulas.sparseness(values) == pytest.approx(gini, abs=1e-9)
     if absolute:
         shares = [w / sum(weights) for w in weights]
         entropy = -sum(s * math.log(s + 1e-12) for s in shares)
-        assert complexity(values) == pytest.approx(entropy, abs=1e-9)
+        assert formulas.complexity(values) == pytest.approx(entropy, abs=1e-9)
     else:
-        assert math.isnan(complexity(values)) and math.isnan(relevance_mass(values, inside))
+        assert math.isnan(formulas.complexity(values)) and math.isnan(formulas.relevance_mass(values, inside))
 
 
 @settings(max_examples=100, deadline=None)
 @given(PIXELS)
 def test_two_classes_and_otsu_are_those_of_loops(pixels):
     values, inside = pixels
-    scaled = scale_to_unit(values)
+    scaled = formulas.scale_to_unit(values)
     counts = [0] * 256
     for v in scaled:
         counts[min(255, int(v * 256))] += 1
@@ -162,22 +139,18 @@ def test_two_classes_and_otsu_are_those_of_loops(pixels):
         return sum(lower) * sum(upper) * (means[0] - means[1]) ** 2
 
     variances = [between(cut) for cut in range(255)]
-    chosen = centres.index(otsu_threshold(scaled))
+    chosen = centres.index(formulas.otsu_threshold(scaled))
     assert variances[chosen] == pytest.approx(max(variances), rel=1e-9)
     assert not any(v > variances[chosen] * (1 + 1e-9) for v in variances[:chosen]), "the first of equal ones"
 
     predicted = scaled > scaled.mean()
     cells = list(zip(predicted.tolist(), inside.tolist(), strict=True))
-    expected = [
-        sum(p and i for p, i in cells),
-        sum(p or i for p, i in cells),
-        sum(not p and not i for p, i in cells),
-        sum(not p or not i for p, i in cells),
-    ]
-    found = two_class_counts(predicted, inside)
+    kinds = (lambda p, i: p and i, lambda p, i: p or i, lambda p, i: not (p or i), lambda p, i: not (p and i))
+    expected = [sum(kind(*cell) for cell in cells) for kind in kinds]
+    found = formulas.two_class_counts(predicted, inside)
     assert found.tolist() == expected
     ious = [a / b for a, b in (expected[:2], expected[2:]) if b]
-    assert pooled_two_class(found) == pytest.approx(sum(ious) / len(ious))
+    assert formulas.pooled_two_class(found) == pytest.approx(sum(ious) / len(ious))
 
 
 def test_scores_are_those_of_quantus():
@@ -203,7 +176,7 @@ def test_scores_are_those_of_quantus():
     scores = score_map(attribution, labels, 7, Settings(ties="any", top_k=100))
     for name, score in expected.items():
         assert getattr(scores, name) == pytest.approx(score, abs=1e-9), name
-    assert otsu_threshold(scale_to_unit(attribution)) == 0.470703125
+    assert formulas.otsu_threshold(formulas.scale_to_unit(attribution)) == 0.470703125
     positive = score_map(np.abs(attribution), labels, 7, Settings(top_k=100))
     assert positive.relevance_mass == pytest.approx(0.3605449349019157, abs=1e-9)
     assert positive.energy == pytest.approx(positive.relevance_mass, abs=1e-12)
@@ -214,9 +187,7 @@ def test_the_baseline_knows_nothing_but_the_middle():
     centre = centre_map(40, 81)
     assert np.unravel_index(centre.argmax(), centre.shape) in ((19, 40), (20, 40))
     assert centre[::-1, ::-1] == pytest.approx(centre)
-    assert centre[9:11, 40].mean() == pytest.approx(np.exp(-0.5), rel=0.01), (
-        "a quarter of the height off: one σ"
-    )
+    assert centre[9:11, 40].mean() == pytest.approx(np.exp(-0.5), rel=0.01), "a quarter off: one σ"
 
 
 def test_geometries_are_read():
@@ -327,10 +298,7 @@ def test_huge_and_half_precision_values():
         (np.zeros((2, 3), int), "of type int64"),
         (np.zeros((3, 2)), r"of shape \(3, 2\), but its mask has \(2, 3\)"),
         (np.zeros((2, 3, 1)), "of shape"),
-        (
-            np.array([[0, 0, 0], [0, np.nan, np.inf]]),
-            "2 values are nan or infinite, the first in row 1, col",
-        ),
+        (np.array([[0, 0, 0], [0, np.nan, np.inf]]), "2 values are nan or infinite, the first in row 1, col"),
     ],
 )
 def test_what_is_no_attribution_map(attribution, message):
@@ -343,6 +311,7 @@ def folder(tmp_path, monkeypatch):
     """Six images: one lacks its target, one is filled by it."""
     write_lists(tmp_path / "lists")
     monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for i in range(6):
         class_id = 1 + 7 * (i % 3)
@@ -358,21 +327,37 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(folder, *arguments, mode=50):
-    masks = ("--attribution-dir", "maps", "--gt-dir", "gt", "--mode", mode)
-    return script("evaluation/localization.py", *masks, *arguments, cwd=folder)
+def run(*arguments, mode=50, workers=0, status=0):
+    """Run the script on maps and gt; returns its scores, stdout and stderr."""
+    common = ("--attribution-dir", "maps", "--gt-dir", "gt", "--mode", mode, "--workers", workers)
+    done = in_process("evaluation/localization.py", *common, "--output", "new/s.json", *arguments)
+    assert done.returncode == status, done.stderr
+    scores = json.loads(Path("new/s.json").read_text()) if status == 0 else None
+    return scores, done.stdout, done.stderr
+
+
+def map_paths():
+    return sorted(Path("maps").glob("*/*.npy"))
+
+
+def map_scores():
+    """The scores of every map, one by one."""
+    return [
+        score_map(
+            np.load(f"maps/{path.parent.name}/{path.stem}.npy"),
+            decode_mask(path),
+            WNIDS.index(path.parent.name) + 1,
+        )
+        for path in sorted(Path("gt").glob("*/*.png"))
+    ]
 
 
 def test_the_script_averages_over_images(folder):
-    done = run(folder, "--output", "new/scores.json", "--workers", 2)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((folder / "new/scores.json").read_text())
+    result, stdout, stderr = run("--workers", 2)
     assert list(result)[: len(SCORES)] == list(SCORES)
-    scores = [s for s in map_scores(folder) if s is not None]
+    scores = [s for s in map_scores() if s is not None]
     assert (result["images"], result["target_absent"], len(scores)) == (6, 1, 5)
-    assert result["pointing_game"] == pytest.approx(100 * np.mean([s.pointing_game for s in scores]))
-    assert result["energy"] == pytest.approx(100 * np.mean([s.energy for s in scores]))
-    for name in IMAGE_SCORES[1:]:
+    for name in IMAGE_SCORES:
         values = [getattr(s, name) for s in scores if not math.isnan(getattr(s, name))]
         mean = math.nan if not values else np.mean(values) * (1 if name == "complexity" else 100)
         assert (result[name] if values else math.nan) == pytest.approx(mean, nan_ok=True), name
@@ -384,117 +369,82 @@ def test_the_script_averages_over_images(folder):
     assert list(result["iou"].values()) == pytest.approx(iou.tolist())
     assert result["iou_best"] == max(result["iou"].values())
     for warning in ("1 images do not show", "1 images are filled", "5 images have no more than 1000 pixels"):
-        assert warning in done.stderr
-    assert f"{result['pointing_game']:.2f}" in done.stdout
-    far = run(folder, "--output", "far.json", "--workers", 0, "--tolerance", 100)
-    assert far.returncode == 0
-    far = json.loads((folder / "far.json").read_text())
+        assert warning in stderr
+    assert f"{result['pointing_game']:.2f}" in stdout
+    far, _, _ = run("--tolerance", 100)
     assert {name for name in SCORES if far[name] != result[name]} == {"pointing_game"}
     assert (far["pointing_game"], far["settings"]["tolerance"]) == (100.0, 100)
 
 
 def test_bad_files_are_named_together(folder):
-    maps = sorted((folder / "maps").glob("*/*.npy"))
+    maps = map_paths()
     maps[0].write_bytes(maps[0].read_bytes()[:-3])
     np.save(maps[1], np.full((2, 2), 1.0))
     np.save(maps[2], np.array([[{}]]), allow_pickle=True)
     maps[3].write_bytes(b"")
     write_mask(folder / "gt" / maps[4].parent.name / f"{maps[4].stem}.png", np.full((2, 2), 51))
-    done = run(folder, "--output", "scores.json", "--workers", 1, "--problems", "all/bad.txt")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    lines = done.stderr.split("error: ")[1].splitlines()
-    assert lines.pop() == "all 5: all/bad.txt"
-    assert (folder / "all/bad.txt").read_text().splitlines() == [line.strip() for line in lines[1:]]
-    assert lines[0] == "5 files cannot be used:"
-    for path, line in zip(maps[:4], lines[1:5], strict=True):
-        assert str(path.relative_to(folder)) in line
-    assert "label 51" in lines[5]
-    assert not (folder / "scores.json").exists()
-    maps[2].unlink()
-    done = run(folder)
-    assert f"{maps[2].relative_to(folder)}: no such attribution map" in done.stderr
-    assert done.returncode == 1
-
-
-def scores_of(folder, *arguments):
-    done = run(folder, "--workers", 0, "--output", "s.json", *arguments)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "s.json").read_text()), done.stdout
-
-
-def map_scores(folder):
-    """The scores of every map, one by one."""
-    return [
-        score_map(
-            np.load(folder / "maps" / path.parent.name / f"{path.stem}.npy"),
-            decode_mask(path),
-            WNIDS.index(path.parent.name) + 1,
-        )
-        for path in sorted((folder / "gt").glob("*/*.png"))
-    ]
-
-
-def map_paths(folder):
-    return sorted((folder / "maps").glob("*/*.npy"))
+    _, stdout, stderr = run("--workers", 1, "--problems", "all/bad.txt", status=1)
+    assert stdout == "" and not Path("new").exists()
+    heading, *lines, last = stderr.split("error: ")[1].splitlines()
+    assert (heading, last) == ("5 files cannot be used:", "all 5: all/bad.txt")
+    assert Path("all/bad.txt").read_text().splitlines() == [line.strip() for line in lines]
+    for path, line in zip(maps[:4], lines[:4], strict=True):
+        assert str(path) in line
+    assert "label 51" in lines[4]
 
 
 def test_other_shapes_and_types(folder):
     """(1, H, W) and float16 of what float16 holds score the same; so does uint8, as whole numbers."""
-    for path in map_paths(folder):
+    for path in map_paths():
         np.save(path, np.round(np.abs(np.load(path)) * 40).astype(np.float32))
-    before, _ = scores_of(folder)
+    before, _, _ = run()
     for dtype in (np.float16, np.uint8):
-        for path in map_paths(folder):
+        for path in map_paths():
             np.save(path, np.load(path).reshape(1, *np.load(path).shape[-2:]).astype(dtype))
-        assert scores_of(folder)[0] == before
+        assert run()[0] == before
 
 
 def test_maps_of_one_square_size_need_a_geometry(folder):
-    for path in map_paths(folder):
+    for path in map_paths():
         np.save(path, np.random.default_rng(0).random((6, 6)))
     for arguments in ((), ("--resize",)):
-        done = run(folder, *arguments, "--workers", 0)
-        assert done.returncode == 1 and not done.stdout
+        _, stdout, stderr = run(*arguments, status=1)
+        assert not stdout
         for cure in ("all maps are 6 x 6", "squeeze", "center-crop:256,224", "paste:256,224"):
-            assert cure in done.stderr
-    squeezed, stdout = scores_of(folder, "--geometry", "squeeze")
+            assert cure in stderr
+    squeezed, stdout, _ = run("--geometry", "squeeze")
     assert (squeezed["images"], squeezed["geometry"]) == (6, "squeeze")
     assert "6 of 6 maps resized to the size they are scored at" in stdout
-    masks = sorted((folder / "gt").glob("*/*.png"))
+    mask = sorted((folder / "gt").glob("*/*.png"))[0]
     labels = np.zeros((9, 40), int)
-    labels[:, 0] = WNIDS.index(masks[0].parent.name) + 1
-    write_mask(masks[0], labels)
-    done = run(folder, "--geometry", "center-crop:12,12", "--workers", 0, "--output", "s.json")
-    assert "1 images have their object outside the crop and are not scored" in done.stderr
-    result = json.loads((folder / "s.json").read_text())
+    labels[:, 0] = WNIDS.index(mask.parent.name) + 1
+    write_mask(mask, labels)
+    result, _, stderr = run("--geometry", "center-crop:12,12")
+    assert "1 images have their object outside the crop and are not scored" in stderr
     assert (result["target_absent"], result["outside_crop"]) == (1, 1)
-    np.save(map_paths(folder)[1], -np.ones((6, 6)))
-    done = run(folder, "--geometry", "paste:12,12", "--workers", 0)
-    assert done.returncode == 0 and "1 maps hold negative values" in done.stderr
-    assert "surrounds maps by zeros" in done.stderr
-    np.save(map_paths(folder)[2], np.ones((6, 7)))
-    assert "maps of geometry squeeze are square" in run(folder, "--geometry", "squeeze").stderr
+    np.save(map_paths()[1], -np.ones((6, 6)))
+    _, _, stderr = run("--geometry", "paste:12,12")
+    assert "1 maps hold negative values" in stderr and "surrounds maps by zeros" in stderr
+    np.save(map_paths()[2], np.ones((6, 7)))
+    assert "maps of geometry squeeze are square" in run("--geometry", "squeeze", status=1)[2]
 
 
 def test_the_report_shows_maps_on_their_images(folder):
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
     for mask in (folder / "gt").glob("*/*.png"):
-        picture = folder / "images" / mask.parent.name / f"{mask.stem}.JPEG"
         with Image.open(mask) as image:
-            write_image(picture, *image.size[::-1])
-    done = run(folder, "--report", "r.html", "--image-dir", "images", "--bootstrap", 20, "--workers", 0)
-    assert done.returncode == 0, done.stderr
-    page = (folder / "r.html").read_text()
+            write_image(folder / f"images/{mask.parent.name}/{mask.stem}.JPEG", *image.size[::-1])
+    run("--report", "r.html", "--image-dir", "images", "--bootstrap", 20)
+    page = Path("r.html").read_text()
     assert page.count("<figure>") == 3 * 5 and page.count('alt="picture of') == 15
     assert "1 without their object" in page and "miou_otsu" in page
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "npz inside"])
 def test_many_maps_in_one_file(folder, kind):
-    before, _ = scores_of(folder)
-    for wnid in {path.parent for path in map_paths(folder)}:
+    before, _, _ = run()
+    for wnid in {path.parent for path in map_paths()}:
         maps = {path.stem: np.load(path) for path in wnid.glob("*.npy")}
         for path in wnid.glob("*.npy"):
             path.unlink()
@@ -502,90 +452,90 @@ def test_many_maps_in_one_file(folder, kind):
             pytest.importorskip("safetensors.numpy").save_file(maps, f"{wnid}.safetensors")
         else:
             np.savez_compressed(wnid / "all.npz" if kind == "npz inside" else f"{wnid}.npz", **maps)
-    assert scores_of(folder)[0] == before
-    archive = next(path for path in (folder / "maps").glob("**/*") if path.is_file())
+    assert run()[0] == before
+    archive = next(path for path in Path("maps").glob("**/*") if path.is_file())
     content = archive.read_bytes()
-    np.save(folder / "maps" / archive.parent / "x.npy", np.zeros(1))
+    np.save(archive.parent / "x.npy", np.zeros(1))
     archive.write_bytes(content[: len(content) // 2])
-    done = run(folder)
-    assert (done.returncode, archive.name in done.stderr) == (1, True) and "save it again" in done.stderr
+    _, _, stderr = run(status=1)
+    assert archive.name in stderr and "save it again" in stderr
 
 
 def test_two_maps_of_an_image_or_none(folder):
-    first, second, *_ = map_paths(folder)
+    first, second, *_ = map_paths()
     np.savez(f"{first.parent}.npz", **{first.stem: np.load(first)})
     second.unlink()
-    done = run(folder)
-    assert done.returncode == 1 and "2 files cannot be used" in done.stderr
-    assert (
-        f"there is another map of this image, maps/{first.parent.name}/{first.name}; keep one" in done.stderr
-    )
-    assert f"maps/{second.parent.name}/{second.name}: no such attribution map" in done.stderr
+    _, _, stderr = run(status=1)
+    assert "2 files cannot be used" in stderr
+    assert f"there is another map of this image, {first}; keep one" in stderr
+    assert f"{second}: no such attribution map" in stderr
 
 
 def test_resize_is_that_of_pytorch_and_said(folder):
     torch = pytest.importorskip("torch")
-    small = map_paths(folder)[:3]
+    small = map_paths()[:3]
     for path in small:
         np.save(path, np.load(path)[:5, :6])
-    done = run(folder)
-    assert done.returncode == 1 and "resize it to its image" in done.stderr
-    resized, stdout = scores_of(folder, "--resize")
+    assert "resize it to its image" in run(status=1)[2]
+    resized, stdout, _ = run("--resize")
     assert "3 of 6 maps resized to the size they are scored at (bilinear)" in stdout
     assert (resized.pop("resize"), resized.pop("resized")) == ("bilinear", 3)
     for path in small:
-        height, width = np.load(path).shape
         shape = (12, 9 + int(path.stem[-1]))
         values = torch.tensor(np.load(path).astype(np.float64))[None, None]
         big = torch.nn.functional.interpolate(values, size=shape, mode="bilinear", align_corners=False)
         np.save(path, big[0, 0].numpy())
-        assert (height, width) == (5, 6)
-    expected, _ = scores_of(folder)
+    expected, _, _ = run()
     for name in SCORES:
         assert resized[name] == pytest.approx(expected[name]), name
     np.save(small[0], np.load(small[0]).T)
-    assert "is it transposed?" in run(folder, "--resize").stderr
+    assert "is it transposed?" in run("--resize", status=1)[2]
 
 
 def test_names_and_images_and_intervals(folder):
-    result, stdout = scores_of(folder, "--per-image", "new/i.csv", "--bootstrap", 60, "--seed", 1)
-    with (folder / "new/i.csv").open(newline="") as file:
+    result, stdout, _ = run("--per-image", "new/i.csv", "--bootstrap", 60, "--seed", 1)
+    with Path("new/i.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 6 and [row["name"] for row in rows] == sorted(row["name"] for row in rows)
+    names = [row.pop("name") for row in rows]
+    assert len(names) == 6 and names == sorted(names)
+    table = {name: [float(row[name]) if row[name] else math.nan for row in rows] for name in rows[0]}
     for name in ("pointing_game", "energy", "iou_best", "auc"):
-        values = [float(row[name]) for row in rows if row[name]]
+        values = [value for value in table[name] if not math.isnan(value)]
         assert len(values) == (4 if name == "auc" else 5)
         assert math.fsum(values) / len(values) == result[name], "to the last digit"
-    assert [float(rows[0][f"iou_{t}"]) for t in result["iou"]], "a column for every threshold"
     # Intervals against a loop over the same draws.
-    table = {
-        name: [float(r[name]) if r[name] else math.nan for r in rows] for name in rows[0] if name != "name"
-    }
     drawn = [list(draw) for draw in drawn_images(6, 60, 1)]
     for name in ("pointing_game", "energy", "auc"):
         means = [np.nanmean([table[name][i] for i in draw]) for draw in drawn]
         assert result["intervals"][name] == pytest.approx(np.nanpercentile(means, [2.5, 97.5]).tolist())
     best = [max(np.nanmean([table[f"iou_{t}"][i] for i in draw]) for t in result["iou"]) for draw in drawn]
     assert result["intervals"]["iou_best"] == pytest.approx(np.percentile(best, [2.5, 97.5]).tolist())
-    counts = np.stack([s.two_class[1] if s else np.zeros(4, int) for s in map_scores(folder)])
-    pooled = [100 * pooled_two_class(counts[draw].sum(axis=0)) for draw in drawn]
+    counts = np.stack([s.two_class[1] if s else np.zeros(4, int) for s in map_scores()])
+    pooled = [100 * formulas.pooled_two_class(counts[draw].sum(axis=0)) for draw in drawn]
     assert result["intervals"]["miou_otsu"] == pytest.approx(np.nanpercentile(pooled, [2.5, 97.5]).tolist())
     assert "percentile bootstrap, 60 resamples" in stdout
-    (folder / "names.txt").write_text("\n".join(row["name"] for row in rows[:2]))
-    assert scores_of(folder, "--names", "names.txt")[0]["images"] == 2
+    Path("names.txt").write_text("\n".join(names[:2]))
+    assert run("--names", "names.txt")[0]["images"] == 2
 
 
-def test_wrong_usage(folder, monkeypatch):
-    assert run(folder, "--tolerance", "-1").returncode == 2
-    assert run(folder, "--output", "scores.csv").returncode == 2
-    assert run(folder, "--per-image", "scores.json").returncode == 2
-    assert run(folder, "--seed", 1).returncode == 2
-    assert run(folder, "--geometry", "crop").returncode == 2
-    assert run(folder, "--geometry", "squeeze", "--resize").returncode == 2
-    assert run(folder, "--report", "page.htm").returncode == 2
-    done = run(folder, mode=300)
-    assert done.returncode == 1
-    assert "not 300" in done.stderr
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--tolerance", "-1"),
+        ("--output", "scores.csv"),
+        ("--per-image", "scores.json"),
+        ("--report", "page.htm"),
+        ("--seed", 1),
+        ("--geometry", "crop"),
+        ("--geometry", "squeeze", "--resize"),
+        ("--image-dir", "gt"),
+    ],
+)
+def test_wrong_usage(arguments):
+    run(*arguments, status=2)
+
+
+def test_folders_that_are_not_the_modes_classes(folder):
+    assert "not 300" in run(mode=300, status=1)[2]
     (folder / "gt" / WNIDS[0]).rename(folder / "gt/n99999999")
-    done = run(folder)
-    assert (done.returncode, "n99999999" in done.stderr) == (1, True)
+    assert "n99999999" in run(status=1)[2]

@@ -18,6 +18,7 @@ from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.matching import (
     METHODS,
     Matching,
+    class_lookup,
     find_matching,
     overlapping_pixels,
     read_matching,
@@ -25,66 +26,37 @@ from imagenets.scoring.matching import (
     shared_with_class,
 )
 
-SEEDS = st.integers(0, 2**32)
-
-
-def drawn(seed, count, classes, clusters):
-    return random_images(np.random.default_rng(seed), count, classes, clusters, size=12)
+CASES = given(st.integers(0, 2**32), st.integers(1, 8), st.integers(1, 5), st.integers(1, 7))
 
 
 @settings(max_examples=100, deadline=None)
-@given(SEEDS, st.integers(1, 8), st.integers(1, 5), st.integers(1, 5))
-def test_counts_are_those_of_the_reference(seed, count, classes, clusters):
-    images = drawn(seed, count, classes, clusters)
+@CASES
+def test_counts_and_matchings_are_those_of_trying_all(seed, count, classes, clusters):
+    images = random_images(np.random.default_rng(seed), count, classes, clusters, size=12)
     table = table_of(images)
-    shared = shared_images(table, classes, clusters).toarray()
-    assert shared.tolist() == reference.shared_images(images, classes, clusters).tolist()
-    overlap = overlapping_pixels(table, classes, clusters).toarray()
-    assert overlap.tolist() == reference.overlapping_pixels(images, classes, clusters).tolist()
-
-
-@settings(max_examples=100, deadline=None)
-@given(SEEDS, st.integers(1, 8), st.integers(1, 5), st.integers(1, 6))
-def test_image_method_has_the_largest_total_and_then_the_most_overlap(seed, count, classes, clusters):
-    images = drawn(seed, count, classes, clusters)
-    shared = reference.shared_images(images, classes, clusters).tolist()
-    overlap = reference.overlapping_pixels(images, classes, clusters).tolist()
-    weights = [[*map(tuple, zip(*rows, strict=True))] for rows in zip(shared, overlap, strict=True)]
-    table = table_of(images)
-    found = find_matching(table, "image", classes, clusters)
-    shared_by = shared_with_class(table, found, classes)
-    assert (shared_by.images.sum(), shared_by.pixels.sum()) == reference.best_assignment(weights)
-    assert_one_to_one(found, classes, clusters)
-
-
-@settings(max_examples=100, deadline=None)
-@given(SEEDS, st.integers(1, 8), st.integers(1, 5), st.integers(1, 6))
-def test_pixel_method_has_the_most_overlap(seed, count, classes, clusters):
-    images = drawn(seed, count, classes, clusters)
-    overlap = reference.overlapping_pixels(images, classes, clusters).tolist()
-    table = table_of(images)
-    found = find_matching(table, "pixel", classes, clusters)
-    assert (shared_with_class(table, found, classes).pixels.sum(),) == reference.best_assignment(
-        [[(n,) for n in row] for row in overlap]
-    )
-    assert_one_to_one(found, classes, clusters)
+    shared = reference.shared_images(images, classes, clusters)
+    overlap = reference.overlapping_pixels(images, classes, clusters)
+    assert (shared_images(table, classes, clusters).toarray() == shared).all()
+    assert (overlapping_pixels(table, classes, clusters).toarray() == overlap).all()
+    for method, counts in (("image", (shared, overlap)), ("pixel", (overlap,))):
+        weights = [
+            [tuple(map(int, cell)) for cell in zip(*rows, strict=True)] for rows in zip(*counts, strict=True)
+        ]
+        found = find_matching(table, method, classes, clusters)
+        by_class = shared_with_class(table, found, classes)
+        totals = (by_class.images.sum(), by_class.pixels.sum())
+        assert totals[-len(counts) :] == reference.best_assignment(weights)
+        assert_one_to_one(found, classes, clusters)
+    overlap[:, 0] = 0
+    found = find_matching(table, "majority", classes, clusters)
+    assert found.classes.tolist() == [int(np.argmax(row)) for row in overlap]
 
 
 def assert_one_to_one(found, classes, clusters):
     assert found.classes.size == clusters + 1
     assert found.classes[0] == 0
-    given_away = found.classes[found.classes > 0].tolist()
-    assert len(given_away) == len(set(given_away)) == min(classes, clusters)
-
-
-@settings(max_examples=100, deadline=None)
-@given(SEEDS, st.integers(1, 8), st.integers(1, 5), st.integers(1, 9))
-def test_majority_takes_the_class_overlapped_most(seed, count, classes, clusters):
-    images = drawn(seed, count, classes, clusters)
-    overlap = reference.overlapping_pixels(images, classes, clusters)
-    overlap[:, 0] = 0
-    found = find_matching(table_of(images), "majority", classes, clusters)
-    assert found.classes.tolist() == [int(np.argmax(row)) for row in overlap]
+    matched = found.classes[found.classes > 0].tolist()
+    assert len(matched) == len(set(matched)) == min(classes, clusters)
 
 
 def test_majority_takes_the_smallest_id_on_a_tie():
@@ -134,9 +106,8 @@ def test_weights_too_large_for_exact_sums_are_refused(monkeypatch):
 
 
 def test_file_round_trip(tmp_path):
-    classes = np.array([0, 3, 1, 0])
     path = tmp_path / "m.json"
-    path.write_text(Matching(classes).text())
+    path.write_text(Matching(np.array([0, 3, 1, 0])).text())
     assert json.loads(path.read_text()) == {"0": 0, "1": 3, "2": 1, "3": 0}
     matching = read_matching(path, 3)
     table = table_of([(np.array([[1, 1]]), np.array([[2, 1]]))])
@@ -145,12 +116,16 @@ def test_file_round_trip(tmp_path):
     assert matching.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_matching_may_hold_some_clusters_alone():
+def test_a_matching_may_hold_only_some_clusters(tmp_path):
     matching = Matching.of({0: 0, 2: 5, 70_000: 3})
     assert matching.clusters == 70_000
     assert matching.lacking(np.array([[2, 1], [70_000, 0], [1, 65_535]])) == [1, 65_535]
-    assert matching.lookup()[[0, 1, 2, 65_535]].tolist() == [0, 0, 5, 0]
+    assert class_lookup(matching)[[0, 1, 2, 65_535]].tolist() == [0, 0, 5, 0]
+    assert class_lookup(None).tolist() == list(range(65_536))
     assert json.loads(matching.text()) == {"0": 0, "2": 5, "70000": 3}
+    table = table_of([(np.array([[1, 1, 1]]), np.array([[2, 1, 7]]))])
+    with pytest.raises(InputError, match=r"2 clusters .*\n  cluster 2\n  cluster 7"):
+        Matching.of({0: 0, 1: 1}, tmp_path / "m.json").for_table(table)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -189,9 +164,3 @@ def test_bad_matching_files_are_named(tmp_path, content, message):
         read_matching(path, 50)
     assert message in str(error.value)
     assert str(path) in str(error.value)
-
-
-def test_clusters_that_the_matching_lacks_are_named(tmp_path):
-    table = table_of([(np.array([[1, 1, 1]]), np.array([[2, 1, 7]]))])
-    with pytest.raises(InputError, match=r"2 clusters .*\n  cluster 2\n  cluster 7"):
-        Matching.of({0: 0, 1: 1}, tmp_path / "m.json").for_table(table)

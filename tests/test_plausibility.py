@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 import reference
-from masksets import random_images, table_of, write_mask, write_pairs
+from masksets import in_process, random_images, table_of, write_mask, write_pairs
 
-from evaluation import evaluator, match
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.scoring.counting import CountRequest, count_masks
@@ -48,27 +46,32 @@ def test_labels_cut_to_8_bits_are_told():
     assert cut_to_8_bits(pairs(range(250, 260), lambda labels: labels % 256), 300) is None, "four are few"
 
 
-def test_a_shift_by_one_is_told_with_the_score_that_it_hides():
-    truths = [1, 2, 3, 4] * 3
-    right = pairs(truths, lambda labels: labels)
-    assert shifted_labels(right, 4) is None
-    shifts = {
-        "each label + 1 but background": lambda labels: np.where(labels > 0, labels - 1, 0),
-        "each label - 1": lambda labels: labels + 1,
-    }
-    for name, change in shifts.items():
-        images = [(object_in(label), change(object_in(label))) for label in truths]
-        images = [(truth, np.minimum(prediction, 4)) for truth, prediction in images]
-        sentence = shifted_labels(table_of(images), 4)
-        undone = {
-            "each label + 1 but background": lambda labels: np.where(labels > 0, labels + 1, 0),
-            "each label - 1": lambda labels: np.maximum(labels - 1, 0),
-        }[name]
-        expected = reference.scores([(truth, undone(prediction)) for truth, prediction in images], 4)["mIoU"]
-        before = reference.scores(images, 4)["mIoU"]
-        assert f"({name}) the mIoU would be {expected:.2f}, not {before:.2f}" in sentence
-    everything = table_of([(object_in(label, 1), object_in(label, 1) - 1) for label in (2, 3, 4)])
-    assert "(each label + 1) the mIoU would be 80.00, not 0.00" in shifted_labels(everything, 4)
+@pytest.mark.parametrize(
+    ("name", "ground", "change", "undone"),
+    [
+        ("each label + 1", 1, lambda labels: labels - 1, lambda labels: labels + 1),
+        (
+            "each label + 1 but background",
+            0,
+            lambda labels: np.maximum(labels - 1, 0),
+            lambda labels: np.where(labels > 0, labels + 1, 0),
+        ),
+        (
+            "each label - 1",
+            0,
+            lambda labels: np.minimum(labels + 1, 4),
+            lambda labels: np.maximum(labels - 1, 0),
+        ),
+    ],
+)
+def test_a_shift_by_one_is_told_with_the_score_that_it_hides(name, ground, change, undone):
+    truths = [object_in(label, ground) for label in [2, 3, 4] * 3]
+    images = [(truth, change(truth)) for truth in truths]
+    after = reference.scores([(truth, undone(prediction)) for truth, prediction in images], 4)["mIoU"]
+    before = reference.scores(images, 4)["mIoU"]
+    said = f"({name}) the mIoU would be {after:.2f}, not {before:.2f}"
+    assert said in shifted_labels(table_of(images), 4)
+    assert shifted_labels(table_of([(truth, truth) for truth in truths]), 4) is None
 
 
 def test_255_that_covers_too_much_is_told():
@@ -77,9 +80,8 @@ def test_255_that_covers_too_much_is_told():
         return labels
 
     painted = pairs(range(1, 40), ignored)
-    assert "label 255 covers 40.0 % of the predictions' pixels, and class 255 0.0 %" in painted_255(
-        painted, None
-    )
+    said = "label 255 covers 40.0 % of the predictions' pixels, and class 255 0.0 %"
+    assert said in painted_255(painted, None)
     assert painted_255(pairs([255] * 5, lambda labels: labels), None) is None, "it is a class"
     matching = np.arange(301)
     matching[255] = 7
@@ -90,19 +92,14 @@ def test_255_that_covers_too_much_is_told():
 
 
 def test_classes_that_do_not_occur_are_counted():
-    table = pairs([1, 2], lambda labels: labels)
-    assert absent_classes(table, 2) is None
-    assert absent_classes(table, 3).startswith("1 of 3 classes does not occur")
-    assert "917 of 919 classes do not occur in these images and count as 0" in doubts(table, 919, None)[0]
-    assert doubts(table, 919, None)[0].endswith("over the labels that occur they are 100.00 and 100.00")
-
-
-def test_scores_over_the_labels_that_occur_are_those_of_the_reference():
     images = random_images(np.random.default_rng(3), 12, 3, 3)
-    table = table_of(images)
-    expected = reference.scores(images, 3)
+    table, expected = table_of(images), reference.scores(images, 3)
+    assert absent_classes(table, 3) is None
+    assert absent_classes(table, 4).startswith("1 of 4 classes does not occur")
     said = doubts(table, 9, None)[0]
-    assert f"they are {expected['mIoU']:.2f} and {expected['mBIoU']:.2f}" in said
+    assert "6 of 9 classes do not occur in these images and count as 0" in said
+    occurring = f"over the labels that occur they are {expected['mIoU']:.2f} and {expected['mBIoU']:.2f}"
+    assert said.endswith(occurring)
 
 
 def request(folder, mode="300"):
@@ -139,27 +136,20 @@ def test_255_alone_is_told_in_predictions_and_ground_truth(tmp_path):
         count_masks(request(tmp_path / "b", "50"))
 
 
-def folders_of(number, mode, monkeypatch, lists):
-    wnids = [f"n{i:08d}" for i in range(mode)]
-    path = lists / f"categories/ImageNetS_categories_im{mode}.txt"
-    path.parent.mkdir(parents=True)
-    path.write_text("\n".join(wnids))
-    monkeypatch.setenv("IMAGENETS_LISTS", str(lists))
-    return [f"{wnid}/a.png" for wnid in wnids[:number]]
-
-
 def test_swapped_folders_are_refused(tmp_path, monkeypatch):
     """Without a void pixel: clusters as ground truth, and the truth as predictions."""
-    names = folders_of(12, 50, monkeypatch, tmp_path / "lists")
-    truths = [object_in(i) for i in range(1, 13)]
-    clusters = [object_in(i % 12 + 1) for i in range(1, 13)]
-    write_pairs(tmp_path, list(zip(clusters, truths, strict=True)), names)
+    wnids = [f"n{i:08d}" for i in range(50)]
+    path = tmp_path / "lists/categories/ImageNetS_categories_im50.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(wnids))
+    monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
+    images = [(object_in(i % 12 + 1), object_in(i)) for i in range(1, 13)]
+    names = [f"{wnid}/a.png" for wnid in wnids[:12]]
+    write_pairs(tmp_path / "wrong", images, names)
     with pytest.raises(InputError, match=r"in 0 % of the .* in 100 %: the folders are swapped"):
-        count_masks(request(tmp_path, "50"))
-    (tmp_path / "gt").rename(tmp_path / "x")
-    (tmp_path / "pred").rename(tmp_path / "gt")
-    (tmp_path / "x").rename(tmp_path / "pred")
-    assert len(count_masks(request(tmp_path, "50")).names) == 12
+        count_masks(request(tmp_path / "wrong", "50"))
+    write_pairs(tmp_path / "right", [pair[::-1] for pair in images], names)
+    assert len(count_masks(request(tmp_path / "right", "50")).names) == 12
 
 
 def test_masks_outside_class_folders_are_counted(tmp_path):
@@ -189,42 +179,50 @@ def test_the_method_of_a_matching_is_kept_beside_it(tmp_path):
         assert with_method(read_matching(path, 3)).method == method == found.method
 
 
-def test_protocols_and_their_rule():
-    one_to_one, many_to_one = Matching.of({0: 0, 1: 2, 2: 1}), Matching.of({0: 0, 1: 2, 2: 2})
-    nothing = Matching.of({0: 0, 1: 0, 2: 0})
-    assert "without a matching" in broken_rule("fully-unsupervised", None)
-    assert "several clusters to one class" in broken_rule("fully-unsupervised", many_to_one)
-    assert broken_rule("fully-unsupervised", one_to_one) is broken_rule("fully-unsupervised", nothing) is None
-    for protocol in ("distance-matching", "semi-supervised"):
-        assert "has no matching" in broken_rule(protocol, one_to_one)
-        assert broken_rule(protocol, None) is None
-    for protocol in ("free", None):
-        assert broken_rule(protocol, many_to_one) is broken_rule(protocol, None) is None
+ONE_TO_ONE, MANY_TO_ONE, NOTHING = ({0: 0, 1: a, 2: b} for a, b in ((2, 1), (2, 2), (0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "matching", "broken"),
+    [
+        ("fully-unsupervised", None, "without a matching"),
+        ("fully-unsupervised", MANY_TO_ONE, "several clusters to one class"),
+        ("fully-unsupervised", ONE_TO_ONE, None),
+        ("fully-unsupervised", NOTHING, None),
+        ("distance-matching", ONE_TO_ONE, "has no matching"),
+        ("distance-matching", None, None),
+        ("semi-supervised", ONE_TO_ONE, "has no matching"),
+        ("semi-supervised", None, None),
+        *((protocol, matching, None) for protocol in ("free", None) for matching in (MANY_TO_ONE, None)),
+    ],
+)
+def test_the_rule_of_a_protocol(protocol, matching, broken):
+    found = broken_rule(protocol, matching and Matching.of(matching))
+    assert broken in found if broken else found is None
+
+
+def test_protocols_in_a_text():
     assert protocol_in("Fully unsupervised") == protocol_in("unsupervised") == "fully-unsupervised"
     assert protocol_in("semi-supervised, 1 %") == "semi-supervised"
     assert protocol_in("PASS") is None
 
 
-def test_warnings_protocol_and_method_stand_in_the_scores_and_the_report(tmp_path, monkeypatch, capsys):
-    images = [(object_in(1 + i % 2), object_in(3 + i % 3)) for i in range(6)]
-    write_pairs(tmp_path, images)
-    monkeypatch.chdir(tmp_path)
+def test_warnings_protocol_and_method_stand_in_the_scores_and_the_report(tmp_path):
+    write_pairs(tmp_path, [(object_in(1 + i % 2), object_in(3 + i % 3)) for i in range(6)])
     common = ["--gt-dir", "gt", "--predict-dir", "pred", "--mode", "50", "--workers", "0"]
-
-    def call(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script.__name__, *common, *arguments])
-        script.main()
-        return capsys.readouterr()
-
-    call(match, "--method", "majority", "--session-name", "m")
-    results = ("--output", "s.json", "--report", "r.html", "--quiet")
-    done = call(evaluator, "--match", "m", "--protocol", "fully-unsupervised", *results)
+    match = in_process(
+        "evaluation/match.py", *common, "--method", "majority", "--session-name", "m", cwd=tmp_path
+    )
+    assert match.returncode == 0
+    options = ("--match", "m", "--protocol", "fully-unsupervised", "--quiet")
+    results = ("--output", "s.json", "--report", "r.html")
+    done = in_process("evaluation/evaluator.py", *common, *options, *results, cwd=tmp_path)
     scores = json.loads((tmp_path / "s.json").read_text())
     assert (scores["protocol"], scores["matching_method"]) == ("fully-unsupervised", "majority")
-    assert [line.removeprefix("warning: ") for line in done.err.splitlines()] == scores["warnings"]
+    assert [line.removeprefix("warning: ") for line in done.stderr.splitlines()] == scores["warnings"]
     assert any("several clusters to one class" in warning for warning in scores["warnings"])
     assert any("48 of 50 classes do not occur" in warning for warning in scores["warnings"])
     page = (tmp_path / "r.html").read_text()
     assert page.count("<strong>Warning:</strong>") == len(scores["warnings"]) == 3
-    assert "wnid" not in done.out and done.out.startswith("6 images, mode 50"), "quiet"
+    assert "wnid" not in done.stdout and done.stdout.startswith("6 images, mode 50"), "quiet"
     assert not math.isnan(scores["scores"]["mIoU"])
