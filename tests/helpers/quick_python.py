@@ -84,7 +84,9 @@ def begin(arguments, folder, environment, descriptors):
     os.environ.update(environment)
     status = 0
     try:
-        if arguments[0] == "-c":
+        if not arguments:
+            exec(sys.stdin.read(), {"__name__": "__main__"})
+        elif arguments[0] == "-c":
             sys.argv = ["-c", *arguments[2:]]
             exec(arguments[1], {"__name__": "__main__"})
         else:
