@@ -167,7 +167,7 @@ def test_full_size_stays_under_10_mb(tmp_path):
     rng = np.random.default_rng(0)
     table = table_of_noise(rng)
     mean = image_mean_iou(image_label_ious(table, table.prediction), len(table.names))
-    shown = set().union(*choose_images(mean, seed=0).by_title().values())
+    shown = set().union(*choose_images(mean, seed=0).values())
     write_noise(rng, tmp_path, [table.names[image] for image in shown], ("gt", "pred"))
     subject = Subject(
         mode="919",

@@ -10,8 +10,8 @@ from masksets import SHARED, in_process
 
 import imagenets
 from imagenets.common.errors import InputError
-from imagenets.reporting.published import COLUMNS, read_results, read_standings, standings
-from imagenets.reporting.standing import Run, standing_section
+from imagenets.reporting.published import COLUMNS, Standing, read_results, read_standings, standings
+from imagenets.reporting.standing import standing_section
 
 FACTS = SHARED / "published_results.csv"
 HEADER = ",".join(COLUMNS)
@@ -35,8 +35,9 @@ def test_the_splits_of_a_method_are_one_row_with_all_their_sources():
 
 
 def test_what_is_only_known_on_test_is_in_the_reports_table_and_not_in_its_chart():
-    section = standing_section(Run("919", 12_419, 30.0, protocol="free"), read_standings("919", "free", None))
-    assert [(row["method"], row["text"], row["test"]) for row in section["rows"]][:2] == [
+    run = Standing("free", "919", "this run", "", "", "", val=30.0, test=math.nan, own=True)
+    section = standing_section(run, 12_419, None, read_standings("919", "free", None))
+    assert [(row["method"], row["text"], row["test_text"]) for row in section["rows"]][:2] == [
         ("this run", "30.00", "–"),
         ("ZUTIS", "–", "37.4"),
     ]

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from imagenets.reporting.published import PROTOCOLS, Standing
 from imagenets.scoring.metrics import SCORES
 
 # Drawn in this colour, text and lines take the page's colour: it is replaced by currentColor.
@@ -61,7 +61,14 @@ def bucket_chart(scores: Mapping[str, float], intervals: Mapping[str, tuple[floa
             ("B", _BOUNDARY, 0.2, "boundary IoU"),
         ):
             for x, bucket in enumerate(buckets):
-                _bar(axes, x + place, prefix + bucket, scores, intervals, colour, label if x == 0 else None)
+                score, interval = scores[prefix + bucket], intervals.get(prefix + bucket)
+                exists = not math.isnan(score)
+                top = score if exists else 0
+                axes.bar(x + place, top, width=0.38, color=colour, label=None if x else label)
+                if exists and interval:
+                    axes.vlines(x + place, *interval, color=_INK, linewidth=1.5)
+                    top = max(top, interval[1])
+                _write(axes, f"{score:.1f}" if exists else "–", (x + place, top), shift=(0, 3), ha="center")
         axes.set_xticks(range(len(buckets)), _BUCKET_NAMES)
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("mean IoU in %")
@@ -70,28 +77,6 @@ def bucket_chart(scores: Mapping[str, float], intervals: Mapping[str, tuple[floa
         axes.grid(axis="y")
         figure.legend(loc="outside upper right", ncols=2)
         return _svg(figure, "buckets", "Mean IoU and mean boundary IoU of each size bucket")
-
-
-def _bar(
-    axes: Axes,
-    x: float,
-    name: str,
-    scores: Mapping[str, float],
-    intervals: Mapping[str, tuple[float, float]],
-    colour: str,
-    label: str | None,
-) -> None:
-    score = scores[name]
-    exists = not math.isnan(score)
-    axes.bar(x, score if exists else 0, width=0.38, color=colour, label=label)
-    top = score if exists else 0
-    interval = intervals.get(name)
-    if exists and interval:
-        low, high = interval
-        axes.vlines(x, low, high, color=_INK, linewidth=1.5)
-        top = max(top, high)
-    text = f"{score:.1f}" if exists else "–"
-    axes.annotate(text, (x, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
 
 
 def class_chart(iou: np.ndarray, names: Sequence[str]) -> str:
@@ -123,48 +108,35 @@ def class_chart(iou: np.ndarray, names: Sequence[str]) -> str:
         return _svg(figure, "classes", "IoU of every label, from the best down, and their mean")
 
 
-class Bar(NamedTuple):
-    """A result among others: mIoU in percent, its 95% interval if known, its place in PROTOCOLS if any.
+def standing_chart(run: Standing, interval: tuple[float, float] | None, others: Sequence[Standing]) -> str:
+    """Draw mIoU on the validation set as SVG bars from the best down, names above, coloured by protocol.
 
-    ``is_run`` marks the run that the page is about.
+    ``run`` is the one that the page is about, ``interval`` that of its mIoU in percent, if known.
     """
-
-    name: str
-    score: float
-    protocol: int | None
-    interval: tuple[float, float] | None = None
-    is_run: bool = False
-
-
-def standing_chart(bars: Sequence[Bar], protocols: Sequence[str]) -> str:
-    """Draw results as SVG bars from the best down, names above them, coloured by protocol."""
     with _style("standing"):
-        figure = Figure(figsize=(4.8, 0.42 * len(bars) + 0.9), layout="constrained")
+        figure = Figure(figsize=(4.8, 0.42 * (1 + len(others)) + 0.9), layout="constrained")
         axes = figure.subplots()
-        for y, bar in enumerate(sorted(bars, key=lambda bar: -bar.score)):
-            colour = "#888888" if bar.protocol is None else _PROTOCOL_COLOURS[bar.protocol]
-            axes.barh(y, bar.score, height=0.34, color=_MEAN if bar.is_run else colour)
-            end = bar.score
-            if bar.interval:
-                axes.hlines(y, *bar.interval, color=_INK, linewidth=1.5)
-                end = max(end, bar.interval[1])
-            axes.annotate(
-                f"{bar.score:.2f}" if bar.is_run else f"{bar.score:.1f}",
-                (end, y),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
-            axes.text(0, y - 0.22, _shortened(bar.name, 58), va="bottom", fontsize=9, parse_math=False)
-        axes.set_ylim(len(bars) - 0.6, -0.75)
-        axes.set_xlim(0, 1.12 * max(max(b.score, b.interval[1] if b.interval else 0) for b in bars) or 1)
+        for y, bar in enumerate(sorted([run, *others], key=lambda bar: -bar.val)):
+            colour = _MEAN if bar is run else _PROTOCOL_COLOURS[PROTOCOLS.index(bar.protocol)]
+            axes.barh(y, bar.val, height=0.34, color=colour)
+            end = bar.val
+            if bar is run and interval:
+                axes.hlines(y, *interval, color=_INK, linewidth=1.5)
+                end = max(end, interval[1])
+            _write(axes, f"{bar.val:.2f}" if bar is run else f"{bar.val:.1f}", (end, y), va="center")
+            axes.text(0, y - 0.22, _shortened(bar.short_name, 58), va="bottom", fontsize=9, parse_math=False)
+        axes.set_ylim(len(others) + 0.4, -0.75)
+        ends = [run.val, *(interval or ()), *(bar.val for bar in others)]
+        axes.set_xlim(0, 1.12 * max(ends) or 1)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("mIoU in %, validation set")
-        shown = sorted({bar.protocol for bar in bars if bar.protocol is not None and not bar.is_run})
         keys = [Patch(color=_MEAN, label="this run")]
-        keys += [Patch(color=_PROTOCOL_COLOURS[i], label=protocols[i]) for i in shown]
+        keys += [
+            Patch(color=colour, label=protocol)
+            for protocol, colour in zip(PROTOCOLS, _PROTOCOL_COLOURS, strict=True)
+            if any(bar.protocol == protocol for bar in others)
+        ]
         figure.legend(handles=keys, loc="outside upper left", ncols=2, fontsize=9)
         return _svg(figure, "standing", "mIoU of this run among other results, from the best down")
 
@@ -246,10 +218,7 @@ def condition_chart(
         for y, (score, interval) in enumerate(zip(scores, intervals, strict=True)):
             axes.barh(y, score, height=0.6, color=_REGION)
             axes.hlines(y, *interval, color=_INK, linewidth=1.5)
-            end = (max(score, interval[1]), y)
-            axes.annotate(
-                f"{score:.1f}", end, xytext=(3, 0), textcoords="offset points", va="center", fontsize=9
-            )
+            _write(axes, f"{score:.1f}", (max(score, interval[1]), y), va="center")
         axes.set_yticks(range(len(names)), [_shortened(name) for name in names], parse_math=False)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
@@ -258,6 +227,18 @@ def condition_chart(
         axes.set_xlabel("accuracy in %")
         axes.grid(axis="x")
         return _svg(figure, "conditions", "Accuracy on each set of pictures")
+
+
+def _write(
+    axes: Axes,
+    text: str,
+    place: tuple[float, float],
+    shift: tuple[float, float] = (3, 0),
+    ha: str = "left",
+    va: str = "baseline",
+) -> None:
+    """Write a bar's number beside its end, ``shift`` points away."""
+    axes.annotate(text, place, xytext=shift, textcoords="offset points", fontsize=9, ha=ha, va=va)
 
 
 def _shortened(name: str, length: int = 22) -> str:

@@ -14,10 +14,9 @@ from imagenets.masks import decode_mask
 from imagenets.reporting.charts import condition_chart
 from imagenets.reporting.classification_text import Condition
 from imagenets.reporting.image_scores import choose_images
-from imagenets.reporting.overlays import draw_labels
 from imagenets.reporting.pages import label_colour, render_page
 from imagenets.reporting.text import bootstrap_note
-from imagenets.reporting.thumbnails import Panel, draw_groups, panel, shrunk
+from imagenets.reporting.thumbnails import draw_groups, mask_panels, shrunk
 from imagenets.scoring.bootstrap import Bootstrap
 from imagenets.scoring.classification import Classified, ClassScores, Difference
 
@@ -70,40 +69,33 @@ def _groups(
 ) -> dict[str, list[dict[str, Any]]]:
     """Groups of images: by the logit's margin, or, of class indices, by the rank of the truth."""
     by_rank = np.isnan(classified.margin).all()
-    samples = choose_images(
-        -np.minimum(classified.rank, classified.depth).astype(float) if by_rank else classified.margin,
-        seed,
-    )
+    rank = -np.minimum(classified.rank, classified.depth).astype(float)
 
     def draw(image: int) -> dict[str, Any]:
         name = classified.names[image]
         truth, predicted = int(classified.class_id[image]), int(classified.predicted[image])
+        labels = decode_mask(gt_dir / f"{name}.png")
+        target = np.where((labels == truth) | (labels == IGNORE), labels, BACKGROUND)
+        picture, masks = shrunk({"object": target}, page.image_dir, f"{name}.png")
+        target = masks["object"]
         return {
             "name": name,
             "truth": label_name(page.classes[truth]),
             "predicted": label_name(page.classes[predicted]) if predicted else "a class beyond the mode",
             "right": classified.rank[image] == 0,
             "margin": None if by_rank else float(classified.margin[image]),
-            "panels": _panels(page, gt_dir, f"{name}.png", truth),
+            "panels": mask_panels(picture, {"object": (target, target == IGNORE)}, page.image_dir is None),
         }
 
-    return draw_groups(samples.by_title(), draw)
-
-
-def _panels(page: ClassPage, gt_dir: Path, name: str, class_id: int) -> list[Panel]:
-    labels = decode_mask(gt_dir / name)
-    target = np.where((labels == class_id) | (labels == IGNORE), labels, BACKGROUND)
-    picture, masks = shrunk({"object": target}, page.image_dir, name)
-    drawn = page.image_dir is None
-    mask = draw_labels(picture, masks["object"], masks["object"] == IGNORE, plain=drawn)
-    panels = [panel("object", mask, drawn)]
-    return panels if drawn else [panel("picture", picture, False), *panels]
+    return draw_groups(choose_images(rank if by_rank else classified.margin, seed), draw)
 
 
 def conditions_html(
     conditions: Sequence[Condition], gap: Difference | None, title: str, images: int, date: str | None = None
 ) -> str:
     """Format a classifier's scores by condition as a page with a chart."""
+    first = conditions[0].scores
+    shown = "top1" if "top1" in first else next(iter(first))
     return render_page(
         "conditions.html",
         date=date,
@@ -114,10 +106,7 @@ def conditions_html(
         bootstrap_note=bootstrap_note(conditions[0].bootstrap),
         chart_svg=condition_chart(
             [c.name for c in conditions],
-            [c.scores["top1" if "top1" in c.scores else next(iter(c.scores))] for c in conditions],
-            [
-                c.bootstrap.intervals["top1" if "top1" in c.scores else next(iter(c.scores))]
-                for c in conditions
-            ],
+            [c.scores[shown] for c in conditions],
+            [c.bootstrap.intervals[shown] for c in conditions],
         ),
     )

@@ -14,9 +14,8 @@ from imagenets.masks import decode_mask
 from imagenets.reporting.charts import class_difference_chart, difference_chart
 from imagenets.reporting.comparison_text import comparison_note
 from imagenets.reporting.image_scores import IMAGES_PER_GROUP, image_label_ious, image_mean_iou
-from imagenets.reporting.overlays import draw_labels
 from imagenets.reporting.pages import Legend, label_colour, label_legend, names_of_folders, render_page
-from imagenets.reporting.thumbnails import Panel, draw_groups, panel, shrunk
+from imagenets.reporting.thumbnails import Panel, draw_groups, mask_panels, shrunk
 from imagenets.scoring.comparison import Comparison, Method
 from imagenets.scoring.matching import class_lookup
 from imagenets.scoring.metrics import predicted_classes
@@ -74,7 +73,6 @@ def comparison_html(methods: Methods, comparison: Comparison) -> str:
 def _class_row(methods: Methods, comparison: Comparison, label: int) -> dict[str, Any]:
     info = methods.classes[label]
     a, b = float(comparison.a.iou[label]), float(comparison.b.iou[label])
-    pixels = int(comparison.a.pixels[label])
     return {
         "label": info,
         "name": label_name(info),
@@ -82,21 +80,21 @@ def _class_row(methods: Methods, comparison: Comparison, label: int) -> dict[str
         "a": a,
         "b": b,
         "difference": a - b,
-        "pixels": pixels,
+        "pixels": int(comparison.a.pixels[label]),
     }
 
 
 def _image_groups(methods: Methods) -> dict[str, list[dict[str, Any]]]:
     """The images whose mean IoU differs most, by who is better."""
     a, b = (_mean_iou_of_images(method) for method in (methods.a, methods.b))
-    better_a, better_b = _most_different(a - b), _most_different(b - a)
+    names = methods.a.runs[0].table.names
     folder_names = names_of_folders(methods.classes)
 
     def draw(image: int) -> dict[str, Any]:
         panels, legends = _draw(methods, image)
         return {
-            "name": methods.a.runs[0].table.names[image].removesuffix(".png"),
-            "class_name": folder_names.get(Path(methods.a.runs[0].table.names[image]).parts[0]),
+            "name": names[image].removesuffix(".png"),
+            "class_name": folder_names.get(Path(names[image]).parts[0]),
             "a": float(a[image]),
             "b": float(b[image]),
             "difference": float(a[image] - b[image]),
@@ -104,17 +102,17 @@ def _image_groups(methods: Methods) -> dict[str, list[dict[str, Any]]]:
             "legends": legends,
         }
 
-    return draw_groups({f"{methods.a.name} better": better_a, f"{methods.b.name} better": better_b}, draw)
+    better = {f"{methods.a.name} better": _most_different(a - b)}
+    better[f"{methods.b.name} better"] = _most_different(b - a)
+    return draw_groups(better, draw)
 
 
 def _mean_iou_of_images(method: Method) -> np.ndarray:
     """Mean IoU of each image, (images,) float64, as the mean over the runs."""
-    of_runs = [
-        image_mean_iou(
-            image_label_ious(run.table, predicted_classes(run.table, run.classes)), len(run.table.names)
-        )
-        for run in method.runs
-    ]
+    of_runs = []
+    for run in method.runs:
+        labels = image_label_ious(run.table, predicted_classes(run.table, run.classes))
+        of_runs.append(image_mean_iou(labels, len(run.table.names)))
     result: np.ndarray = np.mean(of_runs, axis=0)
     return result
 
@@ -128,26 +126,17 @@ def _most_different(gain: np.ndarray) -> list[int]:
 
 def _draw(methods: Methods, image: int) -> tuple[list[Panel], list[Legend]]:
     """Draw an image, its ground truth and the first run of both; and name the labels of each mask."""
-    runs = {method.name: method.runs[0] for method in (methods.a, methods.b)}
     name = methods.a.runs[0].table.names[image]
     masks = {"ground truth": decode_mask(methods.gt_dir / name)}
-    for title, run in runs.items():
+    for method in (methods.a, methods.b):
+        run = method.runs[0]
         # At ignored pixels a prediction may have labels that no matching contains.
-        masks[title] = class_lookup(run.matching)[decode_mask(Path(run.predict_dir) / name)]
-    drawn = methods.image_dir is None
+        masks[method.name] = class_lookup(run.matching)[decode_mask(Path(run.predict_dir) / name)]
     picture, masks = shrunk(masks, methods.image_dir, name)
     ignored = masks["ground truth"] == IGNORE
-    panels = [] if drawn else [panel("picture", picture, drawn=False)]
-    for title, mask in masks.items():
-        pixels = draw_labels(
-            picture,
-            mask,
-            ignored if title == "ground truth" else None,
-            plain=drawn,
-        )
-        panels.append(panel(title, pixels, drawn))
+    drawn = {title: (mask, ignored if title == "ground truth" else None) for title, mask in masks.items()}
     legends = [
         label_legend(title, methods.classes, *np.unique(mask[~ignored], return_counts=True))
         for title, mask in masks.items()
     ]
-    return panels, legends
+    return mask_panels(picture, drawn, methods.image_dir is None), legends

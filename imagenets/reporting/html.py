@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from imagenets.reporting.pages import (
     render_page,
 )
 from imagenets.reporting.published import Standing
-from imagenets.reporting.standing import Run, standing_section
+from imagenets.reporting.standing import standing_section
 from imagenets.reporting.text import outside_note
 from imagenets.reporting.thumbnails import Panel, draw_groups, panel, shrunk
 from imagenets.scoring.bootstrap import outside_intervals
@@ -100,17 +100,29 @@ def html_report(
     predicted = of_label[table.prediction]
     labels = image_label_ious(table, predicted)
     confusions = find_confusions(table, predicted)
-    scores = _score_rows(evaluation, reliable, outside)
-    mine = scores[0]  # mIoU
-    run = Run(subject.mode, evaluation.images, mine.value, mine.interval, subject.protocol)
+    scores = [
+        {
+            "name": name,
+            "value": evaluation.scores[name],
+            "interval": reliable.get(name),
+            "unreliable": name in outside,
+            "note": note.format(labels=evaluation.iou.size),
+        }
+        for name, note in _NOTES.items()
+    ]
+    miou, interval = evaluation.scores["mIoU"], reliable.get("mIoU")
+    run = Standing(
+        subject.protocol or "", subject.mode, "this run", "", "", "", val=miou, test=math.nan, own=True
+    )
     return render_page(
         "report.html",
         date=subject.date,
         subject=subject,
         images=evaluation.images,
         scores=scores,
-        mine=mine,
-        standing=standing_section(run, subject.standings) if subject.mode in MODES else None,
+        standing=standing_section(run, evaluation.images, interval, subject.standings)
+        if subject.mode in MODES
+        else None,
         has_intervals=bool(reliable),
         outside=outside_note(evaluation.scores, intervals),
         bucket_chart=bucket_chart(evaluation.scores, reliable),
@@ -121,30 +133,6 @@ def html_report(
         groups=_image_groups(subject, labels, of_label, seed),
         kinds={kind: hex_colour(colour) for kind, colour in DISAGREEMENT.items()},
     )
-
-
-class _Score(NamedTuple):
-    name: str
-    value: float
-    interval: tuple[float, float] | None
-    unreliable: bool
-    note: str
-
-
-def _score_rows(
-    evaluation: Evaluation, intervals: Mapping[str, tuple[float, float]], unreliable: Sequence[str]
-) -> list[_Score]:
-    labels = evaluation.iou.size
-    return [
-        _Score(
-            name,
-            evaluation.scores[name],
-            intervals.get(name),
-            name in unreliable,
-            note.format(labels=labels),
-        )
-        for name, note in _NOTES.items()
-    ]
 
 
 def _class_rows(subject: Subject, evaluation: Evaluation, confusions: Confusions) -> list[dict[str, Any]]:
@@ -230,7 +218,6 @@ def _image_groups(
 ) -> dict[str, list[dict[str, Any]]]:
     """Groups of images by title, each image drawn once."""
     mean_iou = image_mean_iou(labels, len(subject.table.names))
-    samples = choose_images(mean_iou, seed)
     folder_names = names_of_folders(subject.classes)
 
     def draw(image: int) -> dict[str, Any]:
@@ -242,7 +229,7 @@ def _image_groups(
             "legends": _image_legends(subject.classes, labels, image),
         }
 
-    return draw_groups(samples.by_title(), draw)
+    return draw_groups(choose_images(mean_iou, seed), draw)
 
 
 def _image_legends(classes: Sequence[ClassInfo], labels: ImageLabels, image: int) -> list[Legend]:

@@ -20,28 +20,14 @@ class ImageLabels:
     """IoU of each label within each image: an entry for every label that occurs in it or its prediction.
 
     Arrays of length E, sorted by image, then label: ``image`` and ``label`` int64, ``iou`` float64 percent,
-    ``truth``, ``prediction`` and ``union`` int64, the pixels that are labelled, predicted, or either.
+    ``truth`` and ``prediction`` int64, the pixels that are labelled and predicted.
     """
 
     image: np.ndarray
     label: np.ndarray
     iou: np.ndarray
-    union: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
-
-
-@dataclass(frozen=True)
-class ShownImages:
-    """Indices of images: ``best`` from the best down, ``worst`` from the worst up, ``random`` by name."""
-
-    best: list[int]
-    worst: list[int]
-    random: list[int]
-
-    def by_title(self) -> dict[str, list[int]]:
-        """The groups in the order of a page."""
-        return {"Worst": self.worst, "Best": self.best, "Random": self.random}
 
 
 def image_label_ious(table: ContingencyTable, predicted: np.ndarray) -> ImageLabels:
@@ -60,9 +46,9 @@ def image_label_ious(table: ContingencyTable, predicted: np.ndarray) -> ImageLab
     prediction = np.bincount(place[image.size :], table.pixels, entries.size)
     right = np.where(of_truth == of_prediction, table.pixels, 0)
     both = np.bincount(place[: image.size], right, entries.size)
-    union = truth + prediction - both
-    pixels = (sums.astype(np.int64) for sums in (union, truth, prediction))
-    return ImageLabels(entries // width, entries % width, 100 * both / union, *pixels)
+    iou = 100 * both / (truth + prediction - both)
+    pixels = (sums.astype(np.int64) for sums in (truth, prediction))
+    return ImageLabels(entries // width, entries % width, iou, *pixels)
 
 
 def image_mean_iou(labels: ImageLabels, images: int) -> np.ndarray:
@@ -103,16 +89,18 @@ def _labels_by_image(image: np.ndarray, label: np.ndarray, images: int) -> list[
     return [" ".join(written[start:end]) for start, end in itertools.pairwise(ends.tolist())]
 
 
-def choose_images(mean_iou: np.ndarray, seed: int, count: int = IMAGES_PER_GROUP) -> ShownImages:
-    """Choose ``count`` images each (fewer where there are fewer); equal images in the order of their names.
+def choose_images(mean_iou: np.ndarray, seed: int, count: int = IMAGES_PER_GROUP) -> dict[str, list[int]]:
+    """Choose ``count`` images each (fewer where there are fewer), by the titles of a page's groups.
 
-    The random ones are drawn from all images, so that they may be among the best or worst too. Images whose
-    mean IoU is nan are never chosen.
+    They are the worst from the worst up, the best from the best down and random ones, in the order of their
+    names, as equal images are. The random ones are drawn from all images, so that they may be among the best
+    or worst too. Images whose mean IoU is nan are never chosen.
     """
     scored = np.flatnonzero(~np.isnan(mean_iou))
     count = min(count, scored.size)
     rounded = mean_iou[scored].round(9)  # rounding errors of a sum do not order images
-    best = scored[np.argsort(-rounded, kind="stable")][:count]
-    worst = scored[np.argsort(rounded, kind="stable")][:count]
-    drawn = random.Random(seed).sample(scored.tolist(), count)
-    return ShownImages(best.tolist(), worst.tolist(), sorted(drawn))
+    return {
+        "Worst": scored[np.argsort(rounded, kind="stable")][:count].tolist(),
+        "Best": scored[np.argsort(-rounded, kind="stable")][:count].tolist(),
+        "Random": sorted(random.Random(seed).sample(scored.tolist(), count)),
+    }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,10 +15,9 @@ from imagenets.classes import IGNORE
 from imagenets.images import find_image, read_image
 from imagenets.masks import decode_mask
 from imagenets.reporting.image_scores import choose_images
-from imagenets.reporting.overlays import draw_labels
 from imagenets.reporting.pages import render_page
 from imagenets.reporting.text import bootstrap_note
-from imagenets.reporting.thumbnails import Panel, draw_groups, panel, shrunk_picture
+from imagenets.reporting.thumbnails import Panel, draw_groups, mask_panels, panel, shrunk_picture
 from imagenets.scoring.attribution_maps import find_maps, load_map
 from imagenets.scoring.attribution_scores import scale_to_unit
 from imagenets.scoring.bootstrap import Bootstrap
@@ -58,14 +57,6 @@ class MapPage:
     date: str | None = None
 
 
-class _Row(NamedTuple):
-    name: str
-    note: str
-    score: float
-    baseline: float
-    interval: tuple[float, float] | None
-
-
 def localization_html(page: MapPage, result: Localization, bootstrap: Bootstrap | None, seed: int = 0) -> str:
     """Format scores of maps as a page; ``seed`` draws the random images.
 
@@ -73,13 +64,13 @@ def localization_html(page: MapPage, result: Localization, bootstrap: Bootstrap 
     """
     intervals = {} if bootstrap is None else bootstrap.intervals
     rows = [
-        _Row(
-            name,
-            _NOTES[name].format(k=result.settings.top_k),
-            score,
-            result.baseline[name],
-            intervals.get(name),
-        )
+        {
+            "name": name,
+            "note": _NOTES[name].format(k=result.settings.top_k),
+            "score": score,
+            "baseline": result.baseline[name],
+            "interval": intervals.get(name),
+        }
         for name, score in result.scores.items()
     ]
     return render_page(
@@ -96,7 +87,6 @@ def localization_html(page: MapPage, result: Localization, bootstrap: Bootstrap 
 
 def _groups(page: MapPage, result: Localization, seed: int) -> dict[str, list[dict[str, Any]]]:
     sort_by = np.array([math.nan if s is None else getattr(s, _SORTED_BY) for s in result.by_image])
-    samples = choose_images(sort_by, seed)
     maps, _ = find_maps(page.pairs.predict_dir, page.pairs.names)
 
     def draw(image: int) -> dict[str, Any]:
@@ -120,17 +110,16 @@ def _groups(page: MapPage, result: Localization, seed: int) -> dict[str, list[di
             "panels": _panels(picture, values, target),
         }
 
-    return draw_groups(samples.by_title(), draw)
+    return draw_groups(choose_images(sort_by, seed), draw)
 
 
 def _panels(picture: Any, values: np.ndarray, target: np.ndarray) -> list[Panel]:  # noqa: ANN401
     """Draw the picture, if there is one, the map over it, and the object."""
     pixels, arrays = shrunk_picture({"map": scale_to_unit(values), "target": target}, picture)
-    drawn = picture is None
-    heat = draw_map(pixels, arrays["map"])
-    mask = draw_labels(pixels, arrays["target"], arrays["target"] == IGNORE, plain=drawn)
-    panels = [panel("map", heat, False), panel("object", mask, drawn)]
-    return panels if drawn else [panel("picture", pixels, False), *panels]
+    target = arrays["target"]
+    panels = mask_panels(pixels, {"object": (target, target == IGNORE)}, drawn=picture is None)
+    panels.insert(-1, panel("map", draw_map(pixels, arrays["map"]), drawn=False))
+    return panels
 
 
 def draw_map(picture: np.ndarray, scaled: np.ndarray) -> np.ndarray:

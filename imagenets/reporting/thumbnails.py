@@ -13,7 +13,7 @@ from PIL import Image
 
 from imagenets.common.errors import InputError, listed
 from imagenets.images import find_image, read_image
-from imagenets.reporting.overlays import plain_ground
+from imagenets.reporting.overlays import draw_labels, plain_ground
 
 # Of a thumbnail: longest side in pixels, and bytes. 3 groups of 8 images of 4 panels stay under 7 MB.
 _SIDE = 360
@@ -59,10 +59,10 @@ def shrunk(
 
     Raises InputError when the image cannot be read.
     """
-    size = next(iter(masks.values())).shape
-    return shrunk_picture(
-        masks, None if image_dir is None else read_image(find_image(image_dir, name), (size[0], size[1]))
-    )
+    if image_dir is None:
+        return shrunk_picture(masks, None)
+    height, width = next(iter(masks.values())).shape
+    return shrunk_picture(masks, read_image(find_image(image_dir, name), (height, width)))
 
 
 def shrunk_picture(
@@ -84,6 +84,20 @@ def shrunk_picture(
     return pixels, {what: mask[np.ix_(rows, columns)] for what, mask in masks.items()}
 
 
+def mask_panels(
+    picture: np.ndarray, masks: Mapping[str, tuple[np.ndarray, np.ndarray | None]], drawn: bool
+) -> list[Panel]:
+    """Encode a picture (h, w, 3) uint8, and it again below each mask: labels (h, w), ignored pixels if any.
+
+    If the page has masks only (``drawn``), the picture is a plain background, and left out by itself.
+    """
+    panels = [
+        panel(title, draw_labels(picture, labels, ignored, plain=drawn), drawn)
+        for title, (labels, ignored) in masks.items()
+    ]
+    return panels if drawn else [panel("picture", picture, drawn=False), *panels]
+
+
 def panel(title: str, pixels: np.ndarray, drawn: bool) -> Panel:
     """Encode pixels (h, w, 3) uint8 for a page, coarser until small enough.
 
@@ -92,8 +106,7 @@ def panel(title: str, pixels: np.ndarray, drawn: bool) -> Panel:
     image = Image.fromarray(pixels)
     attempts: list[tuple[str, dict[str, Any]]] = [("png", {})] if drawn else []
     attempts += [("jpeg", {"quality": quality, "subsampling": 0}) for quality in (88, 75, 50, 25)]
-    attempts += [("jpeg", {"quality": 10})]
-    for kind, options in attempts:
+    for kind, options in (*attempts, ("jpeg", {"quality": 10})):
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)
         if buffer.tell() <= _MAX_BYTES:
