@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from prepared_set import VALIDATION, WNIDS, write_lists, write_set
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, normalize
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -31,14 +31,19 @@ from imagenets.scoring.pairs import find_pairs
 from methods import zero_shot
 
 
+@torch.no_grad()
+def noisy(network, much):
+    """Add noise to all weights, so that norms and biases do something."""
+    for weight in network.parameters():
+        weight.add_(torch.randn_like(weight) * much)
+    return network
+
+
 @pytest.fixture(scope="module")
 def tower():
     torch.manual_seed(0)
     visual = VisionTransformer(64, 16, width=64, layers=3, heads=4, mlp_ratio=2.0, output_dim=24).eval()
-    with torch.no_grad():
-        for weight in visual.parameters():
-            weight.add_(torch.randn_like(weight) * 0.15)  # norms and biases that do something
-    return visual
+    return noisy(visual, 0.15)
 
 
 def slow_embeddings(visual, picture, method):
@@ -110,7 +115,7 @@ def test_plain_clip_at_its_own_size_is_what_open_clip_computes(tower):
     )
     wanted = output["image_intermediates"][0] @ tower.proj
     found = clip_embeddings(tower, pictures, LAST_BLOCKS["clip"]).flatten(2).transpose(1, 2)
-    assert torch.allclose(found, torch.nn.functional.normalize(wanted, dim=-1), atol=1e-5)
+    assert torch.allclose(found, normalize(wanted, dim=-1), atol=1e-5)
 
 
 def test_scales_of_the_softmax_are_the_published_ones():
@@ -126,27 +131,30 @@ def siglip():
     trunk = timm.create_model(
         "vit_base_patch16_siglip_224", num_classes=0, img_size=64, embed_dim=48, depth=2, num_heads=4
     ).eval()
-    with torch.no_grad():
-        for weight in trunk.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
     model = torch.nn.Module()
     model.visual = torch.nn.Module()
-    model.visual.trunk = trunk
+    model.visual.trunk = noisy(trunk, 0.1)
     model.logit_scale, model.logit_bias = torch.tensor(2.0), torch.tensor(-3.0)
     return VisionLanguage("tiny", model, None, (0.5,) * 3, (0.5,) * 3, 16, "", ())
 
 
 @torch.no_grad()
 def test_siglip_pools_each_patch_as_if_it_were_the_only_one(siglip):
-    pictures = torch.randn(2, 3, 64, 64)
+    """And turns cosines into probabilities by its own scale and offset, and a sigmoid."""
+    torch.manual_seed(0)
+    pictures, text = torch.randn(2, 3, 64, 64), normalize(torch.randn(3, 48), dim=1)
     trunk = siglip.model.visual.trunk
     tokens = trunk.forward_features(pictures)
     found = siglip.patch_embeddings(pictures, SIGLIP_DENSE)
     for place in range(16):
-        alone = trunk.attn_pool(tokens[:, place : place + 1])
-        wanted = torch.nn.functional.normalize(alone, dim=-1)
+        wanted = normalize(trunk.attn_pool(tokens[:, place : place + 1]), dim=-1)
         assert torch.allclose(found[:, :, place // 4, place % 4], wanted, atol=1e-5)
-    assert siglip.probability_scale(SIGLIP_DENSE) == pytest.approx((math.exp(2), -3))
+    batch = Batch([0], pictures[:1], [(64, 64)], [(64, 64)], [])
+    ((label, confidence),) = labels.Namer(siglip, text, SIGLIP_DENSE).labels_and_confidence(batch)
+    logits = math.exp(2) * torch.einsum("ehw,ne->nhw", found[0], text) - 3
+    best, place = interpolate(logits[None], (64, 64), mode="bilinear")[0].max(0)
+    assert torch.equal(label.long(), place + 1)
+    assert torch.allclose(confidence, best.sigmoid(), atol=1e-5)
 
 
 def test_confidence_is_the_softmax_of_the_enlarged_logits_a_few_maps_at_a_time():
@@ -166,7 +174,7 @@ class FixedModel:
     """Stands for a model: its patch embeddings are the first channels of the picture."""
 
     def patch_embeddings(self, pictures, dense):
-        return torch.nn.functional.normalize(pictures[:, :, ::8, ::8], dim=1)
+        return normalize(pictures[:, :, ::8, ::8], dim=1)
 
     def probability_scale(self, dense):
         return LAST_BLOCKS[dense].scale, 0.0
@@ -174,7 +182,7 @@ class FixedModel:
 
 def namer_and_batch(classes=5, size=(50, 43)):
     torch.manual_seed(3)
-    text = torch.nn.functional.normalize(torch.randn(classes, 3), dim=1)
+    text = normalize(torch.randn(classes, 3), dim=1)
     rng = np.random.default_rng(0)
     masks = [rng.choice([0, 0, 1, 2, 3, 5, 1000], size).astype(np.uint16) for _ in range(2)]
     batch = Batch([0, 1], torch.randn(2, 3, 40, 32), [size, size], [size, size], masks)
@@ -219,60 +227,6 @@ def test_all_thresholds_are_scored_as_label_maps_of_each_would_be():
     assert len(set(np.round(found.miou, 6))) > 20
 
 
-class WordTokenizer:
-    """Stands for CLIP's: lower case, a number a word."""
-
-    def __init__(self):
-        self.words = {}
-
-    def __call__(self, texts):
-        rows = [
-            [self.words.setdefault(word, len(self.words) + 1) for word in text.lower().split()]
-            for text in texts
-        ]
-        width = 24
-        return torch.tensor([row + [0] * (width - len(row)) for row in rows])
-
-
-class BagOfWords:
-    """Stands for a text tower: the mean of fixed word vectors, of any length."""
-
-    def encode_text(self, tokens, normalize=False):
-        rows = [
-            sum(torch.sin(torch.arange(1, 9) * float(token) * 0.7) for token in row if token)
-            for row in tokens.tolist()
-        ]
-        vectors = torch.stack(rows)
-        return torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
-
-
-@pytest.mark.parametrize("templates", [1, 80, 85])
-def test_a_name_is_the_mean_of_its_sentences_unit_vectors(templates):
-    tokenizer, names = WordTokenizer(), ["goldfish", "great white shark"]
-    found = text_embeddings.embed_names(BagOfWords(), tokenizer, names, templates, torch.device("cpu"))
-    for name, vector in zip(names, found, strict=True):
-        sentences = text_embeddings.prompts(name, templates)
-        assert len(sentences) == templates
-        assert all(name in sentence for sentence in sentences)
-        units = []
-        for sentence in sentences:
-            raw = BagOfWords().encode_text(tokenizer([sentence]))[0]
-            units.append(raw / raw.norm())
-        mean = sum(units) / templates
-        assert torch.allclose(vector, mean / mean.norm(), atol=1e-6)
-
-
-def test_85_templates_are_openais_and_five_of_scenes():
-    assert text_embeddings.prompts("cat", 85)[80:] == [
-        "there is a cat in the scene.",
-        "there is the cat in the scene.",
-        "this is a cat in the scene.",
-        "this is the cat in the scene.",
-        "this is one cat in the scene.",
-    ]
-    assert text_embeddings.prompts("cat", 1) == ["a photo of a cat."]
-
-
 def test_names_in_the_order_of_ids_from_each_source(tmp_path):
     table = class_table(3, ["n01443537", "n02012849", "n03126707"])  # goldfish, crane (bird), crane (machine)
     assert text_embeddings.class_names("openai", table) == ["goldfish", "crane bird", "construction crane"]
@@ -287,14 +241,6 @@ def test_names_in_the_order_of_ids_from_each_source(tmp_path):
     foreign = [table[0], ClassInfo(1, "n00000001", "mine", None)]
     with pytest.raises(InputError, match=r"mine.*ImageNet-1k"):
         text_embeddings.class_names("openai", foreign)
-
-
-def test_names_that_are_one_text_are_found():
-    names = ["Cardigan", "crane", "cardigan", "Crane", "goldfish"]
-    assert text_embeddings.tied_names(names, WordTokenizer()) == [
-        ["Cardigan", "cardigan"],
-        ["crane", "Crane"],
-    ]
 
 
 def test_text_embeddings_are_kept_by_names_templates_and_weights(tmp_path):
@@ -321,15 +267,45 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A folder with models of open_clip's, tiny-clip and tiny-clip-quickgelu, and weights of the first."""
+    """A folder with small models of open_clip's, weights of the first, and it."""
     folder = tmp_path_factory.mktemp("models")
-    for name, quick in (("tiny-clip", False), ("tiny-clip-quickgelu", True)):
-        (folder / f"{name}.json").write_text(json.dumps(TINY | ({"quick_gelu": True} if quick else {})))
+    resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    for name, own in (
+        ("tiny-clip", {}),
+        ("tiny-clip-quickgelu", {"quick_gelu": True}),
+        ("tiny-resnet", {"vision_cfg": resnet}),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(TINY | own))
     open_clip.add_model_config(folder)
     torch.manual_seed(0)
     model = open_clip.create_model("tiny-clip", load_weights=False)
     torch.save(model.state_dict(), folder / "weights.pt")
     return folder, model
+
+
+@pytest.mark.parametrize("templates", [1, 80, 85])
+@torch.no_grad()
+def test_a_name_is_the_mean_of_its_sentences_unit_vectors(tiny, templates):
+    model, tokenizer = tiny[1].eval(), open_clip.get_tokenizer("ViT-B-32")
+    names = ["goldfish", "great white shark"]
+    found = text_embeddings.embed_names(model, tokenizer, names, templates, torch.device("cpu"))
+    for name, vector in zip(names, found, strict=True):
+        sentences = text_embeddings.prompts(name, templates)
+        assert len(sentences) == templates and all(name in sentence for sentence in sentences)
+        units = [normalize(model.encode_text(tokenizer([sentence])), dim=1)[0] for sentence in sentences]
+        assert torch.allclose(vector, normalize(sum(units), dim=0), atol=1e-6)
+
+
+def test_85_templates_are_openais_and_five_of_scenes():
+    scenes = ["there is a cat", "there is the cat", "this is a cat", "this is the cat", "this is one cat"]
+    assert text_embeddings.prompts("cat", 85)[80:] == [f"{scene} in the scene." for scene in scenes]
+    assert text_embeddings.prompts("cat", 1) == ["a photo of a cat."]
+
+
+def test_names_that_are_one_text_are_found():
+    names = ["Cardigan", "crane", "cardigan", "Crane", "goldfish"]
+    found = text_embeddings.tied_names(names, open_clip.get_tokenizer("ViT-B-32"))
+    assert found == [["Cardigan", "cardigan"], ["crane", "Crane"]]
 
 
 @torch.no_grad()
@@ -356,29 +332,12 @@ def test_wrapped_files_load_too(tiny, tmp_path, wrapper):
 
 
 def test_openais_torchscript_archives_load_with_quickgelu_only(tiny, tmp_path):
+    """They hold float16."""
     _, model = tiny
-
-    class Archive(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = torch.nn.Linear(1, 1)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x
-
-    archive = Archive()
-    del archive.inner
-    for name, value in model.state_dict().items():
-        parent = archive
-        *path, last = name.split(".")
-        for part in path:
-            if not hasattr(parent, part):
-                parent.add_module(part, torch.nn.Module())
-            parent = getattr(parent, part)
-        parent.register_buffer(last, value.half() if value.is_floating_point() else value)
-    archive.register_buffer("input_resolution", torch.tensor(32))
     path = tmp_path / "ViT.pt"
-    torch.jit.script(archive).save(path)
+    inputs = torch.zeros(1, 3, 32, 32), torch.zeros(1, 77).long()
+    torch.jit.trace(model.eval(), inputs, check_trace=False).save(path)
+    torch.jit.load(path).half().save(path)
     with pytest.raises(InputError, match=r"want QuickGELU; take tiny-clip-quickgelu"):
         load_vision_language("tiny-clip", path)
     loaded = load_vision_language("tiny-clip-quickgelu", path)
@@ -388,36 +347,27 @@ def test_openais_torchscript_archives_load_with_quickgelu_only(tiny, tmp_path):
 
 
 def test_weights_and_names_that_do_not_go_together_are_refused(tiny, tmp_path):
-    folder, model = tiny
-    weights = dict(model.state_dict())
-    with pytest.raises(InputError, match=r"open_clip.*near: tiny-clip"):
-        load_vision_language("tiny-klip", folder / "weights.pt")
-    with pytest.raises(InputError, match="name open_clip's model"):
-        load_vision_language(None, folder / "weights.pt")
-    torch.save(weights, tmp_path / "vit_openai.pt")
-    with pytest.raises(InputError, match="want QuickGELU"):
-        load_vision_language("tiny-clip", tmp_path / "vit_openai.pt")
-    torch.save(weights, tmp_path / "laion2b.pt")
-    with pytest.raises(InputError, match=r"want GELU; take tiny-clip$"):
-        load_vision_language("tiny-clip-quickgelu", tmp_path / "laion2b.pt")
-    torch.save({**weights, "visual.positional_embedding": torch.zeros(17, 64)}, tmp_path / "w.pt")
-    with pytest.raises(
-        InputError, match=r"another shape \(visual.positional_embedding is \(17, 64\), not \(5, 64\)"
-    ):
-        load_vision_language("tiny-clip", tmp_path / "w.pt")
+    weights = dict(tiny[1].state_dict())
+    other_grid = weights | {"visual.positional_embedding": torch.zeros(17, 64)}
     lacking = {name: value for name, value in weights.items() if name != "text_projection"}
-    torch.save(lacking, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"1 are missing.*text_projection"):
-        load_vision_language("tiny-clip", tmp_path / "w.pt")
-    torch.save({"vision_model.embeddings.class_embedding": torch.zeros(3)}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="transformers' names"):
-        load_vision_language("tiny-clip", tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"open_clip_config\.json"):
-        load_vision_language("ViT-B-16-SigLIP", folder / "weights.pt")
-    with pytest.raises(InputError, match="no dense features are defined"):
-        name = "RN50"
-        torch.save(open_clip.create_model(name, load_weights=False).state_dict(), tmp_path / "w.pt")
-        load_vision_language(name, tmp_path / "w.pt")
+    resnet = open_clip.create_model("tiny-resnet", load_weights=False).state_dict()
+    for name, file, content, message in (
+        ("tiny-klip", "w.pt", weights, r"open_clip.*near: tiny-clip"),
+        (None, "w.pt", weights, "name open_clip's model"),
+        ("tiny-clip", "vit_openai.pt", weights, "want QuickGELU"),
+        ("tiny-clip", "w.pt", weights | {"context_length": torch.tensor(77)}, "want QuickGELU"),
+        ("tiny-clip-quickgelu", "laion2b.pt", weights, r"want GELU; take tiny-clip$"),
+        ("tiny-clip", "w.pt", other_grid,
+            r"another shape \(visual.positional_embedding is \(17, 64\), not \(5, 64\)"),
+        ("tiny-clip", "w.pt", lacking, r"1 are missing.*text_projection"),
+        ("tiny-clip", "w.pt", {"vision_model.embeddings.class_embedding": torch.zeros(3)},
+            "transformers' names"),
+        ("ViT-B-16-SigLIP", "w.pt", weights, r"open_clip_config\.json"),
+        ("tiny-resnet", "w.pt", resnet, "no dense features are defined"),
+    ):  # fmt: skip
+        torch.save(content, tmp_path / file)
+        with pytest.raises(InputError, match=message):
+            load_vision_language(name, tmp_path / file)
 
 
 def test_a_folder_says_model_and_preprocessing(tiny, tmp_path):
@@ -513,18 +463,3 @@ def test_a_pixel_at_the_threshold_is_of_its_class():
     )
     steps = counted["predicted"][:, 1].tolist()
     assert steps == list(range(1, len(levels) + 1))  # each reaches its own threshold and those below
-
-
-def test_siglips_probabilities_have_its_scale_and_offset(siglip):
-    text = torch.nn.functional.normalize(
-        torch.randn(3, 48, generator=torch.Generator().manual_seed(0)), dim=1
-    )
-    pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    batch = Batch([0], pictures, [(64, 64)], [(64, 64)], [])
-    with torch.no_grad():
-        ((found, confidence),) = labels.Namer(siglip, text, SIGLIP_DENSE).labels_and_confidence(batch)
-        patches = siglip.patch_embeddings(pictures, SIGLIP_DENSE)[0]
-    logits = math.exp(2) * torch.einsum("ehw,ne->nhw", patches, text) - 3
-    best, label = interpolate(logits[None], (64, 64), mode="bilinear")[0].max(0)
-    assert torch.equal(found.long(), label + 1)
-    assert torch.allclose(confidence, best.sigmoid(), atol=1e-5)
