@@ -33,7 +33,7 @@ from imagenets.learning.engine.inference import Running, write_label_maps
 from imagenets.learning.engine.label_files import LabelFile, write_label_file
 from imagenets.learning.images import Images, read_picture
 from imagenets.learning.networks.backbones import Backbone, make_backbone
-from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
+from imagenets.learning.networks.precision import fold_batch_norms
 from imagenets.learning.processes import Processes, started
 
 SIZE = (375, 500)  # height, width; the most frequent one of ImageNet

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load
     from imagenets.learning.engine.inference import Running
     from imagenets.learning.engine.segmentation import Method
     from imagenets.learning.images import Images
-    from imagenets.learning.networks.backbones import Size
     from imagenets.learning.processes import Processes
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -139,16 +138,11 @@ def add_machine(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def size_argument(text: str) -> Size:
-    """Argument type: pixels, or ``native``."""
-    return "native" if text == "native" else whole_number(32, 4096)(text)
-
-
 def add_size(parser: argparse._ActionsContainer) -> None:
     """Add the size at which a network sees the images."""
     parser.add_argument(
         "--size",
-        type=size_argument,
+        type=lambda text: text if text == "native" else whole_number(32, 4096)(text),
         metavar="N",
         help="shorter side of the pictures in pixels, or native for the network's own; both sides are "
         "rounded to whole patches (default: 256, not rounded)",

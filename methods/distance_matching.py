@@ -41,10 +41,9 @@ from imagenets.learning.engine.segmentation import Method
 from imagenets.learning.engine.sharpening import SHARPENING
 from imagenets.learning.images import Reading, annotated_images
 from imagenets.learning.networks.backbones import Backbone, make_backbone
-from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoint_files import file_digest, weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
-from imagenets.learning.networks.precision import on_device
+from imagenets.learning.networks.precision import fold_batch_norms, on_device
 from imagenets.learning.run_folder import Record, made_by
 
 BANK = "bank.npz"

@@ -55,10 +55,9 @@ from imagenets.learning.kmeans.clusters import (
     write_clusters,
 )
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
-from imagenets.learning.networks.precision import on_device
+from imagenets.learning.networks.precision import fold_batch_norms, on_device
 from imagenets.learning.processes import started
 from imagenets.learning.run_folder import Record, digests_of, held_folder, made_by
 

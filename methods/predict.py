@@ -87,7 +87,7 @@ def prepare(arguments: argparse.Namespace) -> Method:
         {
             "model": file_digest(arguments.model),
             "backbone": network.backbone.name,
-            "output_stride": arguments.output_stride or saved.output_stride,
+            "output_stride": arguments.output_stride or saved.about.get("output_stride"),
             "longest": arguments.longest,
             "size": reading.size_text,
             "precision": precision_of(arguments),

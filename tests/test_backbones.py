@@ -13,9 +13,9 @@ from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.networks.backbones import make_backbone
-from imagenets.learning.networks.batch_norm_folding import fold_batch_norms
 from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.networks.position_embeddings import grid_embeddings
+from imagenets.learning.networks.precision import fold_batch_norms
 from imagenets.learning.networks.segmentation_network import SegmentationNetwork, kind_of
 from imagenets.learning.pass_method.heads import HeadSizes, PassNetwork
 

@@ -14,7 +14,6 @@ from imagenets.learning.networks.position_embeddings import (
     BILINEAR,
     DINO,
     RADIO,
-    RULE_OF,
     grid_embeddings,
     on_a_square,
     resized,
@@ -87,13 +86,3 @@ def test_a_square_has_a_square_number_of_patches_and_at_least_one():
     assert on_a_square(random_embeddings(9), 1) and on_a_square(random_embeddings(1), 1)
     assert not on_a_square(random_embeddings(8), 1) and not on_a_square(random_embeddings(0), 1)
     assert not on_a_square(random_embeddings(9)[0], 1)
-
-
-def test_each_family_has_its_authors_rule():
-    """docs/checkpoints.md, Position embeddings."""
-    bicubic = (
-        "MAE, DeiT", "MoCo v3", "MSN, I-JEPA", "transformers", "CLIP", "SigLIP", "EVA02-CLIP", "AIMv2",
-    )  # fmt: skip
-    expected = dict.fromkeys(("DINO", "iBOT", "DINOv2", "Franca"), DINO) | dict.fromkeys(bicubic, BICUBIC)
-    expected |= {"DINOv2 with registers": ANTIALIAS, "PE": BILINEAR, "C-RADIO": RADIO}
-    assert expected == RULE_OF

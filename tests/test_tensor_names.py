@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +12,11 @@ from torch import nn
 pytest.importorskip("timm")
 
 from imagenets.common.errors import InputError
+from imagenets.learning.networks.checkpoint_files import Checkpoint, without_wrappers
+from imagenets.learning.networks.checkpoints import first_choice, is_ema
 from imagenets.learning.networks.families import family_of
 from imagenets.learning.networks.layouts import _dinov2, candidates
 from imagenets.learning.networks.transformers_names import vit_to_timm
-from imagenets.learning.networks.wrappers import first_choice, is_ema, of_branch, without_wrappers
 
 ONE, TWO = torch.tensor([1.0]), torch.tensor([2.0])
 
@@ -26,12 +28,13 @@ def test_a_wrapped_name_does_not_replace_the_same_one_without():
 
 
 def test_a_branch_is_any_part_of_the_names():
-    tensors = {"state_dict.model.w": ONE, "state_dict.model_ema.w": TWO}
-    assert of_branch(tensors, None, "x.pth") is tensors
+    content = {"state_dict": {"model": {"w": ONE}, "model_ema": {"w": TWO}}}
+    path = Path("x.pth")
+    assert len(Checkpoint(path, content).tensors) == 2
     for branch in ("model", "state_dict.model"):
-        assert of_branch(tensors, branch, "x.pth") == {"state_dict.model.w": ONE}
+        assert Checkpoint(path, content, branch=branch).tensors == {"state_dict.model.w": ONE}
     with pytest.raises(InputError, match=r"x\.pth: has no weights teacher; there are state_dict$"):
-        of_branch(tensors, "teacher", "x.pth")
+        _ = Checkpoint(path, content, branch="teacher").tensors
 
 
 @pytest.mark.parametrize(
@@ -58,22 +61,28 @@ def test_a_moving_average_is_a_word_of_a_name():
     assert not any(map(is_ema, ("schema.", "emax.", "model.")))
 
 
-def test_families_and_whose_mean_and_std_they_have():
-    """docs/checkpoints.md, Mean and standard deviation."""
-    imagenets = {
-        "vit_base_patch16_224": "DINO", "deit3_small_patch16_224": "MAE, DeiT",
-        "vit_small_patch14_dinov2": "DINOv2", "vit_base_patch14_franca": "Franca",
-        "vit_small_patch16_mocov3": "MoCo v3", "vit_small_patch14_reg4_dinov2": "DINOv2 with registers",
-    }  # fmt: skip
-    own = {
-        "beit_base_patch16_224": "BEiT", "beitv2_large_patch16_224": "BEiT",
-        "vit_base_patch14_reg1_tipsv2": "TIPSv2", "vit_base_patch16_siglip_224": "SigLIP",
-        "naflexvit_base_patch16_siglip": "SigLIP", "vit_base_patch16_clip_224": "CLIP",
-        "eva02_base_patch16_clip_224": "EVA02-CLIP", "vit_base_patch16_radio_v3": "C-RADIO",
-    }  # fmt: skip
-    for model, name in (imagenets | own).items():
+def test_families_and_their_position_rule_and_whose_mean_and_std_they_have():
+    """docs/checkpoints.md, Position embeddings; Mean and standard deviation."""
+    for model, expected in {
+        "vit_base_patch16_224": ("DINO", "dino", False),
+        "deit3_small_patch16_224": ("MAE, DeiT", "bicubic", False),
+        "vit_small_patch14_dinov2": ("DINOv2", "dino", False),
+        "vit_base_patch14_franca": ("Franca", "dino", False),
+        "vit_small_patch16_mocov3": ("MoCo v3", "bicubic", False),
+        "vit_small_patch14_reg4_dinov2": ("DINOv2 with registers", "antialias", False),
+        "beit_base_patch16_224": ("BEiT", "dino", True),
+        "beitv2_large_patch16_224": ("BEiT", "dino", True),
+        "vit_base_patch14_reg1_tipsv2": ("TIPSv2", "dino", True),
+        "vit_base_patch16_siglip_224": ("SigLIP", "bicubic", True),
+        "naflexvit_base_patch16_siglip": ("SigLIP", "bicubic", True),
+        "vit_base_patch16_clip_224": ("CLIP", "bicubic", True),
+        "eva02_base_patch16_clip_224": ("EVA02-CLIP", "bicubic", True),
+        "aimv2_large_patch14_224": ("AIMv2", "bicubic", True),
+        "vit_pe_core_base_patch16_224": ("PE", "bilinear", True),
+        "vit_base_patch16_radio_v3": ("C-RADIO", "radio", True),
+    }.items():
         family = family_of(model)
-        assert (family.name, family.own_values) == (name, model in own), model
+        assert (family.name, family.positions, family.own_values) == expected, model
 
 
 def test_parts_of_attention_are_joined_in_the_order_q_k_v():

@@ -20,7 +20,7 @@ from imagenets.learning.images import IMAGENET_MEAN, IMAGENET_STD, Reading
 from imagenets.learning.networks import last_maps
 from imagenets.learning.networks.families import OWN_MODELS, PLAIN, Family, family_of
 from imagenets.learning.networks.last_maps import SIDE, Maps, Read
-from imagenets.learning.networks.position_embeddings import DINO, RULE_OF, RULES
+from imagenets.learning.networks.position_embeddings import RULES
 
 _SHOWN = 3  # names like one that is unknown
 # Both libraries have these names, for different layouts of weights; ConvNeXt's own files are timm's.
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         self.fixed_size, self.native_size = built.fixed_size, built.native_size
         self.mean, self.std = built.mean, built.std
         self.family = built.family
-        self.positions = RULE_OF.get(built.family.name, DINO)
+        self.positions = built.family.positions
         self._read = built.read
         self.network.register_load_state_dict_post_hook(_forget_caches)  # type: ignore[no-untyped-call]
         self.eval()
@@ -126,19 +126,12 @@ class Backbone(nn.Module):
         """Return the last map (B, C, h, w) of pictures (B, 3, H, W), normalised."""
         if self.layers == 1:
             return self._read(self.network, pictures, self.positions)
-        found: list[torch.Tensor] = []
         blocks, norm = last_maps.blocks_and_norm(self.network)
-        hooks = [
-            block.register_forward_hook(lambda module, inputs, output: found.append(output))
-            for block in blocks[-self.layers : -1]
-        ]
-        try:
+        earlier = {str(number): block for number, block in enumerate(blocks[-self.layers : -1])}
+        with last_maps.recorded(earlier) as found:
             last = self._read(self.network, pictures, self.positions)
-        finally:
-            for hook in hooks:
-                hook.remove()
         grid = (last.shape[2], last.shape[3])
-        return torch.cat([*(last_maps.as_grid(norm(tokens), grid) for tokens in found), last], dim=1)
+        return torch.cat([*(last_maps.as_grid(norm(each), grid) for each in found.values()), last], dim=1)
 
     @property
     def covered_tokens(self) -> int | None:
@@ -288,6 +281,7 @@ def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Buil
     try:
         import timm
         import timm.data
+        import timm.layers
         from timm.models.convnext import ConvNeXt
         from timm.models.eva import Eva
         from timm.models.naflexvit import NaFlexVit
@@ -300,7 +294,9 @@ def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Buil
         known += _names_of_timm()
         return None
     family = family_of(name.partition(".")[0])
-    asked = {**family.options, **_with_layers(own), **options}
+    if "mlp_layer" in own:  # a class, by its name
+        own = {**own, "mlp_layer": getattr(timm.layers, own["mlp_layer"])}
+    asked = {**family.options, **own, **options}
     try:
         network: Any = timm.create_model(built_as, pretrained=False, num_classes=0, **asked)
         config = timm.data.resolve_model_data_config(network)  # type: ignore[attr-defined, no-untyped-call]
@@ -310,7 +306,7 @@ def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Buil
     # tag (vit_base_patch16_224.augreg_in21k) for certain weights, and that of some families for the family's.
     own_values = "." in name or family.own_values
     mean, std = (config["mean"], config["std"]) if own_values else (IMAGENET_MEAN, IMAGENET_STD)
-    native = config["input_size"][1:]
+    native = tuple(config["input_size"][1:])
     norm, fc_norm = getattr(network, "norm", None), getattr(network, "fc_norm", None)
     if isinstance(norm, nn.Identity) and isinstance(fc_norm, nn.Module):
         network.norm = fc_norm  # a norm behind the average of all tokens: of each token here
@@ -321,29 +317,19 @@ def _from_timm(name: str, options: Mapping[str, Any], known: list[str]) -> _Buil
     _remove_heads(network)
     if family.name == "PE" and network.rope is not None:
         network.rope.ref_feat_shape = None  # the authors do not rescale the grid's coordinates
-    readers: tuple[tuple[Any, Read], ...] = (
-        (ResNet, last_maps.read_resnet),
-        (VisionTransformer, last_maps.read_timm_vit),
-        (NaFlexVit, last_maps.read_naflex_vit),
-        (ConvNeXt, last_maps.read_convnext),
-        (Eva, last_maps.read_timm_eva),
-    )
-    for kind, read in readers:
-        if isinstance(network, kind) and (kind is not Eva or _positions_by_rule(network)):
-            return _Built(network, read, None, mean, std, False, native, family)
-    fixed = network.pretrained_cfg.get("fixed_input_size") and not getattr(network, "dynamic_img_size", False)
-    size = tuple(config["input_size"][1:]) if fixed else None
-    return _Built(network, last_maps.read_timm, size, mean, std, False, native, family)
-
-
-def _with_layers(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options for timm's constructor, the classes of layers put in for their names."""
-    import timm.layers
-
-    found = dict(options)
-    if "mlp_layer" in found:
-        found["mlp_layer"] = getattr(timm.layers, found["mlp_layer"])
-    return found
+    kinds: dict[type[nn.Module], Read] = {
+        ResNet: last_maps.read_resnet,
+        VisionTransformer: last_maps.read_timm_vit,
+        NaFlexVit: last_maps.read_naflex_vit,
+        ConvNeXt: last_maps.read_convnext,
+    }
+    read = next((kinds[kind] for kind in kinds if isinstance(network, kind)), last_maps.read_timm)
+    if isinstance(network, Eva) and _positions_by_rule(network):
+        read = last_maps.read_timm_eva
+    fixed = None
+    if read is last_maps.read_timm and network.pretrained_cfg.get("fixed_input_size"):
+        fixed = None if getattr(network, "dynamic_img_size", False) else native
+    return _Built(network, read, fixed, mean, std, native_size=native, family=family)
 
 
 def _positions_by_rule(network: Any) -> bool:  # noqa: ANN401

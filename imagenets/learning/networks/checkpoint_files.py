@@ -2,6 +2,10 @@
 
 Files that hold no plain tensors (TorchScript, DCP, flat parameters of FSDP, ZeRO-3 …) are refused with the
 command that converts them. docs/checkpoints.md has the forms that load.
+
+Foreign Python objects beside the weights are left out. PyTorch's weights-only reader never imports a name: it
+looks names up in a table, and refuses those that are not there. For the time of one load the table has an
+inert stand-in for each name that the reader does not know. Source: torch.serialization, safe_globals.
 """
 
 from __future__ import annotations
@@ -12,17 +16,16 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import refuse_pointer
-from imagenets.learning.networks.foreign_objects import load_inert
-from imagenets.learning.networks.wrappers import of_branch, without_wrappers
 
 Tensors = dict[str, torch.Tensor]
 
@@ -31,7 +34,11 @@ _INDEX = ".index.json"
 _SHARD = re.compile(r"^(?P<stem>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)$")
 _FLAT = re.compile(r"(^|\.)_?flat_param(_\d+)?$")
 _SHARDED = re.compile(r"\bShardedTensor\b|\bDTensor\b")
-_SHOWN = 3
+# Segments of names that torch.compile, FSDP and activation checkpointing put in, at any place.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_UNKNOWN = re.compile(r"GLOBAL (\S+) was not an allowed global")
+_DEFAULTDICT = "collections.defaultdict"
+_MOST_NAMES = 1000  # more than any training script has classes
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Checkpoint:
         """
         found = named_tensors(self.content)
         _refuse_parts_of_tensors(self.path, found, self.left_out)
-        return of_branch(without_wrappers(found), self.branch, self.path)
+        return _of_branch(without_wrappers(found), self.branch, self.path)
 
     @property
     def left_out_line(self) -> str:
@@ -71,8 +78,8 @@ def read_checkpoint(path: Path | str, branch: str | None = None) -> Checkpoint:
     """Read a file of weights, on the CPU: from ``torch.save``, ``.safetensors``, or an index of shards.
 
     ``branch`` is the copy to take where there are several (``student``, ``model``). Foreign Python objects
-    are left out (``foreign_objects``), so that no code in the file runs. Raises
-    InputError, naming the file and the cure, for anything else, OSError when there is no such file.
+    are left out, so that no code in the file runs. Raises InputError, naming the file and the cure, for
+    anything else, OSError when there is no such file.
     """
     path = Path(path)
     if path.is_dir():
@@ -84,24 +91,33 @@ def read_checkpoint(path: Path | str, branch: str | None = None) -> Checkpoint:
     if path.name == ".metadata" or path.suffix == ".distcp":
         raise _distributed_checkpoint(path.parent)
     _refuse_shard(path)
-    if path.name.endswith("optim_states.pt"):
-        raise _optimiser_of_deepspeed(path)
-    return replace(_read_file(path), branch=branch)
+    if path.name.endswith("optim_states.pt"):  # DeepSpeed's weights lie beside it or, with ZeRO-3, within
+        weights = path.with_name("mp_rank_00_model_states.pt")
+        if not weights.exists():
+            raise _zero3(path)
+        raise InputError(f"{path}: the state of DeepSpeed's optimiser; name {weights}")
+    content, left_out = _read_file(path)
+    return Checkpoint(path, content, left_out, branch)
 
 
-def _read_file(path: Path) -> Checkpoint:
+def _read_file(path: Path) -> tuple[dict[Any, Any], Counter[str]]:
     refuse_pointer(path)
     if path.suffix == ".safetensors":
-        return Checkpoint(path, _read_safetensors(path))
+        return _read_safetensors(path), Counter()
     if path.suffix == ".npz":
         raise InputError(
             f'{path}: weights of JAX; convert them with timm: python -c "import timm, torch; m = timm.'
             f"create_model('NAME', num_classes=0); m.load_pretrained('{path}'); "
             "torch.save(m.state_dict(), 'weights.pth')\""
         )
-    _refuse_torchscript(path)
+    if is_torchscript(path):
+        raise InputError(
+            f"{path}: a TorchScript archive, which is code; where you trust it, save its weights: python -c "
+            f"\"import torch; m = torch.jit.load('{path}', map_location='cpu').float(); "
+            "torch.save(m.state_dict(), 'weights.pth')\""
+        )
     try:
-        content, left_out = load_inert(path)
+        content, left_out = _load_inert(path)
     except pickle.UnpicklingError as error:
         raise _refused_pickle(path, str(error)) from error
     except (RuntimeError, EOFError, ValueError, LookupError, OSError, AttributeError, TypeError) as error:
@@ -109,7 +125,62 @@ def _read_file(path: Path) -> Checkpoint:
     if not isinstance(content, Mapping):
         kind = next(iter(left_out), type(content).__name__)
         raise InputError(f"{path}: holds no weights but a {kind}; {_save_weights(path)}")
-    return Checkpoint(path, dict(content), left_out)
+    return dict(content), left_out
+
+
+def is_torchscript(path: Path) -> bool:
+    """Return whether a file is an archive of TorchScript."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(PurePath(name).name == "constants.pkl" for name in archive.namelist())
+
+
+def _load_inert(path: Path) -> tuple[Any, Counter[str]]:
+    """Read a file; also returns how many objects of which classes were left out, by full name.
+
+    Raises what ``torch.load`` raises: UnpicklingError for objects that cannot be stood in for (subclasses of
+    list and dict, names in ``os`` and ``sys``), others for damaged files.
+    """
+    made: Counter[str] = Counter()
+    try:
+        names = set(get_unsafe_globals_in_checkpoint(path)[:_MOST_NAMES])
+    except (ValueError, RuntimeError, EOFError, IndexError, pickle.UnpicklingError):
+        names = set()  # files that are no ZIP list no names: they are refused one after the other
+    while True:
+        made.clear()
+        stand_ins: list[Any] = [(_stand_in(name, made), name) for name in sorted(names - {_DEFAULTDICT})]
+        try:
+            with safe_globals([*stand_ins, (lambda *_: {}, _DEFAULTDICT)]):  # whose factory is not called
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            return content, made
+        except pickle.UnpicklingError as error:
+            refused = _UNKNOWN.search(str(error))
+            if refused is None:
+                raise
+            name = refused[1] if "." in refused[1] else f"builtins.{refused[1]}"
+            if name in names or len(names) >= _MOST_NAMES:
+                raise
+            names.add(name)
+
+
+def _stand_in(name: str, made: Counter[str]) -> type:
+    class StandIn:
+        """Takes the place of an object of the class ``name``, whatever it is made from, and keeps nothing."""
+
+        __slots__ = ()
+
+        def __new__(cls, *arguments: object) -> StandIn:
+            made[name] += 1
+            return super().__new__(cls)
+
+        def __init__(self, *arguments: object) -> None:
+            pass
+
+        def __setstate__(self, state: object) -> None:
+            """Drop the state: otherwise the reader would set attributes from it."""
+
+    return StandIn
 
 
 def _save_weights(path: Path) -> str:
@@ -121,26 +192,21 @@ def _save_weights(path: Path) -> str:
 
 def _refused_pickle(path: Path, reason: str) -> InputError:
     """Say why PyTorch's reader refuses a file."""
-    blocked = re.search(r"unsupported GLOBAL (\S+)|GLOBAL (\S+) was not", reason)
-    if blocked:
-        name = blocked[1] or blocked[2]
-        return InputError(
-            f"{path}: holds a Python object ({name}) that could run code, and is not read; "
-            f"{_save_weights(path)}"
-        )
     if re.search(r"operand (14\d|15[012])\b", reason):  # those that protocols 4 and 5 brought
         return InputError(
             f"{path}: was saved with another pickle protocol than PyTorch's own (2), and is not read; where "
             'you trust it, save it anew: python -c "import torch; torch.save(torch.load('
             f"'{path}', map_location='cpu', weights_only=False), 'weights.pth')\""
         )
+    blocked = re.search(r"unsupported GLOBAL (\S+)|GLOBAL (\S+) was not", reason)
     said = re.search(r"^.*(Can only|reduce for|persistent).*$", reason, re.MULTILINE)
-    if said:
-        return InputError(
-            f"{path}: holds a Python object that cannot be left out ({said[0].strip()}); "
-            f"{_save_weights(path)}"
-        )
-    return _unreadable(path)
+    if blocked:
+        what = f"({blocked[1] or blocked[2]}) that could run code, and is not read"
+    elif said:
+        what = f"that cannot be left out ({said[0].strip()})"
+    else:
+        return _unreadable(path)
+    return InputError(f"{path}: holds a Python object {what}; {_save_weights(path)}")
 
 
 def _unreadable(path: Path) -> InputError:
@@ -181,27 +247,6 @@ def _zero3(folder: Path) -> InputError:
     )
 
 
-def _optimiser_of_deepspeed(path: Path) -> InputError:
-    """Say where DeepSpeed has the weights: beside its optimiser's state or, with ZeRO-3, within it."""
-    weights = path.with_name("mp_rank_00_model_states.pt")
-    if weights.exists():
-        return InputError(f"{path}: the state of DeepSpeed's optimiser; name {weights}")
-    return _zero3(path)
-
-
-def _refuse_torchscript(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        names = {PurePath(name).name for name in archive.namelist()}
-    if "constants.pkl" in names:
-        raise InputError(
-            f"{path}: a TorchScript archive, which is code; where you trust it, save its weights: python -c "
-            f"\"import torch; m = torch.jit.load('{path}', map_location='cpu').float(); "
-            "torch.save(m.state_dict(), 'weights.pth')\""
-        )
-
-
 def _refuse_parts_of_tensors(path: Path, tensors: Tensors, left_out: Counter[str]) -> None:
     flat = [name for name in tensors if _FLAT.search(name)]
     sharded = [name for name in left_out if _SHARDED.search(name)]
@@ -237,28 +282,29 @@ def _refuse_shard(path: Path) -> None:
     raise InputError(f"{path}: one of {int(shard['number'])} shards; {where}")
 
 
-def _shards(index: Path) -> list[Path]:
-    """Files that an index names, all beside it. Raises InputError for a file that is no index."""
+def _shards(index: Path) -> dict[str, Path]:
+    """Which file has which tensor, all beside their index. Raises InputError for a file that is no index."""
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        inside = all(isinstance(name, str) and PurePath(name).name == name for name in names)
+        weight_map = json.loads(index.read_text())["weight_map"]
+        shards = {str(name): str(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: no index of shards: it has no weight_map") from error
-    if not inside or not names:
+    if not shards or any(PurePath(shard).name != shard for shard in shards.values()):
         raise InputError(f"{index}: no index of shards: its weight_map names files elsewhere, or none")
-    return [index.with_name(name) for name in sorted(names)]
+    return {name: index.with_name(shard) for name, shard in shards.items()}
 
 
 def _read_shards(index: Path) -> Tensors:
     """Join the tensors of all shards. Raises InputError when one is missing, or lacks a tensor."""
-    shards = _shards(index)
+    where = _shards(index)
+    shards = sorted(set(where.values()))
     absent = [shard.name for shard in shards if not shard.exists()]
     if absent:
         raise InputError(f"{index}: {len(absent)} of its {len(shards)} shards are missing ({some(absent)})")
     joined: Tensors = {}
     for shard in shards:
-        joined |= named_tensors(_read_file(shard).content)
-    lacking = [name for name in json.loads(index.read_text())["weight_map"] if name not in joined]
+        joined |= named_tensors(_read_file(shard)[0])
+    lacking = [name for name in where if name not in joined]
     if lacking:
         raise InputError(f"{index}: its shards lack {len(lacking)} tensors ({some(lacking)})")
     return joined
@@ -278,16 +324,12 @@ def file_digest(path: Path | str) -> str:
     if path == RANDOM:
         return str(RANDOM)
     digest = hashlib.blake2b(digest_size=16)
-    for part in (path, *(_shards(path) if path.name.endswith(_INDEX) else ())):
-        for block in _blocks(part):
-            digest.update(block)
+    shards = sorted(set(_shards(path).values())) if path.name.endswith(_INDEX) else []
+    for part in (path, *shards):
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            yield block
 
 
 def named_tensors(content: Mapping[Any, Any]) -> Tensors:
@@ -305,6 +347,28 @@ def named_tensors(content: Mapping[Any, Any]) -> Tensors:
     return found
 
 
-def some(names: list[str]) -> str:
+def without_wrappers(tensors: Tensors) -> Tensors:
+    """Take the wrappers' segments out of all names; a name that is there already keeps them."""
+    bare: Tensors = {}
+    for name, tensor in tensors.items():
+        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        bare[name if short in bare else short] = tensor
+    return bare
+
+
+def _of_branch(tensors: Tensors, branch: str | None, path: Path) -> Tensors:
+    """Select the tensors below ``branch``, a part of names (``student``, ``state_dict.model``); None: all."""
+    if branch is None:
+        return tensors
+    step = re.compile(rf"(^|\.){re.escape(branch)}\.")
+    chosen = {name: tensor for name, tensor in tensors.items() if step.search(name)}
+    if not chosen:
+        there = dict.fromkeys(name.partition(".")[0] for name in tensors)
+        raise InputError(f"{path}: has no weights {branch}; there are {some(there, 8)}")
+    return chosen
+
+
+def some(names: Iterable[str], number: int = 3) -> str:
     """The first of many names."""
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    shown = list(names)
+    return ", ".join(shown[:number]) + (", …" if len(shown) > number else "")

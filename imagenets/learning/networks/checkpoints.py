@@ -8,7 +8,10 @@ are changed to timm's (``layouts``). docs/checkpoints.md has the forms that are 
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +24,20 @@ from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.checkpoint_files import RANDOM, Checkpoint, Tensors, read_checkpoint, some
 from imagenets.learning.networks.families import PLAIN
 from imagenets.learning.networks.layouts import Candidate, candidates, settled_biases
-from imagenets.learning.networks.position_embeddings import RULE_OF, RULES, on_a_square, resized
-from imagenets.learning.networks.preprocessor_config import remark
-from imagenets.learning.networks.usable_values import refuse_unusable
-from imagenets.learning.networks.wrappers import first_choice, is_ema
+from imagenets.learning.networks.position_embeddings import BICUBIC, RULES, on_a_square, resized
+from imagenets.learning.networks.transformers_names import FLOATS
 
 _POSITIONS = ("pos_embed", "encoder.pos_embedding")
 # Made from a network's settings, and stored by some versions of a library only.
 _DERIVED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
 # A network that loses such tokens returns other features.
 _TOKENS = ("register_tokens", "storage_tokens", "reg_token", "dist_token")
-_SHOWN = 3
+# The moving average of the weights, by which timm, DeiT and ConvNeXt report their numbers.
+_EMA = re.compile(r"(^|[._])ema(?![a-z])")
+# Of two copies that fit equally well, the one without such a word: the teacher, not the student; the query's
+# encoder, not the key's; the online network, not its target.
+_SECOND_CHOICE = re.compile(r"student|momentum|encoder_k|target|_k\.")
+_PREPROCESSOR = "preprocessor_config.json"  # of Hugging Face's folders
 # Whose files have tensors of such names, and which backbones take them.
 _SIGNS = (
     (r"\bmlp\.w12\.", "Franca or DINOv2's giant: vit_base_patch14_franca …, vit_giant_patch14_dinov2"),
@@ -56,7 +62,7 @@ def load_backbone(backbone: Backbone, path: Path | str, branch: str | None = Non
     All tensors of the backbone must be there, in their shapes; position embeddings keep the resolution of
     the file, and are interpolated for each picture (their rule may become that of the file's family). Where
     the last norm is missing, that of the averaged tokens (``fc_norm``) takes its place. ``branch`` chooses
-    among several copies (``student``, ``model``); without it ``wrappers.first_choice`` does.
+    among several copies (``student``, ``model``); without it ``first_choice`` does.
 
     Raises InputError, naming the file, when anything is missing, the file is another network's, or its
     numbers are none of a network (not finite, all zero, integers), OSError when it cannot be read. RANDOM in
@@ -95,7 +101,7 @@ def load_checkpoint(backbone: Backbone, checkpoint: Checkpoint, *, own_grid: boo
             f"{path}: not the weights of a {backbone.name}: {problem}; {_hint(tensors)}"
             f"{checkpoint.left_out_line}"
         )
-    refuse_unusable(path, best.found, wanted)
+    _refuse_unusable(path, best.found, wanted)
     derived = {
         name: best.beside.pop(name)
         for name, like in network.state_dict().items()
@@ -105,7 +111,7 @@ def load_checkpoint(backbone: Backbone, checkpoint: Checkpoint, *, own_grid: boo
     network.load_state_dict(best.found | derived, strict=False)
     backbone.positions = _position_rule(backbone, best, checkpoint, tensors)
     line = f"{backbone.name}: {best.line(path.name)}; {backbone.about}{checkpoint.left_out_line}"
-    return line + remark(backbone, path)
+    return line + _remark(backbone, path)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class _Fit:
             return None
         said = []
         if absent:
-            near = difflib.get_close_matches(absent[0], [*self.beside, *self.elsewhere], _SHOWN, cutoff=0.4)
+            near = difflib.get_close_matches(absent[0], [*self.beside, *self.elsewhere], 3, cutoff=0.4)
             said.append(f"{len(absent)} of {len(wanted)} tensors are missing ({some(absent)})")
             said.append(f"nearest names in it: {', '.join(near)}" if near else "no name in it is near")
         if shapes:
@@ -239,51 +245,72 @@ def _position_rule(backbone: Backbone, best: _Fit, checkpoint: Checkpoint, tenso
         return str(recorded)
     if backbone.family is not PLAIN:
         return backbone.positions
-    signs = (
-        ("MSN, I-JEPA", "target_encoder" in best.prefix),
-        ("MoCo v3", re.search(r"base_encoder|momentum_encoder", best.prefix)),
-        ("transformers", best.layout == "transformers"),
-        ("MAE, DeiT", any(re.search(r"(^|\.)decoder_embed\.", name) for name in tensors)),
-        ("MAE, DeiT", best.prefix == "model." and any(re.search(r"\bfc_norm\.", name) for name in tensors)),
-        ("MAE, DeiT", _class_row_is_zero(best.found)),  # fixed, of sine and cosine
+    positions = best.found.get("pos_embed")
+    is_bicubic = (
+        best.layout == "transformers"
+        or re.search(r"target_encoder|base_encoder|momentum_encoder", best.prefix)  # MSN, I-JEPA; MoCo v3
+        or any(re.search(r"(^|\.)decoder_embed\.", name) for name in tensors)  # MAE
+        or (best.prefix == "model." and any(re.search(r"\bfc_norm\.", name) for name in tensors))
+        # MAE's are fixed, of sine and cosine
+        or (positions is not None and "cls_token" in best.found and not positions[:, 0].any())
     )
-    return next((RULE_OF[family] for family, sign in signs if sign), backbone.positions)
-
-
-def _class_row_is_zero(found: Tensors) -> bool:
-    positions = found.get("pos_embed")
-    return positions is not None and "cls_token" in found and not positions[:, 0].any()
+    return BICUBIC if is_bicubic else backbone.positions
 
 
 def _refuse_lookalikes(backbone: Backbone, best: _Fit, path: Path) -> None:
     """Refuse files that fit by names and shapes, but belong to another network."""
-    moco = re.search(r"base_encoder|momentum_encoder", best.prefix)
-    if moco and "vit_small" in backbone.name and backbone.family.name != "MoCo v3":
-        raise InputError(
-            f"{path}: MoCo v3's ViT-S has 12 heads, those of {backbone.name} are fewer; the backbone that "
-            "fits is vit_small_patch16_mocov3"
-        )
-    if (
-        any("sat493m" in part for part in path.parts[-2:])
-        and "dinov3" in backbone.name
-        and "sat493m" not in backbone.name
+    name, bare = backbone.name, backbone.name.partition(".")[0]
+    biases = [each for each in best.beside if re.search(r"^blocks\.\d+\.attn\.(qkv|q|v)\.bias$", each)]
+    if "vit_small" in name and "moco" not in name and re.search("base_encoder|momentum_encoder", best.prefix):
+        what = f"MoCo v3's ViT-S has 12 heads, those of {name} are fewer"
+        fits = "vit_small_patch16_mocov3"
+    elif "dinov3" in name and "sat493m" not in name and any("sat493m" in part for part in path.parts[-2:]):
+        what = "DINOv3 of satellite images, which has a mean and std of its own"
+        fits = f"{name}.sat493m"
+    elif (
+        backbone.family.name == "CLIP"
+        and "quickgelu" not in name
+        and any(re.search(r"\b(input_resolution|context_length)$", each) for each in best.elsewhere)
     ):
-        raise InputError(
-            f"{path}: DINOv3 of satellite images, which has a mean and std of its own; the backbone that "
-            f"fits is {backbone.name}.sat493m"
-        )
-    openai = any(re.search(r"\b(input_resolution|context_length)$", name) for name in best.elsewhere)
-    if openai and backbone.family.name == "CLIP" and "quickgelu" not in backbone.name:
-        raise InputError(
-            f"{path}: OpenAI's CLIP, which has QuickGELU; the backbone that fits is "
-            f"{re.sub('_clip_', '_clip_quickgelu_', backbone.name)}"
-        )
-    biases = [name for name in best.beside if re.search(r"^blocks\.\d+\.attn\.(qkv|q|v)\.bias$", name)]
-    if biases and backbone.name.partition(".")[0].endswith("dinov3"):
-        raise InputError(
-            f"{path}: has biases of queries and values that are not zero ({some(biases)}), and "
-            f"{backbone.name} has none; the backbone that fits is {backbone.name.partition('.')[0]}_qkvb"
-        )
+        what, fits = "OpenAI's CLIP, which has QuickGELU", name.replace("_clip_", "_clip_quickgelu_")
+    elif biases and bare.endswith("dinov3"):
+        what = f"has biases of queries and values that are not zero ({some(biases)}), and {name} has none"
+        fits = f"{bare}_qkvb"
+    else:
+        return
+    raise InputError(f"{path}: {what}; the backbone that fits is {fits}")
+
+
+def _refuse_unusable(path: Path, found: Tensors, wanted: Tensors) -> None:
+    """Refuse tensors ``found`` in a file whose values no trained network has; ``wanted`` are the network's.
+
+    Raises InputError, naming the file and the tensors.
+    """
+    floats = {name: value for name, value in found.items() if wanted[name].is_floating_point()}
+    faults: dict[str, list[str]] = {}
+    for name, value in floats.items():
+        norm = f"{name.rpartition('.')[0]}.running_var" not in wanted and re.search(r"norm\d?\.weight$", name)
+        if fault := _fault(name, value, bool(norm)):
+            faults.setdefault(fault, []).append(name)
+    for fault, names in faults.items():
+        raise InputError(f"{path}: {len(names)} of {len(floats)} tensors {fault} ({some(names)})")
+
+
+def _fault(name: str, value: torch.Tensor, of_a_norm: bool) -> str | None:
+    if value.is_meta:
+        return "have no values (device meta): save the weights after they were loaded"
+    if value.dtype not in FLOATS:
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"are {kind}, without their scale: take a file that is not quantised"
+    if not torch.isfinite(value).all():
+        return "are not finite: the training failed, or the file is damaged"
+    matrix = value.ndim > 1 and name.endswith(("weight", "pos_embed", "pos_embedding"))
+    # A batch norm in front of a sum may start at zero, the norm of tokens is never zero after a training.
+    if (matrix or of_a_norm) and not value.any():
+        return "are zero throughout: the weights were not saved"
+    if name.endswith("qkv.weight") and not all(part.any() for part in value.chunk(3)):
+        return "are zero throughout in queries, keys or values: the weights were not saved"
+    return None
 
 
 def _hint(tensors: Tensors) -> str:
@@ -292,3 +319,68 @@ def _hint(tensors: Tensors) -> str:
         if any(re.search(pattern, name) for name in tensors):
             return f"it looks like {whose}"
     return "name the backbone that it was trained as"
+
+
+def is_ema(prefix: str) -> bool:
+    """Return whether a prefix is that of a moving average of the weights."""
+    return bool(_EMA.search(prefix))
+
+
+def first_choice(prefixes: Collection[str]) -> str:
+    """Choose among the prefixes of copies that fit equally well; the first of equals.
+
+    The moving average (EMA); a ``target_encoder`` beside an ``encoder`` (I-JEPA, MSN: the network that is
+    evaluated), but not beside an online network (BYOL); never a student, a momentum encoder …, where there
+    is another.
+    """
+
+    def rank(prefix: str) -> int:
+        beside = re.sub(r"(^|\.)target_encoder\.", r"\1encoder.", prefix)
+        if is_ema(prefix) or (beside != prefix and beside in prefixes):
+            return 0
+        return 2 if _SECOND_CHOICE.search(prefix) else 1
+
+    return min(prefixes, key=rank)
+
+
+def _remark(backbone: Backbone, weights: Path) -> str:
+    """Say that a Hugging Face folder has another mean or std than the backbone, and whose they are.
+
+    Empty where both agree, or nothing is stated. Raises InputError, naming the file, when it is no JSON.
+    Source: docs/checkpoints.md, Mean and standard deviation.
+    """
+    file = weights.with_name(_PREPROCESSOR)
+    if not file.exists():
+        return ""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: no JSON ({error}); mend or remove it") from error
+    keys = ("image_mean", "image_std") if isinstance(content, dict) else ()
+    stated: list[Any] = [content.get(key) for key in keys]
+    if not stated or not all(isinstance(values, list) and len(values) == 3 for values in stated):
+        return ""
+    if _equal(stated, (backbone.mean, backbone.std)):
+        return ""
+    mean, std = (" ".join(f"{value:.3f}" for value in values) for values in stated)
+    tagged = next((name for name, values in _tagged(backbone.name) if _equal(stated, values)), None)
+    cure = f"; the backbone {tagged} has these" if tagged else ""
+    return f"; but {_PREPROCESSOR} beside it has mean {mean}, std {std}{cure}"
+
+
+def _equal(stated: Sequence[Sequence[float]], own: Sequence[Sequence[float]]) -> bool:
+    pairs = zip((*stated[0], *stated[1]), (*own[0], *own[1]), strict=True)
+    return all(math.isclose(one, other, abs_tol=1e-3) for one, other in pairs)  # some files round
+
+
+def _tagged(name: str) -> Iterator[tuple[str, tuple[Sequence[float], Sequence[float]]]]:
+    """timm's names of this architecture with a tag, and their mean and std; none without timm."""
+    try:
+        import timm
+    except ImportError:
+        return
+    bare = name.rpartition("/")[2].partition(".")[0]
+    for tagged in timm.list_pretrained(f"{bare}.*"):
+        config = timm.get_pretrained_cfg(tagged)
+        if config is not None:
+            yield tagged, (config.mean, config.std)

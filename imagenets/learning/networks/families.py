@@ -6,32 +6,37 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from imagenets.learning.networks.position_embeddings import ANTIALIAS, BICUBIC, BILINEAR, DINO, RADIO
+
 
 class Family(NamedTuple):
-    """What is special about the models of one family; its position rule is in ``position_embeddings``."""
+    """What is special about the models of one family."""
 
     name: str
     models: str  # pattern of timm's names
+    positions: str = DINO  # rule of their authors for dense features
     own_values: bool = False  # normalised with the mean and std that timm has for the name
     options: Mapping[str, Any] = {}  # for timm's constructor
 
 
-# The first that fits. Names that fit none are ImageNet's, with the position rule of DINO.
+# The first that fits. Names that fit none are ImageNet's, with the position rule of DINO. The code of CLIP,
+# EVA02-CLIP and AIMv2 takes one size only: transformers' rule.
 FAMILIES = (
-    Family("C-RADIO", r"^vit_\w+_radio_", True, {"img_size": 2048}),  # the grid of 128 x 128 in its files
-    Family("SigLIP", r"_siglip", True),
-    Family("EVA02-CLIP", r"^eva\w*_clip_", True, {"dynamic_img_size": True}),
-    Family("CLIP", r"_clip_", True),
-    Family("AIMv2", r"^aimv2_", True),
-    Family("PE", r"^vit_pe_", True, {"dynamic_img_size": True}),
-    Family("DINOv2 with registers", r"_reg\d_dinov2"),
+    # The grid of 128 x 128 is that of its files.
+    Family("C-RADIO", r"^vit_\w+_radio_", RADIO, True, {"img_size": 2048}),
+    Family("SigLIP", r"_siglip", BICUBIC, True),
+    Family("EVA02-CLIP", r"^eva\w*_clip_", BICUBIC, True, {"dynamic_img_size": True}),
+    Family("CLIP", r"_clip_", BICUBIC, True),
+    Family("AIMv2", r"^aimv2_", BICUBIC, True),
+    Family("PE", r"^vit_pe_", BILINEAR, True, {"dynamic_img_size": True}),
+    Family("DINOv2 with registers", r"_reg\d_dinov2", ANTIALIAS),
     Family("DINOv2", r"_dinov2"),
     Family("Franca", r"_franca"),
-    Family("MoCo v3", r"_mocov3"),
-    Family("TIPSv2", r"_tipsv2", True),
-    Family("NaFlex", r"^naflexvit_.*(siglip|radio)", True),
-    Family("BEiT", r"^beit", True),
-    Family("MAE, DeiT", r"^deit"),
+    Family("MoCo v3", r"_mocov3", BICUBIC),
+    Family("TIPSv2", r"_tipsv2", own_values=True),
+    Family("NaFlex", r"^naflexvit_.*(siglip|radio)", own_values=True),
+    Family("BEiT", r"^beit", own_values=True),
+    Family("MAE, DeiT", r"^deit", BICUBIC),
 )
 PLAIN = Family("DINO", "")
 # Networks that no name of timm builds: timm's name, and what differs. MoCo v3's ViT-S has 12 heads of 32

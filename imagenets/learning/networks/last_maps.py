@@ -7,7 +7,8 @@ A reader ``read(network, pictures, rule)`` returns the map (B, C, h, w) of pictu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,26 @@ SIDE = 224  # pixels, of the picture on which a network's map is measured
 
 Maps = tuple[torch.Tensor, torch.Tensor]
 Read = Callable[[Any, torch.Tensor, str], torch.Tensor]
+
+
+@contextmanager
+def recorded(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
+    """Record what modules return, by their names, in the order in which they were called."""
+    found: dict[str, torch.Tensor] = {}
+
+    def note(name: str, output: torch.Tensor) -> None:
+        found.pop(name, None)
+        found[name] = output
+
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
+        for name, module in modules.items()
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def blocks_and_norm(network: Any) -> tuple[Any, nn.Module]:  # noqa: ANN401 - of either library
@@ -148,15 +169,9 @@ def reader_of_layer(layer: str) -> Read:
     """Return a reader of the output of the submodule ``layer``, (B, C, h, w)."""
 
     def read(network: nn.Module, pictures: torch.Tensor, rule: str) -> torch.Tensor:
-        found: list[torch.Tensor] = []
-        hook = network.get_submodule(layer).register_forward_hook(
-            lambda module, inputs, output: found.append(output)
-        )
-        try:
+        with recorded({layer: network.get_submodule(layer)}) as found:
             network(pictures)
-        finally:
-            hook.remove()
-        return found[-1]
+        return found[layer]
 
     return read
 
@@ -166,21 +181,14 @@ def last_map_layer(network: nn.Module) -> str:
 
     Raises InputError when there is none.
     """
-    found: list[str] = []
-
-    def note(name: str, output: object) -> None:
-        if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[1:]) > 1:
-            found.append(name)
-
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
+    inside = {
+        name: module
         for name, module in network.named_modules()
         if name and name.partition(".")[0] not in HEADS
-    ]
-    with torch.inference_mode():
+    }
+    with torch.inference_mode(), recorded(inside) as found:
         network(torch.zeros(1, 3, SIDE, SIDE))
-    for hook in hooks:
-        hook.remove()
-    if not found:
-        raise InputError(f"{type(network).__name__} has no feature map; take another backbone")
-    return found[-1]
+    for name, output in reversed(found.items()):
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[1:]) > 1:
+            return name
+    raise InputError(f"{type(network).__name__} has no feature map; take another backbone")

@@ -16,11 +16,17 @@ from typing import Any, NamedTuple
 import torch
 
 from imagenets.learning.networks.backbones import Backbone
-from imagenets.learning.networks.transformers_names import ANCHORS, convnext_to_timm, vit_to_timm
-from imagenets.learning.networks.usable_values import like_the_worst
+from imagenets.learning.networks.transformers_names import (
+    CONVNEXT_ANCHOR,
+    VIT_ANCHORS,
+    convnext_to_timm,
+    like_the_worst,
+    vit_to_timm,
+)
 
 Tensors = dict[str, torch.Tensor]
 Convert = Callable[[Tensors, Any], Tensors]
+Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]  # patterns, replacements
 POSITIONS, PATCHES = "pos_embed", "patch_embed.proj.weight"
 
 
@@ -31,12 +37,6 @@ class Candidate(NamedTuple):
     prefix: str  # what stood before the names, with its dot
     tensors: Tensors
     elsewhere: tuple[str, ...]  # names that have another prefix
-
-
-class _Layout(NamedTuple):
-    name: str
-    anchor: str  # pattern of a name
-    convert: Convert
 
 
 def _from_transformers(tensors: Tensors, network: Any) -> Tensors:  # noqa: ANN401 - of timm
@@ -71,27 +71,20 @@ def _by_timm(
 
 _PLAIN = {POSITIONS: POSITIONS, PATCHES: PATCHES}
 _CLIP = {POSITIONS: "positional_embedding", PATCHES: "conv1.weight"}
-_LAYOUTS = (
-    *(_Layout(name, ANCHORS[name], _from_transformers) for name in list(ANCHORS)[:-1]),
-    _Layout("DINOv3 ConvNeXt", ANCHORS["DINOv3 ConvNeXt"], lambda tensors, _: convnext_to_timm(tensors)),
-    _Layout(
-        "CLIP, PE",
-        r"transformer\.resblocks\.0\.ln_1\.weight",
-        partial(_by_timm, prefix="visual.", kept=_CLIP),
+# The way to timm's names from those of each layout, by its name and anchor.
+_LAYOUTS: Mapping[tuple[str, str], Convert] = {
+    **dict.fromkeys(VIT_ANCHORS.items(), _from_transformers),
+    ("DINOv3 ConvNeXt", CONVNEXT_ANCHOR): lambda tensors, _: convnext_to_timm(tensors),
+    ("CLIP, PE", r"transformer\.resblocks\.0\.ln_1\.weight"): partial(_by_timm, prefix="visual.", kept=_CLIP),
+    ("EVA02-CLIP", r"blocks\.0\.attn\.(q_proj\.weight|q_bias)"): partial(_by_timm, kept=_PLAIN),
+    ("DINOv3", "storage_tokens"): partial(_by_timm, kept=_PLAIN),
+    ("AIMv2", r"preprocessor\.patchifier\.proj\.weight"): partial(
+        _by_timm, kept={POSITIONS: "preprocessor.pos_embed"}
     ),
-    _Layout("EVA02-CLIP", r"blocks\.0\.attn\.(q_proj\.weight|q_bias)", partial(_by_timm, kept=_PLAIN)),
-    _Layout("DINOv3", r"storage_tokens", partial(_by_timm, kept=_PLAIN)),
-    _Layout(
-        "AIMv2",
-        r"preprocessor\.patchifier\.proj\.weight",
-        partial(_by_timm, kept={POSITIONS: "preprocessor.pos_embed"}),
+    ("C-RADIO", r"patch_generator\.embedder\.weight"): partial(
+        _by_timm, prefix="radio_model.model.", kept={POSITIONS: "patch_generator.pos_embed"}
     ),
-    _Layout(
-        "C-RADIO",
-        r"patch_generator\.embedder\.weight",
-        partial(_by_timm, prefix="radio_model.model.", kept={POSITIONS: "patch_generator.pos_embed"}),
-    ),
-)
+}
 
 
 def candidates(tensors: Tensors, backbone: Backbone, wanted: Collection[str]) -> Iterator[Candidate]:
@@ -104,23 +97,23 @@ def candidates(tensors: Tensors, backbone: Backbone, wanted: Collection[str]) ->
     for layout, spelled in _spellings(tensors, backbone, registers):
         for prefix in _prefixes(spelled, wanted):
             yield Candidate(layout, prefix, *_behind(spelled, prefix))
-    for known in _LAYOUTS:
-        for prefix in _anchored(tensors, known.anchor):
+    for (layout, anchor), convert in _LAYOUTS.items():
+        for prefix in _anchored(tensors, anchor):
             there, elsewhere = _behind(tensors, prefix)
-            yield Candidate(known.name, prefix, _dinov2(known.convert(there, network), registers), elsewhere)
+            yield Candidate(layout, prefix, _dinov2(convert(there, network), registers), elsewhere)
 
 
 def _spellings(tensors: Tensors, backbone: Backbone, registers: bool) -> Iterator[tuple[str, Tensors]]:
     """Rename single tensors, whatever their prefix."""
     network = backbone.network
     norms = {"norm.weight", "norm.bias"} & network.state_dict().keys()
-    yield "", tensors if not norms else _renamed(tensors, _norm_of_tokens)
+    yield "", tensors if not norms else _renamed(tensors, _NORM_OF_TOKENS)
     if backbone.is_resnet:
-        yield "lightly", _renamed(tensors, _numbered_resnet)
+        yield "lightly", _renamed(tensors, _NUMBERED_RESNET)
     if hasattr(network, "stages") and hasattr(network, "stem"):
-        yield "Facebook's ConvNeXt", _grn(_renamed(tensors, _convnext))
+        yield "Facebook's ConvNeXt", _grn(_renamed(tensors, _CONVNEXT))
     if hasattr(network, "blocks"):
-        yield "DINOv2, DeiT III", _dinov2(_renamed(tensors, _dinov2_block), registers)
+        yield "DINOv2, DeiT III", _dinov2(_renamed(tensors, _DINOV2), registers)
         yield "BEiT", _shared_bias(tensors)
 
 
@@ -171,41 +164,43 @@ def settled_biases(tensors: Tensors, wanted: Tensors) -> Tensors:
     return settled
 
 
-def _renamed(tensors: Tensors, rename: Callable[[str], str]) -> Tensors:
-    """Rename tensors, but never onto a name that is there."""
-    return {new if (new := rename(name)) not in tensors else name: tensors[name] for name in tensors}
+def _renamed(tensors: Tensors, rules: Rules) -> Tensors:
+    """Rename tensors by all rules in turn, but never onto a name that is there."""
+    renamed: Tensors = {}
+    for name, tensor in tensors.items():
+        new = name
+        for old, by in rules:
+            new = re.sub(old, by, new)
+        renamed[name if new in tensors else new] = tensor
+    return renamed
 
 
-def _norm_of_tokens(name: str) -> str:
-    """Name of a norm behind the average of the tokens, which MAE's fine-tuning and ImageNet-S models have."""
-    return re.sub(r"(^|\.)fc_norm\.(weight|bias)$", r"\1norm.\2", name)
-
-
-_RESNET_CHILDREN = {
-    "0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"
-}  # fmt: skip
-
-
-def _numbered_resnet(name: str) -> str:
-    """Name of a tensor of ``nn.Sequential(*resnet.children())``, as lightly's models hold it."""
-    return re.sub(
-        r"(^|\.)([014567])\.((?:\d+\.\w+\.(?:\d+\.)?)?(?:weight|bias|running_mean|running_var|num_batches_tracked))$",
-        lambda match: f"{match[1]}{_RESNET_CHILDREN[match[2]]}.{match[3]}",
-        name,
-    )
-
-
-def _convnext(name: str) -> str:
-    """timm's name of a tensor of Facebook's ConvNeXt (V2's grn too); the last norm is that of the map."""
-    name = re.sub(r"(^|\.)downsample_layers\.0\.", r"\1stem.", name)
-    name = re.sub(r"(^|\.)downsample_layers\.(\d+)\.", r"\1stages.\2.downsample.", name)
-    name = re.sub(r"(^|\.)stages\.(\d+)\.(\d+)\.", r"\1stages.\2.blocks.\3.", name)
-    name = re.sub(r"\.grn\.(gamma|beta)$", lambda found: f".mlp.grn.{_GRN[found[1]]}", name)
-    name = re.sub(r"(^|\.)head\.norm\.", r"\1norm.", name)
-    return name.replace(".dwconv.", ".conv_dw.").replace(".pwconv", ".mlp.fc")
-
-
-_GRN = {"gamma": "weight", "beta": "bias"}
+_CONVNEXT = (
+    (r"(^|\.)downsample_layers\.0\.", r"\1stem."),
+    (r"(^|\.)downsample_layers\.(\d+)\.", r"\1stages.\2.downsample."),
+    (r"(^|\.)stages\.(\d+)\.(\d+)\.", r"\1stages.\2.blocks.\3."),
+    (r"\.grn\.gamma$", ".mlp.grn.weight"),
+    (r"\.grn\.beta$", ".mlp.grn.bias"),
+    (r"(^|\.)head\.norm\.", r"\1norm."),  # the last norm is that of the map
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.pwconv", ".mlp.fc"),
+)
+# In a block: DINOv2's training holds the blocks in chunks (blocks.CHUNK.BLOCK.), its giant and Franca have
+# SwiGLU, DeiT III names the layer scale otherwise.
+_DINOV2 = (
+    (r"(^|\.)blocks\.\d+\.(\d+)\.", r"\1blocks.\2."),
+    (r"(^|\.)mlp\.w12\.", r"\1mlp.fc1."),
+    (r"(^|\.)(blocks\.\d+)\.gamma_([12])$", r"\1\2.ls\3.gamma"),
+    (r"(^|\.)mlp\.w3\.", r"\1mlp.fc2."),
+)
+# A norm behind the average of the tokens, which MAE's fine-tuning and ImageNet-S models have.
+_NORM_OF_TOKENS = ((r"(^|\.)fc_norm\.(weight|bias)$", r"\1norm.\2"),)
+# nn.Sequential(*resnet.children()), as lightly's models hold it.
+_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+_IN_RESNET = r"(?:\d+\.\w+\.(?:\d+\.)?)?(?:weight|bias|running_mean|running_var|num_batches_tracked)$"
+_NUMBERED_RESNET: Rules = (
+    (rf"(^|\.)([014567])\.({_IN_RESNET})", lambda found: f"{found[1]}{_CHILDREN[found[2]]}.{found[3]}"),
+)
 
 
 def _grn(tensors: Tensors) -> Tensors:
@@ -222,18 +217,6 @@ def _shared_bias(tensors: Tensors) -> Tensors:
         if found and shared is not None:
             copied[f"{found[1]}{found[2]}relative_position_bias_table"] = shared
     return copied
-
-
-def _dinov2_block(name: str) -> str:
-    """Name of a tensor in a block.
-
-    DINOv2's training holds the blocks in chunks (``blocks.CHUNK.BLOCK.``), its giant and Franca have SwiGLU,
-    DeiT III names the layer scale otherwise.
-    """
-    name = re.sub(r"(^|\.)blocks\.\d+\.(\d+)\.", r"\1blocks.\2.", name)
-    name = re.sub(r"(^|\.)mlp\.w12\.", r"\1mlp.fc1.", name)
-    name = re.sub(r"(^|\.)(blocks\.\d+)\.gamma_([12])$", r"\1\2.ls\3.gamma", name)
-    return re.sub(r"(^|\.)mlp\.w3\.", r"\1mlp.fc2.", name)
 
 
 def _dinov2(tensors: Tensors, registers: bool) -> Tensors:

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.functional import interpolate, relu
 
 from imagenets.learning.networks.backbones import Backbone
+from imagenets.learning.networks.last_maps import SIDE, recorded
 
 _WIDTH = 48  # channels to which every map is reduced
 _GROUPS = 8  # of the group norms
 _FINEST = 8  # pixels between places of the finest map in use
-_SIDE = 224  # pixels, of the picture on which maps are measured
 
 
 def finer_layers(backbone: Backbone) -> dict[str, int]:
@@ -25,39 +25,23 @@ def finer_layers(backbone: Backbone) -> dict[str, int]:
     network = backbone.network
     known = [layer["module"] for layer in getattr(network, "feature_info", ()) if isinstance(layer, Mapping)]
     names = ["layer2", "layer3"] if backbone.is_resnet else known
-    height, width = backbone.fixed_size or (_SIDE, _SIDE)
-    pictures = torch.zeros(1, 3, height, width)
+    height, width = backbone.fixed_size or (SIDE, SIDE)
     with torch.inference_mode():
-        maps = maps_of(backbone, names, pictures)[:-1]
-    fits = {
-        name: of_layer
-        for name, of_layer in zip(names, maps, strict=True)
-        if of_layer.ndim == 4 and _FINEST <= round(height / of_layer.shape[2]) < backbone.stride
-    }
+        *maps, _ = maps_of(backbone, names, torch.zeros(1, 3, height, width))
     return {
-        name: of_layer.shape[1] for name, of_layer in fits.items() if _is_channels_first(of_layer, pictures)
+        name: of_layer.shape[1]
+        for name, of_layer in zip(names, maps, strict=True)
+        if of_layer.ndim == 4
+        and _FINEST <= round(height / of_layer.shape[2]) < backbone.stride
+        # Height and width come last where they are in the pictures' proportion.
+        and round(height / of_layer.shape[2]) == round(width / of_layer.shape[3])
     }
-
-
-def _is_channels_first(maps: torch.Tensor, pictures: torch.Tensor) -> bool:
-    """Whether height and width of maps are in the proportion of the pictures': they come last."""
-    return round(pictures.shape[2] / maps.shape[2]) == round(pictures.shape[3] / maps.shape[3])
 
 
 def maps_of(backbone: Backbone, layers: Sequence[str], pictures: torch.Tensor) -> list[torch.Tensor]:
     """Return outputs of ``layers`` for pictures (B, 3, H, W), normalised, and the last map behind them."""
-    found: dict[str, torch.Tensor] = {}
-    hooks = [
-        backbone.network.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: found.__setitem__(name, output)
-        )
-        for name in layers
-    ]
-    try:
+    with recorded({name: backbone.network.get_submodule(name) for name in layers}) as found:
         last = backbone(pictures)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [*(found[name] for name in layers), last]
 
 

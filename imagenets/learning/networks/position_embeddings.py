@@ -20,26 +20,6 @@ RULES = {
     BILINEAR: "bilinear to h x w",
     RADIO: "bilinear to a square of the longer side, cut to h x w",
 }
-# Which rule the authors of a family have for dense features. MSN's own code takes only square pictures, for
-# which the rule makes no difference; I-JEPA's, CLIP's, EVA02-CLIP's and AIMv2's take one size only:
-# transformers' rule.
-RULE_OF = {
-    "DINO": DINO,
-    "iBOT": DINO,
-    "DINOv2": DINO,
-    "Franca": DINO,
-    "DINOv2 with registers": ANTIALIAS,
-    "MAE, DeiT": BICUBIC,
-    "MoCo v3": BICUBIC,
-    "MSN, I-JEPA": BICUBIC,
-    "transformers": BICUBIC,
-    "CLIP": BICUBIC,
-    "SigLIP": BICUBIC,
-    "EVA02-CLIP": BICUBIC,
-    "AIMv2": BICUBIC,
-    "PE": BILINEAR,
-    "C-RADIO": RADIO,
-}
 # Added to the wanted number of patches before the ratio is formed, as DINO does (Caron et al., ICCV 2021):
 # a guard against rounding that also moves the sampling points a little.
 _DINO_OFFSET = 0.1

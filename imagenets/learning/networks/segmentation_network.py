@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from imagenets.common.errors import InputError
 from imagenets.learning.images import Reading
 from imagenets.learning.networks.backbones import Backbone, Size, make_backbone
-from imagenets.learning.networks.checkpoint_files import named_tensors, read_checkpoint
+from imagenets.learning.networks.checkpoint_files import named_tensors, read_checkpoint, some
 from imagenets.learning.networks.object_head import Outlines, finer_layers, maps_of
 
 SEMI, PASS, SELF, PROBE = "semi-supervised", "pass", "self-training", "linear-probe"
@@ -24,6 +24,7 @@ ON_CLUSTERS = (PASS, SELF)  # learn label maps of train, whose labels are cluste
 PATCH = 4  # of a ConvNeXt's head: places that it finds along a side of each place of the map
 _NORM_EPS = 1e-6
 _BACKBONE = "backbone.network."  # before the library's own names
+_STEM = r"(patch_embed|pos_embed|cls_token|reg_token|norm_pre|(conv|bn)1|stem)\b"
 
 
 class SegmentationNetwork(nn.Module):
@@ -133,7 +134,7 @@ class SegmentationNetwork(nn.Module):
             if name in weights and weights[name].shape != own[name].shape
         ]
         faults = [
-            f"{len(names)} tensors {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            f"{len(names)} tensors {what} ({some(names)})"
             for what, names in (("missing", missing), ("too many", surplus), ("of another shape", shapes))
             if names
         ]
@@ -158,20 +159,25 @@ class SegmentationNetwork(nn.Module):
         and ConvNeXts are one layer. Source: docs/finetuning.md, Optimiser.
         """
         bare = name.removeprefix(_BACKBONE)
-        if self.kind in ("other", SELF):
+        blocks = self._blocks()
+        if not blocks or re.match(_STEM, bare):
             return 0
+        inside = (number for number, block in enumerate(blocks, 1) if bare.startswith(f"{block}."))
+        return next(inside, len(blocks) + 1)
+
+    def _blocks(self) -> list[str]:
+        """Names of the blocks whose layers are distinguished, from the stem to the head."""
+        network: Any = self.backbone.network
         if self.kind == "vit":
-            return _numbered(bare, r"blocks\.(\d+)\.", [len(self._part("blocks"))], _STEM_OF_VIT)
+            return [f"blocks.{number}" for number in range(len(network.blocks))]
         if self.kind == "resnet":
-            depths = [len(self._part(f"layer{stage}")) for stage in range(1, 5)]
-            return _numbered(bare, r"layer(\d)\.(\d+)\.", depths, r"(conv|bn)1\.")
-        return _layer_of_convnext(bare, [len(stage.blocks) for stage in self._part("stages")])
-
-    def _part(self, name: str) -> Any:  # noqa: ANN401 - of either library
-        return self.backbone.network.get_submodule(name)
-
-
-_STEM_OF_VIT = r"(patch_embed|pos_embed|cls_token|reg_token|norm_pre)\b"
+            stages = [f"layer{stage}" for stage in range(1, 5)]
+            return [f"{stage}.{number}" for stage in stages for number in range(len(getattr(network, stage)))]
+        blocks = []
+        for stage, part in enumerate(network.stages if self.kind == "convnext" else ()):
+            blocks += [f"stages.{stage}.downsample"] if stage else []
+            blocks += [f"stages.{stage}.blocks.{number}" for number in range(len(part.blocks))]
+        return blocks
 
 
 def outputs_of(kind: str, classes: int) -> int:
@@ -185,35 +191,12 @@ def kind_of(backbone: Backbone, recipe: str = SEMI) -> str:
     """Kind of a backbone: ``vit`` (timm's), ``resnet``, ``convnext`` (timm's), ``other``; or SELF, PROBE."""
     if recipe in (SELF, PROBE):
         return recipe
-    network = backbone.network
-    name = type(network).__name__
     if backbone.is_resnet:
         return "resnet"
+    network, name = backbone.network, type(backbone.network).__name__
     if name == "VisionTransformer" and hasattr(network, "blocks"):
         return "vit"
-    if name == "ConvNeXt" and hasattr(network, "stem"):
-        return "convnext"
-    return "other"
-
-
-def _numbered(name: str, pattern: str, depths: list[int], stem: str) -> int:
-    """Number blocks through all stages, from 1; 0 for the stem, one more than all blocks for the rest."""
-    found = re.match(pattern, name)
-    if found:
-        *stage, block = map(int, found.groups())
-        return sum(depths[: stage[0] - 1]) + block + 1 if stage else block + 1
-    return 0 if re.match(stem, name) else sum(depths) + 1
-
-
-def _layer_of_convnext(name: str, depths: list[int]) -> int:
-    if name.startswith("stem."):
-        return 0
-    found = re.match(r"stages\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", name)
-    if not found:
-        return sum(depths) + len(depths)
-    stage = int(found[1])
-    first = sum(depths[:stage]) + stage
-    return first if found[2] is None else first + int(found[2]) + 1
+    return "convnext" if name == "ConvNeXt" and hasattr(network, "stem") else "other"
 
 
 def _channels_normed(norm: nn.Module, features: torch.Tensor) -> torch.Tensor:
@@ -251,13 +234,11 @@ def fresh_norm(network: SegmentationNetwork, tensors: Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Saved:
-    """A fine-tuned network as a file holds it; ``backbone`` is None in published files, which do not say."""
+    """A fine-tuned network as a file holds it; ``about`` is what a run here recorded, else nothing."""
 
     path: Path
     weights: dict[str, torch.Tensor]
     recipe: str
-    backbone: str | None
-    output_stride: int | None
     about: Mapping[str, Any]
 
     def network(
@@ -268,17 +249,17 @@ class Saved:
         Raises InputError when the file is of another backbone or another number of classes, or none is
         named.
         """
-        name = backbone or self.backbone
+        recorded = self.about.get("backbone")
+        own_stride = self.about.get("output_stride") or 32
+        name = backbone or recorded
         if name is None:
             raise InputError(f"{self.path}: does not say which network it is; name the backbone")
-        if self.backbone is not None and name != self.backbone:
-            raise InputError(f"{self.path}: is of backbone {self.backbone}, not of {name}")
-        own_stride = self.output_stride or 32
-        if self.backbone is not None and output_stride not in (None, own_stride):
+        if recorded and name != recorded:
+            raise InputError(f"{self.path}: is of backbone {recorded}, not of {name}")
+        if recorded and output_stride not in (None, own_stride):
             raise InputError(f"{self.path}: has output stride {own_stride}, not {output_stride}")
-        made = make_backbone(
-            name, output_stride=output_stride or self.output_stride, layers=self.about.get("layers", 1)
-        )
+        stride = output_stride or self.about.get("output_stride")
+        made = make_backbone(name, output_stride=stride, layers=self.about.get("layers", 1))
         made.positions = self.about.get("positions", made.positions)
         kind = kind_of(made, self.recipe)
         network = SegmentationNetwork(made, self._classes(kind, classes), self.recipe)
@@ -287,8 +268,7 @@ class Saved:
 
     def reading(self, network: SegmentationNetwork, size: Size = None) -> Reading:
         """Say how images become pictures: of ``size``, or as in a probe's training, else as published."""
-        backbone = network.backbone
-        return backbone.reading(size or self.about.get("size"), stretched=self.recipe != PROBE)
+        return network.backbone.reading(size or self.about.get("size"), stretched=self.recipe != PROBE)
 
     def _classes(self, kind: str, wanted: int | None) -> int:
         """Number of classes that the head is for. Raises InputError when it is not the one wanted."""
@@ -325,15 +305,10 @@ def read_saved(path: Path) -> Saved:
         )
     about = {key: value for key, value in content.items() if not isinstance(value, Mapping)}
     ours = about.get("recipe") in RECIPES and isinstance(about.get("backbone"), str)
-    by_names = PASS if any("last_layer." in name for name in named_tensors(part)) else SEMI
-    return Saved(
-        path,
-        weights,
-        about["recipe"] if ours else by_names,
-        about["backbone"] if ours else None,
-        about.get("output_stride") if ours else None,
-        about if ours else {},
-    )
+    if not ours:
+        is_pass = any("last_layer." in name for name in named_tensors(part))
+        return Saved(path, weights, PASS if is_pass else SEMI, {})
+    return Saved(path, weights, about["recipe"], about)
 
 
 def _own_name(name: str) -> str:

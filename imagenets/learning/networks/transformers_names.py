@@ -7,27 +7,28 @@ Since version 5 a model in memory has other names than the file that it is saved
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
 
-from imagenets.learning.networks.usable_values import like_the_worst
-
 Tensors = dict[str, torch.Tensor]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Names of patch embeddings that stand in no other library's files, by model.
-ANCHORS = {
+VIT_ANCHORS = {
     "transformers": r"embeddings\.patch_embeddings\.projection\.weight",  # and MSN, MAE, DINOv2
     "DINOv3": r"embeddings\.patch_embeddings\.weight",
     "CLIP, SigLIP": r"embeddings\.patch_embedding\.weight",
     "AIMv2": r"embeddings\.patch_embed\.weight",
-    "DINOv3 ConvNeXt": r"(?:model\.)?stages\.0\.downsample_layers\.0\.weight",
 }
+CONVNEXT_ANCHOR = r"(?:model\.)?stages\.0\.downsample_layers\.0\.weight"
 
 _BLOCK = r"(?:(?:encoder|model)\.)?layers?\.(\d+)\."
-# Within a block. The longer names first: attention.output.dense before output.dense.
+# Within a block, as in the following tables: the beginning of a name. The longer ones come first.
 _IN_BLOCK = (
-    (r"attention\.attention\.(query|key|value)", r"attn.\1"),  # ViT, DINOv2
+    (r"attention\.attention\.(q)uery", r"attn.\1"),  # ViT, DINOv2
+    (r"attention\.attention\.(k)ey", r"attn.\1"),
+    (r"attention\.attention\.(v)alue", r"attn.\1"),
     (r"(?:attention|self_attn)\.([qkv])_proj", r"attn.\1"),  # in memory, DINOv3, CLIP, SigLIP, AIMv2
     (r"attention\.output\.dense", "attn.proj"),
     (r"(?:attention|self_attn)\.(?:o|out)_proj", "attn.proj"),
@@ -41,6 +42,7 @@ _IN_BLOCK = (
     (r"mlp\.weights_in", "mlp.fc1"),  # DINOv2 giant
     (r"mlp\.weights_out", "mlp.fc2"),
     (r"ffn\.", "mlp."),  # AIMv2
+    (r"mlp\.down_proj", "mlp.fc2"),
 )
 _OUTSIDE = (
     (r"embeddings\.(?:cls_token|class_embedding)", "cls_token"),
@@ -61,7 +63,6 @@ _CONVNEXT = (
     (r"(.*\.)pointwise_conv([12])\.", r"\1mlp.fc\2."),
     (r"(?:model\.)?layer_norm\.", "norm."),
 )
-_LETTERS = {"query": "q", "key": "k", "value": "v"}
 
 
 def vit_to_timm(tensors: Tensors, wanted: Collection[str]) -> Tensors:
@@ -72,8 +73,8 @@ def vit_to_timm(tensors: Tensors, wanted: Collection[str]) -> Tensors:
     """
     named = {_vit_name(name): tensor for name, tensor in tensors.items()}
     named = _with_layer_scale(_with_gates(_joined(named), wanted), wanted)
-    for name, rank in (("cls_token", 3), ("pos_embed", 3)):
-        while name in named and named[name].ndim < rank:
+    for name in {"cls_token", "pos_embed"} & named.keys():
+        while named[name].ndim < 3:
             named[name] = named[name][None]
     weight = named.get("patch_embed.proj.weight")
     if weight is not None and weight.ndim == 2:  # SigLIP 2 NaFlex: row, column, colour
@@ -84,45 +85,37 @@ def vit_to_timm(tensors: Tensors, wanted: Collection[str]) -> Tensors:
 
 def convnext_to_timm(tensors: Tensors) -> Tensors:
     """Bring the tensors of DINOv3's ConvNeXt to timm's names."""
-    return {_renamed(name, _CONVNEXT, all_rules=True): tensor for name, tensor in tensors.items()}
+    return {_renamed(name, _CONVNEXT): tensor for name, tensor in tensors.items()}
 
 
 def _vit_name(name: str) -> str:
     block = re.match(_BLOCK, name)
     if block is None:
         return _renamed(name, _OUTSIDE)
-    rest = _renamed(name[block.end() :], _IN_BLOCK)
-    return f"blocks.{block[1]}.{rest}"
+    return f"blocks.{block[1]}.{_renamed(name[block.end() :], _IN_BLOCK)}"
 
 
-def _renamed(name: str, rules: tuple[tuple[str, str], ...], *, all_rules: bool = False) -> str:
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     for old, new in rules:
-        renamed, number = re.subn(f"^{old}", new, name)
-        if number and not all_rules:
-            return renamed
-        name = renamed
+        name = re.sub(f"^{old}", new, name)
     return name
 
 
 def _joined(tensors: Tensors) -> Tensors:
-    """Join q, k and v, in this order. A missing bias of k (DINOv3's) is 0: it moves no softmax."""
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    joined: Tensors = {}
-    for name, tensor in tensors.items():
-        found = re.match(r"(blocks\.\d+\.attn\.)(q|k|v|query|key|value)\.(weight|bias)$", name)
-        if found is None:
-            joined[name] = tensor
-        else:
-            whole = f"{found[1]}qkv.{found[3]}"
-            parts.setdefault(whole, {})[_LETTERS.get(found[2], found[2])] = tensor
-    for whole, given in parts.items():
-        if whole.endswith(".bias") and given.keys() == {"q", "v"}:
-            given["k"] = torch.zeros_like(given["q"])
-        if len(given) < 3:  # the rest is reported under its own names
-            stem, _, kind = whole.rpartition("qkv.")
-            joined |= {f"{stem}{letter}.{kind}": tensor for letter, tensor in given.items()}
-        else:
-            joined[whole] = torch.cat(like_the_worst(given[letter] for letter in "qkv"))
+    """Join q, k and v, in this order. A missing bias of k (DINOv3's) is 0: it moves no softmax.
+
+    Where another part is missing, the rest is reported under its own names.
+    """
+    joined = dict(tensors)
+    found = (re.match(r"(blocks\.\d+\.attn\.)[qkv]\.(weight|bias)$", name) for name in tensors)
+    for stem, kind in dict.fromkeys((match[1], match[2]) for match in found if match):
+        parts = {letter: tensors[name] for letter in "qkv" if (name := f"{stem}{letter}.{kind}") in tensors}
+        if kind == "bias" and parts.keys() == {"q", "v"}:
+            parts["k"] = torch.zeros_like(parts["q"])
+        if len(parts) == 3:
+            for letter in "qkv":
+                joined.pop(f"{stem}{letter}.{kind}", None)
+            joined[f"{stem}qkv.{kind}"] = torch.cat(like_the_worst(parts[letter] for letter in "qkv"))
     return joined
 
 
@@ -135,8 +128,6 @@ def _with_gates(tensors: Tensors, wanted: Collection[str]) -> Tensors:
             continue
         mlp, kind = found[1], found[2]
         up, gate = named.pop(name), named.pop(f"{mlp}gate_proj.{kind}", None)
-        if f"{mlp}down_proj.{kind}" in named:
-            named[f"{mlp}fc2.{kind}"] = named.pop(f"{mlp}down_proj.{kind}")
         if gate is None:
             named[f"{mlp}fc1.{kind}"] = up
         elif f"{mlp}fc1_g.{kind}" in wanted:
@@ -151,3 +142,16 @@ def _with_layer_scale(tensors: Tensors, wanted: Collection[str]) -> Tensors:
     if "blocks.0.gamma_1" not in wanted:
         return tensors
     return {re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name): tensor for name, tensor in tensors.items()}
+
+
+def like_the_worst(parts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Bring tensors that become one to the device and dtype of the first that holds no usable numbers.
+
+    Joined with floats, integers would turn into floats without a word, and tensors without values (device
+    meta) would raise an error that names nothing; so a check of the whole finds either.
+    """
+    found = list(parts)
+    worst = next((part for part in found if part.is_meta or part.dtype not in FLOATS), None)
+    if worst is None:
+        return found
+    return [torch.empty_like(part, device=worst.device, dtype=worst.dtype) for part in found]

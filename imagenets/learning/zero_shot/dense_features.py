@@ -8,59 +8,39 @@ ECCV 2022), SCLIP (Wang et al., ECCV 2024), ClearCLIP (Lan et al., ECCV 2024), N
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
-from imagenets.learning.networks.position_embeddings import grid_embeddings
+from imagenets.learning.networks.last_maps import read_timm_vit
+from imagenets.learning.networks.position_embeddings import DINO, grid_embeddings
 
 NEIGHBOUR_SIGMA = 5.0  # patches; of NACLIP's Gaussian
 
 Grid = tuple[int, int]  # height, width in patches
-# (q, k, v) of all heads, (B, heads, 1 + h·w, d) each, and the grid → mixed values of the same shape.
-Mix = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Grid], torch.Tensor]
 
 
 class LastBlock(NamedTuple):
     """What a method does in the last block, and its factor on cosines before the softmax over classes.
 
-    ``keeps_residual``: the block's input is added and its MLP follows; else the block's output is W_o of the
-    mixed values.
+    Values are mixed by the attention of ``attends``, pairs of what asks and what is asked among queries and
+    keys, added up; by none they stay where they are. ``keeps_residual``: the block's input is added and its
+    MLP follows; else the block's output is W_o of the mixed values. ``neighbours``: near patches attend more.
     """
 
-    mix: Mix
+    attends: tuple[tuple[str, str], ...]
     keeps_residual: bool
     scale: float
-
-
-def _query_key(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid) -> torch.Tensor:
-    return scaled_dot_product_attention(q, k, v)
-
-
-def _own_value(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid) -> torch.Tensor:
-    return v
-
-
-def _query_query_and_key_key(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid) -> torch.Tensor:
-    return scaled_dot_product_attention(q, q, v) + scaled_dot_product_attention(k, k, v)
-
-
-def _query_query(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid) -> torch.Tensor:
-    return scaled_dot_product_attention(q, q, v)
-
-
-def _neighbouring_keys(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid) -> torch.Tensor:
-    return scaled_dot_product_attention(k, k, v, attn_mask=neighbourhood(grid, k.device).to(k.dtype))
+    neighbours: bool = False
 
 
 LAST_BLOCKS = {
-    "clip": LastBlock(_query_key, keeps_residual=True, scale=100.0),
-    "maskclip": LastBlock(_own_value, keeps_residual=False, scale=100.0),
-    "sclip": LastBlock(_query_query_and_key_key, keeps_residual=True, scale=40.0),
-    "clearclip": LastBlock(_query_query, keeps_residual=False, scale=50.0),
-    "naclip": LastBlock(_neighbouring_keys, keeps_residual=False, scale=40.0),
+    "clip": LastBlock((("q", "k"),), keeps_residual=True, scale=100.0),
+    "maskclip": LastBlock((), keeps_residual=False, scale=100.0),
+    "sclip": LastBlock((("q", "q"), ("k", "k")), keeps_residual=True, scale=40.0),
+    "clearclip": LastBlock((("q", "q"),), keeps_residual=False, scale=50.0),
+    "naclip": LastBlock((("k", "k"),), keeps_residual=False, scale=40.0, neighbours=True),
 }
 
 
@@ -88,16 +68,17 @@ def clip_embeddings(visual: Any, pictures: torch.Tensor, last: LastBlock) -> tor
     return _on_grid(patches, grid)
 
 
-def siglip_embeddings(trunk: Any, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:  # noqa: ANN401
-    """Embed patch tokens (B, h·w, D) behind the last norm by the attention pooling of timm's SigLIP tower.
+def siglip_embeddings(trunk: Any, pictures: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """Embed the patches of pictures (B, 3, H, W), normalised, by the pooling of timm's SigLIP tower.
 
     The pooling head sees one patch at a time, whose attention to itself is 1: y = W_o v, then y + MLP(LN y).
-    Returns unit vectors (B, E, h, w) float32.
+    Returns unit vectors (B, E, h, w) float32. Position embeddings are interpolated by DINO's rule.
     """
+    maps = read_timm_vit(trunk, pictures, DINO)
     pool = trunk.attn_pool
-    values = pool.kv(tokens).chunk(2, dim=-1)[1]
+    values = pool.kv(maps.flatten(2).transpose(1, 2)).chunk(2, dim=-1)[1]
     pooled = pool.proj(values)
-    return _on_grid(pooled + pool.mlp(pool.norm(pooled)), grid)
+    return _on_grid(pooled + pool.mlp(pool.norm(pooled)), (maps.shape[2], maps.shape[3]))
 
 
 def _tokens_before_last_block(visual: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, Grid]:  # noqa: ANN401
@@ -119,13 +100,19 @@ def _last_block(block: Any, tokens: torch.Tensor, grid: Grid, last: LastBlock) -
     normed = block.ln_1(tokens)
     projected = linear(normed, attention.in_proj_weight, attention.in_proj_bias)
     by_head = projected.view(*normed.shape[:2], 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-    q, k, v = by_head
-    mixed: torch.Tensor = attention.out_proj(last.mix(q, k, v, grid).transpose(1, 2).flatten(2))
+    parts = dict(zip("qkv", by_head, strict=True))
+    bias = neighbourhood(grid, tokens.device).to(projected.dtype) if last.neighbours else None
+    attended = [
+        scaled_dot_product_attention(parts[asking], parts[asked], parts["v"], attn_mask=bias)
+        for asking, asked in last.attends
+    ]
+    values = sum(attended[1:], attended[0]) if attended else parts["v"]
+    mixed: torch.Tensor = attention.out_proj(values.transpose(1, 2).flatten(2))
     if not last.keeps_residual:
         return mixed
-    attended: torch.Tensor = tokens + block.ls_1(mixed)
-    attended += block.ls_2(block.mlp(block.ln_2(attended)))
-    return attended
+    whole: torch.Tensor = tokens + block.ls_1(mixed)
+    whole += block.ls_2(block.mlp(block.ln_2(whole)))
+    return whole
 
 
 def _on_grid(vectors: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -10,7 +10,6 @@ import difflib
 import json
 import logging
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,7 @@ import torch
 from torch import nn
 
 from imagenets.common.errors import InputError
-from imagenets.learning.networks.checkpoint_files import file_digest, read_checkpoint
-from imagenets.learning.networks.position_embeddings import grid_embeddings
+from imagenets.learning.networks.checkpoint_files import file_digest, is_torchscript, read_checkpoint, some
 from imagenets.learning.zero_shot.dense_features import LAST_BLOCKS, clip_embeddings, siglip_embeddings
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -36,7 +34,6 @@ _WEIGHT_FILES = (
 _OPENAI_BUFFERS = ("input_resolution", "context_length", "vocab_size")
 _WANTS_QUICK_GELU = re.compile(r"openai|metaclip|dfn", re.IGNORECASE)
 _WANTS_GELU = re.compile(r"laion|datacomp|commonpool", re.IGNORECASE)
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,7 @@ class VisionLanguage:
         """
         visual: Any = self.model.visual
         if dense == SIGLIP_DENSE:
-            tokens, grid = _trunk_tokens(visual.trunk, pictures)
-            return siglip_embeddings(visual.trunk, tokens, grid)
+            return siglip_embeddings(visual.trunk, pictures)
         return clip_embeddings(visual, pictures, LAST_BLOCKS[dense])
 
     def probability_scale(self, dense: str) -> tuple[float, float]:
@@ -101,7 +97,7 @@ def load_vision_language(name: str | None, path: Path) -> VisionLanguage:
             f"{_CONFIG}, not only the weights"
         )
     quick = bool(config.get("quick_gelu"))
-    if _is_torchscript(path):
+    if is_torchscript(path):
         tensors, openai = _torchscript_tensors(path), True
     else:
         tensors = read_checkpoint(path).tensors
@@ -110,10 +106,11 @@ def load_vision_language(name: str | None, path: Path) -> VisionLanguage:
     model = _model(name)
     line = _load(model, tensors, path)
     activation = "QuickGELU" if quick else "GELU"
-    return _checked(
-        name, model, _tokenizer(name), CLIP_MEAN, CLIP_STD, path,
-        (line, f"activation {activation}; mean and std of CLIP; position embeddings by DINO's rule"),
-    )  # fmt: skip
+    said = f"activation {activation}; mean and std of CLIP; position embeddings by DINO's rule"
+    patch = _patch_of(name, model)
+    return VisionLanguage(
+        name, model, _tokenizer(name), CLIP_MEAN, CLIP_STD, patch, file_digest(path), (line, said)
+    )
 
 
 def _from_folder(folder: Path) -> VisionLanguage:
@@ -132,34 +129,26 @@ def _from_folder(folder: Path) -> VisionLanguage:
     model = _model(name)
     line = _load(model, read_checkpoint(files[0]).tensors, files[0])
     said = f"preprocessing of {_CONFIG}: mean {mean}, std {std}"
-    return _checked(folder.name, model, _tokenizer(name), mean, std, files[0], (line, said))
+    patch = _patch_of(folder.name, model)
+    return VisionLanguage(
+        folder.name, model, _tokenizer(name), mean, std, patch, file_digest(files[0]), (line, said)
+    )
 
 
-def _checked(
-    name: str,
-    model: nn.Module,
-    tokenizer: Any,  # noqa: ANN401
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    path: Path,
-    lines: tuple[str, ...],
-) -> VisionLanguage:
-    """Refuse image towers that have no known dense path."""
+def _patch_of(name: str, model: nn.Module) -> int:
+    """Side of the patches of an image tower. Raises InputError for those that have no known dense path."""
     visual: Any = model.visual
     pool = getattr(getattr(visual, "trunk", None), "attn_pool", None)
     if pool is not None and not any(True for _ in visual.head.parameters()):
-        patch = visual.trunk.patch_embed.patch_size[0]
-    elif hasattr(visual, "transformer") and getattr(visual, "attn_pool", None) is None:
-        block = visual.transformer.resblocks[-1]
-        if not isinstance(block.attn, nn.MultiheadAttention):
-            raise InputError(f"{name}: its last block is not CLIP's; no dense features are defined for it")
-        patch = visual.patch_size[0]
-    else:
-        raise InputError(
-            f"{name}: {type(visual).__name__} is neither CLIP's ViT nor a SigLIP tower; no dense "
-            "features are defined for it"
-        )
-    return VisionLanguage(name, model, tokenizer, mean, std, patch, file_digest(path), lines)
+        return int(visual.trunk.patch_embed.patch_size[0])
+    if hasattr(visual, "transformer") and getattr(visual, "attn_pool", None) is None:
+        if isinstance(visual.transformer.resblocks[-1].attn, nn.MultiheadAttention):
+            return int(visual.patch_size[0])
+        raise InputError(f"{name}: its last block is not CLIP's; no dense features are defined for it")
+    raise InputError(
+        f"{name}: {type(visual).__name__} is neither CLIP's ViT nor a SigLIP tower; no dense features are "
+        "defined for it"
+    )
 
 
 def _config(name: str) -> Mapping[str, Any]:
@@ -194,13 +183,6 @@ def _tokenizer(name: str) -> Any:  # noqa: ANN401
             f"{name}: its tokenizer cannot be made ({error}); it needs the package transformers, and the "
             "tokenizer's files in the model's folder"
         ) from error
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _torchscript_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -243,19 +225,9 @@ def _load(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> 
         if name in state and state[name].numel() != value.numel()
     ]
     if missing or shapes:
-        shown = ", ".join((missing + shapes)[:_SHOWN])
         raise InputError(
             f"{path}: weights of another model: of {len(wanted)} tensors {len(missing)} are missing and "
-            f"{len(shapes)} have another shape ({shown})"
+            f"{len(shapes)} have another shape ({some(missing + shapes)})"
         )
     model.load_state_dict({name: state[name].reshape(value.shape) for name, value in wanted.items()})
     return f"{len(wanted)} tensors loaded from {path.name}"
-
-
-def _trunk_tokens(trunk: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:  # noqa: ANN401
-    """Patch tokens (B, h·w, D) of timm's ViT behind the last norm, and their grid; any size."""
-    maps = trunk.patch_embed.proj(pictures)
-    grid = (maps.shape[2], maps.shape[3])
-    tokens = trunk.patch_embed.norm(maps.flatten(2).transpose(1, 2))
-    tokens = tokens + grid_embeddings(trunk.pos_embed, 0, grid, (pictures.shape[2], pictures.shape[3]))
-    return trunk.norm(trunk.blocks(trunk.norm_pre(tokens))), grid
