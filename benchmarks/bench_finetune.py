@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,6 +21,7 @@ import torch
 from PIL import Image
 
 from command_line.startup import run
+from benchmarks.timing import seconds
 from command_line.arguments import whole_number
 from imagenets.classes import MODES
 from imagenets.common.progress import no_bar
@@ -71,10 +71,8 @@ def main() -> None:
         save = Path(folder)
         write_set(save)
         pairs = list_pairs(save, MODES["50"], "semi-supervised", None)
-        begun = time.monotonic()
-        for index in range(IMAGES):
-            Augmented(pairs, 224, 0.14, 0).read(0, index)
-        reading = (time.monotonic() - begun) / IMAGES
+        augmented = Augmented(pairs, 224, 0.14, 0)
+        reading = seconds(lambda: [augmented.read(0, index) for index in range(IMAGES)]) / IMAGES
         processes = Processes(0, 1, torch.device(arguments.device))
         request = FineTuneRequest(
             save, MODES["50"], "semi-supervised", arguments.backbone, None, save / "run",

@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.timing import seconds
 from imagenets.learning.distance_matching.bank import label_step
 from imagenets.learning.distance_matching.neighbours import Bank, label_maps, nearest
 from imagenets.learning.distance_matching.patches import PER_PICTURE, PatchBank, vote
 from imagenets.learning.engine.inference import Running, write_label_maps
 from imagenets.learning.engine.label_files import LabelFile, write_label_file
-from imagenets.learning.images import Images, read_picture
+from imagenets.learning.images import Images, Reading, read_picture
 from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.precision import fold_batch_norms
 from imagenets.learning.processes import Processes, started
@@ -55,29 +56,29 @@ def write_photographs(folder: Path, count: int) -> list[str]:
     return names
 
 
-def seconds(
-    call: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """Best time of some calls."""
-    times = []
-    for _ in range(repeats):
-        begun = clock()
-        call()
-        times.append(clock() - begun)
-    return min(times)
-
-
 def synchronised(device: torch.device) -> None:
     """Wait for a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
+def network_and_bank(name: str, embeddings: int) -> tuple[Backbone, Bank]:
+    """Make a network with random weights, and a bank of random embeddings for it."""
+    torch.manual_seed(0)
+    backbone = make_backbone(name)
+    vectors = torch.nn.functional.normalize(torch.randn(embeddings, backbone.channels))
+    return backbone, Bank(vectors, torch.arange(embeddings) % 51)
+
+
+def read_batch(images: Images, count: int, reading: Reading) -> torch.Tensor:
+    """Read the first pictures as one batch (B, 3, H, W) of 0..1."""
+    pixels = np.stack([read_picture(images, name, reading).pixels for name in images.names[:count]])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+
 def bare_forward(backbone: Backbone, images: Images, batch: int, processes: Processes) -> float:
     """Seconds of only the network on prepared batches on the device."""
-    reading = backbone.reading()
-    pixels = np.stack([read_picture(images, name, reading).pixels for name in images.names[:batch]])
-    pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().to(processes.device) / 255
+    pictures = read_batch(images, batch, backbone.reading()).to(processes.device)
 
     def call() -> None:
         with torch.inference_mode():
@@ -91,18 +92,16 @@ def bare_forward(backbone: Backbone, images: Images, batch: int, processes: Proc
 
 def compare_whole(name: str, images: Images, arguments: argparse.Namespace, processes: Processes) -> None:
     """Print one network's line."""
-    torch.manual_seed(0)
-    backbone = make_backbone(name)
+    backbone, bank = network_and_bank(name, arguments.bank)
     backbone.to(processes.device)
-    vectors = torch.nn.functional.normalize(torch.randn(arguments.bank, backbone.channels))
-    bank = Bank(vectors, torch.arange(arguments.bank) % 51).to(processes.device)
+    bank = bank.to(processes.device)
     running = Running(processes, arguments.workers, arguments.batch_size)
     bare = bare_forward(backbone, images, arguments.batch_size, processes)
     fold_batch_norms(backbone)  # as distance_matching.py does, for which it is part of the way
     step = label_step(backbone, bank, 10, 0.07)
     with tempfile.TemporaryDirectory() as output:
         targets = [Path(output) / f"{name}.png" for name in images.names]
-        whole = seconds(lambda: write_label_maps(images, targets, step, backbone.reading(), running), 1)
+        whole = seconds(lambda: write_label_maps(images, targets, step, backbone.reading(), running))
     count = len(images.names)
     print(
         f"{name:22}  bare forward {count / bare:7.1f} images/s   files to files {count / whole:7.1f} images/s"
@@ -112,25 +111,24 @@ def compare_whole(name: str, images: Images, arguments: argparse.Namespace, proc
 
 def print_stages(name: str, images: Images, arguments: argparse.Namespace) -> None:
     """Print the CPU time that each part of the way takes of an image, all threads together, on a CPU."""
-    torch.manual_seed(0)
-    backbone = make_backbone(name)
-    vectors = torch.nn.functional.normalize(torch.randn(arguments.bank, backbone.channels))
-    bank = Bank(vectors, torch.arange(arguments.bank) % 51)
+    backbone, bank = network_and_bank(name, arguments.bank)
     reading = backbone.reading()
-    pixels = np.stack([read_picture(images, image, reading).pixels for image in images.names[:8]])
-    pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    pictures = read_batch(images, 8, reading)
     with torch.inference_mode(), tempfile.TemporaryDirectory() as output:
         maps = backbone(pictures)
         labels = label_maps(maps, backbone.stride, bank, 10, 0.07)
         file = LabelFile(Path(output) / "labels.png", labels[0].numpy(), SIZE, SIZE)
-        stages = {
-            "forward": seconds(lambda: backbone(pictures), 5, time.process_time) / len(pictures),
-            "labels": seconds(lambda: label_maps(maps, backbone.stride, bank, 10, 0.07), 5, time.process_time)
-            / len(pictures),
-            "read": seconds(lambda: read_picture(images, images.names[0], reading), 9, time.process_time),
-            "write": seconds(lambda: write_label_file(file), 9, time.process_time),
+        stages: dict[str, tuple[Callable[[], object], int, int]] = {  # what, repeats, images
+            "forward": (lambda: backbone(pictures), 5, len(pictures)),
+            "labels": (lambda: label_maps(maps, backbone.stride, bank, 10, 0.07), 5, len(pictures)),
+            "read": (lambda: read_picture(images, images.names[0], reading), 9, 1),
+            "write": (lambda: write_label_file(file), 9, 1),
         }
-    shown = ", ".join(f"{stage} {1000 * spent:.1f}" for stage, spent in stages.items())
+        spent = {
+            stage: seconds(call, repeats, time.process_time) / count
+            for stage, (call, repeats, count) in stages.items()
+        }
+    shown = ", ".join(f"{stage} {1000 * of_stage:.1f}" for stage, of_stage in spent.items())
     print(f"{name}, CPU milliseconds an image: {shown}")
 
 

@@ -28,6 +28,7 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset
 
 from command_line.startup import run
+from benchmarks.timing import seconds
 from command_line.arguments import whole_number
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.pass_method.crops import MEAN, STD, CropReader, CropSettings
@@ -99,16 +100,6 @@ class PlainPipeline(Dataset[list[torch.Tensor]]):
         return [transform(image) for transform in self.transforms]
 
 
-def seconds(work: Callable[[], Any], repeats: int = 3) -> float:
-    """Time ``work``: the best of a few."""
-    best = float("inf")
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - begun)
-    return best
-
-
 def one_thread(worker: int) -> None:
     """Keep a worker from taking more than its core."""
     torch.set_num_threads(1)
@@ -124,8 +115,8 @@ def bench_augmentation(folder: Path, names: list[str], workers: int) -> None:
         )
         reader = CropReader(folder, names, 0, recipe.large, recipe.small)
         plan = Plan(len(names), 16, 1, 0, True)
-        theirs = seconds(partial(list, plain))
-        ours = seconds(partial(_all_batches, reader, plan, workers))
+        theirs = seconds(partial(list, plain), 3)
+        ours = seconds(partial(_all_batches, reader, plan, workers), 3)
         print(
             f"augmentation, mode {mode}, {workers} workers: {len(names) / ours:.0f} images/s, torchvision on "
             f"PIL images {len(names) / theirs:.0f}: {theirs / ours:.2f} times as fast"
@@ -180,7 +171,7 @@ def bench_step(folder: Path, names: list[str], workers: int, batch: int) -> None
     total = sum(spent.values())
     shares = ", ".join(f"{name} {100 * share / total:.1f} %" for name, share in spent.items())
     print(f"a step of mode 50, batch {batch}, {device.type}, {images / total:.1f} images/s: {shares}")
-    augmenting = seconds(lambda: [reader.read(0, index) for index in range(batch)], 1)
+    augmenting = seconds(lambda: [reader.read(0, index) for index in range(batch)])
     share = 100 * augmenting / (total / step_number)
     print(f"augmentation of such a batch by one core, which workers do meanwhile: {share:.1f} % of the step")
 
@@ -260,7 +251,7 @@ def bench_thresholds(images: int) -> None:
 
     together = seconds(one_pass, 2)
     some = THRESHOLDS[::20]
-    apart = sum(seconds(partial(one_evaluation, t), 1) for t in some) / len(some) * len(THRESHOLDS)
+    apart = sum(seconds(partial(one_evaluation, t)) for t in some) / len(some) * len(THRESHOLDS)
     times = apart / together
     print(f"81 thresholds, {images} images: {together:.1f} s, 81 evaluations {times:.1f} times as long")
 

@@ -15,14 +15,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
 from command_line.startup import run
+from benchmarks.timing import seconds
 from imagenets.lists import MappedImage, Origin, categories, mapping
 
 VAL_IMAGES = 50_000
@@ -56,7 +55,7 @@ def measure(folder: Path, lists: dict[str, list[MappedImage]], size: int, rounds
     script = CHECKOUT / "datapreparation/datapreparation_val.py"
     paths = [f"--imagenet-dir={imagenet}", f"--save-dir={save}"]
     prepare = [sys.executable, str(script), "--mode", "919", *paths]
-    seconds: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for _ in range(rounds):
         for folder_made in (save, folder / "cp", folder / "loop"):
             shutil.rmtree(folder_made, ignore_errors=True)
@@ -67,11 +66,11 @@ def measure(folder: Path, lists: dict[str, list[MappedImage]], size: int, rounds
             "datapreparation_val.py again": lambda: process(*prepare),
         }.items():
             os.sync()
-            seconds.setdefault(name, []).append(timed(work))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+            times.setdefault(name, []).append(seconds(work))
+    medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"{len(pairs)} files of {size} bytes, {os.cpu_count()} cores, median of {rounds} rounds")
     for name, median in medians.items():
-        rounds_text = " ".join(f"{value:.2f}" for value in seconds[name])
+        rounds_text = " ".join(f"{value:.2f}" for value in times[name])
         print(f"  {name:<30}{median:7.2f} s  {median / medians['cp -r']:5.2f} x cp   ({rounds_text})")
 
 
@@ -106,13 +105,6 @@ def copy_loop(pairs: list[tuple[Path, Path]]) -> None:
     for source, target in pairs:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

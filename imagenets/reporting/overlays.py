@@ -158,13 +158,12 @@ def _kind_colours(kinds: np.ndarray) -> np.ndarray:
 
 def _paint(ground: np.ndarray, labels: np.ndarray, colours_of: Colours, plain: bool) -> np.ndarray:
     """Paint each label except 0 in its colour: half transparent, with an opaque outline."""
-    painted = ground.copy()
+    painted: np.ndarray = ground.copy()
     region = labels != BACKGROUND
     colours = colours_of(labels[region])
     opacity = np.where(_outline(labels)[region], 1.0, _PLAIN_FILL if plain else _FILL)[:, None]
     painted[region] = (opacity * colours + (1 - opacity) * ground[region]).round().astype(np.uint8)
-    result: np.ndarray = painted
-    return result
+    return painted
 
 
 def _outline(labels: np.ndarray) -> np.ndarray:
@@ -186,8 +185,7 @@ def _hatch(painted: np.ndarray, ignored: np.ndarray) -> np.ndarray:
     rows, columns = np.nonzero(ignored)
     period = max(4, 2 * round(max(ignored.shape) / 90))
     dark = (rows + columns) % period < period // 2
-    hatched = painted.copy()
+    hatched: np.ndarray = painted.copy()
     stripe = np.where(dark[:, None], 70, 150)
     hatched[rows, columns] = (0.75 * stripe + 0.25 * painted[rows, columns]).round().astype(np.uint8)
-    result: np.ndarray = hatched
-    return result
+    return hatched

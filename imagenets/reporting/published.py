@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,6 +27,7 @@ NOT_COMPARABLE = (
 )
 
 _NEEDED = ("protocol", "mode", "method", "split", "mIoU")
+_METHOD = ("protocol", "mode", "method", "backbone", "training")  # what the results of a method share
 
 # One number: its columns by name; mIoU is a float in percent, everything else text.
 Record = dict[str, str | float]
@@ -138,26 +139,19 @@ def standings(records: Iterable[Record], own: bool = False) -> list[Standing]:
     """
     found: dict[tuple[str, ...], list[dict[str, Record]]] = {}
     for record in records:
-        key = tuple(str(record[name]) for name in ("protocol", "mode", "method", "backbone", "training"))
-        rows = found.setdefault(key, [])
+        rows = found.setdefault(tuple(str(record[name]) for name in _METHOD), [])
         row = next((row for row in rows if record["split"] not in row), None)
         if row is None:
             rows.append(row := {})
         row[str(record["split"])] = record
-    joined = [_joined(row, own) for rows in found.values() for row in rows]
+    joined = []
+    for (protocol, mode, method, backbone, training), rows in found.items():
+        for row in rows:
+            val, test = (float(row[split]["mIoU"]) if split in row else math.nan for split in SPLITS)
+            sources = dict.fromkeys(str(row[split]["source"]) for split in SPLITS if split in row)
+            source = "; ".join(filter(None, sources))
+            joined.append(Standing(protocol, mode, method, backbone, training, source, val, test, own))
     return sorted(joined, key=_rank)
-
-
-def _joined(row: Mapping[str, Record], own: bool) -> Standing:
-    """Join the records of one method, by split."""
-    first = next(iter(row.values()))
-    protocol, mode, method, backbone, training = (
-        str(first[name]) for name in ("protocol", "mode", "method", "backbone", "training")
-    )
-    sources = dict.fromkeys(str(row[split]["source"]) for split in SPLITS if split in row)
-    val, test = (float(row[split]["mIoU"]) if split in row else math.nan for split in SPLITS)
-    source = "; ".join(filter(None, sources))
-    return Standing(protocol, mode, method, backbone, training, source, val, test, own)
 
 
 def _rank(row: Standing) -> tuple[int, int, bool, float]:

@@ -46,26 +46,23 @@ def read_scores(path: Path) -> ScoreFile:
     if not isinstance(content, dict) or not _is_score_file(content):
         raise InputError(f"{path}: not a score file; name a JSON file written by evaluator.py")
     definition, images_sha256 = content.get("definition"), content.get("images_sha256")
+    scores = {name: content["scores"][name] for name in _names(content)}
     return ScoreFile(
         path,
         content["mode"],
         content["images"],
         images_sha256 if isinstance(images_sha256, str) else None,
         definition if type(definition) is int else None,
-        {name: _score(content["scores"][name]) for name in _names(content)},
+        {name: math.nan if score is None else float(score) for name, score in scores.items()},
         protocol if (protocol := content.get("protocol")) in PROTOCOLS else None,
         content.get("class_list_sha256"),
-        "classification" if _is_classification(content) else "segmentation",
+        "classification" if content.get("task") == "classification" else "segmentation",
     )
 
 
-def _is_classification(content: dict[str, Any]) -> bool:
-    """Did classify.py write it, and not evaluator.py?"""
-    return bool(content.get("task") == "classification")
-
-
 def _names(content: dict[str, Any]) -> Sequence[str]:
-    return tuple(content["scores"]) if _is_classification(content) else SCORES
+    """The scores that a file has: those of SCORES, or classify.py's accuracies."""
+    return tuple(content["scores"]) if content.get("task") == "classification" else SCORES
 
 
 def _is_score_file(content: dict[str, Any]) -> bool:
@@ -80,10 +77,6 @@ def _is_score_file(content: dict[str, Any]) -> bool:
 
 def _is_score(value: object) -> bool:
     return value is None or (type(value) in (int, float) and 0 <= value <= 100)  # type: ignore[operator]
-
-
-def _score(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def refuse_unlike(files: Sequence[ScoreFile]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,9 +69,8 @@ def intervals_text(evaluation: Evaluation, bootstrap: Bootstrap) -> str:
 
 def outside_note(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str | None:
     """Explain in a line the scores that lie outside their own intervals; None if all are inside."""
-    from imagenets.scoring.bootstrap import (
-        outside_intervals,  # SciPy takes a while to load; scores do without it
-    )
+    # SciPy takes a while to load; scores do without it.
+    from imagenets.scoring.bootstrap import outside_intervals
 
     names = outside_intervals(scores, intervals)
     if not names:
@@ -110,10 +109,8 @@ def evaluation_json(
 ) -> str:
     """Format everything as JSON; percentages, null if a score does not exist.
 
-    ``inputs`` say what was scored; see ``inputs_json``.
-
-    ``names`` are the masks' names. Their digest and the number of the scores' definition show which scores
-    may be compared.
+    ``inputs`` say what was scored; see ``inputs_json``. ``names`` are the masks' names: their digest and the
+    number of the scores' definition show which scores may be compared.
     """
     content = {
         "definition": SCORE_DEFINITION,
@@ -165,17 +162,9 @@ def evaluation_csv(evaluation: Evaluation, classes: Sequence[ClassInfo]) -> str:
 
 def _class_rows(
     evaluation: Evaluation, classes: Sequence[ClassInfo]
-) -> list[tuple[ClassInfo, float, float, int, int]]:
-    return list(
-        zip(
-            classes,
-            evaluation.iou.tolist(),
-            evaluation.boundary_iou.tolist(),
-            evaluation.pixels.tolist(),
-            evaluation.label_images.tolist(),
-            strict=True,
-        )
-    )
+) -> Iterator[tuple[ClassInfo, float, float, int, int]]:
+    arrays = (evaluation.iou, evaluation.boundary_iou, evaluation.pixels, evaluation.label_images)
+    return zip(classes, *(array.tolist() for array in arrays), strict=True)
 
 
 def matching_text(matching: Matching, shared: SharedWithClass, classes: Sequence[ClassInfo]) -> str:
