@@ -92,7 +92,7 @@ def in_process(path, *arguments, cwd=None, env=None):
     """Run a script's ``main`` as ``script`` does, in this process: Python and its packages load once."""
     main = importlib.import_module(path.removesuffix(".py").replace("/", ".")).main
     command = [path, *map(str, arguments)]
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "replace", write_through=True) for _ in range(2))
     before = Path.cwd()
     os.chdir(cwd or before)
     try:
@@ -105,4 +105,6 @@ def in_process(path, *arguments, cwd=None, env=None):
             status = startup._status_of(main, resumes=False)
     finally:
         os.chdir(before)
-    return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(
+        command, status, *(file.buffer.getvalue().decode() for file in (out, err))
+    )

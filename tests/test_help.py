@@ -3,65 +3,52 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
-import sys
 
 import pytest
-from masksets import CHECKOUT
+from masksets import CHECKOUT, in_process
 
 from command_line.arguments import parse
 
 FOLDERS = ("datapreparation", "evaluation", "methods", "demo", "benchmarks")
 SCRIPTS = sorted(
-    f"{folder}.{path.stem}"
+    str(path.relative_to(CHECKOUT))
     for folder in FOLDERS
     for path in (CHECKOUT / folder).glob("*.py")
     if "__main__" in path.read_text()
 )
 
 
-class SeenError(Exception):
-    """Carries the parser of a script that was about to parse."""
-
-
-def parsing(script):
-    """Import a script and give the function of it that parses the command line first of all."""
-    if script.startswith(("methods", "benchmarks")):
-        pytest.importorskip("torchvision")
-        pytest.importorskip("timm")
-    module = importlib.import_module(script)
-    return getattr(module, "parse_arguments", getattr(module, "main", None))
-
-
-def parser_of(script, monkeypatch):
-    """The parser that a script makes, in this process: as many processes would load PyTorch as often."""
-
-    def seen(parser, *_):
-        raise SeenError(parser)
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", seen)
-    monkeypatch.setattr(sys, "argv", [script])
-    with pytest.raises(SeenError) as caught:
-        parsing(script)()
-    return caught.value.args[0]
-
-
 def without_default(text):
-    """A help text but for what it says of the default, which tells nobody what the option is for."""
+    """A help text without what it says of the default, which tells nobody what the option is for."""
     return re.sub(r"\(default:[^()]*\)|^default:.*", "", text or "").strip()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    if request.param.startswith(("methods", "benchmarks")):
+        pytest.importorskip("torchvision")
+        pytest.importorskip("timm")
+    return request.param
+
+
 def test_every_option_says_what_it_is_for(script, monkeypatch):
-    parser = parser_of(script, monkeypatch)
+    parsers = []
+
+    def seen(parser, *_):
+        parsers.append(parser)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", seen)
+    assert in_process(script).returncode == 0
+    (parser,) = parsers
     assert without_default(parser.description)
     bare = [
         "/".join(action.option_strings) or action.dest
         for action in parser._actions
         if not without_default(action.help)
     ]
-    assert not bare, f"{script}: no help for {', '.join(bare)}"
+    assert bare == [], "no help"
     assert parser.format_help().startswith("usage: ")
 
 
@@ -75,9 +62,8 @@ def test_help_texts_are_broken_between_words_only(monkeypatch, capsys):
     assert printed.count("--save-dir") == printed.count("open_clip_pytorch_model.bin") == 4
 
 
-@pytest.mark.parametrize("script", [name for name in SCRIPTS if not name.startswith("benchmarks")])
-def test_a_mistyped_flag_is_told_with_the_one_that_was_meant(script, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [script, "--hepl"])
-    with pytest.raises(SystemExit, match="2"):
-        parsing(script)()
-    assert "unrecognized arguments: --hepl; did you mean --help?" in capsys.readouterr().err
+def test_a_mistyped_flag_is_told_with_the_one_that_was_meant(script):
+    done = in_process(script, "--hepl")
+    assert done.returncode == 2
+    if not script.startswith("benchmarks"):
+        assert "unrecognized arguments: --hepl; did you mean --help?" in done.stderr

@@ -1,15 +1,28 @@
-"""What points into the pages of docs/ finds its page and its section."""
+"""The pages: links and pointers lead somewhere, docs' Python runs as it stands, flags named there exist.
+
+README's walkthrough is run, and its output compared, where the demo is: test_demo.py.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
 
 import pytest
-from masksets import CHECKOUT
+from masksets import CHECKOUT, in_process
+from prepared_set import write_lists, write_set
 
-PAGES = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+DOCS = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+PAGES = [*DOCS, CHECKOUT / "CONTRIBUTING.md"]
+PYTHON_PAGE = CHECKOUT / "docs/python.md"
 # "docs/benchmark.md, Object size)": the topic is a heading of that page.
 POINTER = re.compile(r"docs/(\w+)\.md(?:, ([A-Z][^.,;:()`]*))?")
+SCRIPT = re.compile(r"\b((?:datapreparation|evaluation|methods|benchmarks)/\w+\.(?:py|sh))\b")
 
 
 def headings(page):
@@ -54,3 +67,57 @@ def test_links_between_the_pages_lead_somewhere(page):
         if not file.exists() or (section and section not in map(anchor, headings(file))):
             lost.append(target)
     assert lost == []
+
+
+def blocks(page, *kinds):
+    """List the fenced blocks of these kinds as (kind, text), in their order."""
+    pattern = rf"^```({'|'.join(kinds)})\n(.*?)^```$"
+    return re.findall(pattern, page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_docs_python_runs(tmp_path, monkeypatch):
+    write_set(tmp_path / "prepared")
+    write_lists(tmp_path / "lists")
+    monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evaluation").symlink_to(CHECKOUT / "evaluation")
+
+    names = {"help": lambda module: module.__doc__}
+    for kind, block in blocks(PYTHON_PAGE, "python", "shell"):
+        if kind == "python":
+            exec(compile(block, str(PYTHON_PAGE), "exec"), names)
+        else:
+            command = ["bash", "-e", "-c", block]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+            assert done.returncode == 0, done.stderr
+
+    assert names["dataset"].classes[1].name == "goldfish"
+    assert names["scores"].compute(names["match"])["mIoU"] >= 0
+    assert (names["target"].any(), names["void"].any()) == (True, True)
+    assert json.loads(Path("localization.json").read_text())["images"] == 4
+
+
+def commands(page):
+    """List the commands of a page's shell blocks, each on one line."""
+    text = "".join(block for _, block in blocks(page, "shell")).replace("\\\n", " ")
+    return [line for line in text.splitlines() if SCRIPT.search(line)]
+
+
+@cache
+def help_of(script):
+    done = in_process(script, "--help")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_scripts_and_flags_of_the_pages_are_there(page):
+    scripts = SCRIPT.findall(page.read_text(encoding="utf-8"))
+    assert [script for script in scripts if not (CHECKOUT / script).exists()] == []
+    for command in commands(page):
+        script = SCRIPT.search(command)[1]
+        flags = re.findall(r"(?<=\s)--[a-z-]+", command.partition(script)[2])
+        if flags and script.endswith(".py"):
+            wrong = [flag for flag in flags if not re.search(rf"{flag}\b", help_of(script))]
+            assert wrong == [], command
