@@ -108,6 +108,11 @@ def add_split_arguments(parser: argparse.ArgumentParser, splits: Sequence[str]) 
     )
 
 
+def add_path(parser: argparse.ArgumentParser, flag: str, metavar: str, help: str) -> None:
+    """Add an optional argument that is a file or folder."""
+    parser.add_argument(flag, type=path_argument, metavar=metavar, help=help)
+
+
 def check_save_dir(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with wrong usage where --mode and --save-dir do not go together."""
     try:

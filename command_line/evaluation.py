@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from command_line.arguments import add_mode_argument, path_argument, whole_number
+from command_line.arguments import add_mode_argument, add_path, path_argument, whole_number
 from command_line.progress import warn
 from imagenets.class_ids import find_wnids
 from imagenets.classes import MAX_LABEL, ClassInfo, Mode, class_table
@@ -62,12 +62,7 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="predictions hold cluster ids 1..K (default: the number of classes)",
     )
-    parser.add_argument(
-        "--names",
-        type=path_argument,
-        metavar="FILE",
-        help="only the masks listed there, one <wnid>/<name>.png a line",
-    )
+    add_path(parser, "--names", "FILE", "only the masks listed there, one <wnid>/<name>.png a line")
     add_workers_argument(parser, "decode")
     add_results_dir_argument(parser, "folder of matchings, and of the cache of counted masks")
     add_problems_argument(parser)
@@ -76,11 +71,11 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_problems_argument(parser: argparse.ArgumentParser) -> None:
     """Add --problems, for ``problems_kept``."""
-    parser.add_argument(
+    add_path(
+        parser,
         "--problems",
-        type=path_argument,
-        metavar="FILE",
-        help="write the names of all unusable files there, one a line; messages show ten",
+        "FILE",
+        "write the names of all unusable files there, one a line; messages show ten",
     )
 
 
@@ -112,6 +107,22 @@ def add_bootstrap_arguments(parser: argparse.ArgumentParser, resamples: int | No
         + ("none)" if resamples is None else f"{resamples})"),
     )
     parser.add_argument("--seed", type=seed_number, help="seed of the resamples (default: 0)")
+
+
+def add_report_arguments(parser: argparse.ArgumentParser, shows: str, images: str) -> None:
+    """Add --report, a page that ``shows`` something, and --image-dir with what is said of its ``images``."""
+    add_path(parser, "--report", "FILE.html", f"write a page with {shows}")
+    add_path(parser, "--image-dir", "DIR", f"images for the report, <image-dir>/<wnid>/<name>.JPEG{images}")
+
+
+def check_suffixes(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, **suffixes: tuple[str, ...]
+) -> None:
+    """End with wrong usage if a file to write, by the name of its argument, has none of its suffixes."""
+    for option, allowed in suffixes.items():
+        path = getattr(arguments, option)
+        if path and path.suffix not in allowed:
+            parser.error(f"--{option.replace('_', '-')} {path}: must end in {' or '.join(allowed)}")
 
 
 cluster_count = whole_number(1, MAX_LABEL)

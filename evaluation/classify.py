@@ -17,10 +17,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import add_mode_argument, parse, path_argument, whole_number
+from command_line.arguments import add_mode_argument, add_path, parse, whole_number
 from command_line.evaluation import (
     add_bootstrap_arguments,
+    add_report_arguments,
     check_files,
+    check_suffixes,
     save_results,
     today,
 )
@@ -57,13 +59,8 @@ from imagenets.scoring.classifier_files import read_outputs
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--logits", type=path_argument, metavar="FILE", help="outputs of the classifier")
-    parser.add_argument(
-        "--compare",
-        type=path_argument,
-        metavar="FILE",
-        help="outputs of a second classifier, B, on the same images",
-    )
+    add_path(parser, "--logits", "FILE", "outputs of the classifier")
+    add_path(parser, "--compare", "FILE", "outputs of a second classifier, B, on the same images")
     parser.add_argument(
         "--condition",
         action="append",
@@ -75,16 +72,14 @@ def parse_arguments() -> argparse.Namespace:
         "backgrounds is printed",
     )
     add_mode_argument(parser, "classes")
-    parser.add_argument(
+    add_path(
+        parser,
         "--gt-dir",
-        type=path_argument,
-        metavar="DIR",
-        help="masks, <gt-dir>/<wnid>/<name>.png, which define the images and their classes (default: the "
+        "DIR",
+        "masks, <gt-dir>/<wnid>/<name>.png, which define the images and their classes (default: the "
         "images of FILE, by their folders)",
     )
-    parser.add_argument(
-        "--names", type=path_argument, metavar="FILE", help="names of the rows of a .npy, one a line"
-    )
+    add_path(parser, "--names", "FILE", "names of the rows of a .npy, one a line")
     parser.add_argument(
         "--indices",
         choices=INDICES,
@@ -106,30 +101,16 @@ def parse_arguments() -> argparse.Namespace:
         help="an image is right if its class is among the K most probable (default: 1 5)",
     )
     add_bootstrap_arguments(parser, resamples=1000)
-    parser.add_argument(
-        "--output", type=path_argument, metavar="FILE", help="x.json: everything; x.csv: the classes"
-    )
-    parser.add_argument(
-        "--report",
-        type=path_argument,
-        metavar="FILE.html",
-        help="write a page with scores, classes, and the best, worst and random images",
-    )
-    parser.add_argument(
-        "--image-dir",
-        type=path_argument,
-        metavar="DIR",
-        help="images for the report, <image-dir>/<wnid>/<name>.JPEG, with the masks of --gt-dir",
+    add_path(parser, "--output", "FILE", "x.json: everything; x.csv: the classes")
+    add_report_arguments(
+        parser, "scores, classes, and the best, worst and random images", ", with the masks of --gt-dir"
     )
     arguments = parse(parser)
     if bool(arguments.logits) == bool(arguments.condition):
         parser.error("give either --logits or --condition")
     if arguments.compare and not arguments.logits:
         parser.error("--compare goes with --logits")
-    if arguments.output and arguments.output.suffix not in (".json", ".csv"):
-        parser.error(f"--output {arguments.output}: must end in .json or .csv")
-    if arguments.report and arguments.report.suffix != ".html":
-        parser.error(f"--report {arguments.report}: must end in .html")
+    check_suffixes(parser, arguments, output=(".json", ".csv"), report=(".html",))
     if arguments.image_dir and not (arguments.report and arguments.gt_dir):
         parser.error("--image-dir goes with --report and --gt-dir")
     arguments.topk = sorted(set(arguments.topk))
@@ -223,11 +204,10 @@ def compare_conditions(arguments: argparse.Namespace) -> None:
     if len(runs) != len(arguments.condition):
         raise InputError("two conditions have the same name; name each once")
     names = shared_names(list(runs.values()))
-    left_out = {
-        name: len(run.names) - len(names) for name, run in runs.items() if len(run.names) > len(names)
-    }
-    for name, number in left_out.items():
-        warn(f"{name}: {number} images are not in all conditions, and are left out")
+    for name, classified in runs.items():
+        number = len(classified.names) - len(names)
+        if number:
+            warn(f"{name}: {number} images are not in all conditions, and are left out")
     drawing = (arguments.bootstrap, arguments.seed or 0)
     runs = {name: run.chosen(names) for name, run in runs.items()}
     conditions = [

@@ -8,17 +8,18 @@ import glob
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import parse, path_argument
+from command_line.arguments import add_path, parse, path_argument
 from command_line.evaluation import (
     add_bootstrap_arguments,
     add_ground_truth_arguments,
+    add_report_arguments,
     check_files,
+    check_suffixes,
     problems_kept,
     read_classes,
     read_match,
@@ -72,27 +73,17 @@ def parse_arguments() -> argparse.Namespace:
         )
     add_ground_truth_arguments(parser)
     add_bootstrap_arguments(parser, resamples=1000)
-    parser.add_argument("--output", type=path_argument, metavar="FILE", help="x.json: everything")
-    parser.add_argument(
-        "--report",
-        type=path_argument,
-        metavar="FILE.html",
-        help="write a page with differences, classes gained and lost, and images side by side",
-    )
-    parser.add_argument(
-        "--image-dir",
-        type=path_argument,
-        metavar="DIR",
-        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: masks on a plain background)",
+    add_path(parser, "--output", "FILE", "x.json: everything")
+    add_report_arguments(
+        parser,
+        "differences, classes gained and lost, and images side by side",
+        " (default: masks on a plain background)",
     )
     parser.add_argument("--title", metavar="TEXT", help="heading of the report")
     arguments = parse(parser)
     if arguments.clusters and not (arguments.a.matched or arguments.b.matched):
         parser.error("--clusters goes with a MATCH: without a matching, predictions hold class ids")
-    if arguments.output and arguments.output.suffix != ".json":
-        parser.error(f"--output {arguments.output}: must end in .json")
-    if arguments.report and arguments.report.suffix != ".html":
-        parser.error(f"--report {arguments.report}: must end in .html")
+    check_suffixes(parser, arguments, output=(".json",), report=(".html",))
     if (arguments.image_dir or arguments.title) and not arguments.report:
         parser.error("--image-dir and --title go with --report")
     return arguments
@@ -157,12 +148,9 @@ def read_methods(arguments: argparse.Namespace) -> list[Method]:
     absent = absent_classes(tables[0], arguments.mode.classes)
     if absent:
         warn(absent)
-    runs_in_order = iter(
-        run_of(arguments.mode, folder, match, matching, table)
-        for (folder, match), matching, table in zip(runs, matchings, tables, strict=True)
-    )
+    counted = iter(zip(matchings, tables, strict=True))
     return [
-        Method(name, tuple(islice(runs_in_order, len(side.runs))))
+        Method(name, tuple(run_of(arguments.mode, *run, *next(counted)) for run in side.runs))
         for name, side in zip(method_names(sides), sides, strict=True)
     ]
 

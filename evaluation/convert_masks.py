@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import parse, path_argument, whole_number
+from command_line.arguments import add_path, parse, path_argument, whole_number
 from command_line.progress import bar
 from imagenets.mask_forms import FORMS, convert_folder
 
@@ -39,11 +39,11 @@ def main() -> None:
         metavar="V",
         help="label of ignored pixels in forms other than rgb (default: 255 in gray8, else 1000)",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--size-of",
-        type=path_argument,
-        metavar="GT",
-        help="resize each mask to the size of GT/<wnid>/<name>, a mask or an image, by nearest neighbour; "
+        "GT",
+        "resize each mask to the size of GT/<wnid>/<name>, a mask or an image, by nearest neighbour; "
         "only for predictions of whole images, not of crops",
     )
     parser.add_argument("--workers", type=whole_number(1, 1024), default=4, help="threads (default: 4)")

@@ -28,13 +28,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import add_mode_argument, parse, path_argument, whole_number
+from command_line.arguments import add_mode_argument, add_path, parse, path_argument, whole_number
 from command_line.evaluation import (
     add_bootstrap_arguments,
     add_gt_dir_argument,
     add_problems_argument,
+    add_report_arguments,
     add_workers_argument,
     check_files,
+    check_suffixes,
     problems_kept,
     save_results,
     today,
@@ -70,12 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_gt_dir_argument(parser)
     add_mode_argument(parser, "classes")
-    parser.add_argument(
-        "--names",
-        type=path_argument,
-        metavar="FILE",
-        help="only the images listed there, one <wnid>/<name>.png a line",
-    )
+    add_path(parser, "--names", "FILE", "only the images listed there, one <wnid>/<name>.png a line")
     parser.add_argument(
         "--geometry",
         type=geometry_argument,
@@ -114,30 +111,15 @@ def parse_arguments() -> argparse.Namespace:
     add_bootstrap_arguments(parser, resamples=None)
     add_workers_argument(parser, "score")
     add_problems_argument(parser)
-    parser.add_argument("--output", type=path_argument, metavar="FILE", help="save the scores: x.json")
-    parser.add_argument(
-        "--per-image", type=path_argument, metavar="FILE.csv", help="save the scores of every image"
-    )
-    parser.add_argument(
-        "--report",
-        type=path_argument,
-        metavar="FILE.html",
-        help="write a page with scores, and the best, worst and random images with map and mask",
-    )
-    parser.add_argument(
-        "--image-dir",
-        type=path_argument,
-        metavar="DIR",
-        help="images for the report, <image-dir>/<wnid>/<name>.JPEG (default: a plain background)",
+    add_path(parser, "--output", "FILE", "save the scores: x.json")
+    add_path(parser, "--per-image", "FILE.csv", "save the scores of every image")
+    add_report_arguments(
+        parser,
+        "scores, and the best, worst and random images with map and mask",
+        " (default: a plain background)",
     )
     arguments = parse(parser)
-    for flag, path, suffix in (
-        ("--output", arguments.output, ".json"),
-        ("--per-image", arguments.per_image, ".csv"),
-        ("--report", arguments.report, ".html"),
-    ):
-        if path and path.suffix != suffix:
-            parser.error(f"{flag} {path}: must end in {suffix}")
+    check_suffixes(parser, arguments, output=(".json",), per_image=(".csv",), report=(".html",))
     if arguments.seed is not None and not (arguments.bootstrap or arguments.report):
         parser.error("--seed goes with --bootstrap or --report")
     if arguments.geometry and arguments.resize:
@@ -215,10 +197,7 @@ def warn_of_images(result: Localization) -> None:
         (result.target_absent, "images do not show the class of their folder; they are not scored"),
         (result.outside_crop, "images have their object outside the crop and are not scored"),
         (lacking["auc"], "images are filled by their object; they do not count in auc"),
-        (
-            lacking["top_k"],
-            f"images have no more than {k} pixels; they do not count in top_k",
-        ),
+        (lacking["top_k"], f"images have no more than {k} pixels; they do not count in top_k"),
         (lacking["relevance_mass"], "maps sum to 0; they do not count in relevance_mass"),
         (lacking["complexity"], "maps are 0 everywhere; they do not count in complexity"),
     ):

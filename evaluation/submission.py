@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.arguments import parse, path_argument
+from command_line.arguments import add_path, parse, path_argument
 from command_line.evaluation import (
     add_match_argument,
     add_problems_argument,
@@ -49,12 +49,8 @@ CLOSED = (
     "archive has the format that it accepted (docs/benchmark.md, Submission)"
 )
 METHOD_FLAGS = (
-    "--method-name",
-    "--training-data",
-    "--training-scheme",
-    "--networks",
-    "--link",
-    "--description",
+    *("--method-name", "--training-data", "--training-scheme"),
+    *("--networks", "--link", "--description"),
 )
 
 
@@ -79,12 +75,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     for flag, line in zip(METHOD_FLAGS, METHOD_LINES, strict=True):
         parser.add_argument(flag, type=one_line, metavar="TEXT", help=f"{METHOD}: {line}")
-    parser.add_argument("--output", type=path_argument, metavar="FILE.zip", help="the archive to write")
-    parser.add_argument(
+    add_path(parser, "--output", "FILE.zip", "the archive to write")
+    add_path(
+        parser,
         "--check",
-        type=path_argument,
-        metavar="FILE.zip",
-        help="only check this archive; with --save-dir, also that it has every test image, in its size",
+        "FILE.zip",
+        "only check this archive; with --save-dir, also that it has every test image, in its size",
     )
     parser.add_argument(
         "--incomplete",
@@ -211,12 +207,12 @@ def write(arguments: argparse.Namespace) -> None:
             f"{listed(extra)}"
         )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    packed = write_submission(
+    unreadable = write_submission(
         arguments.output, expected, arguments.predict_dir, files, limit, arguments.workers, bar
     )
-    warn_of_unreadable(packed.unreadable_images)
+    warn_of_unreadable(unreadable)
     warn_of_broken_rule(arguments.training_scheme, matching)
-    print(f"{packed.predictions} predictions, {', '.join(files)}")
+    print(f"{len(expected.names)} predictions, {', '.join(files)}")
     print(f"saved: {arguments.output}")
     print(CLOSED)
 

@@ -20,7 +20,7 @@ from imagenets.classes import IGNORE, MAX_LABEL, Mode, find_mode
 from imagenets.masks import boundary_distance, labels_to_rgb
 from imagenets.scoring.contingency import ROW_TYPES, ContingencyTable, Rows, count_pair, make_table
 from imagenets.scoring.matching import Matching
-from imagenets.scoring.metrics import BOUNDARY_SCORES, SCORES, Evaluation, evaluate
+from imagenets.scoring.metrics import BOUNDARY_SCORES, SCORES, evaluate
 from imagenets.scoring.run_length import LabelRuns, label_runs
 
 # PyTorch cannot calculate with bool and with the unsigned types except uint8.
@@ -124,19 +124,13 @@ class SegmentationScores(Metric):
                 picture = f"picture {len(images)} of the batch"
                 guess = _runs(one_prediction, f"prediction of {picture}")
                 truth = _runs(one_target, f"target of {picture}")
-                labels = truth.palette
-                self._refuse_outside(
-                    labels[(labels > self.classes) & (labels != self._ignore_label)], picture
-                )
+                labels = truth.palette[truth.palette != self._ignore_label]
+                self._refuse_outside(labels[labels > self.classes], picture)
                 largest = int(guess.palette.max())
                 if largest > largest_allowed:
+                    cure = "" if self.clusters else "; if they are clusters, pass their number: clusters="
                     raise ValueError(
-                        f"prediction of {picture} has label {largest}, there are 0..{largest_allowed}"
-                        + (
-                            "; if they are clusters, pass their number: clusters="
-                            if not self.clusters
-                            else ""
-                        )
+                        f"prediction of {picture} has label {largest}, there are 0..{largest_allowed}{cure}"
                     )
                 counted = _packed(count_pair(truth, guess, 0, distance, self._ignore_label))
                 images.append((largest, len(counted)))
@@ -199,15 +193,14 @@ class SegmentationScores(Metric):
 
         Values are float64 tensors () by the names of evaluator.py. ``match`` holds the class of each cluster:
         what ``find_matching(scores.table(), ...)`` returns, a mapping, or a sequence that is indexed by
-        cluster. Without it, predictions are classes. Without any
-        image every score is nan.
+        cluster. Without it, predictions are classes. Without any image every score is nan.
 
         Raises ValueError when a predicted label is no class, or has none in ``match``.
         """
         table = self._own_table()
         scores = dict.fromkeys(SCORES, math.nan)
         if table.names:
-            scores = dict(self._evaluated(table, match).scores)
+            scores = dict(evaluate(table, self.classes, self._matching(table, match)).scores)
         if not self.boundary:
             scores.update(dict.fromkeys(BOUNDARY_SCORES, math.nan))
         return {name: self._tensor(score) for name, score in scores.items()}
@@ -218,14 +211,12 @@ class SegmentationScores(Metric):
         Without any image they are nan, and without ``boundary`` the latter.
         """
         table = self.table()
-        iou = boundary_iou = np.full(self.classes + 1, math.nan)
-        if table.names:
-            found = self._evaluated(table, match)
-            iou, boundary_iou = found.iou, found.boundary_iou if self.boundary else boundary_iou
-        return {"IoU": self._tensor(iou), "BIoU": self._tensor(boundary_iou)}
-
-    def _evaluated(self, table: ContingencyTable, match: Matched) -> Evaluation:
-        return evaluate(table, self.classes, self._matching(table, match))
+        nothing = np.full(self.classes + 1, math.nan)
+        if not table.names:
+            return {"IoU": self._tensor(nothing), "BIoU": self._tensor(nothing)}
+        found = evaluate(table, self.classes, self._matching(table, match))
+        boundary_iou = found.boundary_iou if self.boundary else nothing
+        return {"IoU": self._tensor(found.iou), "BIoU": self._tensor(boundary_iou)}
 
     def _tensor(self, values: float | np.ndarray) -> torch.Tensor:
         device = "cpu" if self.device.type == "mps" else self.device  # which has no float64
@@ -371,16 +362,10 @@ def _batches(
     largest_target: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Return arrays (B, H, W), of a batch or of each image of a list; ValueError for types too small."""
-    both = (prediction, target)
-    if not any(isinstance(labels, list | tuple) for labels in both):
-        yield _on_cpu(
-            _tensor(prediction, "prediction", largest_prediction), _tensor(target, "target", largest_target)
-        )
-        return
-    counts = [len(labels) if isinstance(labels, list | tuple) else None for labels in both]
-    if counts[0] != counts[1]:
+    lists = [isinstance(labels, list | tuple) for labels in (prediction, target)]
+    if any(lists) and not (all(lists) and len(prediction) == len(target)):
         raise ValueError("prediction and target must both be lists, of as many images")
-    for one, other in zip(prediction, target, strict=True):
+    for one, other in zip(prediction, target, strict=True) if all(lists) else [(prediction, target)]:
         yield _on_cpu(
             _tensor(one, "prediction", largest_prediction), _tensor(other, "target", largest_target)
         )

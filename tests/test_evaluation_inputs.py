@@ -14,11 +14,9 @@ from masksets import in_process, random_images, table_of, write_mask, write_pair
 
 import imagenets
 from command_line import progress
-from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
 from imagenets.scoring import table_cache
-from imagenets.scoring.counting import refuse_other_mode
 from imagenets.scoring.matching import find_matching, read_matching
 from imagenets.scoring.matching_record import image_digests, made_of_others, write_record
 from imagenets.scoring.pairs import check_predict_dir, find_pairs, read_names
@@ -93,21 +91,6 @@ def test_names_of_official_lists(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("n1/a.JPEG n2/a.JPEG\nn1/b.JPEG n1/b.png\nn3/c d.png\n")
     assert read_names(path) == ["n2/a.png", "n1/b.png", "n3/c d.png"]
-
-
-def test_ground_truth_of_another_mode_is_refused(tmp_path, monkeypatch):
-    wnids = [f"n{i:08d}" for i in range(50)]
-    for wnid in wnids:
-        (tmp_path / "gt" / wnid).mkdir(parents=True)
-    (tmp_path / "lists/categories").mkdir(parents=True)
-    monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
-    refuse_other_mode(tmp_path / "gt", MODES["919"])  # 50 folders alone say nothing
-    (tmp_path / "lists/categories/ImageNetS_categories_im50.txt").write_text("\n".join(wnids))
-    with pytest.raises(InputError, match="take mode 50"):
-        refuse_other_mode(tmp_path / "gt", MODES["919"])
-    refuse_other_mode(tmp_path / "gt", MODES["50"])
-    (tmp_path / "gt" / wnids[0]).rmdir()
-    refuse_other_mode(tmp_path / "gt", MODES["919"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,15 +305,23 @@ def test_predictions_of_another_split_are_told_as_that(masks):
 
 
 def test_ground_truth_of_another_mode_names_its_mode(tmp_path):
-    """Its folders are all classes of mode 50, and not one more."""
+    """Its folders are all classes of mode 50, not one more, and not one less; their number says nothing."""
     write_lists(tmp_path / "lists")
     write_pairs(tmp_path, [(MASK, MASK)] * 50, [f"{wnid}/image.png" for wnid in WNIDS])
     env = {"IMAGENETS_LISTS": str(tmp_path / "lists")}
     other = "its folders are the classes of mode 50, not of mode 919: take mode 50"
     for name, more in (("match.py", ("--session-name", "mine")), ("evaluator.py", ())):
         refused(other, name, tmp_path, "--mode", 919, *more, env=env)
+
+    def message(mode, env=env):
+        return run("evaluator.py", tmp_path, "--mode", mode, env=env).stderr
+
+    assert "classes of mode 50, not" not in message(919, env={"IMAGENETS_LISTS": "/nowhere"}) + message(50)
     (tmp_path / "gt/n99999999").mkdir()
-    assert "classes of mode 50, not" not in run("evaluator.py", tmp_path, "--mode", 919, env=env).stderr
+    assert "classes of mode 50, not" not in message(919)
+    for folder in ("n99999999", WNIDS[0]):
+        shutil.rmtree(tmp_path / "gt" / folder)
+    assert "classes of mode 50, not" not in message(919)
 
 
 def test_a_swap_of_the_two_folders_is_guessed(masks):

@@ -21,7 +21,7 @@ import imagenets
 from imagenets.classes import class_table
 from imagenets.reporting.html import Subject, html_report
 from imagenets.reporting.image_scores import IMAGES_PER_GROUP, choose_images, image_label_ious, image_mean_iou
-from imagenets.scoring.matching import Matching
+from imagenets.scoring.matching import Matching, class_lookup
 from imagenets.scoring.metrics import evaluate
 
 SAME = Matching.of({k: k for k in range(51)})
@@ -37,7 +37,7 @@ def pictures_of(subject, folder):
 
 
 def page_of(subject, **options):
-    lookup = None if subject.matching is None else subject.matching.lookup()
+    lookup = None if subject.matching is None else class_lookup(subject.matching)
     return html_report(subject, evaluate(subject.table, len(subject.classes) - 1, lookup), **options)
 
 

@@ -18,7 +18,7 @@ from imagenets.reporting.html import html_report
 from imagenets.reporting.published import read_standings
 from imagenets.reporting.table import ResultTable, Row, published_row, table_html
 from imagenets.scoring.comparison import Method, Run, compare
-from imagenets.scoring.matching import Matching
+from imagenets.scoring.matching import Matching, class_lookup
 from imagenets.scoring.metrics import SCORES, evaluate
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,7 +42,7 @@ def report(tmp_path_factory):
         folder, 18, 18, 60, 80, shift=1, standings=read_standings("50", None, None), **more
     )
     write_pictures(folder / "images", subject.table.names, 60, 80)
-    evaluation = evaluate(subject.table, 50, matching.lookup())
+    evaluation = evaluate(subject.table, 50, class_lookup(matching))
     path = folder / "report.html"
     path.write_text(html_report(subject, evaluation, {"mIoU": (1.0, 2.0), "S": (3.0, 99.0)}))
     return path

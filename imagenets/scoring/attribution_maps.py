@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,7 +64,8 @@ def _archive_keys(folder: Path, wnid: str) -> dict[Path, set[str]]:
 
 def _keys(path: Path) -> set[str]:
     if path.suffix == ".safetensors":
-        return _tensor_keys(path)
+        with _tensors(path, str(path)) as archive:
+            return set(archive.keys())
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
@@ -76,10 +78,11 @@ def _keys(path: Path) -> set[str]:
 def load_map(file: MapFile) -> np.ndarray:
     """Read an array; never an object, because reading one runs code from the file.
 
-    Raises InputError, without the file's name, if it is damaged; OSError if it cannot be opened.
+    Raises InputError if it is damaged; OSError if it cannot be opened.
     """
     if file.path.suffix == ".safetensors":
-        return _load_tensor(file)
+        with _tensors(file.path, str(file)) as tensors:
+            return np.asarray(tensors.get_tensor(file.key))
     with file.path.open("rb") as stream:
         try:
             if file.key is not None:
@@ -89,34 +92,26 @@ def load_map(file: MapFile) -> np.ndarray:
         except _BROKEN as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
-                f"not a complete .npy array ({reason}); save it again with numpy.save"
+                f"{file}: not a complete .npy array ({reason}); save it again with numpy.save"
             ) from error
         if stream.read(1):
-            raise InputError("more than one .npy array; save one map a file, or many in one .npz")
+            raise InputError(f"{file}: more than one .npy array; save one map a file, or many in one .npz")
     return array
 
 
-def _tensor_keys(path: Path) -> set[str]:
+@contextmanager
+def _tensors(path: Path, where: str) -> Iterator[Any]:
+    """Open a .safetensors file; InputError if it, or what is read from it, cannot be read."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise InputError(
-            f"{path}: reading .safetensors needs a package; run: bash setup.sh methods"
+            f"{where}: reading .safetensors needs a package; run: bash setup.sh methods"
         ) from error
     try:
         with safe_open(path, framework="numpy") as archive:
-            return set(archive.keys())
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a complete .safetensors file ({error}); save it again") from error
-
-
-def _load_tensor(file: MapFile) -> np.ndarray:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file.path, framework="numpy") as archive:
-            return np.asarray(archive.get_tensor(file.key))
+            yield archive
     except (SafetensorError, TypeError, AttributeError) as error:  # TypeError: bfloat16, which NumPy lacks
         raise InputError(
-            f"not a tensor that NumPy can read ({error}); save it as float32 or float16"
+            f"{where}: not complete, or not of float32 or float16 ({error}); save it again"
         ) from error

@@ -36,7 +36,8 @@ def energy(values: np.ndarray, inside: np.ndarray) -> float:
 
     Energy-based pointing game: Wang et al., Score-CAM, CVPR Workshops 2020.
     """
-    return _share(np.maximum(values, 0, dtype=np.float64), inside)
+    share = relevance_mass(np.maximum(values, 0), inside)
+    return 0.0 if math.isnan(share) else share
 
 
 def attribution_localization(values: np.ndarray, inside: np.ndarray) -> float:
@@ -44,15 +45,7 @@ def attribution_localization(values: np.ndarray, inside: np.ndarray) -> float:
 
     Kohlbrenner et al., Towards Best Practice in Explaining Neural Network Decisions with LRP, IJCNN 2020.
     """
-    return _share(np.abs(values.astype(np.float64)), inside)
-
-
-def _share(weights: np.ndarray, inside: np.ndarray) -> float:
-    largest = weights.max()
-    if largest == 0:
-        return 0.0
-    weights = weights / largest  # so that no sum overflows
-    return float(weights[inside].sum() / weights.sum())
+    return energy(np.abs(values), inside)
 
 
 def relevance_mass(values: np.ndarray, inside: np.ndarray) -> float:
@@ -61,13 +54,9 @@ def relevance_mass(values: np.ndarray, inside: np.ndarray) -> float:
     In 0..1 where no value is negative, else any number. Relevance mass accuracy: Arras et al., CLEVR-XAI,
     Information Fusion 2022.
     """
-    wide = values.astype(np.float64)
-    largest = np.abs(wide).max()
-    if largest == 0:
-        return math.nan
-    wide = wide / largest
-    total = wide.sum()
-    return float(wide[inside].sum() / total) if total else math.nan
+    scaled = _scaled_by_largest(values)
+    total = scaled.sum()
+    return float(scaled[inside].sum() / total) if total else math.nan
 
 
 class Ranking(NamedTuple):
@@ -153,7 +142,7 @@ def sparseness(values: np.ndarray) -> float:
 
     Chalasani et al., Concise Explanations of Neural Networks using Adversarial Training, ICML 2020.
     """
-    ordered = np.sort(_scaled_by_largest(values)) + 1e-7
+    ordered = np.sort(np.abs(_scaled_by_largest(values))) + 1e-7
     n = ordered.size
     ranks = 2 * np.arange(1, n + 1) - n - 1
     return float((ranks * ordered).sum() / (n * ordered.sum()))
@@ -165,7 +154,7 @@ def complexity(values: np.ndarray) -> float:
     Small where few pixels have all; ln P where all have the same. Bhatt et al., Evaluating and Aggregating
     Feature-based Model Explanations, IJCAI 2020.
     """
-    weights = _scaled_by_largest(values)
+    weights = np.abs(_scaled_by_largest(values))
     total = weights.sum()
     if total == 0:
         return math.nan
@@ -174,9 +163,10 @@ def complexity(values: np.ndarray) -> float:
 
 
 def _scaled_by_largest(values: np.ndarray) -> np.ndarray:
-    weights = np.abs(values.astype(np.float64))
-    largest = weights.max()
-    return weights / largest if largest else weights
+    """Divide by the largest absolute value, so that no sum overflows."""
+    wide = values.astype(np.float64)
+    largest = np.abs(wide).max()
+    return wide / largest if largest else wide
 
 
 def scale_to_unit(values: np.ndarray) -> np.ndarray:

@@ -32,15 +32,12 @@ from imagenets.scoring.contingency import ContingencyTable
 from imagenets.scoring.metrics import (
     SCORES,
     Areas,
-    Term,
-    boundary_terms,
     image_accuracy,
     image_fmeasure,
     mean,
     pooled_score,
-    pooled_selections,
+    pooled_terms,
     predicted_classes,
-    region_terms,
 )
 
 Interval = tuple[float, float]
@@ -121,21 +118,13 @@ def _image_counts(
     """
     names: list[str] = []
     blocks: list[csr_array] = []
-    for region, boundary, rows in pooled_selections(table):
-        for name, terms in (
-            (region, region_terms(table, predicted, rows)),
-            (boundary, boundary_terms(table, predicted, rows)),
-        ):
-            names.append(name)
-            blocks.extend(_by_image(table, term, classes) for term in terms)
+    for name, terms in pooled_terms(table, predicted):
+        names.append(name)
+        for label, pixels in terms:
+            counts = pixels > 0
+            where = (label[counts], table.image[counts])
+            blocks.append(csr_array((pixels[counts], where), shape=(classes + 1, len(table.names))))
     return names, vstack(blocks, format="csr")
-
-
-def _by_image(table: ContingencyTable, term: Term, classes: int) -> csr_array:
-    label, pixels = term
-    counts = pixels > 0
-    where = (label[counts], table.image[counts])
-    return csr_array((pixels[counts], where), shape=(classes + 1, len(table.names)))
 
 
 def percentile_intervals(resampled: Mapping[str, np.ndarray]) -> dict[str, Interval]:
@@ -143,11 +132,9 @@ def percentile_intervals(resampled: Mapping[str, np.ndarray]) -> dict[str, Inter
 
     Resamples in which a score does not exist are left out of its interval; (nan, nan) if it exists in none.
     """
-    return {name: _interval(values[~np.isnan(values)]) for name, values in resampled.items()}
-
-
-def _interval(values: np.ndarray) -> Interval:
-    if not values.size:
-        return math.nan, math.nan
-    low, high = np.percentile(values, _PERCENTILES).tolist()
-    return low, high
+    intervals = {}
+    for name, values in resampled.items():
+        exist = values[~np.isnan(values)]
+        low, high = np.percentile(exist, _PERCENTILES).tolist() if exist.size else (math.nan, math.nan)
+        intervals[name] = low, high
+    return intervals

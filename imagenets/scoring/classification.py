@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +48,8 @@ class Classified:
         """Keep some images, in the order of ``names``."""
         place = {name: i for i, name in enumerate(self.names)}
         keep = np.array([place[name] for name in names], np.int64)
-        return Classified(
-            tuple(names),
-            self.class_id[keep],
-            self.rank[keep],
-            self.predicted[keep],
-            self.margin[keep],
-            self.tied[keep],
-            self.depth,
-        )
+        columns = ("class_id", "rank", "predicted", "margin", "tied")
+        return replace(self, names=tuple(names), **{name: getattr(self, name)[keep] for name in columns})
 
 
 @dataclass(frozen=True)
@@ -146,10 +139,9 @@ def classify(
     rows = np.array([row for row, _ in images.values()], np.int64)
     truth = np.array([class_id for _, class_id in images.values()], np.int64)
     values = outputs.values[rows]
-    names = tuple(images)
     if not outputs.are_logits:
         given = _class_indices(outputs.path, values, mode, indices)
-        return _of_indices(names, given, truth)
+        return _of_indices(tuple(images), given, truth)
     logits = _mode_logits(outputs.path, values, mode, among)
     own = logits[np.arange(len(truth)), truth - 1][:, None]
     ties = logits == own
@@ -159,13 +151,13 @@ def classify(
     others[np.arange(len(truth)), truth - 1] = -np.inf
     first = logits.argmax(axis=1) + 1
     return Classified(
-        names,
-        truth,
-        rank.astype(np.int64),
-        np.where(first <= mode.classes, first, 0),
-        own[:, 0] - others.max(axis=1),
-        ties.sum(axis=1) > 1,
-        logits.shape[1],
+        names=tuple(images),
+        class_id=truth,
+        rank=rank.astype(np.int64),
+        predicted=np.where(first <= mode.classes, first, 0),
+        margin=own[:, 0] - others.max(axis=1),
+        tied=ties.sum(axis=1) > 1,
+        depth=logits.shape[1],
     )
 
 
@@ -202,6 +194,16 @@ def _of_indices(names: tuple[str, ...], given: np.ndarray, truth: np.ndarray) ->
     rank = np.where(right.any(axis=1), right.argmax(axis=1), _BEYOND)
     nothing = np.full(len(truth), math.nan)
     return Classified(names, truth, rank, given[:, 0], nothing, np.zeros(len(truth), bool), given.shape[1])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Scores of A and B on the same images, A − B in percentage points, and its paired 95% interval."""
+
+    a: dict[str, float]
+    b: dict[str, float]
+    differences: dict[str, float]
+    intervals: dict[str, Interval]
 
 
 def score_classes(classified: Classified, classes: int, topk: Sequence[int]) -> ClassScores:
@@ -251,16 +253,6 @@ def class_intervals(
     """Find the 95% interval of every score by resampling the images (``scoring.bootstrap``)."""
     drawn = resampled_scores(classified, classes, topk, resamples, seed)
     return Bootstrap(resamples, seed, percentile_intervals(drawn))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Scores of A and B on the same images, A − B in percentage points, and its paired 95% interval."""
-
-    a: dict[str, float]
-    b: dict[str, float]
-    differences: dict[str, float]
-    intervals: dict[str, Interval]
 
 
 def difference(

@@ -86,8 +86,13 @@ def count_all(
     Problems with the masks of all of them are reported together.
     """
     listed = [_list_pairs(request) for request in requests]
-    refuse_other_mode(requests[0].gt_dir, requests[0].mode)
-    _warn_of_number(requests[0], len(listed[0].names), warn)
+    first = requests[0]
+    refuse_other_mode(first.gt_dir, first.mode)
+    if first.names is None:
+        warn_of_number(first.gt_dir, len(listed[0].names), first.mode, warn)
+        stray = stray_masks(first.gt_dir)
+        if stray:
+            warn(f"{first.gt_dir}: {quantity(stray, 'mask')} not in <gt-dir>/<wnid>/<name>.png: not scored")
     tables: list[ContingencyTable] = []
     problems: list[str] = []
     for request, pairs in zip(requests, listed, strict=True):
@@ -109,15 +114,6 @@ def _list_pairs(request: CountRequest) -> Pairs:
     if names is None:
         check_predict_dir(pairs)
     return pairs
-
-
-def _warn_of_number(request: CountRequest, masks: int, warn: Warn) -> None:
-    if request.names is not None:
-        return
-    warn_of_number(request.gt_dir, masks, request.mode, warn)
-    stray = stray_masks(request.gt_dir)
-    if stray:
-        warn(f"{request.gt_dir}: {quantity(stray, 'mask')} not in <gt-dir>/<wnid>/<name>.png: not scored")
 
 
 def refuse_other_mode(gt_dir: Path, mode: Mode) -> None:

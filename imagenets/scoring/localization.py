@@ -21,28 +21,12 @@ from imagenets.common.progress import Show, no_bar
 from imagenets.common.tables import csv_text, or_empty
 from imagenets.common.workers import process_map
 from imagenets.masks import decode_mask, target_mask
+from imagenets.scoring import attribution_scores as formulas
 from imagenets.scoring.attribution_maps import MapFile, find_maps, load_map
-from imagenets.scoring.attribution_scores import (
-    IOU_THRESHOLDS,
-    attribution_localization,
-    average_precision,
-    complexity,
-    energy,
-    iou_at_thresholds,
-    otsu_threshold,
-    pointing_game,
-    pooled_two_class,
-    rank_pixels,
-    relevance_mass,
-    relevance_rank,
-    roc_auc,
-    scale_to_unit,
-    sparseness,
-    top_k_intersection,
-    two_class_counts,
-)
+from imagenets.scoring.attribution_scores import IOU_THRESHOLDS
 from imagenets.scoring.bootstrap import Bootstrap, drawn_images, percentile_intervals
 from imagenets.scoring.map_geometry import Geometry, labels_in_place, map_in_place, resize_map
+from imagenets.scoring.metrics import mean
 from imagenets.scoring.pairs import Pairs
 
 # Means over images, in the order in which they are printed; all but the last in percent.
@@ -199,22 +183,22 @@ def _score(attribution: np.ndarray, labels: np.ndarray, class_id: int, settings:
     near = inside
     if settings.tolerance:
         near = (ndimage.distance_transform_edt(~target) <= settings.tolerance)[scored]
-    ranking = rank_pixels(values, inside)
-    scaled = scale_to_unit(values)
-    cuts = (scaled.mean(), otsu_threshold(scaled))
+    ranking = formulas.rank_pixels(values, inside)
+    scaled = formulas.scale_to_unit(values)
+    cuts = (scaled.mean(), formulas.otsu_threshold(scaled))
     return Scores(
-        pointing_game=pointing_game(values, near, settings.ties),
-        energy=energy(values, inside),
-        relevance_mass=relevance_mass(values, inside),
-        relevance_rank=relevance_rank(ranking),
-        top_k=top_k_intersection(ranking, settings.top_k),
-        attribution_localization=attribution_localization(values, inside),
-        average_precision=average_precision(ranking),
-        auc=roc_auc(ranking),
-        sparseness=sparseness(values),
-        complexity=complexity(values),
-        iou=iou_at_thresholds(scaled, inside),
-        two_class=np.stack([two_class_counts(scaled > cut, inside) for cut in cuts]),
+        pointing_game=formulas.pointing_game(values, near, settings.ties),
+        energy=formulas.energy(values, inside),
+        relevance_mass=formulas.relevance_mass(values, inside),
+        relevance_rank=formulas.relevance_rank(ranking),
+        top_k=formulas.top_k_intersection(ranking, settings.top_k),
+        attribution_localization=formulas.attribution_localization(values, inside),
+        average_precision=formulas.average_precision(ranking),
+        auc=formulas.roc_auc(ranking),
+        sparseness=formulas.sparseness(values),
+        complexity=formulas.complexity(values),
+        iou=formulas.iou_at_thresholds(scaled, inside),
+        two_class=np.stack([formulas.two_class_counts(scaled > cut, inside) for cut in cuts]),
     )
 
 
@@ -240,7 +224,7 @@ def evaluate_maps(
     maps, missing = find_maps(pairs.predict_dir, pairs.names)
     refuse(missing, "file")  # before the long work
     jobs = [
-        _ImageFiles(pairs.gt_dir / name, file, class_ids[name.partition("/")[0]])
+        (pairs.gt_dir / name, file, class_ids[name.partition("/")[0]])
         for name, file in zip(pairs.names, maps, strict=True)
     ]
     task = _ScoreFile(settings, max(class_ids.values()), resize, geometry)
@@ -253,12 +237,6 @@ def evaluate_maps(
         _refuse_one_square(pairs.predict_dir, results)
     refuse([problem for result in results for problem in result.problems], "file")
     return _averaged(pairs.names, results, settings, geometry)
-
-
-class _ImageFiles(NamedTuple):
-    mask: Path
-    attribution: MapFile
-    class_id: int
 
 
 class _Scored(NamedTuple):
@@ -275,45 +253,38 @@ class _Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class _ScoreFile:
-    """Scores one image's files."""
+    """Scores one image's mask and map for its class."""
 
     settings: Settings
     classes: int
     resize: bool
     geometry: Geometry | None
 
-    def __call__(self, job: _ImageFiles) -> _Scored:
+    def __call__(self, job: tuple[Path, MapFile, int]) -> _Scored:
+        mask, file, class_id = job
         problems = []
         labels = attribution = None
         try:
-            labels = decode_mask(job.mask, self.classes)
+            labels = decode_mask(mask, self.classes)
         except (InputError, OSError) as error:
-            problems.append(problem_of(error, job.mask))
+            problems.append(problem_of(error, mask))
         try:
-            attribution = plane(load_map(job.attribution))
-        except InputError as error:
-            problems.append(f"{job.attribution}: {error}")
-        except OSError as error:
-            problems.append(problem_of(error, str(job.attribution)))
+            attribution = plane(load_map(file))
+        except (InputError, OSError) as error:
+            problems.append(problem_of(error, str(file)))
         if labels is None or attribution is None:
             return _Scored(problems=problems)
-        return self._scored(job, labels, attribution)
-
-    def _scored(self, job: _ImageFiles, labels: np.ndarray, attribution: np.ndarray) -> _Scored:
-        shape = attribution.shape
-        of_image = shape == labels.shape
+        scored = _Scored(shape=attribution.shape, other_size=attribution.shape != labels.shape)
         try:
             fitted = fitted_map(attribution, labels.shape, self.resize, self.geometry)
         except ValueError as error:
-            return _Scored(shape=shape, other_size=not of_image, problems=[f"{job.attribution}: {error}"])
+            return scored._replace(problems=[f"{file}: {error}"])
         judged = labels_in_place(labels, self.geometry)
-        scores = _score(fitted, judged, job.class_id, self.settings)
-        return _Scored(
-            scores,
-            scores and _score(_centre_map(*judged.shape), judged, job.class_id, self.settings),
-            outside_crop=scores is None and bool((labels == job.class_id).any()),
-            shape=shape,
-            other_size=not of_image,
+        scores = _score(fitted, judged, class_id, self.settings)
+        return scored._replace(
+            scores=scores,
+            baseline=scores and _score(_centre_map(*judged.shape), judged, class_id, self.settings),
+            outside_crop=scores is None and bool((labels == class_id).any()),
             negative=bool((attribution < 0).any()),
         )
 
@@ -336,22 +307,20 @@ def _averaged(
     names: Sequence[str], results: Sequence[_Scored], settings: Settings, geometry: Geometry | None
 ) -> Localization:
     by_image = [result.scores for result in results]
-    table = _Table.of(by_image)
+    of_images, _ = _columns(by_image)
     scored = np.array([scores is not None for scores in by_image])
+    lacking = np.isnan(of_images[scored]).sum(axis=0).tolist()
     judged_size = (geometry.crop, geometry.crop) if geometry and geometry.kind != "squeeze" else None
-    scores, iou = table.scores()
+    scores, iou = _means(by_image)
     outside_crop = sum(result.outside_crop for result in results)
     return Localization(
         scores=scores,
         iou=iou,
-        baseline=_Table.of([result.baseline for result in results]).scores()[0],
+        baseline=_means([result.baseline for result in results])[0],
         images=len(results),
         target_absent=int(np.count_nonzero(~scored)) - outside_crop,
         outside_crop=outside_crop,
-        lacking={
-            name: int(np.count_nonzero(np.isnan(column[scored])))
-            for name, column in zip(IMAGE_SCORES, table.images.T, strict=False)
-        },
+        lacking=dict(zip(IMAGE_SCORES, lacking, strict=False)),
         names=tuple(names),
         by_image=by_image,
         resized=sum(r.other_size if judged_size is None else r.shape != judged_size for r in results),
@@ -361,40 +330,32 @@ def _averaged(
     )
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Scores of images as arrays.
+def _columns(by_image: Sequence[Scores | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Lay out the images' scores, nan for None: (n, 10 + 19) float64 and (n, 2, 4) int64.
 
-    ``images`` (n, 10 + 19) float64: IMAGE_SCORES in their units, the IoUs in percent, nan if there is
-    none; ``two_class`` (n, 2, 4) int64.
+    The former are IMAGE_SCORES in their units and the IoUs in percent, the latter ``two_class``.
     """
+    columns = len(IMAGE_SCORES)
+    images = np.full((len(by_image), columns + IOU_THRESHOLDS.size), math.nan)
+    two_class = np.zeros((len(by_image), len(POOLED_SCORES), 4), np.int64)
+    for i, scores in enumerate(by_image):
+        if scores is not None:
+            images[i, :columns] = np.array(scores[:columns]) * _SCALE
+            images[i, columns:] = 100 * scores.iou
+            two_class[i] = scores.two_class
+    return images, two_class
 
-    images: np.ndarray
-    two_class: np.ndarray
 
-    @classmethod
-    def of(cls, by_image: Sequence[Scores | None]) -> _Table:
-        """Lay out the images' scores; a row of nan for None."""
-        columns = len(IMAGE_SCORES)
-        images = np.full((len(by_image), columns + IOU_THRESHOLDS.size), math.nan)
-        two_class = np.zeros((len(by_image), len(POOLED_SCORES), 4), np.int64)
-        for i, scores in enumerate(by_image):
-            if scores is not None:
-                images[i, :columns] = np.array(scores[:columns]) * _SCALE
-                images[i, columns:] = 100 * scores.iou
-                two_class[i] = scores.two_class
-        return cls(images, two_class)
-
-    def scores(self) -> tuple[dict[str, float], np.ndarray]:
-        """Average over the images: all of SCORES, and the IoU at every threshold."""
-        means = [_mean(column[~np.isnan(column)]) for column in self.images.T]
-        return _named(np.array(means), self.two_class.sum(axis=0))
+def _means(by_image: Sequence[Scores | None]) -> tuple[dict[str, float], np.ndarray]:
+    """Average over the images: all of SCORES, and the IoU at every threshold."""
+    images, two_class = _columns(by_image)
+    return _named(np.array([mean(column[~np.isnan(column)]) for column in images.T]), two_class.sum(axis=0))
 
 
 def _named(means: np.ndarray, two_class: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
     """Name means (10 + 19,) and pooled counts (2, 4) as SCORES does; also the IoU at every threshold."""
     by_image, iou = means[: len(IMAGE_SCORES)].tolist(), means[len(IMAGE_SCORES) :]
-    pooled = [100 * pooled_two_class(counts) for counts in two_class]
+    pooled = [100 * formulas.pooled_two_class(counts) for counts in two_class]
     return dict(zip(SCORES, [*by_image, float(iou.max()), *pooled], strict=True)), iou
 
 
@@ -403,15 +364,15 @@ def localization_intervals(result: Localization, resamples: int, seed: int) -> B
 
     The best threshold is found again in every resample.
     """
-    table = _Table.of(result.by_image)
-    there = ~np.isnan(table.images)
-    values, defined = np.where(there, table.images, 0), there.astype(np.float64)
+    images, two_class = _columns(result.by_image)
+    there = ~np.isnan(images)
+    values, defined = np.where(there, images, 0), there.astype(np.float64)
     scores: dict[str, list[float]] = {name: [] for name in SCORES}
     for drawn in drawn_images(len(values), resamples, seed):
         times = np.bincount(drawn, minlength=len(values))
         count = times @ defined
         means = np.where(count > 0, times @ values / np.maximum(count, 1), math.nan)
-        named, _ = _named(means, np.tensordot(times, table.two_class, axes=1))
+        named, _ = _named(means, np.tensordot(times, two_class, axes=1))
         for name, score in named.items():
             scores[name].append(score)
     return Bootstrap(resamples, seed, percentile_intervals({k: np.array(v) for k, v in scores.items()}))
@@ -425,15 +386,10 @@ def localization_csv(result: Localization) -> str:
     best = int(np.argmax(result.iou))
     thresholds = [f"iou_{threshold:.2f}" for threshold in IOU_THRESHOLDS]
     rows = []
-    for name, row in zip(result.names, _Table.of(result.by_image).images.tolist(), strict=True):
+    for name, row in zip(result.names, _columns(result.by_image)[0].tolist(), strict=True):
         scores, iou = row[: len(IMAGE_SCORES)], row[len(IMAGE_SCORES) :]
         rows.append((name, *map(or_empty, (*scores, iou[best], *iou))))
     return csv_text(("name", *IMAGE_SCORES, "iou_best", *thresholds), rows)
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    """Mean that does not depend on the order of the values; nan if there are none."""
-    return math.fsum(values) / len(values) if len(values) else math.nan
 
 
 def localization_json(result: Localization) -> dict[str, object]:

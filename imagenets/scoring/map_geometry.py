@@ -58,9 +58,12 @@ def resized_size(height: int, width: int, shorter: int) -> tuple[int, int]:
     return int(shorter * height / width), shorter
 
 
-def crop_corner(height: int, width: int, crop: int) -> tuple[int, int]:
-    """Top and left of torchvision's ``CenterCrop(crop)``; halves are rounded to even."""
-    return round((height - crop) / 2), round((width - crop) / 2)
+def _resized_and_corner(
+    height: int, width: int, geometry: Geometry
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size of the resized image, and top and left of torchvision's ``CenterCrop``, halves rounded to even."""
+    size = resized_size(height, width, geometry.resize)
+    return size, (round((size[0] - geometry.crop) / 2), round((size[1] - geometry.crop) / 2))
 
 
 def resize_map(values: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -88,8 +91,7 @@ def map_in_place(attribution: np.ndarray, shape: tuple[int, int], geometry: Geom
     cropped = resize_map(attribution, geometry.crop, geometry.crop)
     if geometry.kind == "center-crop":
         return cropped
-    resized = resized_size(*shape, geometry.resize)
-    top, left = crop_corner(*resized, geometry.crop)
+    resized, (top, left) = _resized_and_corner(*shape, geometry)
     laid = np.zeros(resized)
     laid[top : top + geometry.crop, left : left + geometry.crop] = cropped
     return resize_map(laid, *shape)
@@ -99,19 +101,14 @@ def labels_in_place(labels: np.ndarray, geometry: Geometry | None) -> np.ndarray
     """Resize a mask's labels (H, W) to where maps are scored: the crop for ``center-crop``."""
     if geometry is None or geometry.kind != "center-crop":
         return labels
-    height, width = resized_size(labels.shape[0], labels.shape[1], geometry.resize)
-    top, left = crop_corner(height, width, geometry.crop)
-    cropped: np.ndarray = resize_mask(labels, height, width)[
-        top : top + geometry.crop, left : left + geometry.crop
-    ]
-    return cropped
+    size, (top, left) = _resized_and_corner(labels.shape[0], labels.shape[1], geometry)
+    return resize_mask(labels, *size)[top : top + geometry.crop, left : left + geometry.crop]
 
 
 def image_in_place(image: Image.Image, geometry: Geometry | None) -> Image.Image:
     """Resize an image to where maps are scored, for a page."""
     if geometry is None or geometry.kind != "center-crop":
         return image
-    height, width = resized_size(image.height, image.width, geometry.resize)
-    top, left = crop_corner(height, width, geometry.crop)
+    (height, width), (top, left) = _resized_and_corner(image.height, image.width, geometry)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return resized.crop((left, top, left + geometry.crop, top + geometry.crop))

@@ -101,17 +101,18 @@ class Matching:
             )
         return self.classes
 
-    def lookup(self) -> np.ndarray:
-        """Class of every label that a mask can hold, (65,536,) int64; 0 if the matching has none."""
-        lookup = np.zeros(MAX_LABEL + 1, np.int64)
-        size = min(lookup.size, self.classes.size)
-        lookup[:size] = np.maximum(self.classes[:size], BACKGROUND)
-        return lookup
-
 
 def class_lookup(matching: Matching | None) -> np.ndarray:
-    """Class of every label that a mask can hold, (65,536,) int64; without a matching, labels are classes."""
-    return np.arange(MAX_LABEL + 1) if matching is None else matching.lookup()
+    """Class of every label that a mask can hold, (65,536,) int64; 0 if the matching has none.
+
+    Without a matching, labels are classes.
+    """
+    if matching is None:
+        return np.arange(MAX_LABEL + 1)
+    lookup = np.zeros(MAX_LABEL + 1, np.int64)
+    size = min(lookup.size, matching.classes.size)
+    lookup[:size] = np.maximum(matching.classes[:size], BACKGROUND)
+    return lookup
 
 
 def read_matching(path: Path, classes: int) -> Matching:

@@ -7,6 +7,7 @@ Boundary IoU is in three files: how wide a boundary is, ``imagenets/masks.py``; 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,10 +70,7 @@ def evaluate(table: ContingencyTable, classes: int, matching: np.ndarray | None 
     means over images.
     """
     predicted = predicted_classes(table, matching)
-    areas = {}
-    for region, boundary, rows in pooled_selections(table):
-        areas[region] = count_areas(table, predicted, rows, classes)
-        areas[boundary] = count_boundary_areas(table, predicted, rows, classes)
+    areas = {name: _sum_areas(terms, classes) for name, terms in pooled_terms(table, predicted)}
     scores = {
         "Acc": mean(100 * image_accuracy(table, predicted)),
         "FMeasure": mean(100 * image_fmeasure(table, predicted)),
@@ -100,49 +98,47 @@ def predicted_classes(table: ContingencyTable, matching: np.ndarray | None) -> n
     return table.prediction.astype(np.int64) if matching is None else matching[table.prediction]
 
 
-def pooled_selections(table: ContingencyTable) -> list[tuple[str, str, np.ndarray]]:
-    """List the scores that pool pixels: names by region and by boundary, the rows that count, (R,) bool."""
+def pooled_terms(table: ContingencyTable, predicted: np.ndarray) -> Iterator[tuple[str, Terms]]:
+    """Yield the scores that pool pixels, by name, and what their T, P and TP add up."""
     everywhere = np.ones(table.image.size, bool)
-    buckets = zip(_BUCKETS, size_buckets(table), strict=True)
-    return [("mIoU", "mBIoU", everywhere), *((name, f"B{name}", rows) for name, rows in buckets)]
+    selections = [("mIoU", "mBIoU", everywhere)]
+    selections += [(name, f"B{name}", rows) for name, rows in zip(_BUCKETS, size_buckets(table), strict=True)]
+    for region, boundary, rows in selections:
+        yield region, _terms(table, predicted, rows, boundary=False)
+        yield boundary, _terms(table, predicted, rows, boundary=True)
 
 
 def pooled_score(name: str, areas: Areas) -> float:
-    """Return the score ``name`` of ``pooled_selections`` in percent, nan if it does not exist."""
+    """Return the score ``name`` of ``pooled_terms`` in percent, nan if it does not exist."""
     return mean(areas.iou()) if name in ("mIoU", "mBIoU") else areas.mean_iou_of_labelled()
 
 
-# What T, P or TP is the sum of: labels (R,) and pixels (R,), 0 if a row does not count.
-Term = tuple[np.ndarray, np.ndarray]
+# What T, P and TP are the sums of: labels (R,) and pixels (R,), 0 if a row does not count.
+Terms = tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
-def region_terms(table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray) -> tuple[Term, Term, Term]:
-    """List what T, P and TP add up over the rows (R,) bool; ``predicted`` (R,) are classes after matching."""
-    pixels = table.pixels * rows
-    on_both = pixels * (predicted == table.ground_truth)
-    return (predicted, pixels), (table.ground_truth, pixels), (predicted, on_both)
+def _terms(table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray, boundary: bool) -> Terms:
+    """List what T, P and TP add up over rows (R,) bool (docs/benchmark.md, IoU and Boundary IoU)."""
+    in_prediction = rows & table.on_prediction_boundary if boundary else rows
+    in_ground_truth = rows & table.on_gt_boundary if boundary else rows
+    both = in_prediction & in_ground_truth & (predicted == table.ground_truth)
+    return (
+        (predicted, table.pixels * in_prediction),
+        (table.ground_truth, table.pixels * in_ground_truth),
+        (predicted, table.pixels * both),
+    )
 
 
-def boundary_terms(
-    table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray
-) -> tuple[Term, Term, Term]:
-    """List what T, P, TP add up of boundary pixels over rows (R,) bool (docs/benchmark.md, Boundary IoU)."""
-    on_prediction = table.pixels * (rows & table.on_prediction_boundary)
-    on_ground_truth = table.pixels * (rows & table.on_gt_boundary)
-    on_both = on_prediction * (table.on_gt_boundary & (predicted == table.ground_truth))
-    return (predicted, on_prediction), (table.ground_truth, on_ground_truth), (predicted, on_both)
-
-
-def count_areas(table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray, classes: int) -> Areas:
-    """Add up T, P and TP over the rows (R,) bool; ``predicted`` (R,) are the classes after matching."""
-    return Areas(*(_sums(*term, classes + 1) for term in region_terms(table, predicted, rows)))
-
-
-def count_boundary_areas(
-    table: ContingencyTable, predicted: np.ndarray, rows: np.ndarray, classes: int
+def count_areas(
+    table: ContingencyTable, predicted: np.ndarray, classes: int, boundary: bool = False
 ) -> Areas:
-    """Add up T, P, TP of boundary pixels over rows (R,) bool (docs/benchmark.md, Boundary IoU)."""
-    return Areas(*(_sums(*term, classes + 1) for term in boundary_terms(table, predicted, rows)))
+    """Add up T, P and TP, or those of boundary pixels; ``predicted`` (R,) are the classes after matching."""
+    everywhere = np.ones(table.image.size, bool)
+    return _sum_areas(_terms(table, predicted, everywhere, boundary), classes)
+
+
+def _sum_areas(terms: Terms, classes: int) -> Areas:
+    return Areas(*(_sums(label, pixels, classes + 1) for label, pixels in terms))
 
 
 def size_buckets(table: ContingencyTable) -> list[np.ndarray]:

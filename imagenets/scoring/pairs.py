@@ -58,46 +58,36 @@ def find_pairs(gt_dir: Path, predict_dir: Path, names: Sequence[str] | None = No
     for folder in (gt_dir, predict_dir):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; files lie in <folder>/<wnid>/")
-    if names is not None:
-        return Pairs(tuple(sorted(names)), gt_dir, predict_dir)
-    return Pairs(_mask_names(gt_dir), gt_dir, predict_dir)
+    return Pairs(_mask_names(gt_dir) if names is None else tuple(sorted(names)), gt_dir, predict_dir)
 
 
 def check_predict_dir(pairs: Pairs) -> None:
     """Raise InputError if there is no prediction of any name: it must be the wrong folder."""
-    if any((pairs.predict_dir / name).exists() for name in pairs.names):
+    folder = pairs.predict_dir
+    if any((folder / name).exists() for name in pairs.names):
         return
-    _refuse_other_endings(pairs)
-    held = [entry.name for entry in visible(pairs.predict_dir)][:3]
-    if any((pairs.predict_dir / Path(name).parent).is_dir() for name in pairs.names):
-        raise InputError(
-            f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths, but the "
-            "same class folders: these are predictions of other images, of another split?"
-        )
-    raise InputError(
-        f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths; predictions lie "
-        f"in <predict-dir>/<wnid>/<name>.png, and there is {', '.join(sorted(held)) or 'nothing'}"
-    )
-
-
-def _refuse_other_endings(pairs: Pairs) -> None:
-    """Raise InputError if predictions of these names have another suffix."""
     stems = {name.removesuffix(".png") for name in pairs.names}
-    found = files_by_class(pairs.predict_dir)
-    others = [name for name in found if name.rpartition(".")[0].removesuffix("_pred") in stems]
-    if not others:
-        return
-    first = others[0].rpartition("/")[2]
-    if first.lower().endswith((".jpg", ".jpeg")):
-        cure = "JPEG changes labels, and cannot be converted back: save the predictions as PNGs"
-    elif first.lower().endswith(".png"):
-        cure = "rename them to <name>.png"
+    others = [
+        name for name in files_by_class(folder) if name.rpartition(".")[0].removesuffix("_pred") in stems
+    ]
+    if others:
+        first = others[0].rpartition("/")[2]
+        found = f"{quantity(len(others), 'file')} with another suffix, such as {first}; {_cure(first)}"
+    elif any((folder / Path(name).parent).is_dir() for name in pairs.names):
+        found = "the same class folders: these are predictions of other images, of another split?"
     else:
-        cure = "evaluation/convert_masks.py converts .npy and grayscale PNGs"
-    raise InputError(
-        f"{pairs.predict_dir}: no prediction of any of the {len(pairs.names)} ground truths, but "
-        f"{quantity(len(others), 'file')} with another suffix, such as {first}; {cure}"
-    )
+        held = sorted([entry.name for entry in visible(folder)][:3])
+        found = f"{', '.join(held) or 'nothing'}; predictions lie in <predict-dir>/<wnid>/<name>.png"
+    raise InputError(f"{folder}: no prediction of any of the {len(pairs.names)} ground truths, but {found}")
+
+
+def _cure(name: str) -> str:
+    """Say how predictions that are files like ``name`` become masks."""
+    if name.lower().endswith((".jpg", ".jpeg")):
+        return "JPEG changes labels, and cannot be converted back: save the predictions as PNGs"
+    if name.lower().endswith(".png"):
+        return "rename them to <name>.png"
+    return "evaluation/convert_masks.py converts .npy and grayscale PNGs"
 
 
 def _mask_names(gt_dir: Path) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from imagenets.classes import BACKGROUND, IGNORE
 from imagenets.common.errors import InputError
 from imagenets.scoring.contingency import ContingencyTable
-from imagenets.scoring.metrics import count_areas, count_boundary_areas, mean, predicted_classes
+from imagenets.scoring.metrics import count_areas, mean, predicted_classes
 
 _BYTE = 255  # the largest 8-bit label, which other tools use for ignored pixels
 _MANY = 20  # with as many images, it is not chance that none has a label
@@ -29,9 +29,10 @@ def doubts(table: ContingencyTable, classes: int, matching: np.ndarray | None) -
     absent = absent_classes(table, classes)
     if not absent:
         return found
-    predicted, everywhere = predicted_classes(table, matching), np.ones(table.pixels.size, bool)
-    region = count_areas(table, predicted, everywhere, classes).mean_iou_of_labelled()
-    boundary = count_boundary_areas(table, predicted, everywhere, classes).mean_iou_of_labelled()
+    predicted = predicted_classes(table, matching)
+    region, boundary = (
+        count_areas(table, predicted, classes, boundary).mean_iou_of_labelled() for boundary in (False, True)
+    )
     return [f"{absent}; over the labels that occur they are {region:.2f} and {boundary:.2f}", *found]
 
 
@@ -90,7 +91,6 @@ def painted_255(table: ContingencyTable, matching: np.ndarray | None) -> str | N
 
 def shifted_labels(table: ContingencyTable, classes: int) -> str | None:
     """Say that labels shifted by one would score far better: classes stored as 0..N - 1, or as 2..N + 1."""
-    own = _mean_iou(table, predicted_classes(table, None), classes)
     labels = predicted_classes(table, None)
     up = np.minimum(labels + 1, classes)
     shifts = {
@@ -98,19 +98,16 @@ def shifted_labels(table: ContingencyTable, classes: int) -> str | None:
         "each label + 1 but background": np.where(labels == BACKGROUND, BACKGROUND, up),
         "each label - 1": np.maximum(labels - 1, BACKGROUND),
     }
-    scores = {name: _mean_iou(table, shifted, classes) for name, shifted in shifts.items()}
-    name = max(scores, key=lambda name: scores[name])
-    if scores[name] < own + _WORTH_A_LINE or scores[name] < 2 * own:
+    own, *scores = (
+        mean(count_areas(table, shifted, classes).iou()) for shifted in (labels, *shifts.values())
+    )
+    best, name = max(zip(scores, shifts, strict=True), key=lambda pair: pair[0])
+    if best < own + _WORTH_A_LINE or best < 2 * own:
         return None
     return (
-        f"shifted by one ({name}) the mIoU would be {scores[name]:.2f}, not {own:.2f}: classes are "
+        f"shifted by one ({name}) the mIoU would be {best:.2f}, not {own:.2f}: classes are "
         f"1..{classes}, and 0 is background"
     )
-
-
-def _mean_iou(table: ContingencyTable, predicted: np.ndarray, classes: int) -> float:
-    everywhere = np.ones(predicted.size, bool)
-    return mean(count_areas(table, predicted, everywhere, classes).iou())
 
 
 def cause_of_labels(outside: np.ndarray, used: np.ndarray, classes: int) -> str | None:

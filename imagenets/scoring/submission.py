@@ -7,15 +7,17 @@ input makes the same archive, byte for byte.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -99,47 +101,23 @@ def extra_predictions(predict_dir: Path, names: Iterable[str]) -> list[str]:
     return sorted(set(found) - set(names))
 
 
-class Source(Protocol):
-    """Where predictions are read from."""
-
-    def where(self, name: str) -> str:
-        """Name a prediction in messages."""
-
-    def read(self, name: str) -> bytes:
-        """Read a prediction; InputError when it cannot be read."""
-
-
-@dataclass(frozen=True)
-class FolderSource:
-    """Predictions in ``<predict_dir>/<wnid>/<name>.png``."""
-
-    predict_dir: Path
-
-    def where(self, name: str) -> str:
-        """Name a prediction in messages."""
-        return str(self.predict_dir / name)
-
-    def read(self, name: str) -> bytes:
-        """Read a prediction; InputError when it cannot be read."""
-        try:
-            return (self.predict_dir / name).read_bytes()
-        except FileNotFoundError as error:
-            raise InputError("no such prediction") from error
-        except OSError as error:
-            raise InputError(str(error.strerror)) from error
+def read_prediction(predict_dir: Path, name: str) -> bytes:
+    """Read the prediction ``<predict_dir>/<name>``; InputError when it cannot be read."""
+    try:
+        return (predict_dir / name).read_bytes()
+    except FileNotFoundError as error:
+        raise InputError("no such prediction") from error
+    except OSError as error:
+        raise InputError(str(error.strerror)) from error
 
 
 class ArchiveSource:
-    """Predictions in an archive, which each process opens for itself."""
+    """The entries of an archive, which each process opens for itself."""
 
     def __init__(self, path: Path) -> None:
         """Take an archive that exists."""
         self.path = path
         self._archive: tuple[int, zipfile.ZipFile] | None = None
-
-    def where(self, name: str) -> str:
-        """Name an entry in messages."""
-        return f"{self.path}: {name}"
 
     def read(self, name: str) -> bytes:
         """Read an entry and check its checksum; InputError if it cannot be read."""
@@ -173,38 +151,41 @@ class ArchiveSource:
 class Checked(NamedTuple):
     """One checked prediction: its bytes (none if bad), what is wrong, and its image if unreadable."""
 
+    name: str
     content: bytes
     problem: str | None
     unreadable_image: str | None
 
 
+@dataclass(frozen=True)
 class PredictionChunks:
-    """A map-style data set of chunks of predictions, decoded and checked."""
+    """A map-style data set of chunks of predictions, decoded and checked.
 
-    def __init__(
-        self, source: Source, names: Sequence[str], image_dir: Path | None, limit: LabelLimit
-    ) -> None:
-        """Cut ``names`` into chunks; their images, whose sizes count, lie in ``image_dir`` if given."""
-        self.source = source
-        self.chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
-        self.image_dir = image_dir
-        self.limit = limit
+    ``read`` returns the bytes of a prediction or raises InputError; ``where`` precedes names in messages.
+    If ``image_dir`` is given, the sizes of the images there count.
+    """
+
+    names: Sequence[str]
+    read: Callable[[str], bytes]
+    where: str
+    image_dir: Path | None
+    limit: LabelLimit
 
     def __len__(self) -> int:
         """Return the number of chunks."""
-        return len(self.chunks)
+        return math.ceil(len(self.names) / CHUNK)
 
     def __getitem__(self, index: int) -> list[Checked]:
         """Check one chunk."""
-        return [self._check(name) for name in self.chunks[index]]
+        return [self._check(name) for name in self.names[CHUNK * index : CHUNK * (index + 1)]]
 
     def _check(self, name: str) -> Checked:
         from imagenets.scoring.run_length import label_runs
 
+        problem, unreadable = None, None
         try:
-            content = self.source.read(name)
+            content = self.read(name)
             height, width = png_size(content)
-            problem, unreadable = None, None
             if self.image_dir is not None:
                 image = self.image_dir / f"{name.removesuffix('.png')}.JPEG"
                 problem, unreadable = _compare_size(image, height, width)
@@ -214,8 +195,8 @@ class PredictionChunks:
         except InputError as error:
             problem, unreadable = str(error), None
         if problem is not None:
-            return Checked(b"", f"{self.source.where(name)}: {problem}", unreadable)
-        return Checked(content, None, unreadable)
+            return Checked(name, b"", f"{self.where}{name}: {problem}", unreadable)
+        return Checked(name, content, None, unreadable)
 
 
 def _compare_size(image_path: Path, height: int, width: int) -> tuple[str | None, str | None]:
@@ -240,13 +221,6 @@ def _compare_size(image_path: Path, height: int, width: int) -> tuple[str | None
     ), None
 
 
-class Packed(NamedTuple):
-    """Result of packing or checking: predictions, and test images that could not be opened."""
-
-    predictions: int
-    unreadable_images: list[str]
-
-
 def write_submission(
     output: Path,
     expected: ExpectedPredictions,
@@ -255,12 +229,15 @@ def write_submission(
     limit: LabelLimit,
     workers: int,
     show: Show = no_bar,
-) -> Packed:
+) -> list[str]:
     """Check every expected prediction and pack them, after ``files`` (name to content), into ``output``.
+
+    Returns the test images that could not be opened.
 
     Raises InputError that lists the predictions that are missing or bad; then nothing is written.
     """
-    dataset = PredictionChunks(FolderSource(predict_dir), expected.names, expected.image_dir, limit)
+    read = partial(read_prediction, predict_dir)
+    dataset = PredictionChunks(expected.names, read, f"{predict_dir}/", expected.image_dir, limit)
     problems: list[str] = []
     unreadable: list[str] = []
     with (
@@ -270,14 +247,14 @@ def write_submission(
     ):
         for name, content in files.items():
             _add(archive, name, content)
-        for names, chunk in zip(dataset.chunks, load_chunks(dataset, workers), strict=True):
+        for chunk in load_chunks(dataset, workers):
             advance(len(chunk))
             _collect(chunk, problems, unreadable)
             if not problems:
-                for name, checked in zip(names, chunk, strict=True):
-                    _add(archive, name, checked.content)
+                for checked in chunk:
+                    _add(archive, checked.name, checked.content)
         refuse(problems)
-    return Packed(len(expected.names), unreadable)
+    return unreadable
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -366,19 +343,15 @@ def check_submission(
         hint = "a number of clusters needs a matching"
     else:
         hint = f"cluster ids need a matching: pack it as {MATCHING}"
-    image_dir = None
+    image_dir = None if expected is None else expected.image_dir
     if expected is not None:
-        image_dir = expected.image_dir
         predictions = sorted(set(predictions) & set(expected.names))
-    dataset = PredictionChunks(source, predictions, image_dir, LabelLimit(largest, hint))
+    dataset = PredictionChunks(predictions, source.read, "", image_dir, LabelLimit(largest, hint))
     unreadable: list[str] = []
-    prefix = f"{path}: "
     with show("predictions", len(predictions), unit="mask") as advance:
         for chunk in load_chunks(dataset, workers):
             advance(len(chunk))
-            found: list[str] = []
-            _collect(chunk, found, unreadable)
-            problems += [problem.removeprefix(prefix) for problem in found]
+            _collect(chunk, problems, unreadable)
     if problems:
         raise InputError(f"{path}: {quantity(len(problems), 'problem')}:\n{listed(problems)}", problems)
     return ArchiveReport(len(predictions), matching, unreadable, method["Training scheme"])

@@ -46,7 +46,6 @@ def sweep(image: np.ndarray, rows: np.ndarray, images: int, classes: int, cluste
     """
     truth, cluster, step, pixels = rows.T
     nowhere = np.zeros(len(rows), bool)
-    every = np.ones(len(rows), bool)
     miou, matched = [], []
     for index in range(len(THRESHOLDS)):
         prediction = np.where(step > index, cluster, 0).astype(np.uint16)
@@ -61,7 +60,7 @@ def sweep(image: np.ndarray, rows: np.ndarray, images: int, classes: int, cluste
             pixels=pixels,
         )
         matching = find_matching(table, "image", classes, clusters)
-        areas = count_areas(table, matching.classes[prediction], every, classes)
+        areas = count_areas(table, matching.classes[prediction], classes)
         miou.append(mean(areas.iou()))
         matched.append(int(shared_with_class(table, matching, classes).images.sum()))
     return Sweep(THRESHOLDS, miou, matched)
