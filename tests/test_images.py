@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from masksets import write_mask
 from PIL import Image
 
 from imagenets.classes import MODES
@@ -23,7 +24,6 @@ from imagenets.learning.images import (
     shuffled,
     target_paths,
 )
-from imagenets.masks import labels_to_rgb
 
 READING = Reading((0.0,) * 3, (1.0,) * 3, side=32)
 
@@ -94,11 +94,6 @@ def test_a_picture_may_be_32_times_as_long_as_it_is_high(tmp_path):
         read_picture(images, "b.png", READING)
 
 
-def write_labels(path, labels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(labels_to_rgb(labels)).save(path)
-
-
 def test_a_mask_says_how_its_image_is_turned(tmp_path):
     """Orientation 6 is upright after a quarter turn: the mask fits either the one or the other reading."""
     exif = Image.Exif()
@@ -109,7 +104,7 @@ def test_a_mask_says_how_its_image_is_turned(tmp_path):
     images = Images(tmp_path / "in", ["a.png"], tmp_path / "masks", 5)
     for shape, expected in (((90, 60), upright), ((60, 90), as_stored)):
         labels = np.full(shape, 3, np.uint16)
-        write_labels(tmp_path / "masks/a.png", labels)
+        write_mask(tmp_path / "masks/a.png", labels)
         for with_mask in (False, True):
             picture = read_picture(images, "a.png", READING, with_mask)
             assert picture.size == shape and (picture.pixels == expected).all()
@@ -123,7 +118,7 @@ def test_a_mask_says_how_its_image_is_turned(tmp_path):
 def test_bad_masks_are_named(tmp_path):
     write(tmp_path / "in/a.png")
     images = Images(tmp_path / "in", ["a.png"], tmp_path / "masks", 5)
-    write_labels(tmp_path / "masks/a.png", np.full((60, 90), 6, np.uint16))
+    write_mask(tmp_path / "masks/a.png", np.full((60, 90), 6, np.uint16))
     with pytest.raises(InputError, match=r"masks/a\.png"):
         read_picture(images, "a.png", READING, with_mask=True)
     (tmp_path / "masks/a.png").write_bytes(b"no PNG at all, but as long as a header of one")
@@ -135,11 +130,8 @@ def blake(*parts, start=b""):
     return hashlib.blake2b(start + b"".join(part + b"\0" for part in parts), digest_size=16).hexdigest()
 
 
-def test_digests_tell_parts_apart():
+def test_digests_tell_parts_apart_and_classes_have_no_say_in_the_order():
     assert digest(["ab", b"c"], "d") == blake(b"ab", b"c", start=b"d") != digest(["a", "bc"], "d")
-
-
-def test_classes_have_no_say_in_the_order():
     names = [f"{folder}/{number}.JPEG" for folder in "ab" for number in range(9)]
     expected = sorted(names, key=lambda name: (blake(start=name[2:].encode()), name))
     assert shuffled(reversed(names)) == expected
@@ -148,14 +140,13 @@ def test_classes_have_no_say_in_the_order():
 
 def test_a_fingerprint_follows_names_sizes_times_and_identity(tmp_path):
     for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x").write_bytes(b"12")
-        times = (10**9, 10**9)
-        os.utime(tmp_path / folder / "x", ns=times)
-    first = fingerprint(tmp_path, ["a/x"], "one")
-    assert first == blake(b"x", b"2 1000000000", start=b"one")
-    assert first == fingerprint(tmp_path, ["b/x"], "one"), "class folders aside"
-    assert first != fingerprint(tmp_path, ["a/x"], "two")
+        write_mask(tmp_path / folder / "é.png", np.zeros((2, 3)))
+        os.utime(tmp_path / folder / "é.png", ns=(10**9, 10**9))
+    size = (tmp_path / "a/é.png").stat().st_size
+    expected = blake("é.png".encode(), f"{size} 1000000000".encode(), start=b"one")
+    assert fingerprint(tmp_path, ["a/é.png"], "one") == expected
+    assert fingerprint(tmp_path, ["b/é.png"], "one") == expected, "class folders aside"
+    assert fingerprint(tmp_path, ["a/é.png"], "two") != expected
 
 
 def test_pictures_below_a_folder_at_any_depth(tmp_path):
@@ -191,10 +182,10 @@ def test_masks_that_are_missing_are_named(tmp_path):
     masks = root / "train-semi-segmentation"
     with pytest.raises(InputError, match="train-semi-segmentation: no masks"):
         annotated_images(tmp_path, MODES["50"])
-    write_labels(masks / "n01443537/0.png", np.zeros((60, 90), np.uint16))
+    write_mask(masks / "n01443537/0.png", np.zeros((60, 90), np.uint16))
     with pytest.raises(InputError, match=r"1 masks of train-semi are missing.*\n.*n01443537/1\.png"):
         annotated_images(tmp_path, MODES["50"])
-    write_labels(masks / "n01443537/1.png", np.zeros((60, 90), np.uint16))
+    write_mask(masks / "n01443537/1.png", np.zeros((60, 90), np.uint16))
     found = annotated_images(tmp_path, MODES["50"])
     assert found.names == ["n01443537/0.JPEG", "n01443537/1.JPEG"]
     assert (found.masks, found.max_label) == (masks, 50)

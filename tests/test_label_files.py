@@ -34,44 +34,30 @@ def test_labels_are_not_taken_for_those_of_the_other_way_round():
     assert (enlarged(LABELS, 5, 3) == expected.numpy()).all()
 
 
-class Pool:
-    """Counts the tasks that nobody has waited for; one whose files are an error raises it, as a worker's."""
+def test_files_are_written_a_few_calls_behind_and_what_the_last_raise_is_raised(monkeypatch):
+    pending, most = [], []
 
-    def __init__(self):
-        self.pending = self.most = 0
+    def submit(function, files):
+        pending.append(files)
+        most.append(len(pending))
+        return SimpleNamespace(result=wait)
 
-    def submit(self, function, files):
-        self.pending += 1
-        self.most = max(self.most, self.pending)
-        return SimpleNamespace(result=lambda: self.wait(files))
-
-    def wait(self, files):
-        self.pending -= 1
+    def wait():
+        files = pending.pop(0)
         if isinstance(files, Exception):
             raise files
 
-
-@pytest.fixture
-def pool(monkeypatch):
     @contextmanager
     def started(workers, begin, start):
         assert (workers, begin, start) == (2, None, "forkserver")
-        yield made
+        yield SimpleNamespace(submit=submit)
 
-    made = Pool()
     monkeypatch.setattr(label_files, "process_pool", started)
-    return made
-
-
-def test_files_are_written_a_few_calls_behind_and_all_at_the_end(pool):
     with writing(2, 3, None, "forkserver") as write:
         for _ in range(10):
             write([])
-        assert pool.pending == 3 and pool.most == 4
-    assert pool.pending == 0
-
-
-def test_what_the_last_files_raise_is_raised(pool):
+        assert len(pending) == 3 and max(most) == 4
+    assert not pending
     with pytest.raises(OSError, match="disk full"), writing(2, 3, None, "forkserver") as write:
         write(OSError("disk full"))
 

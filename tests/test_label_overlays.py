@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ LABELS = np.repeat([0, 3, 1, 1, 1, 1000], 4)[None].repeat(16, 0)  # 3 is rarer t
 
 def files_in(folder, count):
     """Images, their label maps below ``out``, and where the overlays belong."""
-    names = [f"n1/{number}.JPEG" for number in range(count)]
-    targets = [folder / "out" / f"n1/{number}.png" for number in range(count)]
+    names = [f"n1/{number}.b.JPEG" for number in range(count)]
+    targets = [folder / "out" / f"n1/{number}.b.png" for number in range(count)]
     for name, target in zip(names, targets, strict=True):
         write_image(folder / "in" / name, *LABELS.shape)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -31,14 +32,9 @@ def files_in(folder, count):
     return Images(folder / "in", names), targets, overlay_paths(targets, folder / "out")
 
 
-def test_overlays_lie_in_a_folder_of_their_own(tmp_path):
-    targets = [tmp_path / "validation/n1/a.b.png", tmp_path / "c.png"]
-    wanted = [tmp_path / "overlays/validation/n1/a.b.jpg", tmp_path / "overlays/c.jpg"]
-    assert overlay_paths(targets, tmp_path) == wanted
-
-
 def test_only_missing_overlays_are_drawn_and_counted(tmp_path):
     images, targets, overlays = files_in(tmp_path, 3)
+    assert overlays == [tmp_path / f"out/overlays/n1/{number}.b.jpg" for number in range(3)]
     overlays[1].parent.mkdir(parents=True)
     overlays[1].write_bytes(b"kept")
     advanced = []
@@ -65,16 +61,11 @@ def test_only_missing_overlays_are_drawn_and_counted(tmp_path):
     ],
 )
 def test_labels_have_their_names_or_numbers_the_largest_first(tmp_path, monkeypatch, names, legend):
-    legends = []
-
-    def with_legend(picture, groups, size):
-        legends.append([name for group in groups for name, _ in group.entries])
-        return picture
-
-    monkeypatch.setattr(label_overlays, "with_legend", with_legend)
+    groups = []
+    monkeypatch.setattr(label_overlays, "with_legend", lambda drawn, of, size: groups.extend(of) or drawn)
     images, targets, overlays = files_in(tmp_path, 1)
     write_label_overlays(images, targets, overlays, names, "cluster", 0)
-    assert legends == [legend]
+    assert [name for group in groups for name, _ in group.entries] == legend
 
 
 def test_bad_files_are_told_at_the_end_and_the_others_drawn(tmp_path):
@@ -94,9 +85,5 @@ def test_names_are_those_of_classes_that_are_known_here(monkeypatch):
     monkeypatch.setattr(label_overlays, "mode_table", lambda mode: known)
     assert class_names(MODES["50"]) == ["background", "cat"]
     assert class_names(None) is None
-
-    def not_on_this_machine(mode):
-        raise InputError("the list is not on this machine")
-
-    monkeypatch.setattr(label_overlays, "mode_table", not_on_this_machine)
+    monkeypatch.setattr(label_overlays, "mode_table", Mock(side_effect=InputError("the list is not here")))
     assert class_names(MODES["50"]) is None

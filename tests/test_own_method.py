@@ -53,26 +53,21 @@ def by_hand(path):
 def test_the_predictions_are_those_of_a_plain_loop_and_are_resumed(save, tmp_path, monkeypatch, capsys):
     network = template.make_network().insert(1, torch.nn.Dropout())  # is off
     monkeypatch.setattr(template, "make_network", lambda: network)
-    output = tmp_path / "out"
+    output, prepared, seen = tmp_path / "out", save / "ImageNetS50", set()
     run(monkeypatch, save, output)
-    said = capsys.readouterr().out
-    assert (
-        said == f"{output}/validation: 4 predictions, 4 made now\n{output}/test: 3 predictions, 3 made now\n"
-    )
-    images = sorted((save / "ImageNetS50").glob("validation/*/*")) + sorted(
-        (save / "ImageNetS50").glob("test/*/*")
-    )
+    lines = [f"{output}/validation: 4 predictions, 4 made now", f"{output}/test: 3 predictions, 3 made now"]
+    assert capsys.readouterr().out.splitlines() == lines
+    images = [*prepared.glob("validation/*/*"), *prepared.glob("test/*/*")]
     assert len(images) == 7
-    seen = set()
     for image in images:
-        path = output / image.relative_to(save / "ImageNetS50").with_suffix(".png")
-        expected = by_hand(image)
-        agree = (decode_mask(path) == expected).mean()  # rounding decides where two labels are equally good
-        assert agree > 0.99
+        found, expected = (
+            decode_mask(output / image.relative_to(prepared).with_suffix(".png")),
+            by_hand(image),
+        )
+        assert (found == expected).mean() > 0.99  # rounding decides where two labels are equally good
         seen |= set(np.unique(expected))
     assert len(seen) > 5
-    first = output / "validation" / WNIDS[0] / "ILSVRC2012_val_00004677.png"
-    first.unlink()
+    (output / "validation" / WNIDS[0] / "ILSVRC2012_val_00004677.png").unlink()
     run(monkeypatch, save, output)
     assert "validation: 4 predictions, 1 made now" in capsys.readouterr().out
 
@@ -80,10 +75,8 @@ def test_the_predictions_are_those_of_a_plain_loop_and_are_resumed(save, tmp_pat
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (
-            lambda n: torch.zeros(n, 4, 4),
-            r"must be integers .* not float32 of shape",
-        ),
+        (lambda n: torch.zeros(n, 4, 4), r"must be integers .* not float32 of shape"),
+        (lambda n: torch.zeros(n, 4, 4, dtype=torch.cfloat), r"not complex64 of shape"),
         (lambda n: torch.zeros(n, 3, 4, 4, dtype=torch.long), r"not int64 of shape \(3, 4, 4\)"),
         (lambda n: torch.zeros(n - 1, 4, 4, dtype=torch.long), r"label maps for the \d+ pictures of a batch"),
         (lambda n: torch.full((n, 4, 4), -1), r"labels 0..65535, not -1"),

@@ -14,93 +14,88 @@ from imagenets.learning.processes import Processes, described, started
 
 CPU = torch.device("cpu")
 GROUP = object()
+ONE, FIRST, SECOND = Processes(0, 1, CPU), Processes(0, 2, CPU, GROUP), Processes(1, 2, CPU, GROUP)
 
 
-def of_two(rank):
-    return Processes(rank, 2, CPU, GROUP)
-
-
-def others_hold(monkeypatch, value):
-    """Let the other process of two, the second, hold ``value``."""
+@pytest.fixture
+def other(monkeypatch):
+    """What the other of two processes holds, in a list of one."""
+    held = [""]
 
     def all_gather_object(values, own, group):
         assert group is GROUP
-        values[:] = [own, value]
+        values[:] = [own, held[0]]
 
-    monkeypatch.setattr(processes.dist, "all_gather_object", all_gather_object)
+    def all_reduce(values, operation=None, group=None):
+        """Sums of tensors go over the default group, flags over the one that waits."""
+        is_sum = operation is None
+        assert is_sum or (operation, group) == (processes.dist.ReduceOp.MAX, GROUP)
+        values.copy_(values + held[0] if is_sum else torch.maximum(values, held[0]))
+
+    for function in (all_gather_object, all_reduce):
+        monkeypatch.setattr(processes.dist, function.__name__, function)
+    return held
 
 
-def test_a_sum_leaves_what_was_given(monkeypatch):
-    monkeypatch.setattr(processes.dist, "all_reduce", lambda values: values.mul_(2))
+def test_a_sum_leaves_what_was_given(other):
     own = torch.tensor([1.0, 2.0])
-    assert of_two(0).sum(own).tolist() == [2, 4] and own.tolist() == [1, 2]
-    assert Processes(0, 1, CPU).sum(own) is own
+    other[0] = torch.tensor([1.0, 3.0])
+    assert FIRST.sum(own).tolist() == [2, 5] and own.tolist() == [1, 2]
+    assert ONE.sum(own) is own
 
 
-def test_a_flag_of_any_process_is_set_in_all(monkeypatch):
-    def all_reduce(held, operation, group):
-        other = torch.tensor([0, 1, 0], dtype=torch.uint8)
-        assert operation == processes.dist.ReduceOp.MAX and group is GROUP
-        held.copy_(torch.maximum(held, other))
-
-    monkeypatch.setattr(processes.dist, "all_reduce", all_reduce)
-    assert of_two(0).any(True, False, False) == [True, True, False]
-    assert Processes(0, 1, CPU).any(True, False) == [True, False]
+def test_a_flag_of_any_process_is_set_in_all(other):
+    other[0] = torch.tensor([0, 1, 0], dtype=torch.uint8)
+    assert FIRST.any(True, False, False) == [True, True, False]
+    assert ONE.any(True, False) == [True, False]
 
 
-def test_problems_of_all_processes_are_told_in_all_each_once(monkeypatch):
-    def bad():
-        raise InputError("a mask is missing")
+def failing(error):
+    def check():
+        raise error
 
-    for other, told in (
-        ("", "a mask is missing"),
-        ("a mask is missing", "a mask is missing"),
-        ("an image is missing", "a mask is missing\nan image is missing"),
-    ):
-        others_hold(monkeypatch, other)
-        with pytest.raises(InputError) as raised:
-            of_two(0).together(bad)
-        assert str(raised.value) == told
-    with pytest.raises(InputError, match=r"^an image is missing$"):
-        of_two(0).together(lambda: 5)
-    others_hold(monkeypatch, "")
-    assert of_two(0).together(lambda: 5) == 5
+    return check
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "others", "told"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.pth"), "a.pth: No space left on device"),
-        (OSError("no file at all"), "no file at all"),
+        (InputError("a mask is missing"), "", "a mask is missing"),
+        (InputError("a mask is missing"), "a mask is missing", "a mask is missing"),
+        (InputError("a mask is missing"), "an image is missing", "a mask is missing\nan image is missing"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a"), "", "a: No space left on device"),
+        (OSError("no file at all"), "", "no file at all"),
     ],
 )
-def test_errors_of_files_are_told_as_bad_input(error, told):
-    def fails():
-        raise error
+def test_problems_of_all_processes_are_told_in_all_each_once(other, error, others, told):
+    other[0] = others
+    with pytest.raises(InputError) as raised:
+        FIRST.together(failing(error))
+    assert str(raised.value) == told
+    if others:
+        with pytest.raises(InputError, match=f"^{others}$"):
+            FIRST.together(lambda: 5)
+    other[0] = ""
+    assert FIRST.together(lambda: 5) == ONE.together(lambda: 5) == 5
 
-    with pytest.raises(InputError, match=f"^{told}$"):
-        Processes(0, 1, CPU).together(fails)
 
-
-def test_only_the_first_process_makes_what_all_get(monkeypatch):
-    sent = []
-
-    def broadcast(held, src, group):
+def test_only_the_first_process_makes_what_all_get(other, monkeypatch):
+    def broadcast(values, src, group):
         assert (src, group) == (0, GROUP)
-        sent.append(held[0])
-        held[0] = "made"
+        sent.append(values[0])
+        values[0] = "made"
 
-    others_hold(monkeypatch, "")
+    sent = []
     monkeypatch.setattr(processes.dist, "broadcast_object_list", broadcast)
-    assert of_two(0).from_first(lambda: "made") == "made"
-    assert of_two(1).from_first(lambda: pytest.fail("made twice")) == "made"
+    assert FIRST.from_first(lambda: "made") == "made"
+    assert SECOND.from_first(lambda: pytest.fail("made twice")) == "made"
     assert sent == ["made", None]
-    assert Processes(0, 1, CPU).from_first(lambda: "own") == "own"
+    assert ONE.from_first(lambda: "own") == "own"
 
 
 def test_gradients_are_the_mean_in_the_order_of_ranks(monkeypatch):
     """Of three processes, the large gradients of two of which cancel only when they are added first."""
-    gradients = [torch.tensor([value, 3.0]) for value in (2.0**30, -(2.0**30), 3.0)]
+    gradients = torch.tensor([[2.0**30, 3], [-(2.0**30), 3], [3, 3]])
 
     class Gathering:
         def get_future(self):
@@ -118,33 +113,27 @@ def test_gradients_are_the_mean_in_the_order_of_ranks(monkeypatch):
     assert found.tolist() == [1, 3]
 
 
-def test_a_process_without_torchrun_is_the_only_one(monkeypatch):
+def test_a_process_joins_at_its_place_and_can_be_asked_to_stop(monkeypatch):
+    kept, joined = [], []
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    kept = []
     monkeypatch.setattr(processes, "_keep_memory", lambda: kept.append("memory"))
     with started("cpu", lambda: True) as alone:
         assert (alone.rank, alone.number, alone.first, alone.device) == (0, 1, True, CPU)
         assert alone.stop_asked() and kept == ["memory"]
-    assert not of_two(1).first and not Processes(0, 1, CPU).stop_asked()
-
-
-def test_a_process_joins_at_its_place_and_can_be_asked_to_stop(monkeypatch):
-    def init(backend, timeout):
-        assert backend == "gloo" and timeout.days == 365
-
-    monkeypatch.setattr(processes.dist, "init_process_group", init)
+    assert not SECOND.first and not ONE.stop_asked()
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda *how, **more: joined.append((how, more)))
     found = processes._joined(processes.Place(3, 4, 1, 2), CPU, lambda: True)
     assert (found.rank, found.number, found.device, found.waiting) == (3, 4, CPU, None)
     assert found.stop_asked()
+    assert joined == [(("gloo",), {"timeout": processes._NO_TIMEOUT})] and processes._NO_TIMEOUT.days == 365
 
 
 def test_each_process_has_a_gpu_of_its_own_or_is_refused(monkeypatch):
-    cuda = processes.torch.cuda
+    cuda, chosen = processes.torch.cuda, []
     monkeypatch.setattr(cuda, "is_available", lambda: False)
     assert processes._device("auto", 0) == processes._device("cpu", 3) == CPU
     with pytest.raises(InputError, match="finds no CUDA device"):
         processes._device("cuda", 0)
-    chosen = []
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "device_count", lambda: 2)
     monkeypatch.setattr(cuda, "set_device", chosen.append)
@@ -158,7 +147,7 @@ def test_each_process_has_a_gpu_of_its_own_or_is_refused(monkeypatch):
 
 def test_workers_are_not_forked_off_cuda_and_the_line_says_what_norms_see():
     cuda = Processes(0, 2, torch.device("cuda", 0))
-    assert (of_two(0).start, cuda.start) == ("fork", "forkserver")
-    assert described(Processes(0, 1, CPU)) == "1 process on cpu"
-    assert described(of_two(0)) == "2 processes on cpu, batch norms over each process's own images"
+    assert (FIRST.start, cuda.start) == ("fork", "forkserver")
+    assert described(ONE) == "1 process on cpu"
+    assert described(FIRST) == "2 processes on cpu, batch norms over each process's own images"
     assert described(cuda) == "2 processes on cuda, batch norms over all images"

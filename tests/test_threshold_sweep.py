@@ -21,11 +21,6 @@ READING = Reading((0.5,) * 3, (0.5,) * 3)
 SWEEP = Sweep([0.1, 0.2, 0.3, 0.4], [5.0, 7.5, 7.5, 2.0], [4, 3, 2, 1])
 
 
-def test_the_best_is_the_first_of_equals():
-    assert SWEEP.best == 0.2
-    assert Sweep([0.1, 0.2], np.array([1.0, 3.0])).best == 0.2
-
-
 def test_it_is_found_once_and_what_it_was_counted_from_goes(tmp_path, monkeypatch):
     """Masks go with the images; what is not kept is neither listed nor counted a second time."""
     images, calls = Images(tmp_path, ["a.JPEG"]), []
@@ -43,6 +38,7 @@ def test_it_is_found_once_and_what_it_was_counted_from_goes(tmp_path, monkeypatc
     monkeypatch.setattr(threshold_sweep, "store_arrays", store)
     more = ("known", lambda: images, "step", score, "the attention", READING, RUNNING)
     assert best_threshold(tmp_path, *more) == 0.2
+    assert Sweep([0.1, 0.2], np.array([1.0, 3.0])).best == 0.2
     assert calls == [(images, tmp_path / PARTS, "known", "step", READING, RUNNING, True)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([SCORES, CHART])
     assert json.loads((tmp_path / SCORES).read_text()) == {

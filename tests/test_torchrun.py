@@ -20,41 +20,24 @@ from imagenets.learning import processes
 JOB = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 
 
-@pytest.fixture
-def folder(tmp_path):
+def test_the_first_process_scores_and_the_others_leave(tmp_path):
     write_pairs(tmp_path, random_images(np.random.default_rng(3), 21, 50, 50))
-    return tmp_path
+    options = "--gt-dir gt --predict-dir pred --mode 50 --session-name a --workers 0 --results-dir"
 
+    def match(results, **variables):
+        """Run match.py as torchrun runs a rank, or alone; status, output and the files that it made."""
+        command = [sys.executable, CHECKOUT / "evaluation/match.py", *options.split(), results]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=120
+        )
+        made = (tmp_path / results).rglob("*.*")
+        files = {path.relative_to(tmp_path / results): path.read_bytes() for path in made}
+        return done.returncode, done.stdout.replace(results, "results"), done.stderr, files
 
-def match(folder, results, rank=None):
-    """Run match.py as torchrun runs a rank, or alone; give status, output and the files that it made."""
-    variables = {} if rank is None else JOB | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    options = [
-        "--gt-dir",
-        "gt",
-        "--predict-dir",
-        "pred",
-        "--mode",
-        "50",
-        "--session-name",
-        "a",
-        "--workers",
-        "0",
-        "--results-dir",
-    ]
-    done = subprocess.run(
-        [sys.executable, CHECKOUT / "evaluation/match.py", *options, results],
-        cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    files = {str(p.relative_to(folder / results)): p.read_bytes() for p in (folder / results).rglob("*.*")}
-    return done.returncode, done.stdout.replace(results, "results"), done.stderr, files
-
-
-def test_the_first_process_scores_and_the_others_leave(folder):
-    alone = match(folder, "alone")
+    alone = match("alone")
     assert alone[0] == 0 and len(alone[3]) == 3, "the matching, what it was made of, and the cached table"
-    assert match(folder, "first", rank=0) == alone
-    assert match(folder, "second", rank=1) == (0, "", "", {})
+    assert match("first", **JOB, RANK="0", LOCAL_RANK="0") == alone
+    assert match("second", **JOB, RANK="1", LOCAL_RANK="1") == (0, "", "", {})
 
 
 def test_a_place_is_torchruns_alone(monkeypatch):
@@ -66,33 +49,23 @@ def test_a_place_is_torchruns_alone(monkeypatch):
     assert not inside_other_job()
 
 
-CALLED = """
-import subprocess, sys
-code = "from imagenets.common.torchrun import inside_other_job; print(inside_other_job())"
-sys.exit(subprocess.run([*sys.argv[1:], sys.executable, "-c", code]).returncode)
-"""
+ASKS = "from imagenets.common.torchrun import inside_other_job; print(inside_other_job())"
+CALLS = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
+WRAPPER = ["sh", "-c", '"$@"; true', "sh"]  # as for binding a rank to cores
 
 
 @pytest.mark.parametrize(
     ("by", "inside"),
     [
-        ([sys.executable, "-c", CALLED], True),
-        ([sys.executable, "-c", CALLED, "sh", "-c", '"$@"; true', "sh"], True),
-        (["sh", "-c", '"$@"; true', "sh"], False),  # a rank's wrapper, as for binding it to cores
+        ([sys.executable, "-c", CALLS], True),
+        ([sys.executable, "-c", CALLS, *WRAPPER], True),
+        (WRAPPER, False),
     ],
 )
 def test_what_a_rank_calls_is_no_rank(by, inside):
-    code = "from imagenets.common.torchrun import inside_other_job; print(inside_other_job())"
-    command = by if by[0] == sys.executable else [*by, sys.executable, "-c", code]
-    done = subprocess.run(
-        command,
-        cwd=CHECKOUT,
-        env=os.environ | JOB | {"RANK": "0"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout.strip() == str(inside), done.stderr
+    command = [*by, sys.executable, "-c", ASKS]
+    said = subprocess.check_output(command, cwd=CHECKOUT, env=os.environ | JOB | {"RANK": "0"}, timeout=60)
+    assert said.decode().strip() == str(inside)
 
 
 def test_a_script_of_all_ranks_refuses_to_join_the_job_of_its_caller(monkeypatch):
@@ -121,12 +94,9 @@ def test_a_launcher_that_is_stopped_or_killed_leaves_no_rank_and_says_one_line(t
     script, ranks = tmp_path / "waits.py", tmp_path / "ranks"
     script.write_text(WAITS)
     ranks.mkdir()
+    torchrun = [sys.executable, CHECKOUT / "command_line/torchrun.py", "--standalone", "--nproc-per-node=2"]
     launcher = subprocess.Popen(
-        [
-            sys.executable, CHECKOUT / "command_line/torchrun.py", "--standalone", "--nproc-per-node", "2",
-            script, ranks,
-        ],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        [*torchrun, script, ranks], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     pids = []

@@ -15,8 +15,8 @@ import pytest
 import torch
 from helpers.processes import children, wait_until_gone
 from masksets import CHECKOUT, write_mask, write_pairs
-from PIL import Image
 
+from evaluation import visualize
 from imagenets.common import workers
 from imagenets.common.errors import InputError
 from imagenets.common.workers import (
@@ -29,7 +29,7 @@ from imagenets.common.workers import (
     process_pool,
 )
 
-NAME = "n00000001/image_1.png"
+FOLDERS = {"gt-dir": "gt", "predict-dir": "pred", "image-dir": "images", "out": "out"}  # of visualize.py
 
 
 class Squares:
@@ -56,6 +56,7 @@ def run_into_a_bug():
 
 
 HANDS_OVER = """
+from evaluation import visualize
 from imagenets.common import workers
 workers._PATIENCE = 50
 try:
@@ -69,11 +70,7 @@ except KeyboardInterrupt:
 
 
 def test_a_pool_that_is_given_up_while_workers_hand_over_ends():
-    done = subprocess.run(
-        [sys.executable, "-c", HANDS_OVER],
-        cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.stdout == "ended\n", done.stderr
+    assert subprocess.check_output([sys.executable, "-c", HANDS_OVER], cwd=CHECKOUT, timeout=60) == b"ended\n"
 
 
 def test_both_ways_give_results_in_order():
@@ -132,41 +129,27 @@ def test_a_pass_that_ends_early_ends_the_pinning_thread_before_its_workers(monke
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_pass_that_nobody_ended_does_not_keep_python_from_ending(count):
-    code = f"from imagenets.common.workers import load_tensors; p = load_tensors(range(9), {count}); next(p)"
+def test_passes_that_nobody_ended_do_not_keep_python_from_ending():
+    code = "from imagenets.common.workers import load_tensors as load\n"
+    code += "here, workers = load(range(9), 0), load(range(9), 1)\nnext(here), next(workers)"
     subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, timeout=60, check=True)
-
-
-class Stuck(Squares):
-    """The second chunk never comes."""
-
-    def __init__(self, count):
-        super().__init__(count)
-        self.begun = multiprocessing.Event()
-
-    def __getitem__(self, index):
-        while index == 1:
-            self.begun.set()
-            time.sleep(60)
-        return index
 
 
 @pytest.mark.parametrize("loads", [load_chunks, load_tensors])
 def test_a_worker_that_waits_for_ever_does_not_keep_a_pass_from_ending(loads, monkeypatch):
     """It is asked to leave while the pass waits for it; PyTorch would wait five seconds for each."""
-    asked, ask = [], workers._ask_to_leave
+    asked, ask, begun = [], workers._ask_to_leave, multiprocessing.Event()
 
-    def asking(processes):
-        asked.extend(processes)
-        ask(processes)
+    def never_comes():
+        begun.set()
+        while True:
+            time.sleep(60)
 
     monkeypatch.setattr(workers, "_PATIENCE", 0.05)
-    monkeypatch.setattr(workers, "_ask_to_leave", asking)
-    stuck = Stuck(9)
-    arriving = loads(stuck, 2)
+    monkeypatch.setattr(workers, "_ask_to_leave", lambda processes: asked.extend(processes) or ask(processes))
+    arriving = loads(Squares(9, never_comes), 2)
     assert next(arriving) == 0
-    assert stuck.begun.wait(60)
+    assert begun.wait(60)
     arriving.close()
     assert len(asked) == 2
     assert not multiprocessing.active_children()
@@ -189,67 +172,51 @@ def test_an_error_of_a_worker_is_not_taken_for_its_death():
         list(mapped(Squares(5, run_into_a_bug).__getitem__, range(5)))
 
 
-@pytest.fixture(params=["evaluator.py", "localization.py", "visualize.py"])
-def stuck(request, tmp_path):
-    """A script whose one worker waits for a file that never comes; gives the process and its folder."""
-    name = request.param
-    names = write_pairs(tmp_path, [(np.ones((9, 12), int), np.ones((9, 12), int))] * 40)
-    for mask in names:
-        for folder, suffix in (("images", ".png"), ("maps", ".npy")):
-            path = (tmp_path / folder / mask).with_suffix(suffix)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if suffix == ".npy":
-                np.save(path, np.zeros((9, 12)))
-            else:
-                Image.new("RGB", (12, 9)).save(path)
+@pytest.mark.parametrize(
+    ("script", "options", "waited_for", "how", "status"),
+    [
+        ("evaluator.py", "--predict-dir pred --mode 50", "pred", "KILL", -9),
+        ("localization.py", "--attribution-dir maps --mode 50", "gt", "INT", 130),
+        ("visualize.py", "--predict-dir pred --image-dir images --out out", "pred", "TERM", 143),
+    ],
+)
+def test_workers_end_with_their_parent_and_temporary_folders_go(
+    tmp_path, script, options, waited_for, how, status
+):
+    """Also a worker that waits for a file that never comes."""
+    for mask in write_pairs(tmp_path, [(np.ones((9, 12), int), np.ones((9, 12), int))] * 40):
+        write_mask(tmp_path / "images" / mask, np.ones((9, 12), int))
+        (tmp_path / "maps" / mask).parent.mkdir(parents=True, exist_ok=True)
+        np.save((tmp_path / "maps" / mask).with_suffix(".npy"), np.zeros((9, 12)))
     for i in range(3, 50):
         (tmp_path / f"gt/n{i:08d}").mkdir()
-    write_mask(tmp_path / "pred" / NAME, np.ones((9, 12), int))
-    waited_for = tmp_path / ("gt" if name == "localization.py" else "pred") / NAME
-    waited_for.unlink()
-    os.mkfifo(waited_for)
-    options = {
-        "evaluator.py": ["--predict-dir", "pred", "--mode", "50"],
-        "localization.py": ["--attribution-dir", "maps", "--mode", "50"],
-        "visualize.py": ["--predict-dir", "pred", "--image-dir", "images", "--out", "out"],
-    }
+    stuck = tmp_path / waited_for / "n00000001/image_1.png"
+    stuck.unlink()
+    os.mkfifo(stuck)
+    command = [CHECKOUT / "evaluation" / script, "--gt-dir", "gt", "--workers", "2", *options.split()]
     process = subprocess.Popen(
-        [sys.executable, CHECKOUT / "evaluation" / name, "--gt-dir", "gt", "--workers", "2", *options[name]],
-        cwd=tmp_path,
-        env={**os.environ, "IMAGENETS_LISTS": "/nowhere"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    with process, waited_for.open("wb"):  # open returns when the worker has begun to read
-        yield process, children(process.pid), tmp_path
-        process.kill()
-
-
-@pytest.mark.parametrize(("how", "status"), [("TERM", 143), ("INT", 130), ("KILL", -9)])
-def test_workers_end_with_their_parent_and_temporary_folders_go(stuck, how, status):
-    process, workers, folder = stuck
-    assert len(workers) == 2
-    process.send_signal(getattr(signal, f"SIG{how}"))  # to the main process alone
-    _, messages = process.communicate(timeout=60)
-    assert process.returncode == status
-    wait_until_gone(workers)
+        [sys.executable, *command], cwd=tmp_path, env={**os.environ, "IMAGENETS_LISTS": "/nowhere"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    with process, stuck.open("wb"):  # open returns when the worker has begun to read
+        workers = children(process.pid)
+        assert len(workers) == 2
+        process.send_signal(getattr(signal, f"SIG{how}"))  # to the main process only
+        _, messages = process.communicate(timeout=60)
+        assert process.returncode == status
+        wait_until_gone(workers)
     assert "Traceback" not in messages
-    if how != "KILL":
-        assert not (folder / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
-    names = write_pairs(tmp_path, [(np.ones((9, 12), int), np.ones((9, 12), int))])
-    image = (tmp_path / "images" / names[0]).with_suffix(".png")
-    image.parent.mkdir(parents=True)
-    Image.new("RGB", (12, 9)).save(image)
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    (name,) = write_pairs(tmp_path, [(np.ones((9, 12), int), np.ones((9, 12), int))])
+    write_mask(tmp_path / "images" / name, np.ones((9, 12), int))
     write_mask(tmp_path / "out/.overlays.tmp/n1/left.png", np.ones((2, 2), int))
-    options = ["--predict-dir", "pred", "--image-dir", "images", "--out", "out", "--workers", "0"]
-    command = [sys.executable, CHECKOUT / "evaluation/visualize.py", "--gt-dir", "gt", *options]
-    subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
-    assert [str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")] == names
+    folders = [f"--{flag}={tmp_path / folder}" for flag, folder in FOLDERS.items()]
+    monkeypatch.setattr(sys, "argv", ["visualize.py", *folders, "--workers", "0"])
+    visualize.main()
+    assert [str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")] == [name]
     assert not list((tmp_path / "out").glob(".*"))
 
 

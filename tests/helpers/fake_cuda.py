@@ -14,25 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from imagenets.learning.networks import precision
-
 CUDA = torch.device("cuda", 0)
-
-
-@contextmanager
-def autocast(device_type, dtype):
-    """``torch.autocast``, which refuses CUDA where there is none: by its switches."""
-    before = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
-    torch.set_autocast_enabled(device_type, True)
-    torch.set_autocast_dtype(device_type, dtype)
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()
-        torch.set_autocast_enabled(device_type, before[0])
-        torch.set_autocast_dtype(device_type, before[1])
 
 
 SOME = 3  # rows of a result whose size depends on values: here there are none
@@ -59,40 +41,31 @@ class Waits(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         name = func.overloadpacket.__name__
         first = args[0] if args and isinstance(args[0], torch.Tensor) else None
-        if name in _READ and first.device.type == "cuda":
-            return self._read(first)
         if first is not None and first.device.type == "cuda":
-            if name in _SIZED_BY_VALUES:
+            if name in _READ:
+                self.seen.append("value")
+                return bool(self.value) if first.dtype == torch.bool else self.value
+            if name in ("index", "index_put_", "_index_put_impl_"):
+                return self._indexed(func, *args, **kwargs)
+            if torch.Tag.dynamic_output_shape in func.tags:
                 self.seen.append(name)
                 return _SIZED_BY_VALUES[name](*args, **kwargs)
-            if name in ("index", "index_put_", "_index_put_impl_"):
-                return self._indexed(func, args, kwargs)
         result = func(*args, **kwargs)
         self._note_copy(func, args, kwargs, result)
         return result
 
-    def _read(self, tensor):
-        self.seen.append("value")
-        if tensor.dtype == torch.bool:
-            return bool(self.value)
-        return float(self.value) if tensor.is_floating_point() else int(self.value)
-
-    def _indexed(self, func, args, kwargs):
-        """Indices on the host are copied, a mask needs its places; to set one value there is no waiting."""
-        tensor, indices, *values = args
-        given = [index for index in indices if index is not None]
-        if any(index.device.type == "cpu" for index in given):
-            self.seen.append("indices of the host")
-        if not any(index.dtype == torch.bool for index in given):
-            return func(*args, **kwargs)
+    def _indexed(self, func, tensor, indices, *values, **options):
+        """A mask needs its places; to set one value there is no waiting."""
+        masks = [index for index in indices if index is not None and index.dtype == torch.bool]
+        if not masks:
+            return func(tensor, indices, *values, **options)
+        if not values or values[0].numel() != 1:
+            self.seen.append("mask")
         if values:
-            if values[0].numel() != 1:
-                self.seen.append("mask")
             return tensor
-        self.seen.append("mask")
         places = []
         for index in indices:
-            is_mask = index is not None and index.dtype == torch.bool
+            is_mask = any(index is mask for mask in masks)
             places += [_some(index, SOME)] * index.ndim if is_mask else [index]
         return func(tensor, places)
 
@@ -127,14 +100,9 @@ def _some(tensor, *size, dtype=torch.int64):
 _READ = ("item", "_local_scalar_dense", "is_nonzero", "equal", "allclose")
 _SIZED_BY_VALUES = {
     "nonzero": lambda of: _some(of, SOME, of.ndim),
-    "masked_select": lambda of, mask: _some(of, SOME, dtype=of.dtype),
     "bincount": lambda of, weights=None, minlength=0: _some(of, max(SOME, minlength)),
     "_unique2": lambda of, *_, **__: (_some(of, SOME, dtype=of.dtype), _some(of, *of.shape), _some(of, SOME)),
-    "unique_consecutive": lambda of, *_, **__: (
-        _some(of, SOME, dtype=of.dtype), _some(of, *of.shape), _some(of, SOME),
-    ),
-    "repeat_interleave": lambda of, *_, **__: _some(of, SOME),
-}  # fmt: skip
+}
 
 
 def listed(tensor):
@@ -178,40 +146,33 @@ def backward(loss):
 
 
 def _from_the_loss(root):
-    """All nodes of a graph, each before those that its gradients go to."""
-    ordered, met = [], {root}
-    path = [(root, iter(root.next_functions))]
-    while path:
-        node, rest = path[-1]
-        following = next((one for one, _ in rest if one is not None and one not in met), None)
-        if following is None:
-            ordered.append(node)
-            path.pop()
-        else:
-            met.add(following)
-            path.append((following, iter(following.next_functions)))
-    return reversed(ordered)
+    """All nodes of a graph, each before those that its gradients go to: the latest first, weights last."""
+    met, todo = set(), [root]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in met:
+            met.add(node)
+            todo += [following for following, _ in node.next_functions]
+    return sorted(met, key=lambda node: (bool(node.next_functions), node._sequence_nr()), reverse=True)
 
 
 @contextmanager
 def fake_cuda(monkeypatch):
     """Make all tensors hold no values; gives a function that moves a module to the fake device, in place."""
-    monkeypatch.setattr(precision, "autocast", autocast)
     monkeypatch.setattr(torch.autograd, "backward", backward)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
     monkeypatch.setattr(FakeTensor, "tolist", listed)
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
     def moved(module):
         for part in module.modules():
-            for name, value in part._parameters.items():
-                if value is not None:
-                    fake = mode.from_tensor(value.detach()).to(CUDA)
-                    part._parameters[name] = torch.nn.Parameter(fake, requires_grad=value.requires_grad)
-            for name, value in part._buffers.items():
-                if value is not None:
-                    part._buffers[name] = mode.from_tensor(value.detach()).to(CUDA)
+            for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+                fake = mode.from_tensor(value.detach()).to(CUDA)
+                if isinstance(value, torch.nn.Parameter):
+                    fake = torch.nn.Parameter(fake, requires_grad=value.requires_grad)
+                setattr(part, name, fake)
         return module
 
     with mode:

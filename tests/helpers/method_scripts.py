@@ -1,13 +1,15 @@
-"""Scripts of methods/ in processes that are forked off one that has PyTorch loaded."""
+"""Scripts in processes that are forked off one that has PyTorch loaded."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(CHECKOUT))
 
 import timm  # noqa: F401 - loaded once, for all forks
 import torch
@@ -16,23 +18,17 @@ from command_line.startup import run, stop_asked
 from command_line import startup
 from helpers import faults
 from imagenets.learning.processes import started
-from methods import distance_matching, finetune, predict, pretrain
+from methods import distance_matching, finetune, predict, pretrain  # noqa: F401
 
 torch.optim.AdamW([torch.zeros(1)])  # the first optimiser makes PyTorch load half of itself
 
-MAINS = {
-    "distance_matching": distance_matching.main,
-    "finetune": finetune.main,
-    "predict": predict.main,
-    "pretrain": pretrain.main,
-}
-
 
 def child(script, arguments, environment, said, fault=None):
-    """Run a script as a process of its own; what it prints goes to the file ``said``.
+    """Run a script of methods/ as a process of its own; what it prints goes to the file ``said``.
 
     ``fault`` is what happens to it, and when: the arguments of ``faults.arm``.
     """
+    os.setsid()  # signals to its group are its own
     os.environ.update(environment)
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
@@ -41,7 +37,7 @@ def child(script, arguments, environment, said, fault=None):
     sys.argv = [f"{script}.py", *arguments]
     if fault is not None:
         faults.arm(*fault)
-    run(MAINS[script], resumes=True, on_all_ranks=True)
+    runpy.run_path(str(CHECKOUT / f"methods/{script}.py"), run_name="__main__")
 
 
 def stuck(environment, said, at_work):
