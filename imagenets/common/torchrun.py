@@ -40,31 +40,18 @@ def inside_other_job() -> bool:
     if _RUN_ID not in os.environ:
         return False
     process = os.getppid()
-    while process > 1 and _variable_of_job(process):
-        if _program(process).startswith("python"):
-            return True
-        process = _parent(process)
+    try:
+        while process > 1 and _variable_of_job(process):
+            about = Path(f"/proc/{process}")
+            if (about / "exe").readlink().name.startswith("python"):
+                return True
+            stat = (about / "stat").read_text(encoding="utf-8", errors="replace")
+            process = int(stat.rpartition(")")[2].split()[1])  # its parent
+    except OSError:  # it is another user's, or has ended
+        pass
     return False
 
 
 def _variable_of_job(process: int) -> bool:
-    """Return whether a process was started with torchrun's variables; False for another user's process."""
-    try:
-        return f"\0{_RUN_ID}=".encode() in b"\0" + Path(f"/proc/{process}/environ").read_bytes()
-    except OSError:
-        return False
-
-
-def _program(process: int) -> str:
-    try:
-        return Path(f"/proc/{process}/exe").readlink().name
-    except OSError:
-        return ""
-
-
-def _parent(process: int) -> int:
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return 1
-    return int(stat.rpartition(")")[2].split()[1])
+    """Return whether a process was started with torchrun's variables."""
+    return f"\0{_RUN_ID}=".encode() in b"\0" + Path(f"/proc/{process}/environ").read_bytes()

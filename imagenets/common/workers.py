@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -270,22 +270,10 @@ def _quota() -> float:
 
 def _quota_of(folder: Path) -> float:
     """CPU quota that one control group sets, in cores; inf if it sets none."""
-    for read in (_quota_v2, _quota_v1):
-        try:
-            quota, period = read(folder)
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-        if quota > 0 and period > 0:
-            return quota / period
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # of version 2, and 1
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            text = " ".join((folder / name).read_text(encoding="utf-8") for name in names)
+            quota, period = map(int, text.split())
+            if quota > 0 and period > 0:
+                return quota / period
     return math.inf
-
-
-def _quota_v2(folder: Path) -> tuple[int, int]:
-    quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
-    return int(quota), int(period)
-
-
-def _quota_v1(folder: Path) -> tuple[int, int]:
-    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-    quota, period = (int((folder / name).read_text(encoding="utf-8")) for name in names)
-    return quota, period

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch.nn.functional import interpolate
 
@@ -32,10 +30,7 @@ def label_map(logits: torch.Tensor, size: tuple[int, int], at_once: int = _AT_ON
     10,000 × 8,000 pixels of 920 labels need a few maps of that size, 1.1 GB together, not 290 GB. Of equal
     logits the lowest label wins.
     """
-    running = _Largest(size, logits.device)
-    for first, maps in _enlarged(logits, size, at_once):
-        running.update(maps, first)
-    return running.labels
+    return _largest(logits, size, at_once)[0]
 
 
 def label_map_and_confidence(
@@ -46,42 +41,28 @@ def label_map_and_confidence(
     It is the softmax over all C enlarged logits, summed up a few maps at a time, or the ``sigmoid`` of the
     largest.
     """
-    running = _Largest(size, logits.device)
-    log_sum: torch.Tensor | None = None
-    for first, maps in _enlarged(logits, size, at_once):
-        running.update(maps, first)
-        if not sigmoid:
-            of_these = maps.logsumexp(0)
-            log_sum = of_these if log_sum is None else torch.logaddexp(log_sum, of_these)
-    if log_sum is None:
-        return running.labels, running.best.sigmoid()
-    return running.labels, (running.best - log_sum).exp()
+    labels, best, log_sum = _largest(logits, size, at_once, with_sum=not sigmoid)
+    return labels, best.sigmoid() if log_sum is None else (best - log_sum).exp()
 
 
-def _enlarged(
-    logits: torch.Tensor, size: tuple[int, int], at_once: int
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the number of the first of a few labels, and their enlarged maps (k, H, W) float32."""
+def _largest(
+    logits: torch.Tensor, size: tuple[int, int], at_once: int, with_sum: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Find labels (H, W) int32, their enlarged logits and, if asked for, the logsumexp of all logits."""
+    best = torch.full(size, -torch.inf, device=logits.device)
+    labels = torch.zeros(size, dtype=torch.int32, device=logits.device)
+    log_sum = torch.full_like(best, -torch.inf) if with_sum else None
     labels_at_once = max(1, at_once // (size[0] * size[1]))
     for first in range(0, len(logits), labels_at_once):
         few = logits[None, first : first + labels_at_once].float().contiguous()
-        yield first, interpolate(few, size, mode="bilinear")[0]
-
-
-class _Largest:
-    """The largest logit so far at each pixel, and its label."""
-
-    def __init__(self, size: tuple[int, int], device: torch.device) -> None:
-        self.best = torch.full(size, -torch.inf, device=device)
-        self.labels = torch.zeros(size, dtype=torch.int32, device=device)
-
-    def update(self, maps: torch.Tensor, first: int) -> None:
-        """Take the maps (k, H, W) of labels ``first``, ``first`` + 1, … into account."""
+        maps = interpolate(few, size, mode="bilinear")[0]
+        if log_sum is not None:
+            log_sum = torch.logaddexp(log_sum, maps.logsumexp(0))
         if len(maps) == 1:  # max() over one map takes several times as long
-            value, better = maps[0], maps[0] > self.best
-            self.labels.masked_fill_(better, first)
+            value = maps[0]
+            labels.masked_fill_(value > best, first)
         else:
             value, label = maps.max(0)
-            better = value > self.best
-            self.labels = torch.where(better, label.to(torch.int32) + first, self.labels)
-        torch.maximum(self.best, value, out=self.best)
+            labels = torch.where(value > best, label.to(torch.int32) + first, labels)
+        torch.maximum(best, value, out=best)
+    return labels, best, log_sum

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -36,7 +37,7 @@ from imagenets.common.progress import Advance, Show, no_bar
 from imagenets.common.whole_files import whole_file
 from imagenets.common.workers import load_tensors
 from imagenets.learning.engine.label_files import LabelFile, writing
-from imagenets.learning.images import Images, Reading, fingerprint, read_picture
+from imagenets.learning.images import Images, Picture, Reading, fingerprint, read_picture
 from imagenets.learning.networks.precision import Normalisation, cuda_switches, memory_named, run_network
 from imagenets.learning.processes import Processes
 
@@ -115,25 +116,21 @@ def write_label_maps(
     Raises InputError for images that cannot be read, after all have been tried, for label maps that are not
     such integers, and where the device's memory does not suffice.
     """
-    todo = [
-        chunk
-        for chunk in _share(chunks_of(len(images.names), running.batch_size), running)
-        if not all(targets[index].exists() for index in chunk)
-    ]
-    made = 0
 
     def absent(index: int) -> bool:
         return not targets[index].exists()
 
+    chunks = _share(chunks_of(len(images.names), running.batch_size), running)
+    todo = [chunk for chunk in chunks if any(map(absent, chunk))]
+    made = 0
     with writing(running.workers, _FILES_AHEAD, _begin_worker, running.processes.start) as write:
         work = _Work(images, todo, reading, running, absent)
         for batch, labels in _results(work, step):
             _check_labels(batch, labels)
+            rows = zip(batch.indices, labels, batch.sizes, batch.shown, strict=True)
             files = [
                 LabelFile(targets[index], of_one.numpy(), size, shown)
-                for index, of_one, size, shown in zip(
-                    batch.indices, labels, batch.sizes, batch.shown, strict=True
-                )
+                for index, of_one, size, shown in rows
                 if absent(index)
             ]
             write(files)
@@ -259,13 +256,11 @@ class _Work:
 
 
 class _Group(NamedTuple):
-    """Pictures of one size out of a block: ``pixels`` (n, h, w, 3) uint8."""
+    """Pictures of one size out of a block: ``pixels`` (n, h, w, 3) uint8, and the rest of ``_Waiting``."""
 
     indices: list[int]
     pixels: torch.Tensor
-    sizes: list[tuple[int, int]]
-    shown: list[tuple[int, int]]
-    beside: list[Any]
+    rest: list[tuple[Any, ...]]
 
 
 class _Block(NamedTuple):
@@ -278,43 +273,29 @@ class _Blocks(Dataset[_Block]):
     """A few images of a chunk at a time, decoded and resized; runs in the workers."""
 
     def __init__(self, work: _Work) -> None:
-        self._images, self._reading, self._with_masks = work.images, work.reading, work.with_masks
-        self._blocks = [
-            (number, chunk[start : start + _BLOCK])
-            for number, chunk in enumerate(work.chunks)
-            for start in range(0, len(chunk), _BLOCK)
-        ]
+        self._read = partial(read_picture, work.images, reading=work.reading, with_mask=work.with_masks)
+        self._names = work.images.names
 
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def __getitem__(self, item: int) -> _Block:
-        number, indices = self._blocks[item]
-        groups: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
+    def __getitem__(self, block: tuple[int, range]) -> _Block:
+        number, indices = block
+        pictures: dict[tuple[int, ...], list[tuple[int, Picture]]] = {}
         problems = []
         for index in indices:
             try:
-                picture = read_picture(
-                    self._images, self._images.names[index], self._reading, self._with_masks
-                )
+                picture = self._read(self._names[index])
             except (InputError, OSError) as error:
                 problems.append(problem_of(error))
             else:
-                groups.setdefault(picture.pixels.shape, []).append((index, picture))
-        return _Block(
-            number,
-            [
-                _Group(
-                    [index for index, _ in group],
-                    torch.from_numpy(np.stack([picture.pixels for _, picture in group])),
-                    [picture.size for _, picture in group],
-                    [picture.shown for _, picture in group],
-                    [picture.beside for _, picture in group],
-                )
-                for group in groups.values()
-            ],
-            problems,
-        )
+                pictures.setdefault(picture.pixels.shape, []).append((index, picture))
+        groups = [
+            _Group(
+                [index for index, _ in group],
+                torch.from_numpy(np.stack([of_one.pixels for _, of_one in group])),
+                [(of_one.size, of_one.shown, of_one.beside) for _, of_one in group],
+            )
+            for group in pictures.values()
+        ]
+        return _Block(number, groups, problems)
 
 
 def _begin_worker() -> None:
@@ -336,8 +317,14 @@ def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
     waiting: dict[tuple[int, ...], list[_Waiting]] = {}
     chunk = 0
     running = work.running
-    start = running.processes.start
-    for block in load_tensors(_Blocks(work), running.workers, begin=_begin_worker, start=start):
+    blocks = [
+        (number, indices[start : start + _BLOCK])
+        for number, indices in enumerate(work.chunks)
+        for start in range(0, len(indices), _BLOCK)
+    ]
+    for block in load_tensors(
+        _Blocks(work), running.workers, keys=blocks, begin=_begin_worker, start=running.processes.start
+    ):
         if block.chunk != chunk:
             yield from filter(None, waiting.values())
             waiting.clear()
@@ -347,9 +334,9 @@ def _waiting_batches(work: _Work, advance: Advance) -> Iterator[list[_Waiting]]:
         for group in block.groups:
             pixels = group.pixels.numpy().copy()  # out of the workers' shared memory, which may be small
             full = waiting.setdefault(pixels.shape[1:], [])
-            for row in zip(group.indices, pixels, group.sizes, group.shown, group.beside, strict=True):
-                full.append(_Waiting(*row))
-                if len(full) == work.running.batch_size:
+            for index, row, rest in zip(group.indices, pixels, group.rest, strict=True):
+                full.append(_Waiting(index, row, *rest))
+                if len(full) == running.batch_size:
                     yield full[:]
                     full.clear()
     yield from filter(None, waiting.values())
@@ -362,16 +349,13 @@ def _results(work: _Work, step: Callable[[Batch], Any]) -> Iterator[tuple[Batch,
     """
     if not work.chunks:
         return
-    total = sum(map(len, work.chunks))
-    device = work.running.processes.device
+    device, number = work.running.processes.device, work.running.processes.number
     normalised = Normalisation(work.reading.mean, work.reading.std, device)
     one_size = bool(work.reading.fixed_size or work.reading.crop)
+    title = work.images.folder.name + f" (one of {number} shares)" * (number > 1)
     before: tuple[Batch, Callable[[], list[Any]]] | None = None
-    number = work.running.processes.number
-    share = f" (one of {number} shares)" if number > 1 else ""
-    title = f"{work.images.folder.name}{share}"
     with (
-        work.running.show(title, total, unit="images") as advance,
+        work.running.show(title, sum(map(len, work.chunks)), unit="images") as advance,
         memory_named(device, "lower the batch size"),
         cuda_switches(device, one_size=one_size),
     ):
@@ -408,15 +392,13 @@ def _to_device(
 def _fetching(results: Any, device: torch.device) -> Callable[[], list[Any]]:  # noqa: ANN401 - as _on_cpu
     """Begin to copy results to the CPU; returns a function that waits for them."""
     copied = _on_cpu(results)
-    if device.type == "cuda":
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-    else:
-        event = None
+    if device.type != "cuda":
+        return lambda: copied
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
 
     def fetch() -> list[Any]:
-        if event is not None:
-            event.synchronize()
+        event.synchronize()
         return copied
 
     return fetch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def write_label_overlays(
         for name, target, overlay in zip(images.names, targets, overlays, strict=True)
         if not overlay.exists()
     ]
-    draw = partial(_draw_file, names=names, noun=noun, upright=images.upright)
+    draw = partial(_draw_file, known=dict(enumerate(names or [])), noun=noun, upright=images.upright)
     problems = []
     with (
         process_map(workers, begin=partial(cv2.setNumThreads, 0)) as mapper,
@@ -74,7 +74,7 @@ def overlay_paths(targets: Sequence[Path], output: Path) -> list[Path]:
 
 
 def _draw_file(
-    paths: tuple[Path, Path, Path], names: Sequence[str] | None, noun: str, upright: bool
+    paths: tuple[Path, Path, Path], known: Mapping[int, str], noun: str, upright: bool
 ) -> str | None:
     image, target, overlay = paths
     try:
@@ -83,13 +83,9 @@ def _draw_file(
     except (InputError, OSError) as error:
         return problem_of(error)
     drawn = Image.fromarray(draw_labels(picture, labels))
-    entries = label_entries(labels, partial(_name_of, names=names, noun=noun))
+    entries = label_entries(labels, lambda label: known.get(label, f"{noun} {label}"))
     drawn = with_legend(drawn, [Group("", entries)], font_size(*labels.shape))
     overlay.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(overlay) as temporary:
         drawn.save(temporary, "JPEG", quality=90)
     return None
-
-
-def _name_of(label: int, names: Sequence[str] | None, noun: str) -> str:
-    return names[label] if names is not None and label < len(names) else f"{noun} {label}"

@@ -56,25 +56,21 @@ def best_threshold(
         files = processes.together(store)
 
         def keep() -> None:
-            save_sweep(score(listed, files), path, output / CHART, what)
+            found = score(listed, files)
+            content = {
+                "note": "chosen with the ground-truth masks of validation",
+                "thresholds": list(found.thresholds),
+                "mIoU": list(found.miou),
+                "best": found.best,
+            }
+            if found.matched_images is not None:
+                content["matched_images"] = list(found.matched_images)
+            write_whole(output / CHART, draw_sweep(found, what))
+            write_whole(path, json.dumps(content, indent=2) + "\n")
             shutil.rmtree(parts)
 
         processes.from_first(keep)
     return float(processes.from_first(lambda: json.loads(path.read_text(encoding="utf-8"))["best"]))
-
-
-def save_sweep(found: Sweep, scores: Path, chart: Path, what: str) -> None:
-    """Write the scores of all thresholds as JSON, and draw them as a PNG; ``what`` is thresholded."""
-    content: dict[str, object] = {
-        "note": "chosen with the ground-truth masks of validation",
-        "thresholds": list(found.thresholds),
-        "mIoU": list(found.miou),
-        "best": found.best,
-    }
-    if found.matched_images is not None:
-        content["matched_images"] = list(found.matched_images)
-    write_whole(chart, draw_sweep(found, what))
-    write_whole(scores, json.dumps(content, indent=2) + "\n")
 
 
 def draw_sweep(found: Sweep, what: str) -> bytes:
