@@ -122,8 +122,7 @@ def carry_out(plans: Sequence[Plan], arguments: argparse.Namespace, cure: str) -
 def print_done(done: Sequence[Done]) -> None:
     """Print what is in each folder now."""
     for folder in done:
-        things = [f"{folder.copies} images"] * bool(folder.copies) + [f"{folder.links} links"] * bool(
-            folder.links
-        )
+        counts = {"images": folder.copies, "links": folder.links}
+        things = [f"{number} {what}" for what, number in counts.items() if number]
         made = f"{folder.made} made now" if folder.made else "all there before"
         print(f"{folder.folder}: {' and '.join(things)}, {made}")

@@ -42,11 +42,13 @@ _STEP, _DEAF = 20.0, 2.0
 _LAST_WORDS = 2.0
 
 
-def missing_package(error: ModuleNotFoundError) -> str | None:
+def missing_package(error: BaseException) -> str | None:
     """Say which package this Python lacks, and which command installs it with versions that fit.
 
-    None where the toolbox itself lacks a module.
+    None for other errors, and where the toolbox itself lacks a module.
     """
+    if not isinstance(error, ModuleNotFoundError):
+        return None
     package = (error.name or "").partition(".")[0]
     if package in _OWN:
         return None
@@ -55,7 +57,7 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    message = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+    message = missing_package(error)
     if not message:
         sys.__excepthook__(kind, error, traceback)
     else:
@@ -146,8 +148,7 @@ def _leave_after_signal(heard: int) -> None:
         number = os.read(heard, 1)[0]
     if _polled or _heard.wait(_DEAF):
         time.sleep(_STEP)
-    if _first_to_report():
-        print(_STOPPING[signal.Signals(number)], file=sys.stderr)
+    _report(_STOPPING[signal.Signals(number)])
     _leave(128 + number)
 
 
@@ -207,7 +208,7 @@ def _status_of(main: Callable[[], None], resumes: bool) -> int:
     except (InputError, OSError) as error:
         _report(f"error: {problem_of(error)}")
     except Exception as error:
-        message = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+        message = missing_package(error)
         if message:  # of a package that only some runs need
             _report(message)
         elif _first_to_report():

@@ -10,11 +10,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
 import torch
-from helpers.fake_cuda import CUDA, Events, Waits, backward, fake_cuda, pinned
+from helpers.fake_cuda import CUDA, Waits, backward, fake_cuda, pinned
 from torch import nn
 
 pytest.importorskip("timm")
@@ -177,10 +178,10 @@ def test_batches_arrive_in_pinned_memory_from_workers_that_are_not_forked(monkey
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_inference_copies_behind_its_back_and_waits_one_batch_later(precision, monkeypatch):
     """Pinned there, without waiting back, one event a batch; channels last, in the run's precision."""
-    events, seen = Events(), []
+    event, seen = Mock(), []
     pixels = np.zeros((64, 96, 3), np.uint8)
     first, second, third, fourth = (inference._Waiting(i, pixels, (50, 75), (50, 70), None) for i in range(4))
-    monkeypatch.setattr(torch.cuda, "Event", events)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     monkeypatch.setattr(inference, "_waiting_batches", lambda *of: [[first, second], [third], [fourth]])
     network = SegmentationNetwork(make_backbone("timm/test_resnet"), 50, SEMI).eval()
     images, reading = Images(Path("validation"), "abcd"), Reading(IMAGENET_MEAN, IMAGENET_STD)
@@ -192,7 +193,8 @@ def test_inference_copies_behind_its_back_and_waits_one_batch_later(precision, m
     back = "cuda -> cpu"
     assert waits.copies == [COPY, COPY, COPY, back, back, COPY, back, COPY, back]
     assert waits.seen == [COPY, COPY]  # the constants of the normalisation, once
-    assert events.order == ["record", "record", "wait", "record", "wait", "wait"]
+    record, wait = call.record(), call.synchronize()
+    assert event.mock_calls == [record, record, wait, record, wait, wait]
     for batch in seen:
         assert batch.precision == precision
         on_cuda(batch.pictures)
@@ -203,17 +205,17 @@ def test_inference_copies_behind_its_back_and_waits_one_batch_later(precision, m
 
 
 def test_results_of_every_form_are_copied_without_waiting(monkeypatch):
-    events = Events()
-    monkeypatch.setattr(torch.cuda, "Event", events)
+    event = Mock()
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     with fake_cuda(monkeypatch):
         maps = torch.zeros(2, 3, 4, device=CUDA)
         for form in (maps, list(maps), [{"a": one, "b": one[0]} for one in maps]):
+            event.reset_mock()
             with Waits() as waits:
                 fetch = inference._fetching(form, CUDA)
-            assert waits.seen == [] and "wait" not in events.order
+            assert waits.seen == [] and event.mock_calls == [call.record()]
             copied = fetch()
-            assert events.order == ["record", "wait"]
-            events.order.clear()
+            assert event.mock_calls == [call.record(), call.synchronize()]
             leaves = [leaf for one in copied for leaf in (one.values() if isinstance(one, dict) else [one])]
             assert len(copied) == 2 and all(leaf.device.type == "cpu" for leaf in leaves)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,44 +46,25 @@ def test_the_longer_side_is_rounded_down(width, height, expected):
 
 
 @pytest.mark.parametrize(
-    ("changes", "size"),
+    ("changes", "size", "part", "shown"),
     [
-        ({}, (48, 32)),
-        ({"multiple": 14}, (42, 28)),  # 48 / 14 = 3.4, 32 / 14 = 2.3
-        ({"multiple": 64, "side": 16}, (64, 64)),  # at least one patch
-        ({"multiple": 10, "side": 30}, (50, 30)),  # 4.5 patches are 5
-        ({"fixed_size": (40, 24)}, (24, 40)),
-        ({"side": 60}, (90, 60)),
+        ({}, (48, 32), np.s_[:], (60, 90)),
+        ({"multiple": 14}, (42, 28), np.s_[:], (60, 90)),  # 48 / 14 = 3.4, 32 / 14 = 2.3
+        ({"multiple": 64, "side": 16}, (64, 64), np.s_[:], (60, 90)),  # at least one patch
+        ({"multiple": 10, "side": 30}, (50, 30), np.s_[:], (60, 90)),  # 4.5 patches are 5
+        ({"fixed_size": (40, 24)}, (24, 40), np.s_[:], (60, 90)),
+        ({"side": 60}, (90, 60), np.s_[:], (60, 90)),
+        ({"side": Reading.side}, (384, 256), np.s_[:], (60, 90)),
+        ({"crop": 24}, (48, 32), np.s_[4:28, 12:36], (60, 90)),
+        ({"cut": 14}, (48, 32), np.s_[:28, :42], (round(60 * 28 / 32), round(90 * 42 / 48))),
     ],
 )
-def test_a_picture_is_pillows(tmp_path, changes, size):
+def test_a_picture_is_pillows(tmp_path, changes, size, part, shown):
     image = write(tmp_path / "a.png")
-    reading = Reading(**{**vars(READING), **changes})
+    reading = replace(READING, beside=lambda pixels: pixels.shape, **changes)
     picture = read_picture(Images(tmp_path, ["a.png"]), "a.png", reading)
-    assert (picture.pixels == np.asarray(image.resize(size, Image.Resampling.BILINEAR))).all()
-    assert picture.size == picture.shown == (60, 90)
-
-
-def test_the_middle_is_cropped_and_what_fills_no_patch_cut_off_on_the_right_and_below(tmp_path):
-    small = np.asarray(write(tmp_path / "a.png").resize((48, 32), Image.Resampling.BILINEAR))
-    images = Images(tmp_path, ["a.png"])
-    cropped = read_picture(images, "a.png", Reading((0,) * 3, (1,) * 3, 32, crop=24))
-    assert (cropped.pixels == small[4:28, 12:36]).all()
-    cut = read_picture(images, "a.png", Reading((0,) * 3, (1,) * 3, 32, cut=14))
-    assert (cut.pixels == small[:28, :42]).all()
-    assert cut.shown == (round(60 * 28 / 32), round(90 * 42 / 48)) and cut.size == (60, 90)
-
-
-def test_what_is_found_beside_a_picture_takes_the_masks_place(tmp_path):
-    write(tmp_path / "a.png")
-    reading = Reading((0,) * 3, (1,) * 3, 32, beside=lambda pixels: pixels.shape)
-    assert read_picture(Images(tmp_path, ["a.png"]), "a.png", reading).beside == (32, 48, 3)
-
-
-def test_as_a_rule_the_shorter_side_is_256_pixels(tmp_path):
-    write(tmp_path / "a.png")
-    picture = read_picture(Images(tmp_path, ["a.png"]), "a.png", Reading((0,) * 3, (1,) * 3))
-    assert picture.pixels.shape == (256, 384, 3)
+    assert np.array_equal(picture.pixels, np.asarray(image.resize(size, Image.Resampling.BILINEAR))[part])
+    assert (picture.size, picture.shown, picture.beside) == ((60, 90), shown, picture.pixels.shape)
 
 
 def test_a_picture_may_be_32_times_as_long_as_it_is_high(tmp_path):
@@ -169,9 +151,8 @@ def test_label_maps_keep_the_order_of_images_and_none_is_written_twice(tmp_path)
     images = Images(tmp_path, ["b/x.jpg", "a/y.tif", "a/x.png"])
     expected = [tmp_path / "out" / name for name in ("b/x.png", "a/y.png", "a/x.png")]
     assert target_paths(images, tmp_path / "out") == expected
-    with pytest.raises(
-        InputError, match=r"1 images would share.*\n.*b/x\.png: has the same stem as b/x\.jpg"
-    ):
+    words = r"1 images would share.*\n.*b/x\.png: has the same stem as b/x\.jpg"
+    with pytest.raises(InputError, match=words):
         target_paths(Images(tmp_path, ["b/x.jpg", "a/y.tif", "b/x.png"]), tmp_path)
 
 

@@ -21,9 +21,8 @@ SETTINGS = {"backbone": "resnet18", "neighbours": 10, "weights": None}
 
 def enter(folder, settings=SETTINGS, images=None):
     """Hold and leave a folder; says whether the run was new."""
-    with held_folder(
-        folder, Record("record.json", settings, ("validation", "test"), images), ALONE
-    ) as is_new:
+    record = Record("record.json", settings, ("validation", "test"), images)
+    with held_folder(folder, record, ALONE) as is_new:
         return is_new
 
 
@@ -47,25 +46,19 @@ def test_a_record_of_an_earlier_version_is_read_and_splits_are_added(tmp_path):
     }
     assert "(validation: other images then); name another" in refused(tmp_path, images={"validation": "cc"})
     changed = {"backbone": "resnet18", "neighbours": 5, "size": 512}
-    assert "(neighbours: 10 then, 5 now; size: not set then, 512 now); name another" in refused(
-        tmp_path, changed, {"validation": "aa"}
-    )
+    said = refused(tmp_path, changed, {"validation": "aa"})
+    assert "(neighbours: 10 then, 5 now; size: not set then, 512 now); name another" in said
 
 
-def test_a_training_has_its_settings_alone_in_its_record(tmp_path):
-    assert enter(tmp_path) is True
-    assert json.loads((tmp_path / "record.json").read_text()) == SETTINGS
-    assert enter(tmp_path, SETTINGS | {"neighbours": 5}) is False, "nothing was made with the others"
+def test_a_trainings_record_is_its_settings_and_0_is_one_that_is_set(tmp_path):
+    settings = {"size": 0, "neighbours": 5, "old": "x"}
+    assert enter(tmp_path, settings | {"neighbours": 10}) is True
+    assert enter(tmp_path, settings) is False, "nothing was made with the others"
+    assert json.loads((tmp_path / "record.json").read_text()) == settings
     (tmp_path / "test").mkdir()
-    assert "(neighbours: 5 then, 10 now)" in refused(tmp_path)
-
-
-def test_a_setting_of_nothing_is_one_that_is_set(tmp_path):
-    """And one that was set and is not now is as different as one that was not."""
-    enter(tmp_path, {"size": 0, "old": "x"})
-    (tmp_path / "test").mkdir()
-    assert "(size: 0 then, not set now)" in refused(tmp_path, {"size": None, "old": "x"})
-    assert "(old: x then, not set now)" in refused(tmp_path, {"size": 0})
+    assert "(neighbours: 5 then, 10 now)" in refused(tmp_path, settings | {"neighbours": 10})
+    assert "(size: 0 then, not set now)" in refused(tmp_path, settings | {"size": None})
+    assert "(old: x then, not set now)" in refused(tmp_path, {"size": 0, "neighbours": 5})
 
 
 def test_what_is_stored_on_the_way_is_named_by_some_settings_or_all():

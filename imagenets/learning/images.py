@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,8 @@ class Reading:
         """Say how large pictures become, for a run's record."""
         if self.fixed_size is not None:
             return f"{self.fixed_size[0]} x {self.fixed_size[1]}"
-        how = f", multiples of {self.multiple}" * (self.multiple > 1) + f", cut to {self.cut}s" * (
-            self.cut > 1
-        )
-        return f"{self.side}{how}"
+        multiples = f", multiples of {self.multiple}" if self.multiple > 1 else ""
+        return f"{self.side}{multiples}" + (f", cut to {self.cut}s" if self.cut > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -126,18 +124,14 @@ def _resized(image: Image.Image, reading: Reading) -> Image.Image:
         return image.resize(reading.fixed_size[::-1], Image.Resampling.BILINEAR)
     size = picture_size(*image.size, reading.side)
     if reading.multiple > 1:
-        size = _rounded(size[0], reading.multiple), _rounded(size[1], reading.multiple)
+        patches = [(2 * length + reading.multiple) // (2 * reading.multiple) for length in size]  # half up
+        size = max(1, patches[0]) * reading.multiple, max(1, patches[1]) * reading.multiple
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     if reading.crop is None:
         return image
     left, top = (round((length - reading.crop) / 2) for length in image.size)
     return image.crop((left, top, left + reading.crop, top + reading.crop))
-
-
-def _rounded(length: int, multiple: int) -> int:
-    """Nearest multiple, at least one; a half is rounded up."""
-    return max(1, (2 * length + multiple) // (2 * multiple)) * multiple
 
 
 def _mask_size(path: Path | None) -> tuple[int, int] | None:
@@ -171,12 +165,7 @@ def shuffled(images: Iterable[str]) -> list[str]:
     It is that of the names' digests: random, and always the same. Folders count only where two images have
     one name.
     """
-    return sorted(images, key=_order)
-
-
-def _order(image: str) -> tuple[str, str]:
-    name = image.rpartition("/")[2]
-    return digest([], name), image
+    return sorted(images, key=lambda image: (digest([], image.rpartition("/")[2]), image))
 
 
 def digest(parts: Iterable[str | bytes], start: str = "") -> str:
@@ -193,13 +182,11 @@ def fingerprint(folder: Path, images: Sequence[str], identity: str = "") -> str:
     Raises OSError when an image is missing.
     """
 
-    def parts() -> Iterator[str]:
-        for image in images:
-            status = os.stat(f"{folder}/{image}")  # noqa: PTH116 - called for every image
-            yield image.rpartition("/")[2]
-            yield f"{status.st_size} {status.st_mtime_ns}"
+    def about(image: str) -> str:
+        status = os.stat(f"{folder}/{image}")  # noqa: PTH116 - called for every image
+        return f"{image.rpartition('/')[2]}\0{status.st_size} {status.st_mtime_ns}"
 
-    return digest(parts(), identity)
+    return digest(map(about, images), identity)
 
 
 def split_images(save_dir: Path | None, mode: Mode, split: str) -> Images:
@@ -247,23 +234,16 @@ def images_below(folder: Path, output: Path, warn: Warn = no_warning) -> Images:
         raise InputError(f"{folder}: no such folder")
     if output.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{output}: lies among the pictures of {folder}; name another output folder")
-    names = []
-    skipped: Counter[str] = Counter()
+    found: list[Path] = []
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(place).relative_to(folder)
-        for name in files:
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
-            if suffix in _PICTURES:
-                names.append((below / name).as_posix())
-            elif suffix in _OTHER_PICTURES:
-                skipped[suffix] += 1
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in files if not name.startswith(".")]
+    names = [path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in _PICTURES]
+    skipped = Counter(path.suffix.lower() for path in found if path.suffix.lower() in _OTHER_PICTURES)
     others = ", ".join(f"{number} {suffix}" for suffix, number in skipped.most_common())
     if not names:
-        found = f"; there are {others}: convert them" if skipped else ""
-        raise InputError(f"{folder}: no pictures there ({', '.join(_PICTURES)}){found}")
+        cure = f"; there are {others}: convert them" if skipped else ""
+        raise InputError(f"{folder}: no pictures there ({', '.join(_PICTURES)}){cure}")
     if skipped:
         warn(f"{folder}: {others} left out: such pictures are not read; convert them to JPEG or PNG")
     return Images(folder, sorted(names), upright=True)

@@ -110,22 +110,6 @@ def listed(tensor):
     return np.full(tensor.shape, tensor.flatten()[0].item()).tolist()
 
 
-class Events:
-    """CUDA's events: ``order`` has ``record`` and ``wait``, as they come."""
-
-    def __init__(self):
-        self.order = []
-
-    def __call__(self):
-        return self
-
-    def record(self):
-        self.order.append("record")
-
-    def synchronize(self):
-        self.order.append("wait")
-
-
 @torch.no_grad()
 def backward(loss):
     """``loss.backward()``, node by node: PyTorch's own has a thread for each GPU, and there is none."""

@@ -93,25 +93,20 @@ def segment(method: Method, output: Path, running: Running, log: Log, overlays: 
             write = partial(write_label_maps, images, targets[name], step, method.reading, running)
             write_split(images, output / name, write, processes, log)
         if overlays:
-            processes.from_first(partial(_draw, method, targets, output, running))
+
+            def draw() -> None:
+                for name, images in method.images.items():
+                    paths = overlay_paths(targets[name], output)
+                    labels = targets[name], paths, method.names, method.noun
+                    write_label_overlays(images, *labels, running.workers, running.show)
+
+            processes.from_first(draw)
 
 
 def write_split(
-    images: Images,
-    folder: Path,
-    write: Callable[[], int],
-    processes: Processes,
-    log: Log,
+    images: Images, folder: Path, write: Callable[[], int], processes: Processes, log: Log
 ) -> None:
     """Have each process ``write`` its share of a split to ``folder``, and say how many were made now."""
     made = sum(processes.gathered(processes.together(write)))
     if processes.first:
         log(f"{folder}: {len(images.names)} predictions, {made} made now")
-
-
-def _draw(method: Method, targets: Mapping[str, list[Path]], output: Path, running: Running) -> None:
-    for name, images in method.images.items():
-        overlays = overlay_paths(targets[name], output)
-        write_label_overlays(
-            images, targets[name], overlays, method.names, method.noun, running.workers, running.show
-        )
