@@ -33,7 +33,7 @@ FOLDERS = {"gt-dir": "gt", "predict-dir": "pred", "image-dir": "images", "out": 
 
 
 class Squares:
-    """Chunks 0, 1, 4, …; ``fault`` is done in the worker that makes the third."""
+    """Chunks 0, 1, 4, …; ``fault`` is done in the worker that makes the second."""
 
     def __init__(self, count, fault=None):
         self.count, self.fault = count, fault
@@ -42,7 +42,7 @@ class Squares:
         return self.count
 
     def __getitem__(self, index):
-        if self.fault is not None and index == 2:
+        if self.fault is not None and index == 1:
             self.fault()
         return index**2
 
