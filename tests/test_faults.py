@@ -9,7 +9,9 @@ import os
 import random
 import signal
 import time
+from contextlib import contextmanager
 from multiprocessing import connection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,13 +37,8 @@ def save(tmp_path_factory):
     write_lists(folder / "lists")
     torch.manual_seed(0)
     network = SegmentationNetwork(make_backbone("test_vit"), 50, "semi-supervised")
-    about = {
-        "backbone": "test_vit",
-        "mode": "50",
-        "recipe": "semi-supervised",
-        "classes": 50,
-        "output_stride": None,
-    }
+    about = {"backbone": "test_vit", "mode": "50", "recipe": "semi-supervised"}
+    about |= {"classes": 50, "output_stride": None}
     torch.save({"model": network.weights(), **about}, folder / "model.pth")
     torch.save(make_backbone("test_vit").network.state_dict(), folder / "backbone.pth")
     return folder
@@ -64,38 +61,43 @@ def arguments_of(script, save, output):
     return list(map(str, common + more[script]))
 
 
-def ranks(context, script, save, output, said, fault=None, victim=None):
-    """Run a script on two ranks; give their exit statuses."""
-    started = []
-    for rank, variables in enumerate(torchrun_variables(2)):
-        environment = variables | {"IMAGENETS_LISTS": str(save / "lists")}
-        its_fault = fault if rank == victim else None
-        process = context.Process(
-            target=method_scripts.child,
-            args=(script, arguments_of(script, save, output), environment, f"{said}.{rank}", its_fault),
-        )
-        process.start()
-        started.append(process)
+@contextmanager
+def processes(context, target, arguments):
+    """Start a process for each of these arguments; none of them is left behind."""
+    started = [context.Process(target=target, args=of_one) for of_one in arguments]
     try:
-        while all(process.exitcode is None for process in started):
-            connection.wait([process.sentinel for process in started], 120)
-        deadline = time.monotonic() + WITHIN
         for process in started:
-            process.join(max(0, deadline - time.monotonic()))
-        return [process.exitcode for process in started]
+            process.start()
+        yield started
     finally:
         for process in started:
             process.kill()
             process.join()
 
 
-def messages(said):
-    """The lines by which ranks said why they ended."""
-    lines = [
-        line for rank in (0, 1) for line in said.with_name(f"{said.name}.{rank}").read_text().splitlines()
+def ranks(context, script, save, output, said, fault=None, victim=None):
+    """Run a script on two ranks; return their exit statuses."""
+    arguments = [
+        (
+            *(script, arguments_of(script, save, output)),
+            variables | {"IMAGENETS_LISTS": str(save / "lists")},
+            *(f"{said}.{rank}", fault if rank == victim else None),
+        )
+        for rank, variables in enumerate(torchrun_variables(2))
     ]
-    begins = ("error: ", "terminated", "Traceback")
-    return [line for line in lines if line.startswith(begins)], lines
+    with processes(context, method_scripts.child, arguments) as started:
+        while all(process.exitcode is None for process in started):
+            connection.wait([process.sentinel for process in started], 120)
+        deadline = time.monotonic() + WITHIN
+        for process in started:
+            process.join(max(0, deadline - time.monotonic()))
+        return [process.exitcode for process in started]
+
+
+def messages(said):
+    """The lines by which ranks said why they ended, and all that they said."""
+    lines = [line for rank in (0, 1) for line in Path(f"{said}.{rank}").read_text().splitlines()]
+    return [line for line in lines if line.startswith(("error: ", "terminated", "Traceback"))], lines
 
 
 def results(output):
@@ -106,12 +108,12 @@ def results(output):
     return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.png")}
 
 
-STATUSES = {"killed": -9, "terminated": 143, "exception": 1, "full disk": 1}
-WORDS = {
-    "killed": "error: another process of torchrun has ended",
-    "terminated": "terminated",
-    "exception": "Traceback",
-    "full disk": "No space left on device",
+# How a rank ends, and what it says.
+ENDS = {
+    "exception": (1, "Traceback"),
+    "killed": (-9, "error: another process of torchrun has ended"),
+    "terminated": (143, "terminated"),
+    "full disk": (1, "No space left on device"),
 }
 
 
@@ -122,13 +124,12 @@ def test_one_rank_fails(script, context, save, tmp_path):
     moments, failed = random.Random(script), tmp_path / "failed"
     trains = script in ("finetune", "pretrain")
     victim = 0 if trains else moments.randrange(2)  # of a training, the first process alone writes
-    for fault in ("exception", "killed", "terminated", "full disk"):
+    for fault, (status, words) in ENDS.items():
         moment = moments.randrange(3 if trains else 2)
         ended = ranks(context, script, save, failed, tmp_path / "said", (fault, moment), victim)
         told, lines = messages(tmp_path / "said")
-        assert ended[victim] == STATUSES[fault], lines
-        assert ended[1 - victim] in (1, STATUSES[fault]), lines
-        assert len(told) == 1 and WORDS[fault] in told[0], (fault, victim, moment, lines)
+        assert ended[victim] == status and ended[1 - victim] in (1, status), lines
+        assert len(told) == 1 and words in told[0], (fault, victim, moment, lines)
         if fault == "exception":
             assert lines.count("ZeroDivisionError: a bug of our own") == 1
     assert ranks(context, script, save, failed, tmp_path / "said") == [0, 0]
@@ -141,19 +142,10 @@ def test_one_rank_fails(script, context, save, tmp_path):
 def test_a_rank_that_waits_in_a_collective_leaves_at_a_signal(context, tmp_path):
     """Python's handlers do not run there."""
     said, at_work = tmp_path / "said", tmp_path / "at_work"
-    started = [
-        context.Process(target=method_scripts.stuck, args=(variables, said.with_suffix(f".{rank}"), at_work))
-        for rank, variables in enumerate(torchrun_variables(2))
-    ]
-    try:
-        for process in started:
-            process.start()
+    arguments = [(v, said.with_suffix(f".{rank}"), at_work) for rank, v in enumerate(torchrun_variables(2))]
+    with processes(context, method_scripts.stuck, arguments) as started:
         wait_for(lambda: at_work.exists() or started[0].exitcode is not None)
         os.kill(started[0].pid, signal.SIGTERM)
         started[0].join(WITHIN)
         assert started[0].exitcode == 143
         assert said.with_suffix(".0").read_text() == "terminated\n"
-    finally:
-        for process in started:
-            process.kill()
-            process.join()

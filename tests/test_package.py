@@ -22,34 +22,22 @@ _FLAG = re.compile(r"(^|[^\w-])--[a-z]")
 _QUOTED = re.compile(r"``[^`]*``")
 
 
-@pytest.mark.parametrize("name", imagenets.__all__)
-def test_public_names_are_there(name):
-    assert getattr(imagenets, name) is not None
-
-
-def test_public_names_are_offered_and_known_to_type_checkers():
+def test_public_names_are_there_and_known_to_type_checkers():
+    assert all(getattr(imagenets, name) is not None for name in imagenets.__all__)
     assert set(imagenets.__all__) <= set(dir(imagenets))
     source = (LIBRARY / "__init__.py").read_text(encoding="utf-8")
-    typed = re.findall(r"^    from imagenets\.([\w.]+) import (\w+) as \2$", source, re.MULTILINE)
-    assert sorted((imagenets._MODULES[name], name) for name in imagenets.__all__) == sorted(
-        (f"imagenets.{module}", name) for module, name in typed
-    )
-
-
-def test_a_name_that_is_not_there():
+    typed = re.findall(r"^    from (imagenets\.[\w.]+) import (\w+) as \2$", source, re.MULTILINE)
+    assert sorted(typed) == sorted((imagenets._MODULES[name], name) for name in imagenets.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         imagenets.nonsense  # noqa: B018
 
 
 def test_every_package_and_module_is_on_the_map():
     on_map = re.findall(r"``(\w+)``", imagenets.__doc__)
-    first_level = {
-        path.stem for path in LIBRARY.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
-    assert first_level - {"__init__"} <= set(on_map)
-    modules = {path.stem for path in LIBRARY.rglob("*.py")} | {path.name for path in LIBRARY.rglob("*")}
-    named = {name for name in on_map if name.islower()} - {"methods"}
-    assert named <= modules, "the map names what is not there"
+    packages = {path.parent.name for path in LIBRARY.glob("*/__init__.py")}
+    assert (packages | {path.stem for path in LIBRARY.glob("*.py")}) - {"__init__"} <= set(on_map)
+    there = {path.stem for path in LIBRARY.rglob("*")} | {"methods"}
+    assert {name for name in on_map if name.islower()} <= there, "the map names what is not there"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(LIBRARY)))
@@ -104,11 +92,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
 def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
     """Away from the checkout; the packages it depends on are this environment's."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
-    python = tmp_path / "env/bin/python"
-    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(
-        subprocess.run([python, "-c", where], check=True, capture_output=True, text=True).stdout.strip()
-    )
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
@@ -116,7 +100,8 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
         "import imagenets; from importlib.metadata import version; from imagenets.reporting import html\n"
         "print(imagenets.__file__); print(version('imagenets')); imagenets.decode_mask; imagenets.published()"
     )
-    done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    command = [tmp_path / "env/bin/python", "-I", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(site / "imagenets" / "__init__.py"), imagenets.__version__]
 

@@ -25,7 +25,7 @@ from imagenets.reporting.overlays import (
     palette,
     plain_ground,
 )
-from imagenets.reporting.pages import label_legend, names_of_folders
+from imagenets.reporting.pages import decimal, label_legend, names_of_folders, signed
 from imagenets.scoring.matching import Matching
 
 CLASSES, CLUSTERS = 6, 9
@@ -74,12 +74,12 @@ def test_scores_confusions_and_clusters_are_those_of_the_pixels(seed):
     found = find_confusions(table, predicted)
     assert list(zip(found.pixels, found.ground_truth, found.prediction, strict=True)) == wrong
 
-    clusters = matched_clusters(table, Matching.of(matching | {70_000: 1}), CLASSES)
-    assert [match.cluster for match in clusters] == list(range(1, CLUSTERS + 1))
+    clusters = matched_clusters(table, Matching.of(matching | {CLUSTERS + 2: 1, 70_000: 1}), CLASSES)
+    assert [match.cluster for match in clusters] == [*range(1, CLUSTERS + 1), CLUSTERS + 2]
     for match in clusters:
         on = [truth[clusters == match.cluster] for truth, clusters in counted]
         under = Counter(np.concatenate(on).tolist())
-        assert (match.label, match.size) == (matching[match.cluster], sum(under.values()))
+        assert (match.label, match.size) == (matching.get(match.cluster, 1), sum(under.values()))
         assert match.mostly == (min(under, key=lambda c: (-under[c], c)) if under else None)
         both = [o.size > 0 and match.label in truth for o, (truth, _) in zip(on, counted, strict=True)]
         shared = (sum(both), under[match.label]) if match.label else (0, 0)
@@ -219,3 +219,10 @@ def test_labels_beyond_the_palette():
     prediction = np.array([[0, 65_535]])
     beyond = draw_panels(plain_ground(1, 2), np.zeros((1, 2), int), prediction).prediction
     assert (beyond[0, 1] == palette()[65_534 % 919]).all()
+
+
+def test_percentages_and_differences_as_a_page_writes_them():
+    values = (np.nan, 0.0, 0.004, -0.004, 1.234, -12.345)
+    assert list(map(decimal, values[:5])) == ["–", "0.00", "0.00", "-0.00", "1.23"]
+    assert list(map(signed, values)) == ["–", "0.00", "0.00", "0.00", "+1.23", f"−{12.345:.2f}"]
+    assert (signed(0.006), signed(-0.006)) == ("+0.01", "−0.01")

@@ -44,24 +44,32 @@ def checkout(tmp_path):
     return root
 
 
-def set_up(checkout, *arguments):
-    """Run setup.sh; give the lines of what Python was asked to make and install."""
+def run(checkout, *arguments):
+    """Run setup.sh; return how it ended, and the lines of what Python was asked to make and install."""
     notes = checkout.parent / "notes"
     notes.write_text("")
     env = {**os.environ, "BASE_PYTHON": str(checkout.parent / "python"), "NOTES": str(notes)}
-    subprocess.run(["bash", checkout / "setup.sh", *arguments], env=env, check=True, capture_output=True)
-    return [line for line in notes.read_text().splitlines() if line.startswith("-m")]
+    command = ["bash", checkout / "setup.sh", *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return done, [line for line in notes.read_text().splitlines() if line.startswith("-m")]
 
 
-def test_second_run_does_nothing(checkout):
-    made, *installed = set_up(checkout)
+def set_up(checkout, *arguments):
+    done, asked = run(checkout, *arguments)
+    assert done.returncode == 0, done.stderr
+    return asked
+
+
+def test_an_environment_is_made_once_and_serves_all_that_it_has_the_packages_of(checkout):
+    made, installed = set_up(checkout)
     assert made == f"-m venv --clear {checkout}/.venv"
-    assert len(installed) == 1 and f"-c {checkout}/requirements-tested.txt" in installed[0]
+    assert f"-c {checkout}/requirements-tested.txt" in installed
+    assert installed.endswith(f" -e {checkout}[report,kmeans]")
     assert set_up(checkout) == []
-
-
-def test_library_is_installed_in_place(checkout):
-    assert set_up(checkout)[-1].endswith(f" -e {checkout}[report,kmeans]")
+    assert set_up(checkout, "dev")[-1].endswith(f" -e {checkout}[dev]")
+    assert set_up(checkout) == set_up(checkout, "methods") == set_up(checkout, "dev") == []
+    (checkout / ".venv/.installed").unlink()  # of an installation that was stopped
+    assert set_up(checkout, "dev")[-1].endswith(f" -e {checkout}[dev]")
 
 
 def test_environment_without_its_interpreter_is_made_again(checkout):
@@ -81,18 +89,18 @@ def test_a_link_to_another_environment_is_refused_and_nothing_done_there(checkou
         (other / ".installed").write_text("user\nof another checkout\n")
     (checkout / ".venv").symlink_to(other)
     before = sorted(other.rglob("*"))
-    (checkout.parent / "notes").write_text("")
-    env = {
-        **os.environ,
-        "BASE_PYTHON": str(checkout.parent / "python"),
-        "NOTES": str(checkout.parent / "notes"),
-    }
-    done = subprocess.run(["bash", checkout / "setup.sh"], env=env, capture_output=True, text=True)
-    assert done.returncode == 1 and (checkout.parent / "notes").read_text() == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {checkout}/.venv is a symbolic link to {other}")
-    assert f"(rm {checkout}/.venv)" in line
+    done, asked = run(checkout)
+    assert (done.returncode, asked, len(done.stderr.splitlines())) == (1, [], 1)
+    assert done.stderr.startswith(f"error: {checkout}/.venv is a symbolic link to {other}")
+    assert f"(rm {checkout}/.venv)" in done.stderr
     assert sorted(other.rglob("*")) == before and (checkout / ".venv").is_symlink()
+
+
+def test_a_file_in_the_environments_place_is_kept(checkout):
+    (checkout / ".venv").write_text("precious")
+    done, _ = run(checkout)
+    assert done.returncode == 1 and "is a file" in done.stderr
+    assert (checkout / ".venv").read_text() == "precious"
 
 
 def test_an_environment_without_pip_gets_it_and_keeps_what_is_in_it(checkout):
@@ -105,50 +113,27 @@ def test_an_environment_without_pip_gets_it_and_keeps_what_is_in_it(checkout):
     assert (checkout / ".venv/mine").exists()
 
 
-def test_a_file_in_the_environments_place_is_kept(checkout):
-    (checkout / ".venv").write_text("precious")
-    done = subprocess.run(["bash", checkout / "setup.sh"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "is a file" in done.stderr
-    assert (checkout / ".venv").read_text() == "precious"
-
-
 def test_moved_checkout_is_installed_from_where_it_is(checkout):
     set_up(checkout)
     moved = checkout.rename(checkout.with_name("elsewhere"))
     assert set_up(moved)[-1].endswith(f" -e {moved}[report,kmeans]")
 
 
-def test_environment_for_tests_serves_all(checkout):
-    assert set_up(checkout, "dev")[-1].endswith(f" -e {checkout}[dev]")
-    assert set_up(checkout) == set_up(checkout, "methods") == set_up(checkout, "dev") == []
-
-
-def test_a_users_environment_becomes_one_for_methods(checkout):
+def test_a_users_environment_becomes_one_for_methods_and_keeps_its_torchvision(checkout):
     """The tested torch gives way to the one that fits torchvision; the environment is not made anew."""
     set_up(checkout)
     (installed,) = set_up(checkout, "methods")
     assert installed.endswith(f" -e {checkout}[methods]")
-    first, second = re.findall(r"-c (.*?\.txt)", installed)
-    pins = Path(first).read_text() + Path(second).read_text()
+    pins = "".join(Path(name).read_text() for name in re.findall(r"-c (.*?\.txt)", installed))
     assert "torch==2.13.0" not in pins and "torch==2.14.1" in pins and "numpy==" in pins
-
-
-def test_what_is_brought_up_to_date_keeps_its_torchvision(checkout):
-    set_up(checkout, "methods")
     with (checkout / "requirements-tested.txt").open("a") as file:
         file.write("tqdm==4.70.1\n")
     assert set_up(checkout)[-1].endswith(f" -e {checkout}[methods]")
     assert set_up(checkout) == []
 
 
-def test_stopped_installation_is_done_again(checkout):
-    set_up(checkout, "dev")
-    (checkout / ".venv/.installed").unlink()
-    assert set_up(checkout, "dev")[-1].endswith(f" -e {checkout}[dev]")
-
-
 @pytest.mark.parametrize("arguments", [["torchvision"], ["methods", "dev"], ["--help"]])
 def test_unknown_kind_is_wrong_usage(checkout, arguments):
-    done = subprocess.run(["bash", checkout / "setup.sh", *arguments], capture_output=True, text=True)
+    done, _ = run(checkout, *arguments)
     assert (done.returncode, done.stderr) == (2, "usage: bash setup.sh [methods|zero-shot|dev]\n")
     assert not (checkout / ".venv").exists()

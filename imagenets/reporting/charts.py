@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import matplotlib.style
 import numpy as np
@@ -53,9 +53,7 @@ def bucket_chart(scores: Mapping[str, float], intervals: Mapping[str, tuple[floa
     ``scores`` and ``intervals`` are percentages by the names of SCORES; nan is drawn as a dash.
     """
     buckets = [name[1:] for name in SCORES if name.startswith("B")]
-    with _style("buckets"):
-        figure = Figure(figsize=(5, 2.9), layout="constrained")
-        axes = figure.subplots()
+    with _figure("buckets", 5, 2.9) as (figure, axes):
         for prefix, colour, place, label in (
             ("", _REGION, -0.2, "IoU"),
             ("B", _BOUNDARY, 0.2, "boundary IoU"),
@@ -85,10 +83,8 @@ def class_chart(iou: np.ndarray, names: Sequence[str]) -> str:
     ``names`` (N + 1) stand under the bars if they are few enough to be read.
     """
     order = np.argsort(-iou, kind="stable")
-    with _style("classes"):
-        named = len(names) <= _NAMED_BARS
-        figure = Figure(figsize=(11, 4.4 if named else 3.1), layout="constrained")
-        axes = figure.subplots()
+    named = len(names) <= _NAMED_BARS
+    with _figure("classes", 11, 4.4 if named else 3.1) as (figure, axes):
         edges = np.arange(len(names) + 1) + 0.5
         if named:
             axes.bar(edges[:-1] + 0.5, iou[order], width=0.8, color=_REGION)
@@ -113,9 +109,7 @@ def standing_chart(run: Standing, interval: tuple[float, float] | None, others: 
 
     ``run`` is the one that the page is about, ``interval`` that of its mIoU in percent, if known.
     """
-    with _style("standing"):
-        figure = Figure(figsize=(4.8, 0.42 * (1 + len(others)) + 0.9), layout="constrained")
-        axes = figure.subplots()
+    with _figure("standing", 4.8, 0.42 * (1 + len(others)) + 0.9) as (figure, axes):
         for y, bar in enumerate(sorted([run, *others], key=lambda bar: -bar.val)):
             colour = _MEAN if bar is run else _PROTOCOL_COLOURS[PROTOCOLS.index(bar.protocol)]
             axes.barh(y, bar.val, height=0.34, color=colour)
@@ -152,9 +146,7 @@ def difference_chart(
     ``names`` are those of the two methods. Filled where ``significant``: the interval leaves out 0. nan is
     drawn as a dash.
     """
-    with _style("differences"):
-        figure = Figure(figsize=(5, 4.2), layout="constrained")
-        axes = figure.subplots()
+    with _figure("differences", 5, 4.2) as (figure, axes):
         axes.axvline(0, color=_INK, linewidth=1)
         for y, (name, difference) in enumerate(differences.items()):
             if math.isnan(difference):
@@ -182,9 +174,7 @@ def class_difference_chart(differences: np.ndarray, names: tuple[str, str]) -> s
     """
     ordered = -np.sort(-differences)
     edges = np.arange(ordered.size + 1) + 0.5
-    with _style("class-differences"):
-        figure = Figure(figsize=(5.4, 4.2), layout="constrained")
-        axes = figure.subplots()
+    with _figure("class-differences", 5.4, 4.2) as (figure, axes):
         for part, colour in ((np.maximum(ordered, 0), _REGION), (np.minimum(ordered, 0), _BOUNDARY)):
             axes.stairs(part, edges, fill=True, color=colour)
         axes.axhline(0, color=_INK, linewidth=1)
@@ -212,9 +202,7 @@ def condition_chart(
     names: Sequence[str], scores: Sequence[float], intervals: Sequence[tuple[float, float]]
 ) -> str:
     """Draw a classifier's accuracy in percent on each set of pictures, with its interval, as SVG bars."""
-    with _style("conditions"):
-        figure = Figure(figsize=(5, 0.5 * len(names) + 0.9), layout="constrained")
-        axes = figure.subplots()
+    with _figure("conditions", 5, 0.5 * len(names) + 0.9) as (figure, axes):
         for y, (score, interval) in enumerate(zip(scores, intervals, strict=True)):
             axes.barh(y, score, height=0.6, color=_REGION)
             axes.hlines(y, *interval, color=_INK, linewidth=1.5)
@@ -245,9 +233,12 @@ def _shortened(name: str, length: int = 22) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
-def _style(name: str) -> AbstractContextManager[None]:
-    """Style of one chart, whatever the user's settings; ids in its SVG depend on its name and contents."""
-    return matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}])
+@contextmanager
+def _figure(name: str, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Draw in one style, whatever the user's settings; ids in the SVG depend on its name and contents."""
+    with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots()
 
 
 def _svg(figure: Figure, name: str, title: str) -> str:
