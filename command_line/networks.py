@@ -77,23 +77,27 @@ def add_sharpen(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_device(parser: argparse._ActionsContainer, does: str) -> None:
-    """Add where the network ``does`` its work."""
+def _add_machine(
+    parser: argparse._ActionsContainer, does: str, auto: str, workers: str, most: int | None
+) -> None:
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
         help=f"where the network {does} (default: auto, which is CUDA if available)",
     )
-
-
-def add_precision(parser: argparse._ActionsContainer, auto: str) -> None:
-    """Add the precision that the network computes in."""
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="auto",
         help=f"precision of the network; everything else is float32 (default: auto, {auto})",
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole_number(0, 1024),
+        metavar="N",
+        default=default_workers(most),
+        help=f"processes that read images, {workers}",
     )
 
 
@@ -105,15 +109,10 @@ def precision_of(arguments: argparse.Namespace) -> str:
 
 def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
     """Add how a network is run; results do not depend on it except for rounding."""
-    add_device(parser, "runs")
-    parser.add_argument(
-        "--workers",
-        type=whole_number(0, 1024),
-        metavar="N",
-        default=default_workers(),
-        help="processes that read images, and as many that write (default: one per core, shared by "
-        "torchrun's processes; 0: only this process)",
+    workers = (
+        "and as many that write (default: one per core, shared by torchrun's processes; 0: only this process)"
     )
+    _add_machine(parser, "runs", "which is float32", workers, None)
     parser.add_argument(
         "--batch-size",
         type=whole_number(1, 100_000),
@@ -121,21 +120,13 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
         default=batch_size,
         help=f"pictures in a batch (default: {batch_size}); lower it if memory runs out",
     )
-    add_precision(parser, "which is float32")
 
 
 def add_machine(parser: argparse._ActionsContainer) -> None:
     """Add how a training uses the machine: device, precision and workers."""
-    add_device(parser, "learns")
-    add_precision(parser, "on CUDA bfloat16 where the card has it, else float16; float32 on CPUs")
-    parser.add_argument(
-        "--workers",
-        type=whole_number(0, 1024),
-        default=default_workers(most=8),
-        metavar="N",
-        help="processes that read images, for each of torchrun's processes (default: its share of this "
-        "machine's cores, at most 8)",
-    )
+    auto = "on CUDA bfloat16 where the card has it, else float16; float32 on CPUs"
+    workers = "for each of torchrun's processes (default: its share of this machine's cores, at most 8)"
+    _add_machine(parser, "learns", auto, workers, 8)
 
 
 def add_size(parser: argparse._ActionsContainer) -> None:
