@@ -302,6 +302,8 @@ def test_shards_are_joined_by_their_index_and_count_in_its_digest(tmp_path):
     refused(index, r"1 of its 2 shards are missing \(model-00002")
     index.write_text(json.dumps({"weight_map": {"w": "../x.safetensors"}}))
     refused(index, "names files elsewhere")
+    index.write_text("{}")
+    refused(index, "it has no weight_map")
 
 
 def test_every_byte_of_a_file_counts_in_its_digest(tmp_path):
