@@ -90,9 +90,9 @@ def table_of_noise(rng):
     return make_table(names, np.full(len(names), 919), [rows])
 
 
-def write_noise(rng, folder, names, sides):
+def write_noise(rng, folder, names, sides, height=270, width=360):
     """The worst pictures and masks that there are, below ``folder``: noise."""
     for name in names:
         for side in sides:
-            write_mask(folder / side / name, rng.integers(0, 920, (270, 360)))
-    write_pictures(folder / "images", names, 270, 360)
+            write_mask(folder / side / name, rng.integers(0, 920, (height, width)))
+    write_pictures(folder / "images", names, height, width)
