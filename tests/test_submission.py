@@ -356,6 +356,9 @@ def test_check_finds_damage():
     data[place] ^= 1
     Path("bad.zip").write_bytes(data)
     check("bad.zip", refused=f"{FIRST}: is damaged in the archive")
+    data[data.rindex(FIRST.encode()) - 38] |= 1  # in the archive's directory: the entry is encrypted
+    Path("locked.zip").write_bytes(data)
+    check("locked.zip", refused=f"{FIRST}: is encrypted")
     Path("short.zip").write_bytes(data[: len(data) // 2])
     check("short.zip", refused=r"short\.zip: not a complete ZIP archive")
     check("nowhere.zip", refused=r"nowhere\.zip")
