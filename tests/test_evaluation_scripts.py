@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,6 @@ from masksets import CHECKOUT, REAL, in_process, random_images, script, to_rgb, 
 from PIL import Image
 from prepared_set import WNIDS, write_lists
 
-from command_line import startup
 from imagenets.common.whole_files import write_whole
 from imagenets.scoring.metrics import SCORES
 
@@ -412,14 +410,6 @@ def test_a_reader_that_leaves_is_no_traceback(masks):
     )
     done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("path", sorted((CHECKOUT / "evaluation").glob("*.py")), ids=lambda path: path.name)
-def test_a_script_that_is_started_runs_its_main(path, monkeypatch):
-    started = []
-    monkeypatch.setattr(startup, "run", lambda main: started.append(main.__name__))
-    runpy.run_path(str(path), run_name="__main__")
-    assert started == ["main"]
 
 
 def test_scripts_find_their_own_packages(masks):

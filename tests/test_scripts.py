@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from masksets import CHECKOUT, write_mask
+
+from command_line import startup
 
 FOLDERS = ("datapreparation", "evaluation", "methods", "demo")
 SCRIPTS = sorted(
@@ -50,6 +53,17 @@ def test_a_missing_package_and_an_early_interrupt_are_one_line_each(tmp_path, sc
     assert line.startswith("error: this Python lacks ") and "bash setup.sh" in line
     done = run_with(tmp_path, "interrupt", script, "--help")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_that_is_started_runs_its_main(script, monkeypatch):
+    resuming = {"resumes": True}
+    expected = {"methods": resuming | {"on_all_ranks": True}} | {"datapreparation/datapreparation_": resuming}
+    started = []
+    monkeypatch.setattr(startup, "run", lambda main, **how: started.append((main.__name__, how)))
+    runpy.run_path(str(CHECKOUT / script), run_name="__main__")
+    how = next((how for begin, how in expected.items() if script.startswith(begin)), {})
+    assert started == [("main", {} if script == "methods/trivial.py" else how)]
 
 
 def run_code(code, **variables):
