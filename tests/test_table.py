@@ -165,6 +165,9 @@ def test_published_results_stand_apart_unless_of_one_protocol(tmp_path):
     (tmp_path / "own.csv").write_text(
         "protocol,mode,method,split,mIoU\nfree,50,ours,val,12.345\nfree,50,ours,test,1\n"
     )
+    assert "of fewer images" not in apart
+    write_scores(tmp_path / "few.json", {"mIoU": 0.0}, images=10)
+    assert "The others are of fewer images" in run(tmp_path, "few.json", "--published").stdout
     own = run(tmp_path, "mine.json", "--results", "own.csv").stdout
     assert "ours" in own and re.search(r"12\.3[45] ", own) and "29.2" not in own
 
@@ -197,6 +200,7 @@ def test_markdown_shows_names_as_they_are(table):
     kinds = {child.type for row in rows for child in row[0].children}
     assert kinds <= {"text", "text_special"}, "no emphasis, code, link or tag"
     assert "**17.00** ± 0.26" in text and "**16.00**" not in text
+    assert text.splitlines()[1] == f"| :-- |{' --: |' * (width - 1)}"
 
 
 def test_latex_escapes(table):
