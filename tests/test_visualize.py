@@ -58,6 +58,9 @@ def test_overlays(folder):
     visualize(folder, "--names", "names.txt", "--mode", 50)
     changed = files(folder / "out")
     assert [name for name in NAMES if changed[name] != first[name]] == [NAMES[2]]
+    write_mask(folder / "pred" / NAMES[0], np.full(SIZES[0], 900))
+    visualize(folder)  # without a mode and a matching, labels may be anything
+    assert files(folder / "out")[NAMES[0]] != first[NAMES[0]]
 
 
 def test_bad_files_are_listed_and_nothing_is_written(folder):
