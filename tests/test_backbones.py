@@ -178,3 +178,29 @@ def test_unknown_names_are_told_with_near_ones():
     for name, near in nearest.items():
         with pytest.raises(InputError, match=rf"{name}: .*near: {near}, "):
             make_backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {"layers": 13},
+            "cannot join 13 layers: vit_tiny_patch16_224 has 12 blocks of tokens",
+        ),
+        (
+            "vit_tiny_patch16_224",
+            {"output_stride": 16},
+            "only ResNets have an output stride to choose, 16 or 32",
+        ),
+        ("resnet18", {"output_stride": 8}, "only ResNets have an output stride to choose, 16 or 32"),
+    ],
+)
+def test_layers_and_output_strides_that_a_network_lacks_are_refused(name, more, message):
+    with pytest.raises(InputError, match=message):
+        make_backbone(name, **more)
+
+
+def test_what_a_network_has_by_itself_can_be_asked_for():
+    assert make_backbone("resnet18", output_stride=32).stride == make_backbone("resnet18").stride == 32
+    assert make_backbone("vit_tiny_patch16_224", layers=12).channels == 12 * 192
