@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 import torch
 from helpers import train_pass_tiny as tiny
 from helpers.processes import torchrun_variables
+from helpers.training import ALONE, StopError, assert_same_end, log_of, state_of, stop_after
 from prepared_set import write_image
 from torch import nn
 
@@ -41,19 +39,9 @@ from imagenets.learning.pass_method.recipes import (
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue
 from imagenets.learning.pass_method.steps import CollapseWatch, QueueState
 from imagenets.learning.processes import Processes
-from imagenets.learning.training.augmentation import Colours, Crop, as_tensor, cropped, distort, random_crop
+from imagenets.learning.training.augmentation import Colours, cropped, distort, random_crop
 from imagenets.learning.training.loop import train
 from imagenets.learning.training.order import generator
-
-ALONE = Processes(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +60,14 @@ def whole(tmp_path_factory, images):
     return folder
 
 
-def state(folder):
-    return torch.load(folder / "last.pth", weights_only=True)
-
-
-def log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def test_the_log_has_every_loss_and_watches_over_collapse(whole):
-    records = log(whole / "pretraining")
+    records = log_of(whole / "pretraining")
     assert [record["step"] for record in records] == [3, 6]
     for record in records:
         together = (record["image"] + record["shallow"]) / 2 + record["pixel"]
         assert record["loss"] == pytest.approx(together, rel=1e-5)
-        assert 0 < record["image"] < 2 * np.log(12) and -1 < record["pixel"] < 1
-    for record in (*records, *log(whole / "attention")):
+        assert 0 < record["image"] < 2 * np.log_of(12) and -1 < record["pixel"] < 1
+    for record in (*records, *log_of(whole / "attention")):
         assert 1 < record["prototypes_in_use"] <= 12
         assert 0.01 < record["spread"] < 1
     assert (whole / "pretraining/curves.png").read_bytes().startswith(b"\x89PNG")
@@ -116,82 +96,31 @@ def test_two_processes_have_the_losses_of_one(context, whole, images, tmp_path, 
     tiny.without_batch_norms(monkeypatch.setattr)
     tiny.both(tmp_path / "1", images, ALONE, log=no_log, checkpoint=checkpoint)
     for step in ("pretraining", "attention"):
-        one, two = log(tmp_path / "1" / step)[0], log(tmp_path / "2" / step)[0]
+        one, two = log_of(tmp_path / "1" / step)[0], log_of(tmp_path / "2" / step)[0]
         for name in {"loss", "image", "shallow", "pixel", "spread"} & one.keys():
             assert one[name] == pytest.approx(two[name], abs=1e-4), name
         assert one["prototypes_in_use"] == two["prototypes_in_use"]
-        assert state(tmp_path / "2" / step)["more"]["queue"]["features"].any()
-    images_of = [log(folder / "pretraining")[1]["image"] for folder in (tmp_path / "1", tmp_path / "2")]
+        assert state_of(tmp_path / "2" / step)["more"]["queue"]["features"].any()
+    images_of = [log_of(folder / "pretraining")[1]["image"] for folder in (tmp_path / "1", tmp_path / "2")]
     assert images_of[0] == pytest.approx(images_of[1], abs=1e-3)
-
-
-class StopError(Exception):
-    """Stands for the end of a process."""
-
-
-def stop_after(steps):
-    """A bar that ends the run after so many steps."""
-    left = [steps]
-
-    @contextmanager
-    def show(description, total, *, unit, done=0):
-        def advance(units):
-            left[0] -= units
-            if left[0] < 0:
-                raise StopError
-
-        yield advance
-
-    return show
 
 
 def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(whole, images, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "train", partial(train, save_every=0.0))
-    for steps in (
-        1,
-        3,
-        2,
-        4,
-    ):  # each goes on from the last stop
+    for steps in (2, 4, 3, 5):  # each goes on from the last stop, whose last step was not saved
         with pytest.raises(StopError):
             tiny.both(tmp_path, images, ALONE, stop_after(steps), no_log)
     tiny.both(tmp_path, images, ALONE, log=no_log)
     for step in ("pretraining", "attention"):
-        expected, found = state(whole / step), state(tmp_path / step)
-        assert expected["model"].keys() == found["model"].keys()
-        for name, tensor in expected["model"].items():
-            assert torch.equal(tensor, found["model"][name]), name
-        assert torch.equal(expected["more"]["queue"]["features"], found["more"]["queue"]["features"])
-        timeless = ("images_per_second", "data_wait")
-        records = [
-            [{k: v for k, v in record.items() if k not in timeless} for record in log(folder / step)]
-            for folder in (whole, tmp_path)
-        ]
-        assert records[0] == records[1]
-
-
-def test_another_setting_in_the_folder_is_refused(whole, images):
-    recipe = replace(tiny.PRETRAINING, lr=0.5)
-    with pytest.raises(InputError, match=r"holds a run with other settings \(lr: 0.6 then, 0.5 now\)"):
-        runs.pretrain(tiny.request(images, whole / "pretraining"), recipe, ALONE)
-
-
-def test_attention_keeps_the_frozen_weights_and_lets_statistics_drift(whole):
-    before, after = (state(whole / step)["model"] for step in ("pretraining", "attention"))
-    for name, tensor in after.items():
-        if name.startswith(("fbg.", "prototypes.")):
-            continue
-        if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
-            assert not torch.equal(before[name], tensor), name
-        else:
-            assert torch.equal(before[name], tensor), name
-    assert not torch.equal(before["prototypes.weight"], after["prototypes.weight"])
+        assert_same_end(whole / step, tmp_path / step)
+        queues = [state_of(folder / step)["more"]["queue"]["features"] for folder in (whole, tmp_path)]
+        assert torch.equal(*queues)
 
 
 def test_files_of_both_steps_load_where_they_are_wanted(whole, tmp_path):
     """Ours, and the same tensors in the layout of the published files: state_dict, module., an optimiser."""
     for step in ("pretraining", "attention"):
-        model = state(whole / step)["model"]
+        model = state_of(whole / step)["model"]
         published = {
             "epoch": 200,
             "state_dict": {f"module.{name}": tensor for name, tensor in model.items()},
@@ -205,7 +134,7 @@ def test_files_of_both_steps_load_where_they_are_wanted(whole, tmp_path):
                 assert torch.equal(tensor, model[name]), name
     for path in (whole / "pretraining/last.pth", tmp_path / "pretraining.pth.tar"):
         network, lines = attention_network(tiny.BACKBONE, path)
-        expected = state(whole / "pretraining")["model"]
+        expected = state_of(whole / "pretraining")["model"]
         assert torch.equal(network.prototypes.weight, expected["prototypes.weight"])
         assert torch.equal(network.projection_head[3].bias, expected["projection_head.3.bias"])
         assert "width 32 and 12 prototypes" in lines[1]
@@ -213,7 +142,7 @@ def test_files_of_both_steps_load_where_they_are_wanted(whole, tmp_path):
             attended_backbone(tiny.BACKBONE, path)
     for path in (whole / "attention/last.pth", tmp_path / "attention.pth.tar"):
         _, attention, _ = attended_backbone(tiny.BACKBONE, path)
-        expected = state(whole / "attention")["model"]
+        expected = state_of(whole / "attention")["model"]
         for name, tensor in attention.state_dict().items():
             assert torch.equal(tensor, expected[f"fbg.{name}"]), name
 
@@ -274,22 +203,6 @@ def test_a_checkpoint_without_heads_is_refused(tmp_path, lacking):
     torch.save(state, tmp_path / "plain.pth")
     with pytest.raises(InputError, match=r"plain.pth: has no projection_head and prototypes"):
         attention_network(tiny.BACKBONE, tmp_path / "plain.pth")
-
-
-def test_a_collapsed_run_says_so():
-    said = []
-    watch = CollapseWatch(200, ALONE, said.append)
-    features = nn.functional.normalize(torch.randn(400, 128, generator=torch.manual_seed(0)), dim=1)
-    for half in features.chunk(2):
-        watch.look(half, half @ features[:200].T)
-    scores = watch.scores(1)
-    deviation = features.double().var(0, correction=0).sum().sqrt()
-    assert scores["spread"] == pytest.approx(deviation.item(), rel=1e-6)
-    assert scores["prototypes_in_use"] == (features @ features[:200].T).argmax(1).unique().numel() > 150
-    assert not said
-    watch.look(features[:1].expand(400, -1), (features[:1] @ features[:200].T).expand(400, -1))
-    assert watch.scores(2) == {"prototypes_in_use": 1, "spread": pytest.approx(0, abs=1e-3)}
-    assert said[0].startswith("epoch 2: this run has collapsed")
 
 
 def looks(nearest, vectors, prototypes):
@@ -413,31 +326,19 @@ def test_crops_of_a_batch_are_ordered_by_view():
     assert views(crops).tolist() == [0, 2, 4, 1, 3, 5]
 
 
-def test_crops_are_a_function_of_seed_epoch_and_picture(images):
-    names = sorted(f"{path.parent.name}/{path.name}" for path in images.glob("*/*.JPEG"))
-    sizes = CropSettings(2, 24, (0.14, 1)), CropSettings(3, 16, (0.05, 0.14))
-    readers = [CropReader(images, names, seed, *sizes) for seed in (1, 1, 2)]
-    rectangles, large, small = readers[0].read(0, 3)
-    assert (rectangles.shape, large.shape, small.shape) == ((2, 5), (2, 3, 24, 24), (3, 3, 16, 16))
-    assert large.dtype == torch.uint8
-    again = readers[1].read(0, 3)
-    assert all(torch.equal(a, b) for a, b in zip(again, (rectangles, large, small), strict=True))
-    for other in (readers[0].read(1, 3), readers[2].read(0, 3), readers[0].read(0, 4)):
-        assert not torch.equal(other[1], large)
-
-
-def test_crops_written_out(images):
+@pytest.mark.parametrize("colours", [None, Colours(0.5, 0.1, 0.3, 1.5)])
+def test_crops_written_out(images, colours):
     """Of each size in turn: a rectangle, its crop, its colours, all drawn from the picture's one stream."""
     names = sorted(f"{path.parent.name}/{path.name}" for path in images.glob("*/*.JPEG"))
     sizes = CropSettings(2, 24, (0.14, 1)), CropSettings(3, 16, (0.05, 0.14))
-    colours = Colours(0.5, 0.1, 0.3, 1.5)
-    rectangles, *found = CropReader(images, names, 5, *sizes, colours).read(2, 7)
+    rectangles, *found = CropReader(images, names, 5, *sizes, *filter(None, [colours])).read(2, 7)
     picture, random = read_image(images / names[7]), generator(seed=5, epoch=2, index=7)
     drawn = []
     for size, crops in zip(sizes, found, strict=True):
+        assert crops.shape == (size.count, 3, size.side, size.side) and crops.dtype == torch.uint8
         for crop in crops:
             drawn.append(random_crop(random, picture.width, picture.height, size.scale))
-            expected = distort(random, cropped(picture, drawn[-1], size.side), colours)
+            expected = distort(random, cropped(picture, drawn[-1], size.side), colours or Colours())
             np.testing.assert_array_equal(crop.permute(1, 2, 0), np.asarray(expected))
     assert rectangles.tolist() == [list(map(float, rectangle)) for rectangle in drawn[:2]]
 
@@ -446,23 +347,6 @@ def test_names_of_pictures_may_be_any_bytes(tmp_path):
     names = ["n0/plain.JPEG", os.fsdecode(b"n1/caf\xe9.JPEG")]
     reader = CropReader(tmp_path, names, 0, CropSettings(2, 24, (0.14, 1)), None)
     assert [reader.name(index) for index in (0, 1)] == names
-
-
-def test_a_recipe_may_change_colours_less(images):
-    """Alone in its colours, it cuts the same rectangles: all grey, or as the picture is."""
-    names = sorted(f"{path.parent.name}/{path.name}" for path in images.glob("*/*.JPEG"))
-    sizes = CropSettings(6, 24, (0.14, 1)), None
-    readers = [
-        CropReader(images, names, 1, *sizes, *colours)
-        for colours in ((), (Colours(),), (Colours(0, 0, 1, 0.1),), (Colours(0, 0, 0, 0.1),))
-    ]
-    default, same, grey, plain = (reader.read(0, 3)[1].float() for reader in readers)
-    assert torch.equal(default, same)
-    assert torch.equal(grey[:, 0], grey[:, 2]) and not torch.equal(plain[:, 0], plain[:, 2])
-    rectangle = Crop(*(int(number) for number in readers[3].read(0, 3)[0][0]))
-    expected = as_tensor(cropped(read_image(images / names[3]), rectangle, 24)).float()
-    assert (plain[0] - expected).abs().max() <= 2  # hues are turned by nothing, by way of 8 bits
-    assert (default[0] - expected).abs().max() > 20
 
 
 def test_published_settings():

@@ -7,20 +7,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.training import ALONE
 from torch.nn.functional import interpolate
 
 pytest.importorskip("timm")
 
-from imagenets.learning.engine.inference import Batch
+from imagenets.learning.engine.inference import Batch, Running
 from imagenets.learning.engine.sharpening import sharpened
 from imagenets.learning.finetuning import prediction
 from imagenets.learning.finetuning.prediction import Validation, predicted
 from imagenets.learning.images import Images
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.segmentation_network import PASS, SegmentationNetwork
-from imagenets.learning.processes import Processes
 
-ALONE = Processes(0, 1, torch.device("cpu"))
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
 
@@ -49,13 +48,10 @@ def random_logits(labels):
 @pytest.mark.parametrize(("shown", "size"), [((45, 61), (45, 61)), ((80, 120), (33, 50))])
 def test_labels_are_the_largest_enlarged_logits_of_what_is_shown(shown, size):
     logits = random_logits(5)
-    (found,) = predicted(Network(logits), batch_of(shown), longest=50 if shown != size else 1000)
+    assert prediction.LONGEST == 1000, "pixels; above a million, labels are found at a smaller size"
+    (found,) = predicted(Network(logits), batch_of(shown), *(() if shown == size else (50,)))
     expected = interpolate(logits, size=size, mode="bilinear")[0].argmax(0)
     assert found.dtype == torch.int32 and torch.equal(found.long(), expected)
-
-
-def test_images_of_more_than_a_million_pixels_are_labelled_at_1000():
-    assert prediction.LONGEST == 1000
 
 
 def test_probabilities_of_labels_that_reach_a_hundredth_somewhere_are_spread():
@@ -76,20 +72,14 @@ def test_probabilities_of_labels_that_reach_a_hundredth_somewhere_are_spread():
     assert torch.equal(found, torch.tensor([0, 2])[best].int()) and len(found.unique()) == 2
 
 
-def test_a_label_below_a_hundredth_is_left_out_and_one_above_is_not():
-    for highest, labels in ((0.009, {0}), (0.011, {0, 1})):
-        probabilities = torch.tensor([1 - highest, highest]).view(2, 1, 1).expand(2, 3, 4).clone()
-        kept = []
-
-        def spread(few, *of, kept=kept):
-            kept.append(len(few))
-            torch.testing.assert_close(few.sum(0), torch.ones(3, 4))
-            return few
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(prediction, "sharpened", spread)
-            predicted(Network(probabilities.log()[None]), batch_of((48, 64)), sharpen=True)
-        assert kept == [len(labels)]
+@pytest.mark.parametrize(("highest", "labels"), [(0.009, 1), (0.011, 2)])
+def test_a_label_below_a_hundredth_is_left_out_and_one_above_is_not(monkeypatch, highest, labels):
+    probabilities = torch.tensor([1 - highest, highest]).view(1, 2, 1, 1).expand(1, 2, 3, 4)
+    kept = []
+    monkeypatch.setattr(prediction, "sharpened", lambda few, *of: kept.append(few) or few)
+    predicted(Network(probabilities.log()), batch_of((48, 64)), sharpen=True)
+    assert len(kept[0]) == labels
+    torch.testing.assert_close(kept[0].sum(0), torch.ones(3, 4))
 
 
 def test_validation_scores_the_network_as_predict_does(monkeypatch):
@@ -99,17 +89,18 @@ def test_validation_scores_the_network_as_predict_does(monkeypatch):
     seen = []
 
     def visit(images, step, reading, running, with_masks):
-        seen.append((network.training, reading, running.precision, running.workers, with_masks))
+        seen.append((network.training, reading, running, with_masks))
         yield SimpleNamespace(shown=[(2, 2)], masks=[mask]), [torch.tensor([[1, 2], [1, 2]])]
 
     monkeypatch.setattr(prediction, "visit", visit)
     monkeypatch.setattr(prediction, "same_buffers", lambda *of: seen.append("same buffers"))
-    validation = Validation(Images("folder", ["a"]), 3, 2)
+    validation = Validation(Images("folder", ["a"]), 3, 2, show=print)
     assert [epoch for epoch in range(1, 6) if validation.is_due(5, epoch)] == [2, 4, 5]
     assert validation.scores(network, 5, ALONE, 1, "bfloat16", 3) == {} and seen == []
     scores = validation.scores(network, 5, ALONE, 1, "bfloat16", 4)
     reading = network.backbone.reading(stretched=True)
-    assert seen == ["same buffers", (False, reading, "bfloat16", 1, True)]
+    running = Running(ALONE, workers=1, precision="bfloat16", show=print)
+    assert seen == ["same buffers", (False, reading, running, True)]
     assert network.training
     # The last row and column repeat: the left column is 1, the others are 2.
     assert scores["mIoU"] == pytest.approx(100 * (2 / 7 + 2 / 7) / 4)

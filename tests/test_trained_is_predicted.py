@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
-import torch
 from helpers.patterns import write_patterns
+from helpers.training import call, log_of
 from prepared_set import write_lists
 
 pytest.importorskip("timm")
@@ -38,38 +37,24 @@ def save(tmp_path_factory):
     return folder
 
 
-def call(monkeypatch, main, *arguments):
-    monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
-    main()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("backbone", FAMILIES)
-def test_the_logs_last_miou_is_the_evaluators(backbone, save, tmp_path, monkeypatch):
-    monkeypatch.setenv("IMAGENETS_LISTS", str(save / "lists"))
+def test_the_logs_last_miou_is_the_evaluators(backbone, save, tmp_path):
     common = ("--save-dir", save, "--mode", 50, "--workers", 0, "--device", "cpu")
     call(
-        monkeypatch, finetune.main, *common, "--recipe", "semi-supervised", "--backbone", backbone,
-        "--checkpoint", "none", "--output-dir", tmp_path / "run", "--crop", 64, "--batch-size", 1,
-        "--epochs", 1, "--lr", 5e-4, "--layer-decay", 1, "--drop-path", 0, "--evaluate-every", 1,
+        finetune.main, save, *common, "--recipe", "semi-supervised", "--backbone", backbone, "--crop", 64,
+        "--checkpoint", "none", "--output-dir", tmp_path / "run", "--batch-size", 1, "--epochs", 1,
+        "--lr", 5e-4, "--layer-decay", 1, "--drop-path", 0, "--evaluate-every", 1,
     )  # fmt: skip
     call(
-        monkeypatch, predict.main, *common, "--model", tmp_path / "run/last.pth", "--splits", "validation",
+        predict.main, save, *common, "--model", tmp_path / "run/last.pth", "--splits", "validation",
         "--output-dir", tmp_path / "out",
     )  # fmt: skip
     call(
-        monkeypatch, evaluator.main, "--predict-dir", tmp_path / "out/validation", "--gt-dir",
-        save / "ImageNetS50/validation-segmentation", "--mode", 50, "--output", tmp_path / "scores.json",
+        evaluator.main, save, "--predict-dir", tmp_path / "out/validation", "--mode", 50, "--gt-dir",
+        save / "ImageNetS50/validation-segmentation", "--output", tmp_path / "scores.json",
     )  # fmt: skip
-    last = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    (last,) = log_of(tmp_path / "run")
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
     for name in ("mIoU", "FMeasure", "Acc"):
-        assert last[name] == pytest.approx(scores["scores"][name], abs=1e-6), name
+        assert last[name] == pytest.approx(scores[name], abs=1e-6), name
     assert last["mIoU"] + last["FMeasure"] > 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import signal
 
 import numpy as np
@@ -11,55 +9,29 @@ import pytest
 import torch
 from helpers import train_toy
 from helpers.processes import torchrun_variables
+from helpers.training import ALONE, TIMEOUT, StopError, assert_same_end, log_of, state_of, timeless
 from torch import nn
 
 from imagenets.common.errors import InputError
 from imagenets.learning.processes import Processes, join, synchronised
 from imagenets.learning.training import loop
 from imagenets.learning.training.loop import TrainingJob, train
-from imagenets.learning.training.optimisers import (
-    Lars,
-    cosine,
-    layer_decay_groups,
-    set_rate,
-    warm_up_and_cosine,
-)
+from imagenets.learning.training.optimisers import layer_decay_groups, set_rate
 from imagenets.learning.training.order import Plan, StepIndex, generator, seed_network
 from imagenets.learning.training.run_files import RunFolder, curves_figure, opened_run
 
-TIMEOUT = 120  # seconds, far above what a run takes
-ALONE = Processes(0, 1, torch.device("cpu"))
 
-
-def start(context, folder, *arguments, processes=1):
-    """Start the toy's processes, as torchrun would; their stderr goes to <folder>.rank."""
-    argv = [str(folder), *map(str, arguments)]
-    started = []
-    for rank, environment in enumerate(torchrun_variables(processes) if processes > 1 else [{}]):
-        process = context.Process(target=train_toy.child, args=(argv, environment, f"{folder}.{rank}"))
+def run_toy(context, folder, processes=1, **options):
+    """Run the toy in processes as of torchrun; their exit statuses. Their stderr goes to <folder>.<rank>."""
+    started = [
+        context.Process(target=train_toy.child, args=(folder, variables, f"{folder}.{rank}", options))
+        for rank, variables in enumerate(torchrun_variables(processes) if processes > 1 else [{}])
+    ]
+    for process in started:
         process.start()
-        started.append(process)
-    return started
-
-
-def finish(started):
     for process in started:
         process.join(TIMEOUT)
     return [process.exitcode for process in started]
-
-
-def weights(folder):
-    return torch.load(folder / "last.pth", weights_only=True)["model"]
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def log(folder):
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    timeless = ("images_per_second", "data_wait")
-    return [{name: value for name, value in r.items() if name not in timeless} for r in records]
 
 
 @pytest.mark.parametrize(("images", "batch", "keep_last"), [(24, 8, True), (23, 8, True), (29, 8, False)])
@@ -117,10 +89,7 @@ def test_a_plan_goes_on_where_it_stopped():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (
-            (24, 9, 1, 0, True, 1, 0, 2),
-            "batch size 9: does not divide by 2 processes; take a multiple",
-        ),
+        ((24, 9, 1, 0, True, 1, 0, 2), "batch size 9: does not divide by 2 processes; take a multiple"),
         ((24, 8, 1, 0, True, 3, 0, 2), "2 processes times 3 micro-batches; take a multiple of 6"),
         ((7, 8, 1, 0, False), "there are only 7 images"),
     ],
@@ -130,67 +99,33 @@ def test_batches_that_cannot_be_are_refused(arguments, words):
         Plan(*arguments)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_before_any_update_it_ends_the_same(context, tmp_path, processes):
-    """With dropout, parts of batches and reading ahead; the log has each epoch once."""
-    options = ("--dropout", 0.3, "--accumulate", 2, "--workers", 2 - processes)
-    assert finish(start(context, tmp_path / "whole", *options, processes=processes)) == [0] * processes
+def test_killed_before_any_update_it_ends_the_same(context, tmp_path):
+    """With dropout, parts of batches and reading ahead; the log has each epoch once. Several: test_faults."""
+    options = {"dropout": 0.3, "accumulate": 2, "workers": 1}
+    assert run_toy(context, tmp_path / "whole", **options) == [0]
     for update in (0, 1, 4, 8):
-        killed = start(context, tmp_path / "killed", *options, "--kill-at", update, processes=processes)
-        assert -signal.SIGKILL in finish(killed)
-    assert finish(start(context, tmp_path / "killed", *options, processes=processes)) == [0] * processes
+        assert run_toy(context, tmp_path / "killed", **options, kill_at=update) == [-signal.SIGKILL]
+    assert run_toy(context, tmp_path / "killed", **options) == [0]
     assert not list((tmp_path / "killed").glob(".*.tmp"))
-    assert [record["epoch"] for record in log(tmp_path / "whole")] == [1, 2, 3]
-    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
-    assert log(tmp_path / "killed") == log(tmp_path / "whole")
+    assert [record["epoch"] for record in log_of(tmp_path / "whole")] == [1, 2, 3]
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_two_processes_train_as_one_does(context, tmp_path):
-    for processes, accumulate in ((1, 1), (2, 1)):
-        folder = tmp_path / str(processes)
-        done = finish(start(context, folder, "--accumulate", accumulate, "--group-norm", processes=processes))
-        assert done == [0] * processes
-    one, two = log(tmp_path / "1"), log(tmp_path / "2")
-    for first, second in zip(one, two, strict=True):
-        assert math.isclose(first["loss"], second["loss"], abs_tol=1e-4)
-    for name, weight in weights(tmp_path / "1").items():
-        torch.testing.assert_close(weight, weights(tmp_path / "2")[name], atol=1e-4, rtol=1e-3)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_told(context, tmp_path, processes):
-    run = start(context, tmp_path / "run", "--nan-at", 5, processes=processes)
-    assert finish(run) == [1] * processes
-    texts = [(tmp_path / f"run.{rank}").read_text() for rank in range(processes)]
-    (said,) = filter(None, texts)  # the first to notice says it, for all
+def test_a_loss_that_is_not_finite_ends_all_processes_and_one_says_so(context, tmp_path):
+    assert run_toy(context, tmp_path / "run", processes=2, nan_at=5) == [1, 1]
+    (said,) = filter(None, ((tmp_path / f"run.{rank}").read_text() for rank in (0, 1)))
     assert "the loss is not finite in epoch 1, step 2" in said
-    assert "  image 5" in said
-    assert f"these {8 // processes} images" in said
+    assert "  image 5" in said and "these 4 images" in said
     assert "Traceback" not in said
 
 
-def test_another_setting_in_the_same_folder_is_refused_and_named(tmp_path):
-    with opened_run(tmp_path / "run", {"lr": 0.1, "epochs": 3, "crop": 224}, ALONE):
-        pass
-    with (
-        pytest.raises(InputError, match=r"lr: 0.1 then, 0.2 now; crop: 224 then, not set now"),
-        opened_run(tmp_path / "run", {"lr": 0.2, "epochs": 3}, ALONE),
-    ):
-        pass
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/last.pth").write_bytes(b"mine")
-    with (
-        pytest.raises(InputError, match=r"last\.pth: not made by this script"),
-        opened_run(tmp_path / "foreign", {"lr": 0.2}, ALONE),
-    ):
-        pass
-    with opened_run(tmp_path / "run", {"lr": 0.1, "epochs": 3, "crop": 224}, ALONE) as run:
+def test_a_damaged_state_is_refused(tmp_path):
+    with opened_run(tmp_path, {"lr": 0.1}, ALONE) as run:
         run.save({"model": {}}, [{"epoch": 1, "loss": 2.0}], last=True)
-        cut = (tmp_path / "run/last.pth").read_bytes()[:-20]
-        (tmp_path / "run/last.pth").write_bytes(cut)
+        (tmp_path / "last.pth").write_bytes((tmp_path / "last.pth").read_bytes()[:-20])
         with pytest.raises(InputError, match=r"last\.pth: damaged"):
             run.load()
-    assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 300])
@@ -225,32 +160,6 @@ def test_one_process_trains_the_network_as_it_is():
     assert all(one is other for one, other in zip(network.modules(), parts, strict=True))
 
 
-def test_lars_follows_its_formula():
-    torch.manual_seed(0)
-    start_values = [torch.randn(4, 3), torch.zeros(5), torch.randn(2)]
-    fast = [value.clone().requires_grad_() for value in start_values]
-    optimiser = Lars(fast, lr=0.0, weight_decay=0.01)
-    slow = [value.double() for value in start_values]
-    moments = [None, None, None]
-    for step in range(4):
-        rate = cosine(step / 4, 0.6, 0.0006)
-        set_rate(optimiser, rate)
-        for i, weight in enumerate(fast):
-            gradient = torch.randn_like(weight)
-            if i == 2 and step == 1:  # as for prototypes that are frozen
-                weight.grad = None
-                continue
-            weight.grad = gradient.clone()
-            g, w = gradient.double(), slow[i]
-            if w.norm() > 0 and g.norm() > 0:
-                g = (g + 0.01 * w) * 0.001 * w.norm() / (g.norm() + 0.01 * w.norm() + 1e-8)
-            moments[i] = g if moments[i] is None else 0.9 * moments[i] + g
-            slow[i] = w - rate * moments[i]
-        optimiser.step()
-    for weight, expected in zip(fast, slow, strict=True):
-        torch.testing.assert_close(weight.detach().double(), expected, atol=1e-6, rtol=1e-5)
-
-
 def test_layer_decay_scales_the_rates_of_the_layers():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.Linear(4, 2))
     network[1].frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
@@ -266,14 +175,6 @@ def test_layer_decay_scales_the_rates_of_the_layers():
     optimiser = torch.optim.AdamW(groups, lr=1.0)
     set_rate(optimiser, 0.1)
     assert sorted({group["lr"] for group in optimiser.param_groups}) == [0.025, 0.05, 0.1]
-
-
-def test_schedules():
-    assert cosine(0, 0.6, 0.0006) == 0.6
-    assert math.isclose(cosine(1, 0.6, 0.0006), 0.0006)
-    assert math.isclose(cosine(0.5, 0.6, 0.0006), (0.6 + 0.0006) / 2)
-    rate = [warm_up_and_cosine(e, 100, 5, 1e-3, 1e-6) for e in (0, 2.5, 5, 52.5)]
-    np.testing.assert_allclose(rate, [0, 5e-4, 1e-3, (1e-3 + 1e-6) / 2])
 
 
 def test_dropout_is_drawn_anew_for_each_part_of_each_step_in_each_process():
@@ -295,14 +196,22 @@ class Numbers:
         return f"image {index}"
 
 
-class StopError(Exception):
-    """Ends a run in the middle."""
+def job_of(weight, loss_of, **more):
+    """SGD of one number."""
+
+    def load(state):
+        weight.data.copy_(state["weight"])
+
+    values = {"rate": lambda at: 0.5 ** (1 + at.update), "about": {}} | more
+    return TrainingJob(
+        nn.Identity(), torch.optim.SGD([weight], lr=1.0), loss_of,
+        weights=lambda: {"weight": weight.detach().clone()}, load_weights=load, **values,
+    )  # fmt: skip
 
 
-def told(folder, accumulate, stop_before=None, broken=None, save_every=0.0):
+def train_numbers(folder, accumulate=1, stop_before=None, broken=None, save_every=0.0):
     """The log of three epochs whose loss is the mean of the images in a batch, stopped before an update."""
     weight = nn.Parameter(torch.zeros(1))
-    plan = Plan(10, 4, 3, 7, True, accumulate)
 
     def loss_of(batch, at):
         if at.update == stop_before and at.part == accumulate - 1:
@@ -312,74 +221,58 @@ def told(folder, accumulate, stop_before=None, broken=None, save_every=0.0):
             loss = loss / 0
         return {"loss": loss, "update": torch.tensor(float(at.update))}
 
-    job = TrainingJob(
-        nn.Identity(), torch.optim.SGD([weight], lr=1.0), loss_of, lambda at: 0.5 ** (1 + at.update),
-        lambda: {"weight": weight.detach()}, lambda state: None, {}, scores=lambda epoch: {"scored": epoch},
-    )  # fmt: skip
+    job = job_of(weight, loss_of, scores=lambda epoch: {"scored": epoch})
     with opened_run(folder, {}, ALONE) as run:
-        return train(job, Numbers(), plan, run, save_every=save_every)
+        return train(job, Numbers(), Plan(10, 4, 3, 7, True, accumulate), run, save_every=save_every)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_record_is_the_mean_of_its_steps_whole_or_resumed(tmp_path, accumulate):
     plan = Plan(10, 4, 3, 7, True, accumulate)
-    for stop in (None, 4, 5, 6):
-        if stop is None:
-            records = told(tmp_path / "whole", accumulate)
-        else:
-            with pytest.raises(StopError):
-                told(tmp_path / "stopped", accumulate, stop)
-    resumed = told(tmp_path / "stopped", accumulate)
+    records = train_numbers(tmp_path / "whole", accumulate)
+    for stop in (4, 5, 6):
+        with pytest.raises(StopError):
+            train_numbers(tmp_path / "stopped", accumulate, stop)
+    resumed = train_numbers(tmp_path / "stopped", accumulate)
     for epoch, record in enumerate(records):
         parts = [np.split(plan.batch_of(epoch, step), accumulate) for step in range(3)]
-        assert record["loss"] == pytest.approx(np.mean([np.mean([p.mean() for p in s]) for s in parts]))
-        assert record["update"] == pytest.approx(3 * epoch + 1)
-        assert (record["epoch"], record["step"], record["scored"]) == (epoch + 1, 3 * epoch + 3, epoch + 1)
-        assert record["lr"] == 0.5 ** (3 * epoch + 3)
-        for name in ("loss", "update", "epoch", "step", "scored", "lr"):
-            assert resumed[epoch][name] == record[name]
-    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
-    assert len(records) == len(log(tmp_path / "whole")) == 3
+        assert timeless(record) == {
+            "epoch": epoch + 1, "step": 3 * epoch + 3, "scored": epoch + 1, "lr": 0.5 ** (3 * epoch + 3),
+            "loss": pytest.approx(np.mean([np.mean([p.mean() for p in s]) for s in parts])),
+            "update": pytest.approx(3 * epoch + 1),
+        }  # fmt: skip
+    assert list(map(timeless, resumed)) == log_of(tmp_path / "stopped") == list(map(timeless, records))
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "stopped") and len(records) == 3
 
 
-def test_the_state_within_an_epoch_is_saved_when_it_is_time(tmp_path):
-    """At the end of each epoch anyway; and after each step that the time has come for."""
-    saved = []
+@pytest.mark.parametrize(("every", "within"), [(0.0, (1, 2, 3)), (1e9, ())])
+def test_the_state_is_saved_after_each_epoch_and_within_it_when_it_is_time(
+    tmp_path, monkeypatch, every, within
+):
+    saved, expected = [], []
 
-    class Kept(RunFolder):
-        def save(self, state, records, *, last):
-            saved.append((state["epoch"], state["step"], last))
+    def save(run, state, records, *, last):
+        saved.append((state["epoch"], state["step"], last))
 
-    weight = nn.Parameter(torch.zeros(1))
-    for every, within in ((0.0, True), (1e9, False)):
-        saved.clear()
-        job = TrainingJob(
-            nn.Identity(), torch.optim.SGD([weight], lr=1.0), lambda batch, at: {"loss": weight.sum()},
-            lambda at: 1.0, dict, lambda state: None, {},
-        )  # fmt: skip
-        train(
-            job, Numbers(), Plan(10, 4, 2, 7, True), Kept(tmp_path, {}, ALONE, is_new=True), save_every=every
-        )
-        steps = [(epoch, step, False) for epoch in (0, 1) for step in (1, 2, 3)] if within else []
-        assert saved == sorted([*steps, (1, 0, False), (2, 0, True)])
+    monkeypatch.setattr(RunFolder, "save", save)
+    train_numbers(tmp_path, save_every=every)
+    for epoch in range(3):
+        expected += [(epoch, step, False) for step in within] + [(epoch + 1, 0, epoch == 2)]
+    assert saved == expected
 
 
 def test_what_is_read_every_few_steps_is_what_is_read_at_each(tmp_path, monkeypatch):
     """As on CUDA: the same records; a loss that is not finite is told of its own step, before a save."""
-    whole = told(tmp_path / "1", 2)
+    whole = train_numbers(tmp_path / "1", 2)
     read = []
     monkeypatch.setattr(loop, "_READ_EVERY", {"cpu": 10})
     monkeypatch.setattr(Processes, "sum", lambda self, values: read.append(len(values)) or values)
-    found = told(tmp_path / "10", 2, save_every=1e9)
-    timeless = ("images_per_second", "data_wait")
-    for one, other in zip(whole, found, strict=True):
-        assert {k: v for k, v in one.items() if k not in timeless} == {
-            k: v for k, v in other.items() if k not in timeless
-        }
+    found = train_numbers(tmp_path / "10", 2, save_every=1e9)
+    assert list(map(timeless, found)) == list(map(timeless, whole))
     assert read == [3, 3, 3], "steps in each message: one an epoch"
     with pytest.raises(InputError, match=r"not finite in epoch 2, step 2; .* these 2 images"):
-        told(tmp_path / "broken", 2, broken=(4, 1), save_every=1e9)
-    assert torch.load(tmp_path / "broken/last.pth", weights_only=True)["epoch"] == 1
+        train_numbers(tmp_path / "broken", 2, broken=(4, 1), save_every=1e9)
+    assert state_of(tmp_path / "broken")["epoch"] == 1
 
 
 def test_stopped_while_it_scores_it_goes_on_with_the_scores(tmp_path):
@@ -396,13 +289,7 @@ def test_stopped_while_it_scores_it_goes_on_with_the_scores(tmp_path):
             raise StopError
         return {"scored": weight.item()}
 
-    def load(state):
-        weight.data.copy_(state["weight"])
-
-    job = TrainingJob(
-        nn.Identity(), torch.optim.SGD([weight], lr=1.0), loss_of, lambda at: 1.0,
-        lambda: {"weight": weight.detach().clone()}, load, {}, scores=scores, scores_take_long=lambda _: True,
-    )  # fmt: skip
+    job = job_of(weight, loss_of, rate=lambda at: 1.0, scores=scores, scores_take_long=lambda _: True)
     plan = Plan(8, 4, 2, 7, True)
     with opened_run(tmp_path, {}, ALONE) as run:
         with pytest.raises(StopError):
@@ -418,25 +305,19 @@ def test_a_lack_of_memory_is_told_with_its_cure(tmp_path, monkeypatch):
     def lacking(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Numbers, "read", lambda self, epoch, index: (torch.zeros(1),))
     monkeypatch.setattr(loop.torch.autograd, "backward", lacking)
     with pytest.raises(InputError, match="memory of cpu does not suffice: accumulate over"):
-        told(tmp_path, 1)
+        train_numbers(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("others", "words"), [((6, 0), "process 0: none; process 1: epoch 7, step 1"), (None, None)]
-)
-def test_processes_that_would_resume_at_different_steps_refuse(tmp_path, monkeypatch, others, words):
+def test_processes_that_would_resume_at_different_steps_refuse(tmp_path, monkeypatch):
     """As where each machine has a disk of its own."""
-
-    def gathered(_, value):
-        return [value] if isinstance(value, str) else [value, others]
-
-    monkeypatch.setattr(Processes, "gathered", gathered)
-    if words is None:
-        assert len(told(tmp_path, 1)) == 3
-        return
-    with pytest.raises(InputError, match=words):
-        told(tmp_path, 1)
-    assert not (tmp_path / "last.pth").exists()
+    others = None
+    monkeypatch.setattr(
+        Processes, "gathered", lambda _, value: [value] if isinstance(value, str) else [value, others]
+    )
+    assert len(train_numbers(tmp_path / "none")) == 3
+    others = (6, 0)
+    with pytest.raises(InputError, match="process 0: none; process 1: epoch 7, step 1"):
+        train_numbers(tmp_path / "other")
+    assert not (tmp_path / "other/last.pth").exists()

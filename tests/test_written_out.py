@@ -6,7 +6,6 @@ crops a step gets.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from math import cos, pi
@@ -14,8 +13,8 @@ from math import cos, pi
 import numpy as np
 import pytest
 import torch
-from helpers.patterns import write_patterns
-from masksets import write_mask
+from helpers.patterns import as_label_maps, write_patterns
+from helpers.training import ALONE, StopError, stop_after
 from prepared_set import write_image, write_lists
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy, grid_sample, interpolate, normalize
@@ -30,25 +29,14 @@ from imagenets.learning.networks.segmentation_network import PASS, SEMI
 from imagenets.learning.pass_method import runs
 from imagenets.learning.pass_method.crops import CropReader, CropSettings
 from imagenets.learning.pass_method.recipes import PUBLISHED_ATTENTION, PUBLISHED_PRETRAINING
-from imagenets.learning.processes import Processes
 from imagenets.learning.training.augmentation import Colours
 from imagenets.learning.training.loop import train
 from imagenets.learning.training.order import Plan, StepIndex, seed_network
-from imagenets.masks import decode_mask
 
 timm = pytest.importorskip("timm")
 
-ALONE = Processes(0, 1, torch.device("cpu"))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PASS_STD = (0.228, 0.224, 0.225)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -60,44 +48,40 @@ def in_float64(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
-class StopError(Exception):
-    """Ends a run in the middle."""
-
-
 class Recorded:
-    """What runs of a module train: weights at their start, rates of each step, losses of each part."""
+    """What a run of a module trains: weights at its start, rates of each step, losses of each part.
 
-    def __init__(self, monkeypatch, module, steps):
+    It is stopped after so many ``steps``; with 0 it never begins.
+    """
+
+    def __init__(self, monkeypatch, module, steps=0):
         self.steps = steps
         monkeypatch.setattr(module, "train", self.train)
 
     def train(self, job, reader, plan, run, **options):
-        self.job, self.plan, self.rates, self.losses = job, plan, [], []
-        self.loss_of, job.loss_of = job.loss_of, self.noted
+        self.job, self.reader, self.plan, self.run, self.options = job, reader, plan, run, options
+        self.rates, self.losses, self.loss_of = [], [], job.loss_of
         self.start = {name: value.clone() for name, value in job.weights().items()}
-        hook = job.optimiser.register_step_pre_hook(
+        if not self.steps:
+            return
+        job.loss_of = self.noted
+        job.optimiser.register_step_pre_hook(
             lambda optimiser, *_: self.rates.append([group["lr"] for group in optimiser.param_groups])
         )
-        try:
-            train(job, reader, plan, run, **(options | {"show": self.show}))
-        except StopError:
-            self.weights = dict(job.weights())
-        finally:
-            hook.remove()
+        with pytest.raises(StopError):
+            train(job, reader, plan, run, **(options | {"show": stop_after(self.steps)}))
+        self.weights = job.weights()
 
     def noted(self, batch, at):
         values = self.loss_of(batch, at)
         self.losses.append({name: value.item() for name, value in values.items()})
         return values
 
-    @contextmanager
-    def show(self, description, total, *, unit, done=0):
-        def advance(units):
-            self.steps -= units
-            if self.steps == 0:
-                raise StopError
-
-        yield advance
+    def rate(self, epoch, step):
+        """At a step, by the index that the plan yields."""
+        at, _ = next(self.plan.after(epoch, step))
+        assert (at.epoch, at.step, at.part) == (epoch, step, 0)
+        return self.job.rate(at)
 
 
 def assert_moved_alike(start, expected, found, noise=(), tolerance=1e-5):
@@ -151,9 +135,7 @@ def save(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     write_lists(folder / "lists")
     root = write_patterns(folder, per_class=2, splits=("train-semi", "train"))
-    for path in (root / "train-segmentation").rglob("*.png"):
-        labels = decode_mask(path).astype(int)
-        write_mask(path, np.where(labels == 1000, 0, labels))
+    as_label_maps(root / "train-segmentation")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMAGENETS_LISTS", str(folder / "lists"))
         yield folder
@@ -163,16 +145,9 @@ def request(save, output, recipe, backbone, **given):
     masks = save / "ImageNetS50/train-segmentation" if recipe == PASS else None
     values = {"batch": 4, "crop": 64, "epochs": 20, "lr": 0.002} | given
     return finetuning.FineTuneRequest(
-        save,
-        MODES["50"],
-        recipe,
-        backbone,
-        None,
-        output,
-        values,
-        masks=masks,
+        save, MODES["50"], recipe, backbone, None, output, values, masks=masks,
         accumulate=1 if recipe == PASS else 2,
-    )
+    )  # fmt: skip
 
 
 def pictures_and_masks(reader, epoch, indices):
@@ -263,29 +238,14 @@ def test_fine_tuning_of_pass_is_this_loop(save, tmp_path, monkeypatch):
 
 PICTURES = 17  # two batches of eight; one is left out in each epoch
 PRETRAINING = replace(
-    PUBLISHED_PRETRAINING["50"],
-    backbone="timm/test_resnet",
-    epochs=4,
-    batch=8,
-    large=CropSettings(2, 64, (0.14, 1)),
-    small=CropSettings(3, 32, (0.05, 0.14)),
-    hidden=24,
-    prototypes=11,
-    queue=19,
-    queue_from=1,
-    frozen_steps=3,
-    colours=Colours(0.5, 0.1, 0.3, 1.5),
-    seed=3,
-)
+    PUBLISHED_PRETRAINING["50"], backbone="timm/test_resnet", epochs=4, batch=8, seed=3,
+    large=CropSettings(2, 64, (0.14, 1)), small=CropSettings(3, 32, (0.05, 0.14)), hidden=24, prototypes=11,
+    queue=19, queue_from=1, frozen_steps=3, colours=Colours(0.5, 0.1, 0.3, 1.5),
+)  # fmt: skip
 ATTENTION = replace(
-    PUBLISHED_ATTENTION["50"],
-    epochs=4,
-    batch=8,
-    large=CropSettings(2, 64, (0.08, 1)),
-    queue=8,
-    colours=PRETRAINING.colours,
-    seed=3,
-)
+    PUBLISHED_ATTENTION["50"], epochs=4, batch=8, large=CropSettings(2, 64, (0.08, 1)), queue=8,
+    colours=PRETRAINING.colours, seed=3,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -309,13 +269,10 @@ def image_head(channels):
 
 
 def pixel_head(channels, out):
-    def norm(width, affine):
-        return nn.BatchNorm2d(width, affine=affine)
-
-    return nn.Sequential(
-        nn.Conv2d(channels, 24, 1, bias=False), norm(24, True), nn.ReLU(), nn.Conv2d(24, 24, 1, bias=False),
-        norm(24, True), nn.ReLU(), nn.Conv2d(24, out, 1, bias=False), norm(out, False),
-    )  # fmt: skip
+    layers = []
+    for before, after in ((channels, 24), (24, 24)):
+        layers += [nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(24, out, 1, bias=False), nn.BatchNorm2d(out, affine=False))
 
 
 def pass_network():
@@ -384,14 +341,21 @@ class Watched:
     def look(self, pooled, scores, step):
         if step == 0:
             self.counts, self.sum = torch.zeros(11), torch.zeros(FOURTH)
-        for row in torch.cat(scores):
-            self.counts[row.argmax()] += 1
-        self.sum += (pooled / pooled.norm(dim=1, keepdim=True)).sum(0)
+        self.counts += torch.cat(scores).argmax(1).bincount(minlength=11)
+        self.sum += normalize(pooled, dim=1).sum(0)
 
-    def assert_alike(self, job):
-        watch = job.more["watch"]
+    def assert_alike(self, watch):
         assert watch.counts.tolist() == self.counts.tolist()
         torch.testing.assert_close(watch.sum, self.sum, rtol=1e-4, atol=1e-6)
+
+
+def batch_of(reader, plan, update):
+    """Epoch and step; the rectangles of each picture's large crops; the crops of each size, view by view."""
+    epoch, step = divmod(update, 2)
+    read = [reader.read(epoch, int(index)) for index in plan.batch_of(epoch, step)]
+    rectangles, *sizes = zip(*read, strict=True)
+    crops = [torch.stack(of_size).transpose(0, 1).flatten(0, 1) for of_size in sizes]
+    return epoch, step, [pair.tolist() for pair in rectangles], crops
 
 
 def test_pretraining_is_this_loop(photos, tmp_path, monkeypatch):
@@ -414,15 +378,8 @@ def test_pretraining_is_this_loop(photos, tmp_path, monkeypatch):
     plan = Plan(PICTURES, 8, 4, 3, False)
     reader = CropReader(*photos, 3, PRETRAINING.large, PRETRAINING.small, PRETRAINING.colours)
     for update in range(6):
-        epoch, step = divmod(update, 2)
-        read = [reader.read(epoch, int(index)) for index in plan.batch_of(epoch, step)]
-        rectangles = [picture[0].tolist() for picture in read]
-        grids = torch.stack(
-            [grid_of(*of_picture) for of_picture in rectangles]
-            + [grid_of(*of_picture[::-1]) for of_picture in rectangles]
-        )
-        large = torch.cat([torch.stack([picture[1][crop] for picture in read]) for crop in range(2)])
-        small = torch.cat([torch.stack([picture[2][crop] for picture in read]) for crop in range(3)])
+        epoch, step, pairs, (large, small) = batch_of(reader, plan, update)
+        grids = torch.stack([grid_of(*pair) for pair in pairs] + [grid_of(*pair[::-1]) for pair in pairs])
         with torch.no_grad():
             network.prototypes.weight.copy_(normalize(network.prototypes.weight, dim=1))
         third, fourth = stages(network, normalised(large, PASS_STD))
@@ -448,7 +405,7 @@ def test_pretraining_is_this_loop(photos, tmp_path, monkeypatch):
         frozen = ("prototypes.weight",) if update < 3 else ()
         lars(weights, momenta, half_cosine(update / 8, 0.6, 0.0006), 1e-6, frozen)
     assert queue.features[:, -1].any(1).all()
-    watched.assert_alike(recorded.job)
+    watched.assert_alike(recorded.job.more["watch"])
     shallow_head = "projection_head_shallow.projection_head_shallow3"
     noise = [f"{head}.{place}.bias" for head in ("projection_head", shallow_head) for place in (0, 3)]
     assert_moved_alike(recorded.start, network.state_dict(), recorded.weights, noise)
@@ -480,9 +437,7 @@ def test_the_attentions_training_is_this_loop(photos, tmp_path, monkeypatch):
     momenta, queue, watched, plan = {}, Queue(8), Watched(), Plan(PICTURES, 8, 4, 3, False)
     reader = CropReader(*photos, 3, ATTENTION.large, None, ATTENTION.colours)
     for update in range(4):
-        epoch, step = divmod(update, 2)
-        read = [reader.read(epoch, int(index))[1] for index in plan.batch_of(epoch, step)]
-        large = torch.cat([torch.stack([crops[crop] for crops in read]) for crop in range(2)])
+        _, step, _, (large,) = batch_of(reader, plan, update)
         with torch.no_grad():
             network.prototypes.weight.copy_(normalize(network.prototypes.weight, dim=1))
         fourth = stages(network, normalised(large, PASS_STD))[1]
@@ -498,28 +453,12 @@ def test_the_attentions_training_is_this_loop(photos, tmp_path, monkeypatch):
         assert recorded.losses[update] == {"loss": pytest.approx(loss.item(), rel=1e-4)}
         watched.look((x * attention).mean((2, 3)), scores, step)
         lars(weights, momenta, half_cosine(update / 8, 6.0, 0.0006), 1e-6)
-    watched.assert_alike(recorded.job)
+    watched.assert_alike(recorded.job.more["watch"])
     noise = ("fbg.atten.0.bias", "fbg.atten.3.bias")
     assert_moved_alike(recorded.start, network.state_dict(), recorded.weights, noise)
 
 
-# --- rates: of each recipe as it is published, at a step of each kind
-
-
-class Rates:
-    """The rate of a run of a module, which never begins."""
-
-    def __init__(self, monkeypatch, module):
-        monkeypatch.setattr(module, "train", self.train)
-
-    def train(self, job, reader, plan, run, **options):
-        self.job, self.plan, self.reader, self.run, self.options = job, plan, reader, run, options
-
-    def at(self, epoch, step):
-        """At a step, by the index that the plan yields."""
-        at, _ = next(self.plan.after(epoch, step))
-        assert (at.epoch, at.step, at.part) == (epoch, step, 0)
-        return self.job.rate(at)
+# --- what else was asked for, of runs that never begin
 
 
 def many_pairs(count, recipe, monkeypatch):
@@ -532,32 +471,53 @@ def many_pairs(count, recipe, monkeypatch):
 
 def test_rates_of_semi_supervised_fine_tuning(tmp_path, monkeypatch):
     """919: 9,190 images in batches of 256 are 36 steps an epoch, the last one smaller; warm-up 5 epochs."""
-    rates = Rates(monkeypatch, finetuning)
+    recorded = Recorded(monkeypatch, finetuning)
     many_pairs(9190, SEMI, monkeypatch)
     asked = finetuning.FineTuneRequest(
         tmp_path, MODES["919"], SEMI, "vit_small_patch16_224", None, tmp_path / "run", {}
     )
     finetuning.fine_tune(asked, ALONE, no_bar, print)
-    highest, lowest = 5e-4 * 256 / 256, 1e-6
-    assert rates.plan.steps == 36
-    assert rates.at(0, 0) == 0
-    assert rates.at(0, 1) == pytest.approx(highest * (1 / 36) / 5, rel=1e-12)
-    assert rates.at(0, 35) == pytest.approx(highest * (35 / 36) / 5, rel=1e-12)
-    assert rates.at(4, 35) == pytest.approx(highest * (4 + 35 / 36) / 5, rel=1e-12)
-    assert rates.at(5, 0) == pytest.approx(highest, rel=1e-12)
-    middle = lowest + (highest - lowest) / 2 * (1 + cos(pi * (50 - 5) / 95))
-    assert rates.at(50, 0) == pytest.approx(middle, rel=1e-12)
-    last = lowest + (highest - lowest) / 2 * (1 + cos(pi * (99 + 35 / 36 - 5) / 95))
-    assert rates.at(99, 35) == pytest.approx(last, rel=1e-12)
-    scales = {group["scale"] for group in rates.job.optimiser.param_groups}
-    assert scales == {0.5 ** (13 - layer) for layer in range(14)}
-    assert {group["weight_decay"] for group in rates.job.optimiser.param_groups} == {0.0, 0.05}
+    assert recorded.plan.steps == 36
+    for epoch, step in ((0, 0), (0, 1), (0, 35), (4, 35), (5, 0), (50, 0), (99, 35)):
+        now = epoch + step / 36
+        expected = 5e-4 * now / 5 if now < 5 else half_cosine((now - 5) / 95, 5e-4, 1e-6)
+        assert recorded.rate(epoch, step) == pytest.approx(expected, rel=1e-12), (epoch, step)
+    groups = recorded.job.optimiser.param_groups
+    assert {group["scale"] for group in groups} == {0.5 ** (13 - layer) for layer in range(14)}
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+
+
+@pytest.mark.parametrize("recipe", ["fine-tuning", "pre-training", "attention"])
+def test_rates_of_pass(recipe, tmp_path, monkeypatch):
+    """50: 64,431 images in batches of 256 are 251 steps an epoch, what is left is dropped; no warm-up."""
+    epochs, highest = {"fine-tuning": (20, 0.6), "pre-training": (200, 0.6), "attention": (20, 6.0)}[recipe]
+    recorded = Recorded(monkeypatch, finetuning if recipe == "fine-tuning" else runs)
+    asked = of_pass((tmp_path, [f"n0/{number}.JPEG" for number in range(64_431)]), tmp_path / "run")
+    if recipe == "fine-tuning":
+        many_pairs(64_431, PASS, monkeypatch)
+        asked = finetuning.FineTuneRequest(
+            tmp_path, MODES["50"], PASS, "resnet18", None, tmp_path / "run", {}, masks=tmp_path
+        )
+        finetuning.fine_tune(asked, ALONE, no_bar, print)
+    elif recipe == "pre-training":
+        runs.pretrain(asked, PUBLISHED_PRETRAINING["50"], ALONE, no_bar, print)
+    else:
+        file = tmp_path / "file.pth"
+        torch.save(pass_network().state_dict(), file)
+        published = PUBLISHED_ATTENTION["50"]
+        runs.train_attention(asked, published, "timm/test_resnet", file, ALONE, no_bar, print)
+    assert (recorded.plan.steps, recorded.plan.epochs) == (251, epochs)
+    for epoch, step in ((0, 0), (0, 1), (0, 250), (epochs // 2, 0), (epochs - 1, 250)):
+        expected = half_cosine((251 * epoch + step) / (epochs * 251), highest, 0.0006)
+        assert recorded.rate(epoch, step) == pytest.approx(expected, rel=1e-12), (epoch, step)
+    (group,) = recorded.job.optimiser.param_groups
+    assert (group["weight_decay"], group["momentum"], group["trust"]) == (1e-6, 0.9, 0.001)
 
 
 @pytest.mark.parametrize(("recipe", "stride"), [(SEMI, 16), (PASS, None)])
 def test_a_run_is_what_was_asked_for(save, tmp_path, monkeypatch, recipe, stride):
     """The checkpoint's weights, a head by the seed, the given values in reader, plan and optimiser."""
-    rates = Rates(monkeypatch, finetuning)
+    recorded = Recorded(monkeypatch, finetuning)
     state = timm.create_model("resnet18", num_classes=0).state_dict()
     torch.save(state, tmp_path / "file.pth")
     heads = []
@@ -568,120 +528,68 @@ def test_a_run_is_what_was_asked_for(save, tmp_path, monkeypatch, recipe, stride
             checkpoint=tmp_path / "file.pth", output_stride=stride,
         )  # fmt: skip
         finetuning.fine_tune(asked, ALONE, no_bar, print)
-        reader, weights = rates.reader, rates.job.weights()
-        assert (reader.side, reader.smallest, reader.seed, rates.plan.seed) == (96, 0.3, seed, seed)
-        assert rates.plan.epochs == 7
-        assert all(torch.equal(weights[name], value) for name, value in state.items())
-        assert {group["weight_decay"] for group in rates.job.optimiser.param_groups} - {0.0} == {0.2}
-        heads.append(weights["head.weight"])
-        assert rates.job.about == {
-            "backbone": "timm/resnet18", "output_stride": stride, "mode": "50", "classes": 50,
-            "recipe": recipe, "positions": "dino",
-        }  # fmt: skip
-        assert rates.job.network.backbone.stride == (stride or 32)
+        reader, plan = recorded.reader, recorded.plan
+        assert (reader.side, reader.smallest, reader.seed) == (96, 0.3, seed)
+        assert (plan.seed, plan.epochs) == (seed, 7)
+        assert all(torch.equal(recorded.start[name], value) for name, value in state.items())
+        groups = recorded.job.optimiser.param_groups
+        assert {group["weight_decay"] for group in groups} - {0.0} == {0.2}
+        heads.append(recorded.start["head.weight"])
     assert not torch.equal(*heads)
-
-
-@pytest.mark.parametrize("recipe", ["fine-tuning", "pre-training", "attention"])
-def test_rates_of_pass(recipe, tmp_path, monkeypatch):
-    """50: 64,431 images in batches of 256 are 251 steps an epoch, what is left is dropped; no warm-up."""
-    epochs, highest = {"fine-tuning": (20, 0.6), "pre-training": (200, 0.6), "attention": (20, 6.0)}[recipe]
-    module = finetuning if recipe == "fine-tuning" else runs
-    rates = Rates(monkeypatch, module)
-    if recipe == "fine-tuning":
-        many_pairs(64_431, PASS, monkeypatch)
-        asked = finetuning.FineTuneRequest(
-            tmp_path, MODES["50"], PASS, "resnet18", None, tmp_path / "run", {}, masks=tmp_path
-        )
-        finetuning.fine_tune(asked, ALONE, no_bar, print)
-    else:
-        images = [f"n0/{number}.JPEG" for number in range(64_431)]
-        asked = of_pass((tmp_path, images), tmp_path / "run")
-        if recipe == "pre-training":
-            runs.pretrain(asked, PUBLISHED_PRETRAINING["50"], ALONE, no_bar, print)
-        else:
-            torch.save(pass_network().state_dict(), tmp_path / "file.pth")
-            file, recipe = tmp_path / "file.pth", PUBLISHED_ATTENTION["50"]
-            runs.train_attention(asked, recipe, "timm/test_resnet", file, ALONE, no_bar, print)
-    steps = epochs * 251
-    assert (rates.plan.steps, rates.plan.epochs) == (251, epochs)
-    for epoch, step in ((0, 0), (0, 1), (0, 250), (epochs // 2, 0), (epochs - 1, 250)):
-        expected = 0.0006 + (highest - 0.0006) / 2 * (1 + cos(pi * (251 * epoch + step) / steps))
-        assert rates.at(epoch, step) == pytest.approx(expected, rel=1e-12), (epoch, step)
-    (group,) = rates.job.optimiser.param_groups
-    assert (group["weight_decay"], group["momentum"], group["trust"]) == (1e-6, 0.9, 0.001)
-
-
-def in_record(recipe, names):
-    """What the folder of either training says about its recipe and its pictures."""
-    return {
-        "mode": "50", "recipe": "pass", "epochs": 4, "batch": 8, "lr": recipe.lr, "final_lr": 0.0006,
-        "weight_decay": 0.01, "queue": recipe.queue, "colours": "0.5, hue 0.1, grey 0.3, blur 1.5",
-        "seed": recipe.seed, "precision": "bfloat16", "images": 17, "names of images": digest(names),
+    assert recorded.job.about == {
+        "backbone": "timm/resnet18", "output_stride": stride, "mode": "50", "classes": 50, "recipe": recipe,
+        "positions": "dino",
     }  # fmt: skip
+    assert recorded.job.network.backbone.stride == (stride or 32)
+
+
+RECORD = {  # what the folder of either training says
+    "mode": "50", "recipe": "pass", "epochs": 4, "batch": 8, "final_lr": 0.0006, "weight_decay": 0.01,
+    "colours": "0.5, hue 0.1, grey 0.3, blur 1.5", "precision": "bfloat16", "images": 17, "seed": 6,
+    "backbone": "timm/test_resnet",
+}  # fmt: skip
+PRETRAINING_RECORD = RECORD | {
+    "step": "pretraining", "large": "2 x 64 of 0.14..1", "small": "3 x 32 of 0.05..0.14", "hidden": 24,
+    "prototypes": 11, "queue_from": 1, "frozen_steps": 3, "weights": "1:1", "lr": 0.6, "queue": 19,
+}  # fmt: skip
+ATTENTION_RECORD = RECORD | {"step": "attention", "large": "2 x 64 of 0.08..1", "lr": 6.0, "queue": 8}
 
 
 @pytest.mark.parametrize("training", ["pretraining", "attention"])
 def test_a_run_of_pass_is_what_was_asked_for(photos, tmp_path, monkeypatch, training):
-    """A start by the seed, whatever was drawn before; the given values wherever they are used."""
-    rates, starts = Rates(monkeypatch, runs), []
-    file, said = tmp_path / "pretrained.pth", []
+    """A start by the seed, whatever was drawn before; what the loops above do not see of the values."""
+    recorded, starts, said = Recorded(monkeypatch, runs), [], []
+    file = tmp_path / "pretrained.pth"
     torch.save({name: pass_network().state_dict() for name in ("student", "teacher")}, file)
     for number, seed in enumerate((5, 5, 6)):
         torch.manual_seed(number)
         asked = replace(of_pass(photos, tmp_path / f"{number}"), workers=3, precision="bfloat16")
-        recipe = replace(
-            PRETRAINING if training == "pretraining" else ATTENTION, seed=seed, weight_decay=0.01
-        )
+        values = {"seed": seed, "weight_decay": 0.01}
         if training == "pretraining":
-            runs.pretrain(asked, recipe, ALONE, log=said.append)
+            runs.pretrain(asked, replace(PRETRAINING, **values), ALONE, log=said.append)
         else:
+            recipe = replace(ATTENTION, **values)
             runs.train_attention(
                 asked, recipe, "timm/test_resnet", file, ALONE, log=said.append, weights="student"
             )
-        starts.append({name: value.clone() for name, value in rates.job.weights().items()})
+        starts.append(recorded.start)
     new = "prototypes.weight" if training == "pretraining" else "fbg.atten.0.weight"
     assert torch.equal(starts[0][new], starts[1][new]) and not torch.equal(starts[1][new], starts[2][new])
-
-    job, reader, (folder, names) = rates.job, rates.reader, photos
-    assert rates.plan == Plan(17, 8, 4, 6, keep_last=False)
-    assert (reader.folder, [reader.name(index) for index in range(17)], reader.seed) == (folder, names, 6)
-    assert reader.sizes == [size for size in (recipe.large, getattr(recipe, "small", None)) if size]
-    assert reader.colours == recipe.colours
-    assert rates.options == {"workers": 3, "show": no_bar, "log": said.append}
+    job, (folder, names) = recorded.job, photos
+    assert (recorded.plan.seed, recorded.reader.seed, recorded.reader.folder) == (6, 6, folder)
+    assert recorded.options == {"workers": 3, "show": no_bar, "log": said.append}
     assert job.about == {"backbone": "timm/test_resnet", "mode": "50", "recipe": "pass"}
-    assert job.precision == "bfloat16"
-    assert job.network.training and job.network.prototypes.out_features == 11
+    assert job.precision == "bfloat16" and job.more["watch"].warn == said.append
     (group,) = job.optimiser.param_groups
-    assert (group["weight_decay"], group["momentum"], group["trust"]) == (0.01, 0.9, 0.001)
-    trained = {id(weight) for weight in group["params"]}
-    names_trained = {name for name, p in job.network.named_parameters() if id(p) in trained}
-    queue, watch = job.more["queue"].queue, job.more["watch"]
-    assert queue.features.shape == (2, 16 if training == "pretraining" else 8, 128)
-    assert watch.counts.shape == (11,) and watch.warn == said.append and job.scores == watch.scores
-    step = job.loss_of.__self__
-    assert (step.network, step.joined, step.queue, step.watch) == (job.network, job.network, queue, watch)
-    assert job.before_update == step.before_update
+    assert group["weight_decay"] == 0.01
     loaded = {name: torch.full_like(value, 0.25) for name, value in job.weights().items()}
     job.load_weights(loaded)
-    assert all(
-        (value == loaded[name]).all() for name, value in job.network.backbone.network.state_dict().items()
-    )
-    if training == "pretraining":
-        assert names_trained == {name for name, _ in job.network.named_parameters()}
-        more = {
-            "step": "pretraining", "backbone": "timm/test_resnet", "large": "2 x 64 of 0.14..1",
-            "small": "3 x 32 of 0.05..0.14", "hidden": 24, "prototypes": 11, "queue_from": 1,
-            "frozen_steps": 3, "weights": "1:1",
-        }  # fmt: skip
-    else:
-        assert {name.partition(".")[0] for name in names_trained} == {"fbg", "prototypes"}
-        more = {
-            "step": "attention", "backbone": "timm/test_resnet", "large": "2 x 64 of 0.08..1",
-            "checkpoint": weights_digest(file, "student"),
-        }  # fmt: skip
+    assert all((value == loaded[name]).all() for name, value in job.weights().items())
+    expected = PRETRAINING_RECORD
+    if training == "attention":
+        expected = ATTENTION_RECORD | {"checkpoint": weights_digest(file, "student")}
         assert [line for line in said if "loaded from pretrained.pth" in line]
         state = torch.load(file)["student"]
         assert all(torch.equal(starts[2][name], value) for name, value in state.items())
-    assert rates.run.settings == more | in_record(recipe, names)
+    assert recorded.run.settings == expected | {"names of images": digest(names)}
     assert "17 images, 2 steps an epoch; 1 process on cpu" in said

@@ -7,6 +7,8 @@ from masksets import write_mask
 from PIL import Image
 from prepared_set import WNIDS
 
+from imagenets.masks import decode_mask
+
 SIZES = ((96, 128), (128, 96), (100, 100), (97, 131))
 
 
@@ -39,3 +41,12 @@ def write_patterns(save, per_class=1, classes=4, splits=("train-semi", "validati
             Image.fromarray(picture).save(image, "JPEG", quality=95)
             write_mask(mask, labels)
     return root
+
+
+def as_label_maps(masks):
+    """Make label maps of masks: what is ignored becomes background. Gives the last one's file and labels."""
+    for path in sorted(masks.rglob("*.png")):
+        labels = decode_mask(path).astype(int)
+        labels[labels == 1000] = 0
+        write_mask(path, labels)
+    return path, labels
