@@ -31,22 +31,12 @@ from command_line.arguments import (
 
 from command_line.networks import add_machine, add_size, add_weights, precision_of
 from command_line.progress import bar, print_line
-from imagenets.learning.finetuning import probe
+from imagenets.learning.finetuning.probe import train_probe
 from imagenets.learning.finetuning.run import FineTuneRequest, fine_tune
 from imagenets.learning.networks.segmentation_network import ON_CLUSTERS, PROBE, RECIPES
-from imagenets.learning.processes import Processes, started
+from imagenets.learning.processes import started
 
-# Options that replace values of the recipe, and the values' names.
-_VALUES = {
-    "epochs": "epochs",
-    "batch_size": "batch",
-    "lr": "lr",
-    "layer_decay": "layer_decay",
-    "weight_decay": "weight_decay",
-    "drop_path": "drop_path",
-    "crop": "crop",
-    "seed": "seed",
-}
+_VALUES = ("epochs", "lr", "layer_decay", "weight_decay", "drop_path", "crop", "seed")
 _OF_PROBES = ("layers", "size")
 _NOT_OF_PROBES = ("layer_decay", "drop_path", "crop", "evaluate_every")
 
@@ -115,34 +105,25 @@ def parse_arguments() -> argparse.Namespace:
 
 def _add_values(parser: argparse.ArgumentParser) -> None:
     values = parser.add_argument_group("values that replace those of the recipe")
-    values.add_argument("--epochs", type=whole_number(1, 100_000), metavar="E", help="passes over the images")
-    values.add_argument(
-        "--batch-size",
-        type=whole_number(1, 1_000_000),
-        metavar="B",
-        help="images of one update, over all processes; without --lr, the learning rate changes in "
-        "proportion",
+    batch_help = (
+        "images of one update, over all processes; without --lr, the learning rate changes in proportion"
     )
-    values.add_argument("--lr", type=positive_number, metavar="R", help="the highest learning rate, absolute")
-    values.add_argument(
-        "--layer-decay",
-        type=number_in(0.01, 1),
-        metavar="D",
-        help="each layer has D times the learning rate of the next one",
-    )
-    values.add_argument(
-        "--weight-decay", type=number_in(0, 100), metavar="W", help="weight decay of the optimiser"
-    )
-    values.add_argument(
-        "--drop-path",
-        type=number_in(0, 0.99),
-        metavar="P",
-        help="rate of stochastic depth at the last block",
-    )
-    values.add_argument(
-        "--crop", type=whole_number(16, 4096), metavar="C", help="side of the pictures in pixels"
-    )
-    values.add_argument("--seed", type=whole_number(0, 2**31 - 1), metavar="S", help="random seed")
+    for option, kind, metavar, text in (
+        ("--epochs", whole_number(1, 100_000), "E", "passes over the images"),
+        ("--batch-size", whole_number(1, 1_000_000), "B", batch_help),
+        ("--lr", positive_number, "R", "the highest learning rate, absolute"),
+        (
+            "--layer-decay",
+            number_in(0.01, 1),
+            "D",
+            "each layer has D times the learning rate of the next one",
+        ),
+        ("--weight-decay", number_in(0, 100), "W", "weight decay of the optimiser"),
+        ("--drop-path", number_in(0, 0.99), "P", "rate of stochastic depth at the last block"),
+        ("--crop", whole_number(16, 4096), "C", "side of the pictures in pixels"),
+        ("--seed", whole_number(0, 2**31 - 1), "S", "random seed"),
+    ):
+        values.add_argument(option, type=kind, metavar=metavar, help=text)
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
@@ -163,36 +144,9 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     add_machine(running)
 
 
-def train_probe_of(arguments: argparse.Namespace, processes: Processes) -> None:
-    """Train a linear probe."""
-    given = {
-        "epochs": arguments.epochs,
-        "batch": arguments.batch_size,
-        "rates": arguments.lr and (arguments.lr,),
-        "weight_decay": arguments.weight_decay,
-        "seed": arguments.seed,
-    }
-    request = probe.ProbeRequest(
-        save_dir=arguments.save_dir,
-        mode=arguments.mode,
-        backbone=arguments.backbone,
-        checkpoint=arguments.checkpoint,
-        output=arguments.output_dir,
-        values=probe.Values(**{name: value for name, value in given.items() if value is not None}),
-        weights=arguments.weights,
-        output_stride=arguments.output_stride,
-        layers=arguments.layers or 1,
-        size=arguments.size,
-        accumulate=arguments.accumulate,
-        workers=arguments.workers,
-        precision=precision_of(arguments),
-    )
-    probe.train_probe(request, processes, bar, print_line)
-
-
-def fine_tune_of(arguments: argparse.Namespace, processes: Processes) -> None:
-    """Fine-tune all of a network."""
-    request = FineTuneRequest(
+def request_of(arguments: argparse.Namespace) -> FineTuneRequest:
+    """Return what the user asks for."""
+    return FineTuneRequest(
         save_dir=arguments.save_dir,
         mode=arguments.mode,
         recipe=arguments.recipe,
@@ -200,23 +154,24 @@ def fine_tune_of(arguments: argparse.Namespace, processes: Processes) -> None:
         checkpoint=arguments.checkpoint,
         weights=arguments.weights,
         output=arguments.output_dir,
-        given={name: getattr(arguments, option) for option, name in _VALUES.items()},
+        given={name: getattr(arguments, name) for name in _VALUES} | {"batch": arguments.batch_size},
         masks=arguments.masks,
         output_stride=arguments.output_stride,
         accumulate=arguments.accumulate,
         workers=arguments.workers,
-        precision=arguments.precision,
+        precision=precision_of(arguments) if arguments.recipe == PROBE else arguments.precision,
         evaluate_every=20 if arguments.evaluate_every is None else arguments.evaluate_every,
+        layers=arguments.layers or 1,
+        size=arguments.size,
     )
-    fine_tune(request, processes, bar, print_line)
 
 
 def main() -> None:
     """Train, or resume it."""
     arguments = parse_arguments()
-    train = train_probe_of if arguments.recipe == PROBE else fine_tune_of
+    train = train_probe if arguments.recipe == PROBE else fine_tune
     with started(arguments.device, stop_asked) as processes:
-        train(arguments, processes)
+        train(request_of(arguments), processes, bar, print_line)
         if processes.first:
             print(f"saved: {arguments.output_dir / 'last.pth'}")
 

@@ -72,15 +72,6 @@ def test_crops_and_masks_lie_where_their_rectangles_say():
             assert abs(apart).max() <= 2 and abs(apart.mean()) < 0.25
 
 
-def test_masks_are_what_the_files_say(tmp_path):
-    """Each label of a mode, background and what is ignored: red + 256 green, and nothing else."""
-    labels = np.resize([*range(920), 1000], (HEIGHT, WIDTH))
-    pairs = replace(pairs_of(tmp_path, np.zeros((HEIGHT, WIDTH, 3)), labels, SEMI), classes=919)
-    assert np.array_equal(pairs.mask(0), labels)
-    _, mask = Augmented(pairs, SIDE, 1.0, 0).read(0, 0)
-    assert set(mask.unique().tolist()) <= {*range(920), 1000}
-
-
 def test_a_picture_is_turned_as_its_mask_says(tmp_path):
     """Stored on its side, as its EXIF orientation says."""
     pairs = pairs_of(tmp_path, np.zeros((HEIGHT, WIDTH, 3)), LABELS, PASS)

@@ -62,22 +62,20 @@ def on_cuda(tensor, dtype=torch.float32):
 
 def check_steps(job, plan, tensors, waited_for, value=0):
     """Do two steps of the loop: what the host waits for in each, and what is float32 and on the device."""
-    progress = loop._Progress()
-    unread = loop._Unread(None, ALONE, progress)
-    scaler = torch.amp.GradScaler("cuda", enabled=job.precision == "float16")
-    scale = scaler.scale
-    scaler.scale = lambda loss: on_cuda(loss) or scale(loss)
+    training = loop._Training(job, None, plan, SimpleNamespace(processes=ALONE), 0)
+    scale = training.scaler.scale
+    training.scaler.scale = lambda loss: on_cuda(loss) or scale(loss)
     share = Share(tuple(map(pinned, tensors)), np.arange(len(tensors[0])))
     parts = range(plan.accumulate)
     arriving = ((StepIndex(1, step, part, 30 + step), share) for step in range(2) for part in parts)
     for _ in range(2):
         with Waits(value) as waits:
-            loop._update(job, scaler, arriving, plan, progress, unread)
-            unread.read(at_once=False)
+            training.step(arriving)
+            training.read(at_once=False)
         assert waits.seen == waited_for
         assert waits.copies == [COPY] * len(tensors) * plan.accumulate
     state = [value for of_one in job.optimiser.state.values() for value in of_one.values()]
-    for held in [*unread.rows, *state]:
+    for held in [row for row, *_ in training.unread] + state:
         assert held.dtype == torch.float32 and (held.ndim == 0 or held.device == CUDA)
 
 
@@ -100,13 +98,8 @@ def test_a_step_of_fine_tuning_waits_for_a_scaled_loss_only(
     tensors = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(2, 64, 64, dtype=torch.int16)
     with fake_cuda(monkeypatch) as moved:
         moved(network)
-        training = object.__new__(run._Run)  # without the files that a run reads first
-        training.request, training.values, training.plan = request, values, plan
-        training.network = training.joined = network
-        training.processes, training.precision = ALONE, precision
-        training.validation = Validation(None, 50, 0)
-        training.normalised = run.Normalisation(IMAGENET_MEAN, IMAGENET_STD, CUDA)
-        check_steps(training.job(), plan, tensors, READ[precision])
+        job = run.training_job(request, values, network, plan, Validation(None, 50, 0), precision, ALONE)
+        check_steps(job, plan, tensors, READ[precision])
         assert all(weight.grad is not None for weight in network.parameters())
 
 
@@ -152,12 +145,13 @@ def test_a_step_of_the_probe_waits_for_the_sizes_of_maps_only(monkeypatch):
 
 def test_what_steps_found_is_read_after_every_tenth(monkeypatch):
     with fake_cuda(monkeypatch):
-        unread = loop._Unread(None, ALONE, loop._Progress())
+        job, folder = SimpleNamespace(precision="float32"), SimpleNamespace(processes=ALONE)
+        training = loop._Training(job, None, None, folder, 0)
+        training.names = ["loss"]
         for step in range(1, 21):
             with Waits() as waits:
-                loss = torch.zeros((), device=CUDA)
-                unread.add(StepIndex(0, step, 0, step), [], {"loss": loss}, [loss])
-                unread.read(at_once=False)
+                training.unread.append((torch.zeros(2, device=CUDA), StepIndex(0, step, 0, step), []))
+                training.read(at_once=False)
             assert waits.seen == ["value"] * (step % 10 == 0)
 
 

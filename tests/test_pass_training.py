@@ -66,7 +66,7 @@ def test_the_log_has_every_loss_and_watches_over_collapse(whole):
     for record in records:
         together = (record["image"] + record["shallow"]) / 2 + record["pixel"]
         assert record["loss"] == pytest.approx(together, rel=1e-5)
-        assert 0 < record["image"] < 2 * np.log_of(12) and -1 < record["pixel"] < 1
+        assert 0 < record["image"] < 2 * np.log(12) and -1 < record["pixel"] < 1
     for record in (*records, *log_of(whole / "attention")):
         assert 1 < record["prototypes_in_use"] <= 12
         assert 0.01 < record["spread"] < 1

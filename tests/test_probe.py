@@ -22,6 +22,7 @@ from imagenets.common.errors import InputError
 from imagenets.common.progress import no_bar
 from imagenets.learning.engine.inference import Batch, Running
 from imagenets.learning.finetuning import probe, stored_maps
+from imagenets.learning.finetuning.run import FineTuneRequest
 from imagenets.learning.images import annotated_images
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.checkpoints import load_backbone
@@ -221,7 +222,7 @@ def test_layers_that_are_joined_are_timms():
 def test_a_probes_training_is_this_loop(save, tmp_path, monkeypatch):
     """Maps in half precision, mirrored or not, batch norm, dropout, AdamW, warm-up and cosine: nine steps."""
     monkeypatch.setenv("IMAGENETS_LISTS", str(save / "lists"))
-    values = probe.Values(epochs=3, batch=4, rates=(0.01,), weight_decay=0.1, warm_up=0.5, seed=2)
+    given = {"epochs": 3, "batch": 4, "lr": 0.01, "weight_decay": 0.1, "warm_up": 0.5, "seed": 2}
     torch.manual_seed(0)
     vit = timm.create_model("test_vit", num_classes=0)
     for name, weight in vit.named_parameters():  # so that maps differ from place to place
@@ -229,7 +230,10 @@ def test_a_probes_training_is_this_loop(save, tmp_path, monkeypatch):
             nn.init.normal_(weight, std=0.1)
     torch.save({"model": vit.state_dict()}, tmp_path / "vit.pth")
     run = tmp_path / "run"
-    request = probe.ProbeRequest(save, MODES["50"], "test_vit", tmp_path / "vit.pth", run, values)
+    vit_file, mode = tmp_path / "vit.pth", MODES["50"]
+    request = FineTuneRequest(
+        save, mode, "linear-probe", "test_vit", vit_file, run, given, precision="float32"
+    )
     probe.train_probe(request, ALONE, no_bar, lambda line: None)
 
     backbone = make_backbone("test_vit")
@@ -276,9 +280,9 @@ def test_rates_and_epochs_are_these_if_none_are_named():
     defaults = probe.Values()
     assert (defaults.batch, defaults.rates) == (16, (3e-4, 1e-3, 3e-3))
     assert (defaults.weight_decay, defaults.dropout, defaults.warm_up) == (1e-3, 0.1, 0.05)
-    epochs = {images: probe._with_epochs(defaults, images).epochs for images in (16, 500, 801, 9190)}
+    epochs = {images: probe.chosen_values({}, images).epochs for images in (16, 500, 801, 9190)}
     assert epochs == {16: 5000, 500: 157, 801: 100, 9190: 100}  # 32 steps an epoch: 156.25 epochs
-    assert probe._with_epochs(probe.Values(epochs=7), 500).epochs == 7
+    assert probe.chosen_values({"epochs": 7, "lr": 0.1}, 500) == probe.Values(epochs=7, rates=(0.1,))
 
 
 def test_the_rate_that_is_best_on_every_tenth_picture_is_taken(monkeypatch):

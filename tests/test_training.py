@@ -41,11 +41,12 @@ def test_all_processes_and_parts_together_see_each_batch_once(images, batch, kee
         plans = [
             Plan(images, batch, 3, 7, keep_last, accumulate, rank, processes) for rank in range(processes)
         ]
+        streams = [plan.after(0, 0) for plan in plans]
         for epoch in range(2):
             seen = []
             for step in range(alone.steps):
-                parts = zip(*(plan.shares(epoch, step) for plan in plans), strict=True)
-                joined = np.concatenate([share for part in parts for share in part])
+                parts = [next(stream)[1] for _ in range(accumulate) for stream in streams]
+                joined = np.concatenate(parts)
                 expected = alone.batch_of(epoch, step)
                 assert joined[: expected.size].tolist() == expected.tolist()
                 seen += joined.tolist()
@@ -99,11 +100,11 @@ def test_batches_that_cannot_be_are_refused(arguments, words):
         Plan(*arguments)
 
 
-def test_killed_before_any_update_it_ends_the_same(context, tmp_path):
+def test_killed_before_an_update_it_ends_the_same(context, tmp_path):
     """With dropout, parts of batches and reading ahead; the log has each epoch once. Several: test_faults."""
     options = {"dropout": 0.3, "accumulate": 2, "workers": 1}
     assert run_toy(context, tmp_path / "whole", **options) == [0]
-    for update in (0, 1, 4, 8):
+    for update in (0, 4):
         assert run_toy(context, tmp_path / "killed", **options, kill_at=update) == [-signal.SIGKILL]
     assert run_toy(context, tmp_path / "killed", **options) == [0]
     assert not list((tmp_path / "killed").glob(".*.tmp"))

@@ -1,4 +1,4 @@
-"""Each recipe's first steps as a plain loop, held against the run; learning rates as arithmetic.
+"""Each recipe's first steps as a plain loop, held against the run, and what else a run has of its request.
 
 The loops follow docs/finetuning.md and docs/pass.md, and use nothing of imagenets except which pictures and
 crops a step gets.
@@ -10,7 +10,6 @@ from copy import deepcopy
 from dataclasses import replace
 from math import cos, pi
 
-import numpy as np
 import pytest
 import torch
 from helpers.patterns import as_label_maps, write_patterns
@@ -22,7 +21,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, grid_sample, i
 from imagenets.classes import MODES
 from imagenets.common.progress import no_bar
 from imagenets.learning.finetuning import run as finetuning
-from imagenets.learning.finetuning.pairs import Augmented, TrainingPairs, list_pairs
+from imagenets.learning.finetuning.pairs import Augmented, list_pairs
 from imagenets.learning.images import digest
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.segmentation_network import PASS, SEMI
@@ -76,12 +75,6 @@ class Recorded:
         values = self.loss_of(batch, at)
         self.losses.append({name: value.item() for name, value in values.items()})
         return values
-
-    def rate(self, epoch, step):
-        """At a step, by the index that the plan yields."""
-        at, _ = next(self.plan.after(epoch, step))
-        assert (at.epoch, at.step, at.part) == (epoch, step, 0)
-        return self.job.rate(at)
 
 
 def assert_moved_alike(start, expected, found, noise=(), tolerance=1e-5):
@@ -461,70 +454,19 @@ def test_the_attentions_training_is_this_loop(photos, tmp_path, monkeypatch):
 # --- what else was asked for, of runs that never begin
 
 
-def many_pairs(count, recipe, monkeypatch):
-    """As if so many images were there."""
-    names = np.array([f"n0/{number}.JPEG".encode() for number in range(count)])
-    pairs = TrainingPairs(None, None, names, 50, recipe)
-    monkeypatch.setattr(finetuning, "list_pairs", lambda *_: pairs)
-    monkeypatch.setattr(finetuning, "masks_digest", lambda pairs: "")
-
-
-def test_rates_of_semi_supervised_fine_tuning(tmp_path, monkeypatch):
-    """919: 9,190 images in batches of 256 are 36 steps an epoch, the last one smaller; warm-up 5 epochs."""
-    recorded = Recorded(monkeypatch, finetuning)
-    many_pairs(9190, SEMI, monkeypatch)
-    asked = finetuning.FineTuneRequest(
-        tmp_path, MODES["919"], SEMI, "vit_small_patch16_224", None, tmp_path / "run", {}
-    )
-    finetuning.fine_tune(asked, ALONE, no_bar, print)
-    assert recorded.plan.steps == 36
-    for epoch, step in ((0, 0), (0, 1), (0, 35), (4, 35), (5, 0), (50, 0), (99, 35)):
-        now = epoch + step / 36
-        expected = 5e-4 * now / 5 if now < 5 else half_cosine((now - 5) / 95, 5e-4, 1e-6)
-        assert recorded.rate(epoch, step) == pytest.approx(expected, rel=1e-12), (epoch, step)
-    groups = recorded.job.optimiser.param_groups
-    assert {group["scale"] for group in groups} == {0.5 ** (13 - layer) for layer in range(14)}
-    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
-
-
-@pytest.mark.parametrize("recipe", ["fine-tuning", "pre-training", "attention"])
-def test_rates_of_pass(recipe, tmp_path, monkeypatch):
-    """50: 64,431 images in batches of 256 are 251 steps an epoch, what is left is dropped; no warm-up."""
-    epochs, highest = {"fine-tuning": (20, 0.6), "pre-training": (200, 0.6), "attention": (20, 6.0)}[recipe]
-    recorded = Recorded(monkeypatch, finetuning if recipe == "fine-tuning" else runs)
-    asked = of_pass((tmp_path, [f"n0/{number}.JPEG" for number in range(64_431)]), tmp_path / "run")
-    if recipe == "fine-tuning":
-        many_pairs(64_431, PASS, monkeypatch)
-        asked = finetuning.FineTuneRequest(
-            tmp_path, MODES["50"], PASS, "resnet18", None, tmp_path / "run", {}, masks=tmp_path
-        )
-        finetuning.fine_tune(asked, ALONE, no_bar, print)
-    elif recipe == "pre-training":
-        runs.pretrain(asked, PUBLISHED_PRETRAINING["50"], ALONE, no_bar, print)
-    else:
-        file = tmp_path / "file.pth"
-        torch.save(pass_network().state_dict(), file)
-        published = PUBLISHED_ATTENTION["50"]
-        runs.train_attention(asked, published, "timm/test_resnet", file, ALONE, no_bar, print)
-    assert (recorded.plan.steps, recorded.plan.epochs) == (251, epochs)
-    for epoch, step in ((0, 0), (0, 1), (0, 250), (epochs // 2, 0), (epochs - 1, 250)):
-        expected = half_cosine((251 * epoch + step) / (epochs * 251), highest, 0.0006)
-        assert recorded.rate(epoch, step) == pytest.approx(expected, rel=1e-12), (epoch, step)
-    (group,) = recorded.job.optimiser.param_groups
-    assert (group["weight_decay"], group["momentum"], group["trust"]) == (1e-6, 0.9, 0.001)
-
-
-@pytest.mark.parametrize(("recipe", "stride"), [(SEMI, 16), (PASS, None)])
-def test_a_run_is_what_was_asked_for(save, tmp_path, monkeypatch, recipe, stride):
+@pytest.mark.parametrize(
+    ("recipe", "backbone", "stride"), [(SEMI, "resnet18", 16), (PASS, "test_resnet", None)]
+)
+def test_a_run_is_what_was_asked_for(save, tmp_path, monkeypatch, recipe, backbone, stride):
     """The checkpoint's weights, a head by the seed, the given values in reader, plan and optimiser."""
     recorded = Recorded(monkeypatch, finetuning)
-    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    state = timm.create_model(backbone, num_classes=0).state_dict()
     torch.save(state, tmp_path / "file.pth")
     heads = []
     for seed in (5, 6):
         given = {"crop": 96, "smallest_crop": 0.3, "weight_decay": 0.2, "seed": seed, "epochs": 7}
         asked = replace(
-            request(save, tmp_path / f"run{seed}", recipe, "timm/resnet18", **given),
+            request(save, tmp_path / f"run{seed}", recipe, f"timm/{backbone}", **given),
             checkpoint=tmp_path / "file.pth", output_stride=stride,
         )  # fmt: skip
         finetuning.fine_tune(asked, ALONE, no_bar, print)
@@ -537,8 +479,8 @@ def test_a_run_is_what_was_asked_for(save, tmp_path, monkeypatch, recipe, stride
         heads.append(recorded.start["head.weight"])
     assert not torch.equal(*heads)
     assert recorded.job.about == {
-        "backbone": "timm/resnet18", "output_stride": stride, "mode": "50", "classes": 50, "recipe": recipe,
-        "positions": "dino",
+        "backbone": f"timm/{backbone}", "output_stride": stride, "mode": "50", "classes": 50,
+        "recipe": recipe, "positions": "dino",
     }  # fmt: skip
     assert recorded.job.network.backbone.stride == (stride or 32)
 

@@ -44,5 +44,5 @@ def arm(fault, moment):
 
         return armed
 
-    loop._update = before(loop._update)
+    loop._Training.step = before(loop._Training.step)
     inference._to_device = before(inference._to_device)

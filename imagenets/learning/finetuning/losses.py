@@ -22,7 +22,7 @@ def annotated_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Process
     processes is the mean over the pixels. 0 where every pixel is ignored.
     Source: docs/finetuning.md, Loss.
     """
-    return _mean_over_labelled(interpolate(logits, scale_factor=2, mode="bilinear"), masks, processes)
+    return _cross_entropy(interpolate(logits, scale_factor=2, mode="bilinear"), masks, processes)
 
 
 def label_map_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:
@@ -33,7 +33,7 @@ def label_map_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Process
     Source: docs/finetuning.md, Loss.
     """
     size = (masks.shape[1] // 2, masks.shape[2] // 2)
-    return _mean_over_labelled(interpolate(logits, size, mode="bilinear"), masks, processes)
+    return _cross_entropy(interpolate(logits, size, mode="bilinear"), masks, processes)
 
 
 def object_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:
@@ -44,27 +44,29 @@ def object_loss(logits: torch.Tensor, masks: torch.Tensor, processes: Processes)
     are sums over the pixels that are not 1000 (ignore), divided as in ``annotated_loss``.
     Source: docs/methods.md, Self-training on the clusters.
     """
-    targets = _reduced(masks, logits.shape[2:])
-    counted, inside = targets != IGNORE, (targets != IGNORE) & (targets > BACKGROUND)
+    targets = _reduced(masks, logits)
+    counted = targets != IGNORE
+    inside = counted & (targets > BACKGROUND)
     found = logits[:, 1:].amax(1) - logits[:, 0]
-    weight = found.new_tensor(OBJECT_WEIGHT)
-    of_pixels = binary_cross_entropy_with_logits(
-        found, inside.to(found.dtype), pos_weight=weight, reduction="none"
-    )
+    total = binary_cross_entropy_with_logits(
+        found, inside.to(found.dtype), counted.to(found.dtype), reduction="sum",
+        pos_weight=found.new_tensor(OBJECT_WEIGHT),
+    )  # fmt: skip
     of_labels = torch.where(inside, targets - 1, IGNORE)
-    total = (of_pixels * counted).sum() + cross_entropy(
-        logits[:, 1:], of_labels, ignore_index=IGNORE, reduction="sum"
-    )
-    return total * processes.number / processes.sum(counted.sum()).clamp(min=1)
+    total = total + cross_entropy(logits[:, 1:], of_labels, ignore_index=IGNORE, reduction="sum")
+    return _mean(total, targets, processes)
 
 
-def _mean_over_labelled(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:
-    targets = _reduced(masks, logits.shape[2:])
+def _cross_entropy(logits: torch.Tensor, masks: torch.Tensor, processes: Processes) -> torch.Tensor:
+    targets = _reduced(masks, logits)
     total = cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-    pixels = processes.sum((targets != IGNORE).sum())
-    return total * processes.number / pixels.clamp(min=1)
+    return _mean(total, targets, processes)
 
 
-def _reduced(masks: torch.Tensor, size: torch.Size | tuple[int, int]) -> torch.Tensor:
-    """Bring labels (B, S, S) to (B, *size) by the nearest neighbour, the first pixel of each cell; int64."""
-    return interpolate(masks[:, None].float(), tuple(size), mode="nearest")[:, 0].long()
+def _mean(total: torch.Tensor, targets: torch.Tensor, processes: Processes) -> torch.Tensor:
+    return total * processes.number / processes.sum((targets != IGNORE).sum()).clamp(min=1)
+
+
+def _reduced(masks: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Bring labels (B, S, S) to the logits' size by the nearest neighbour; int64."""
+    return interpolate(masks[:, None].float(), logits.shape[2:], mode="nearest")[:, 0].long()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,30 +69,30 @@ def list_pairs(save_dir: Path | None, mode: Mode, recipe: str, masks: Path | Non
     """
     split = "train" if recipe in ON_CLUSTERS else "train-semi"
     folder = mode.set_folder(save_dir) / split
-    of_folder = masks if masks is not None else folder.with_name(f"{split}-segmentation")
-    if recipe == SEMI and masks is None and not of_folder.is_dir():
-        raise InputError(f"{of_folder}: no masks; {where_masks_come_from(save_dir, mode)}")
+    if masks is None:
+        masks = folder.with_name(f"{split}-segmentation")
+        if not masks.is_dir():
+            raise InputError(f"{masks}: no masks; {where_masks_come_from(save_dir, mode)}")
     images = image_files(folder)
     folder_ids(mode, folder, images)  # refuses what is no class
-    check_pairs(folder, images, of_folder)
-    pairs = TrainingPairs(
-        folder, of_folder, np.array([os.fsencode(name) for name in images]), mode.classes, recipe
-    )
+    check_pairs(folder, images, masks)
+    names = np.array([os.fsencode(name) for name in images])
+    pairs = TrainingPairs(folder, masks, names, mode.classes, recipe)
     if recipe == SEMI:
         _check_labels(pairs)
     return pairs
 
 
 def _check_labels(pairs: TrainingPairs) -> None:
-    def problem(index: int) -> str | None:
+    def problem(index: int) -> str:
         try:
             pairs.mask(index)
         except InputError as error:
             return str(error)
-        return None
+        return ""
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        problems = [text for text in pool.map(problem, range(len(pairs))) if text]
+        problems = list(filter(None, pool.map(problem, range(len(pairs)))))
     if problems:
         raise InputError(f"{len(problems)} masks cannot be used:\n{listed(problems)}")
 
@@ -140,8 +139,3 @@ def masks_digest(pairs: TrainingPairs) -> str:
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return digest(pool.map(of_one, range(len(pairs))))
-
-
-def image_names(pairs: TrainingPairs) -> Sequence[bytes]:
-    """Return the names of all images, for a digest."""
-    return [bytes(name) for name in pairs.names]

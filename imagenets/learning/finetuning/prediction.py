@@ -73,13 +73,11 @@ class Validation:
             return Validation(None, mode.classes, 0, show)
         try:
             images = split_images(save_dir, mode, "validation")
+            if images.masks is None:
+                cure = where_masks_come_from(save_dir, mode)
+                raise InputError(f"{images.folder}-segmentation: no masks to score with; {cure}")
         except InputError as error:
             raise InputError(f"{error}; or train without evaluation on the way") from error
-        if images.masks is None:
-            raise InputError(
-                f"{images.folder}-segmentation: no masks to score with; "
-                f"{where_masks_come_from(save_dir, mode)}; or train without evaluation on the way"
-            )
         return Validation(images, mode.classes, every, show)
 
     def is_due(self, epochs: int, epoch: int) -> bool:

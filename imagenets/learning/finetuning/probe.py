@@ -6,10 +6,10 @@ docs/frozen_features.md, Linear probe, says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,15 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from imagenets.classes import IGNORE, Mode
+from imagenets.classes import IGNORE
 from imagenets.common.errors import InputError
 from imagenets.common.progress import Log, Show, no_bar, no_log
 from imagenets.learning.engine.inference import ENGINE, Running
 from imagenets.learning.engine.label_grid import enlarged_maps, grid_size
+from imagenets.learning.finetuning.run import FineTuneRequest
 from imagenets.learning.finetuning.stored_maps import MapReader, StoredMaps, store_maps
 from imagenets.learning.images import Images, Reading, annotated_images, digest
-from imagenets.learning.networks.backbones import Backbone, Size, make_backbone
+from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.networks.precision import on_device
@@ -37,11 +38,9 @@ from imagenets.learning.training.order import Plan, StepIndex, TrainingBatch
 from imagenets.learning.training.run_files import RunFolder, Settings, opened_run, settings_text
 
 CODE = f"{ENGINE}, stored maps 1"  # raised by hand whenever stored maps change
-RATES = (3e-4, 1e-3, 3e-3)
 _EPOCHS, _FEWEST_STEPS = 100, 5_000
 _HELD_OUT = 10  # every tenth picture, in the order of their paths
 _SCORE = "held_out_mIoU"
-_START_DEVIATION = 0.01  # of the head's weights
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Values:
 
     epochs: int = 0
     batch: int = 16
-    rates: tuple[float, ...] = RATES
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     weight_decay: float = 1e-3
     dropout: float = 0.1
     warm_up: float = 0.05  # share of the epochs
@@ -75,7 +74,7 @@ class ProbeHead(nn.Module):
         self.stride, self.dropout, self.processes = stride, dropout, processes
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Conv2d(channels, labels, 1)
-        nn.init.normal_(self.head.weight, std=_START_DEVIATION)
+        nn.init.normal_(self.head.weight, std=0.01)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
 
@@ -86,11 +85,14 @@ class ProbeHead(nn.Module):
         sums of their enlarged channels and of the squares.
         """
         sizes = [(int(height), int(width)) for height, width in grids.tolist()]
-        scale, shift = self._scale_and_shift(moments, sizes)
-        weight, bias = self.head.weight.flatten(1), self.head.bias
+        mean, variance = self.norm.get_buffer("running_mean"), self.norm.get_buffer("running_var")
         kept = torch.ones(len(rows), rows.shape[2], device=rows.device)
         if self.training:
+            mean, variance = self._batch_statistics(moments, sizes)
             kept = nn.functional.dropout(kept, self.dropout)
+        scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+        shift = self.norm.bias - mean * scale
+        weight, bias = self.head.weight.flatten(1), self.head.bias
         found = []
         for of_one, of_channels, (height, width) in zip(rows, kept, sizes, strict=True):
             folded = weight * (scale * of_channels)
@@ -99,65 +101,27 @@ class ProbeHead(nn.Module):
             found.append(enlarged_maps(maps, self.stride))
         return found
 
-    def _scale_and_shift(
-        self, moments: torch.Tensor, sizes: list[tuple[int, int]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the batch norm multiplies a channel by, and adds to it: (C,) each."""
-        mean, variance = self.norm.running_mean, self.norm.running_var
-        assert mean is not None and variance is not None
-        if self.training:
-            mean, variance = self._batch_statistics(moments, sizes)
-        scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
-        return scale, self.norm.bias - mean * scale
-
     @torch.no_grad()
     def _batch_statistics(
         self, moments: torch.Tensor, sizes: list[tuple[int, int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance (C,) over the batch of all processes; running values follow, as PyTorch's do."""
-        places = sum(height * width for height, width in map(self._fine, sizes))
-        count = moments.new_full((2, 1), places)
-        totals = self.processes.sum(torch.cat((moments.sum(0), count), 1))
+        places = sum(math.prod(grid_size(size, self.stride)) for size in sizes)
+        totals = self.processes.sum(torch.cat((moments.sum(0), moments.new_full((2, 1), places)), 1))
         count = totals[0, -1]
         mean, square = totals[:, :-1] / count
         variance = (square - mean.square()).clamp_min(0)
-        norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
-        assert norm.num_batches_tracked is not None
-        norm.running_mean.lerp_(mean.float(), norm.momentum)
-        norm.running_var.lerp_((variance * count / (count - 1)).float(), norm.momentum)
-        norm.num_batches_tracked.add_(1)
+        buffers = dict(self.norm.named_buffers())
+        momentum = 0.1  # PyTorch's
+        buffers["running_mean"].lerp_(mean.float(), momentum)
+        buffers["running_var"].lerp_((variance * count / (count - 1)).float(), momentum)
+        buffers["num_batches_tracked"].add_(1)
         return mean.float(), variance.float()
 
-    def _fine(self, size: tuple[int, int]) -> tuple[int, int]:
-        return grid_size(size, self.stride)
 
-
-@dataclass(frozen=True)
-class ProbeRequest:
-    """What the user asks for.
-
-    ``checkpoint`` None leaves the network's weights random; ``weights`` is the copy in it, where it has
-    several. ``layers`` of the last blocks are joined; ``size`` is that of ``Backbone.reading``.
-    ``precision`` is the network's.
-    """
-
-    save_dir: Path | None
-    mode: Mode
-    backbone: str
-    checkpoint: Path | None
-    output: Path
-    values: Values
-    weights: str | None = None
-    output_stride: int | None = None
-    layers: int = 1
-    size: Size = None
-    accumulate: int = 1
-    workers: int = 0
-    precision: str = "float32"
-
-
-def train_probe(request: ProbeRequest, processes: Processes, show: Show = no_bar, log: Log = no_log) -> None:
+def train_probe(
+    request: FineTuneRequest, processes: Processes, show: Show = no_bar, log: Log = no_log
+) -> None:
     """Train a probe as requested, or resume it; called in all processes.
 
     Writes ``last.pth``, a network for ``predict.py``, and in folders beside it the maps and the trainings.
@@ -170,7 +134,7 @@ def train_probe(request: ProbeRequest, processes: Processes, show: Show = no_bar
         show, log = no_bar, no_log
     backbone = processes.together(partial(_load, request, log))
     images = processes.together(partial(annotated_images, request.save_dir, request.mode))
-    values = _with_epochs(request.values, len(images.names))
+    values = chosen_values(request.replaced, len(images.names))
     reading = backbone.reading(request.size)
     settings = _settings(request, values, images, reading)
     log(f"settings:\n{settings_text(settings)}")
@@ -182,16 +146,15 @@ def train_probe(request: ProbeRequest, processes: Processes, show: Show = no_bar
             backbone, images, reading, request.output, f"{settings['network']}, {settings['size']}", running
         )
         trainer = _Trainer(request, values, stored, images.names, run, show)
-        rate = trainer.best_rate(log)
-        everything = np.arange(len(images.names))
-        head, records = trainer.train("probe", rate, everything)
+        head, records = trainer.train("probe", trainer.best_rate(log), np.arange(len(images.names)))
         network = SegmentationNetwork(backbone, request.mode.classes, PROBE)
         network.take_probe(head.norm, head.head)
-        run.save({**_about(request, backbone), "model": network.weights()}, records, last=True)
+        about = {**request.about(backbone), "layers": request.layers, "size": request.size}
+        run.save({**about, "model": network.weights()}, records, last=True)
 
 
-def _load(request: ProbeRequest, log: Log) -> Backbone:
-    torch.manual_seed(request.values.seed)
+def _load(request: FineTuneRequest, log: Log) -> Backbone:
+    torch.manual_seed(request.replaced.get("seed", Values.seed))
     backbone = make_backbone(request.backbone, output_stride=request.output_stride, layers=request.layers)
     if request.checkpoint is None:
         log(f"{request.backbone}: random weights, no checkpoint was given")
@@ -200,21 +163,22 @@ def _load(request: ProbeRequest, log: Log) -> Backbone:
     return backbone
 
 
-def _with_epochs(values: Values, images: int) -> Values:
+def chosen_values(given: Mapping[str, Any], images: int) -> Values:
+    """Values for so many images; ``given`` ones replace ours, and ``lr`` all rates."""
+    rates = (given["lr"],) if "lr" in given else Values.rates
+    values = Values(rates=rates, **{name: value for name, value in given.items() if name != "lr"})
     if values.epochs:
         return values
     steps = -(-images // values.batch)
     return replace(values, epochs=max(_EPOCHS, -(-_FEWEST_STEPS // steps)))
 
 
-def _settings(request: ProbeRequest, values: Values, images: Images, reading: Reading) -> Settings:
+def _settings(request: FineTuneRequest, values: Values, images: Images, reading: Reading) -> Settings:
     """All that decides the weights, except for the number of processes and the machine."""
-    weights = weights_digest(request.checkpoint, request.weights) if request.checkpoint else "random"
-    stride = f"output stride {request.output_stride or 'its own'}"
     network = (
         request.backbone,
-        weights,
-        stride,
+        weights_digest(request.checkpoint, request.weights) if request.checkpoint else "random",
+        f"output stride {request.output_stride or 'its own'}",
         f"{request.layers} layers",
         request.precision,
         made_by(CODE),
@@ -224,7 +188,7 @@ def _settings(request: ProbeRequest, values: Values, images: Images, reading: Re
         "mode": request.mode.identity,
         "network": ", ".join(network),
         "size": reading.size_text,
-        **{name: value for name, value in asdict(values).items() if name != "rates"},
+        **asdict(values),
         "rates": ", ".join(f"{rate:g}" for rate in values.rates),
         "accumulate": request.accumulate,
         "images": len(images.names),
@@ -232,25 +196,11 @@ def _settings(request: ProbeRequest, values: Values, images: Images, reading: Re
     }
 
 
-def _about(request: ProbeRequest, backbone: Backbone) -> dict[str, Any]:
-    """What ``predict.py`` has to know beside the weights."""
-    return {
-        "backbone": request.backbone,
-        "output_stride": request.output_stride,
-        "mode": request.mode.name,
-        "classes": request.mode.classes,
-        "recipe": PROBE,
-        "positions": backbone.positions,
-        "layers": request.layers,
-        "size": request.size,
-    }
-
-
 @dataclass(frozen=True)
 class _Trainer:
     """Trains probes on stored maps, each in a folder of its own in the run's."""
 
-    request: ProbeRequest
+    request: FineTuneRequest
     values: Values
     stored: StoredMaps
     names: Sequence[str]
@@ -300,10 +250,14 @@ class _Trainer:
                 return {}
             return {_SCORE: processes.from_first(lambda: held_out_score(head, reader, held_out))}
 
+        def rate_at(at: StepIndex) -> float:
+            epoch, warm_up = at.epoch + at.step / plan.steps, values.warm_up * plan.epochs
+            return warm_up_and_cosine(epoch, plan.epochs, warm_up, rate, 0.0)
+
         optimiser = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=values.weight_decay)
         reader = MapReader(self.stored, self.names, pictures, values.seed)
         job = TrainingJob(
-            joined, optimiser, loss_of, partial(_rate, values, rate, plan), head.state_dict,
+            joined, optimiser, loss_of, rate_at, head.state_dict,
             head.load_state_dict, {"recipe": PROBE}, scores=score,
         )  # fmt: skip
         settings = {**self.run.settings, "rate": rate, "pictures": len(pictures)}
@@ -329,24 +283,18 @@ def probe_loss(logits: Sequence[torch.Tensor], labels: torch.Tensor, processes: 
 def held_out_score(head: ProbeHead, reader: MapReader, pictures: np.ndarray) -> float:
     """Mean IoU, in percent, on the grids of stride 8 of some pictures, over the labels that occur there."""
     head.eval()
-    labels = head.head.out_channels
-    counts = np.zeros((labels, labels), np.int64)
-    device = head.head.weight.device
+    labels, device = head.head.out_channels, head.head.weight.device
+    counts = torch.zeros(labels * labels, dtype=torch.int64)
     for picture in pictures.tolist():
         rows, of_places, grid, moments = (tensor[None].to(device) for tensor in reader.view(picture, 0))
         (logits,) = head(rows, grid, moments)
-        found = logits.argmax(1).flatten().cpu().numpy()
-        truth = of_places.flatten()[: len(found)].cpu().numpy().astype(np.int64)
+        found = logits.argmax(1).flatten()
+        truth = of_places.flatten()[: len(found)].long()
         counted = truth != IGNORE
         keys = truth[counted] * labels + found[counted]
-        counts += np.bincount(keys, minlength=labels**2).reshape(labels, labels)
+        counts += keys.bincount(minlength=labels * labels).cpu()
     head.train()
-    hits, truth_pixels = np.diag(counts), counts.sum(1)
-    union = truth_pixels + counts.sum(0) - hits
-    there = truth_pixels > 0
-    return float(100 * np.mean(hits[there] / union[there])) if there.any() else 0.0
-
-
-def _rate(values: Values, rate: float, plan: Plan, at: StepIndex) -> float:
-    epoch = at.epoch + at.step / plan.steps
-    return warm_up_and_cosine(epoch, plan.epochs, values.warm_up * plan.epochs, rate, 0.0)
+    table = counts.reshape(labels, labels).double()
+    hits, truth_pixels = table.diag(), table.sum(1)
+    ious = (hits / (truth_pixels + table.sum(0) - hits))[truth_pixels > 0]
+    return 100 * float(ious.mean()) if len(ious) else 0.0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imagenets.learning.networks.segmentation_network import PASS, SELF
 
-_FULL_BATCH = 256  # images for which base learning rates are stated
+_FULL_BATCH = 256  # images for which learning rates are published
 
 
 @dataclass(frozen=True)
@@ -27,104 +27,50 @@ class Values:
     seed: int
 
 
-@dataclass(frozen=True)
-class _Row:
-    base_lr: float
-    layer_decay: float
-    weight_decay: float
-    drop_path: float
-
-
-_VIT_SMALL = _Row(5e-4, 0.50, 0.05, 0.1)
-_CONVNEXT = _Row(2.5e-4, 0.60, 0.05, 0.2)
-_RESNET = _Row(5e-4, 0.40, 5e-4, 0.0)
+_SEMI = Values(
+    published=False, epochs=100, batch=_FULL_BATCH, lr=5e-4, final_lr=1e-6, warm_up=5, weight_decay=0.05,
+    layer_decay=1.0, drop_path=0.0, crop=224, smallest_crop=0.14, seed=0,
+)  # fmt: skip
+_VIT_SMALL = replace(_SEMI, layer_decay=0.50, drop_path=0.1)
+_CONVNEXT = replace(_SEMI, lr=2.5e-4, layer_decay=0.60, drop_path=0.2)
+_RESNET = replace(_SEMI, layer_decay=0.40, weight_decay=5e-4)
 # Published for mode 919: docs/finetuning.md, Values.
 _PUBLISHED = {
-    ("vit_base_patch16_224", 16): _Row(5e-4, 0.60, 0.05, 0.1),
+    ("vit_base_patch16_224", 16): replace(_SEMI, layer_decay=0.60, drop_path=0.1),
     ("vit_small_patch16_224", 16): _VIT_SMALL,
     ("resnet50", 32): _RESNET,
-    ("resnet50", 16): _Row(5e-4, 0.45, 5e-4, 0.0),
+    ("resnet50", 16): replace(_RESNET, layer_decay=0.45),
     ("convnext_tiny", 32): _CONVNEXT,
 }
 # Ours: what is published for the nearest network.
-_BY_KIND = {
-    "vit": _VIT_SMALL,
-    "resnet": _RESNET,
-    "convnext": _CONVNEXT,
-    "other": _Row(5e-4, 1.0, 0.05, 0.0),
-}
+_BY_KIND = {"vit": _VIT_SMALL, "resnet": _RESNET, "convnext": _CONVNEXT, "other": _SEMI}
 # Ours for small sets: smaller batches, so that there are as many updates as in mode 919, some thousands.
 # A set of one's own has those of mode 50.
 _SEMI_BATCH = {"50": 32, "300": 128, "919": _FULL_BATCH}
 
-
-def semi_supervised(backbone: str, kind: str, stride: int, mode: str) -> Values:
-    """Values of semi-supervised fine-tuning on train-semi, for a backbone of output stride ``stride``."""
-    found = _PUBLISHED.get((backbone, stride))
-    row = found or _BY_KIND[kind]
-    batch = _SEMI_BATCH.get(mode, _SEMI_BATCH["50"])
-    return Values(
-        published=found is not None and mode == "919",
-        epochs=100,
-        batch=batch,
-        lr=scaled_rate(row.base_lr, batch),
-        final_lr=1e-6,
-        warm_up=5,
-        weight_decay=row.weight_decay,
-        layer_decay=row.layer_decay,
-        drop_path=row.drop_path,
-        crop=224,
-        smallest_crop=0.14,
-        seed=0,
-    )
-
-
-def pseudo_labels(backbone: str, mode: str) -> Values:
-    """Values of PASS's fine-tuning on label maps of ``train``."""
-    published = backbone == {"50": "resnet18", "300": "resnet50", "919": "resnet50"}.get(mode)
-    return Values(
-        published=published,
-        epochs=20,
-        batch=_FULL_BATCH,
-        lr=0.6,
-        final_lr=0.0006,
-        warm_up=0,
-        weight_decay=1e-6,
-        layer_decay=1.0,
-        drop_path=0.0,
-        crop=224,
-        smallest_crop=0.08,
-        seed=31,
-    )
-
-
-def self_training(stride: int) -> Values:
-    """Values of self-training on label maps of ``train``, for a backbone of this output stride; ours."""
-    return Values(
-        published=False,
-        epochs=3,
-        batch=16,
-        lr=1e-3,
-        final_lr=0.0,
-        warm_up=0,
-        weight_decay=0.01,
-        layer_decay=1.0,
-        drop_path=0.0,
-        crop=256 // stride * stride,
-        smallest_crop=0.5,
-        seed=0,
-    )
+_PASS = Values(
+    published=False, epochs=20, batch=_FULL_BATCH, lr=0.6, final_lr=0.0006, warm_up=0, weight_decay=1e-6,
+    layer_decay=1.0, drop_path=0.0, crop=224, smallest_crop=0.08, seed=31,
+)  # fmt: skip
+_PASS_BACKBONES = {"50": "resnet18", "300": "resnet50", "919": "resnet50"}
+# Ours.
+_SELF = Values(
+    published=False, epochs=3, batch=16, lr=1e-3, final_lr=0.0, warm_up=0, weight_decay=0.01,
+    layer_decay=1.0, drop_path=0.0, crop=256, smallest_crop=0.5, seed=0,
+)  # fmt: skip
 
 
 def values_of(recipe: str, backbone: str, kind: str, stride: int, mode: str) -> Values:
-    """Return the values of a recipe by its name."""
+    """Return the values of a recipe for a backbone of this output stride.
+
+    Semi-supervised ones are for train-semi, those of PASS and of self-training for label maps of ``train``.
+    """
     if recipe == PASS:
-        return pseudo_labels(backbone, mode)
+        return replace(_PASS, published=backbone == _PASS_BACKBONES.get(mode))
     if recipe == SELF:
-        return self_training(stride)
-    return semi_supervised(backbone, kind, stride, mode)
-
-
-def scaled_rate(rate: float, batch: int) -> float:
-    """Scale a learning rate that is stated for 256 images to another batch, in proportion."""
-    return rate * batch / _FULL_BATCH
+        return replace(_SELF, crop=_SELF.crop // stride * stride)
+    found = _PUBLISHED.get((backbone, stride))
+    values = found or _BY_KIND[kind]
+    batch = _SEMI_BATCH.get(mode, _SEMI_BATCH["50"])
+    published = found is not None and mode == "919"
+    return replace(values, published=published, batch=batch, lr=values.lr * batch / values.batch)

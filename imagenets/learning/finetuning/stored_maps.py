@@ -95,24 +95,21 @@ def map_step(backbone: Backbone) -> ArrayStep:
         moments = torch.stack(
             [torch.stack((one.sum((2, 3)), one.square().sum((2, 3))), 1) for one in fine], 1
         )  # (B, 2, 2, C)
-        grid = tuple(fine[0].shape[2:])
-        return [
-            {
-                "grids": torch.tensor(of_one.shape[2:])[None],
-                "maps": of_one.flatten(2).transpose(1, 2).flatten(0, 1),
-                "labels": torch.from_numpy(
-                    np.concatenate([_labels(mask, grid), _labels(mask[:, ::-1], grid)])
-                ),
-                "moments": sums[None],
-            }
-            for of_one, sums, mask in zip(maps, moments, batch.shown_masks, strict=True)
-        ]
+        height, width = fine[0].shape[2:]
+        found = []
+        for of_one, sums, mask in zip(maps, moments, batch.shown_masks, strict=True):
+            labels = [enlarged(view, height, width).ravel() for view in (mask, mask[:, ::-1])]
+            found.append(
+                {
+                    "grids": torch.tensor(of_one.shape[2:])[None],
+                    "maps": of_one.flatten(2).transpose(1, 2).flatten(0, 1),
+                    "labels": torch.from_numpy(np.concatenate(labels).astype(np.int16)),
+                    "moments": sums[None],
+                }
+            )
+        return found
 
     return step
-
-
-def _labels(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    return enlarged(mask, *grid).astype(np.int16).ravel()
 
 
 def _join(paths: Sequence[Path], folder: Path) -> None:
@@ -153,17 +150,20 @@ class MapReader:
     def view(self, picture: int, view: int) -> tuple[torch.Tensor, ...]:
         """Read one view of one of all pictures."""
         stored = self.stored
-        places, fine = stored.places, stored.fine_places
-        rows = torch.zeros(int(places.max()), stored.channels, dtype=torch.float16)
-        labels = torch.full((int(fine.max()),), IGNORE, dtype=torch.int16)
-        start = VIEWS * int(places[:picture].sum()) + view * int(places[picture])
         maps = np.load(stored.folder / MAPS, mmap_mode="r")
-        rows[: places[picture]] = torch.from_numpy(np.array(maps[start : start + places[picture]]))
-        start = VIEWS * int(fine[:picture].sum()) + view * int(fine[picture])
-        labels[: fine[picture]] = torch.from_numpy(stored.labels[start : start + fine[picture]])
-        grid = torch.from_numpy(stored.grids[picture])
-        return rows, labels, grid, torch.from_numpy(stored.moments[picture, view])
+        rows = _padded(maps, stored.places, picture, view, 0)
+        labels = _padded(stored.labels, stored.fine_places, picture, view, IGNORE)
+        grid, moments = stored.grids[picture], stored.moments[picture, view]
+        return rows, labels, torch.from_numpy(grid), torch.from_numpy(moments)
 
     def name(self, index: int) -> str:
         """Name an image to the user."""
         return self.names[int(self.pictures[index])]
+
+
+def _padded(values: np.ndarray, places: np.ndarray, picture: int, view: int, filling: int) -> torch.Tensor:
+    """The values of one view of a picture, and ``filling`` up to the length of the picture with the most."""
+    start, count = VIEWS * places[:picture].sum() + view * places[picture], places[picture]
+    found = np.full((places.max(), *values.shape[1:]), filling, values.dtype)
+    found[:count] = values[start : start + count]
+    return torch.from_numpy(found)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+_UNDECAYED = ("pos_embed", "cls_token", "reg_token")
 
 
 class Lars(Optimizer):
@@ -36,25 +37,20 @@ class Lars(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move all tensors that have a gradient by one step."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
                 self._step_group(group, weights, [weight.grad for weight in weights])
-        return loss
 
     def _step_group(
         self, group: dict[str, Any], weights: list[torch.Tensor], gradients: list[torch.Tensor]
     ) -> None:
         decay = group["weight_decay"]
         # All lengths in a few kernels, and none of them is waited for.
-        lengths = torch._foreach_norm(weights)
-        gradient_lengths = torch._foreach_norm(gradients)
-        for weight, gradient, length, gradient_length in zip(
-            weights, gradients, lengths, gradient_lengths, strict=True
-        ):
+        lengths = torch._foreach_norm(weights), torch._foreach_norm(gradients)
+        for weight, gradient, length, gradient_length in zip(weights, gradients, *lengths, strict=True):
             scale = group["trust"] * length / (gradient_length + decay * length + 1e-8)
             scaled = (length > 0) & (gradient_length > 0)
             moved = torch.where(scaled, (gradient + decay * weight) * scale, gradient)
@@ -82,19 +78,13 @@ def layer_decay_groups(
     for name, weight in network.named_parameters():
         if not weight.requires_grad:
             continue
-        decays = weight.ndim > 1 and not re.search(r"(^|\.)(pos_embed|cls_token|reg_token)$", name)
         layer = layer_of(name)
-        group = groups.setdefault(
-            (layer, decays),
-            {
-                "params": [],
-                "names": [],
-                "weight_decay": weight_decay if decays else 0.0,
-                "scale": layer_decay ** (layers - layer),
-            },
-        )
-        group["params"].append(weight)
-        group["names"].append(name)
+        decays = weight.ndim > 1 and name.rpartition(".")[2] not in _UNDECAYED
+        if (layer, decays) not in groups:
+            decay, scale = weight_decay if decays else 0.0, layer_decay ** (layers - layer)
+            groups[layer, decays] = {"params": [], "names": [], "weight_decay": decay, "scale": scale}
+        groups[layer, decays]["params"].append(weight)
+        groups[layer, decays]["names"].append(name)
     return list(groups.values())
 
 

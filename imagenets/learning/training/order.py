@@ -14,8 +14,6 @@ from torch.utils.data import Dataset
 from imagenets.common.errors import InputError, listed, problem_of
 from imagenets.common.workers import Start, load_tensors
 
-Key = tuple[int, int]  # an epoch and the index of an image
-
 # Different purposes draw different numbers from one seed.
 _ORDER, _IMAGE, _NETWORK = 1, 2, 3
 
@@ -86,20 +84,16 @@ class Plan:
 
     def batch_of(self, epoch: int, step: int) -> np.ndarray:
         """Indices of the images of one batch, all processes together, in order."""
-        return self._fill(self._order(epoch), step)
-
-    def shares(self, epoch: int, step: int) -> list[np.ndarray]:
-        """Return this process's share of each part of a batch."""
-        return self._shares(self._order(epoch), step)
+        return self._batch(self._order(epoch), step)
 
     def after(self, epoch: int, step: int) -> Iterator[tuple[StepIndex, np.ndarray]]:
-        """Yield this process's shares from (epoch, step) on, to the end of the run."""
-        while epoch < self.epochs:
-            order = self._order(epoch)
-            for now in range(step, self.steps):
-                for part, share in enumerate(self._shares(order, now)):
-                    yield StepIndex(epoch, now, part, epoch * self.steps + now), share
-            epoch, step = epoch + 1, 0
+        """Yield this process's share of each part from (epoch, step) on, to the end of the run."""
+        for this_epoch in range(epoch, self.epochs):
+            order = self._order(this_epoch)
+            for now in range(step if this_epoch == epoch else 0, self.steps):
+                parts = self._batch(order, now).reshape(self.accumulate, self.processes, -1)
+                for part, shares in enumerate(parts):
+                    yield StepIndex(this_epoch, now, part, this_epoch * self.steps + now), shares[self.rank]
 
     def last_step(self, epoch: int) -> StepIndex:
         """Place of the last part of an epoch."""
@@ -108,14 +102,10 @@ class Plan:
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((_ORDER, self.seed, epoch)).permutation(self.images)
 
-    def _fill(self, order: np.ndarray, step: int) -> np.ndarray:
+    def _batch(self, order: np.ndarray, step: int) -> np.ndarray:
         batch = order[step * self.batch : (step + 1) * self.batch]
         lacking = -batch.size % self.shares_of_batch
         return np.concatenate((batch, np.resize(order, lacking))) if lacking else batch
-
-    def _shares(self, order: np.ndarray, step: int) -> list[np.ndarray]:
-        parts = np.split(self._fill(order, step), self.accumulate)
-        return [np.split(part, self.processes)[self.rank] for part in parts]
 
 
 class Reader(Protocol):
@@ -146,12 +136,12 @@ class TrainingBatch:
 
 
 class _Shares(Dataset[Any]):
-    """A reader as a data set whose items are whole shares: bad files are answers, not tracebacks."""
+    """A reader as a data set whose items are whole shares, by (epoch, index); bad files are answers."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
-    def __getitem__(self, keys: Sequence[Key]) -> tuple[torch.Tensor, ...] | str:
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, ...] | str:
         items, problems = [], []
         for epoch, index in keys:
             try:

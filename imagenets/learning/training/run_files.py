@@ -7,6 +7,7 @@ import pickle
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,15 @@ _CURVES_EVERY = 30.0  # seconds; drawing them takes half of one
 Settings = Mapping[str, str | int | float | bool | None]
 
 
+@dataclass
 class RunFolder:
     """A folder that holds one training; made by ``opened_run``. Only the first process writes."""
 
-    def __init__(self, path: Path, settings: Settings, processes: Processes, is_new: bool) -> None:
-        """Use ``opened_run``."""
-        self.path = path
-        self.settings = dict(settings)
-        self.processes = processes
-        self.is_new = is_new
-        self._drawn = time.monotonic()
+    path: Path
+    settings: Settings
+    processes: Processes
+    is_new: bool
+    _drawn: float = field(default_factory=time.monotonic)
 
     def load(self) -> dict[str, Any] | None:
         """Load the saved state, on the CPU; None where the run has none yet. Raises InputError if damaged."""
@@ -59,17 +59,17 @@ class RunFolder:
         if not self.processes.first:
             return
         with whole_file(self.path / STATE) as temporary:
-            torch.save({**state, "log": list(records), "settings": self.settings}, temporary)
+            torch.save({**state, "log": list(records), "settings": dict(self.settings)}, temporary)
         self.write_log(records)
         if records and (last or time.monotonic() - self._drawn > _CURVES_EVERY):
-            draw_curves(records, self.path / CURVES)
+            with whole_file(self.path / CURVES) as temporary:
+                curves_figure(records).savefig(temporary, format="png", dpi=110)
             self._drawn = time.monotonic()
 
     def write_log(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Write log.jsonl: a JSON object a line."""
         if self.processes.first:
-            lines = "".join(json.dumps(dict(record)) + "\n" for record in records)
-            write_whole(self.path / LOG, lines)
+            write_whole(self.path / LOG, "".join(f"{json.dumps(dict(record))}\n" for record in records))
 
 
 @contextmanager
@@ -86,16 +86,8 @@ def opened_run(path: Path, settings: Settings, processes: Processes) -> Iterator
 def settings_text(settings: Settings) -> str:
     """Lay settings out for reading, a line each."""
     width = max(map(len, settings))
-    return "\n".join(
-        f"  {name:{width}}  {'–' if value is None else value}" for name, value in settings.items()
-    )
-
-
-def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw ``curves_figure`` as a PNG."""
-    figure = curves_figure(records)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    shown = {name: "–" if value is None else value for name, value in settings.items()}
+    return "\n".join(f"  {name:{width}}  {value}" for name, value in shown.items())
 
 
 def curves_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
