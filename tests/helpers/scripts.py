@@ -1,12 +1,20 @@
-"""Run the project's scripts as users do: real processes."""
+"""Run the project's scripts as users do: those of datapreparation/ in this process, others as their own."""
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
+
+import pytest
+
+from command_line.startup import _status_of
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DATA = CHECKOUT / "datapreparation"
@@ -28,10 +36,38 @@ def command(script: str, *arguments: str | Path) -> list[str]:
 def run(
     script: str, *arguments: str | Path, env: Mapping[str, str], status: int = 0, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of datapreparation/ and insist on its exit status."""
-    result = subprocess.run(
-        command(script, *arguments), env=env, cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+    """Run a script of datapreparation/ and insist on its exit status; Python's is run in this process."""
+    if script.endswith(".sh"):
+        words = command(script, *arguments)
+        result = subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+    else:
+        result = _run_here(script, arguments, env, cwd)
     assert result.returncode == status, f"{script}: {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert "Traceback" not in result.stderr, result.stderr
     return result
+
+
+def _run_here(
+    script: str, arguments: tuple[str | Path, ...], env: Mapping[str, str], cwd: Path | None
+) -> subprocess.CompletedProcess[str]:
+    main = import_module(f"datapreparation.{Path(script).stem}").main
+    out, err = io.TextIOWrapper(io.BytesIO()), io.TextIOWrapper(io.BytesIO())
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        for name in os.environ.keys() - env.keys():
+            patch.delenv(name)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        if cwd is not None:
+            patch.chdir(cwd)
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        status = _status_of(main, resumes=True)
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read())
+    return subprocess.CompletedProcess(script, status, *texts)
