@@ -23,28 +23,22 @@ MASK[4:9, 2:7] = True
 MASK[5, 4] = False
 
 
-def pasted(kept, other):
-    """Each pixel by itself: m · image + (1 − m) · background."""
-    rows = [
-        [PICTURE[y, x] if kept[y, x] else np.broadcast_to(other, PICTURE.shape)[y, x] for x in range(15)]
-        for y in range(12)
-    ]
-    return np.array(rows, np.uint8)
-
-
 def test_colours_and_pictures_are_laid_pixel_by_pixel():
     other = RNG.integers(0, 256, PICTURE.shape, np.uint8)
     mean = [int(PICTURE[..., c].mean() + 0.5) for c in range(3)]
-    for keep, kept in (("object", MASK), ("ground", ~MASK)):
-        for fill, colour in (
-            ("black", (0, 0, 0)),
-            ("clip-mean", (122, 116, 104)),
-            ("imagenet-mean", (124, 116, 104)),
-            ("mean", mean),
-            (other, other),
-            (Image.fromarray(other), other),
-        ):
-            assert (composite(PICTURE, MASK, keep, fill) == pasted(kept, np.array(colour))).all()
+    for fill, colour in (
+        ("black", (0, 0, 0)),
+        ("clip-mean", (122, 116, 104)),
+        ("imagenet-mean", (124, 116, 104)),
+        ("mean", mean),
+        (other, other),
+        (Image.fromarray(other), other),
+    ):
+        under = np.broadcast_to(colour, PICTURE.shape)
+        for keep, kept in (("object", MASK), ("ground", ~MASK)):
+            found = composite(PICTURE, MASK, keep, fill)
+            for place in np.ndindex(MASK.shape):
+                assert (found[place] == (PICTURE if kept[place] else under)[place]).all()
 
 
 def test_the_blur_is_a_gaussian_of_100_pixels():
@@ -108,17 +102,12 @@ def save(tmp_path, monkeypatch):
     write_lists(tmp_path / "lists")
     monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
     for i in range(6):
-        wnid, class_id = WNIDS[i % 2], 1 + i % 2
-        labels = np.zeros((20, 30 + i), int)
-        labels[5:12, 6:20] = class_id
-        if i == 0:
-            labels[:] = 0
-        if i == 1:
-            labels[:] = class_id
-        if i == 2:
-            labels[:3, :3] = 9
-        write_image(tmp_path / f"ImageNetS50/validation/{wnid}/image_{i}.JPEG", *labels.shape, seed=i)
-        write_mask(tmp_path / f"ImageNetS50/validation-segmentation/{wnid}/image_{i}.png", labels)
+        place, class_id = f"{WNIDS[i % 2]}/image_{i}", 1 + i % 2
+        labels = np.full((20, 30 + i), class_id if i == 1 else 0)
+        labels[5:12, 6:20] = 0 if i == 0 else class_id
+        labels[:3, :3] = 9 if i == 2 else labels[:3, :3]
+        write_image(tmp_path / f"ImageNetS50/validation/{place}.JPEG", *labels.shape, seed=i)
+        write_mask(tmp_path / f"ImageNetS50/validation-segmentation/{place}.png", labels)
     return tmp_path
 
 

@@ -26,6 +26,7 @@ from imagenets.lists import (
 
 official = pytest.mark.skipif(not OFFICIAL_LISTS.is_dir(), reason="the official lists are not at hand")
 NOWHERE = Origin("http://127.0.0.1:9")  # nobody listens there
+CATEGORIES = categories_path("50")
 
 
 @pytest.fixture(autouse=True)
@@ -35,57 +36,57 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("IMAGENETS_MIRROR", raising=False)
 
 
+@pytest.fixture
+def lists(tmp_path):
+    return write_toy_lists(tmp_path / "lists")
+
+
 @official
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_official_counts(mode):
+def test_official_lists(mode):
     origin = Origin(str(OFFICIAL_LISTS))
     wnids = categories(mode.name, origin)
     assert len(wnids) == mode.classes
-    assert len(mapping(mode.name, "validation", wnids, origin)) == mode.validation
+    validation = mapping(mode.name, "validation", wnids, origin)
+    assert len(validation) == mode.validation
     assert len(mapping(mode.name, "test", wnids, origin)) == mode.test
-    assert len(train_semi(mode.name, wnids, origin)) == mode.train_semi
+    semi = train_semi(mode.name, wnids, origin)
+    assert len(semi) == mode.train_semi
+    if mode.merges:
+        assert sum(image.source != image.target for image in semi) == 20
+        assert sum(image.source != image.target for image in validation) == 1652
+    assert all(image.source.split("/")[0] == image.source.split("/")[1].split("_")[0] for image in semi)
     # What came from the mirror's folder is in the cache now: no network, no mirror.
     assert categories(mode.name, NOWHERE) == wnids == categories_at_hand(mode.name)
 
 
 @official
-def test_train_semi_source_is_the_part_before_the_underscore():
-    origin = Origin(str(OFFICIAL_LISTS))
-    images = train_semi("919", categories("919", origin), origin)
-    moved = [image for image in images if image.source != image.target]
-    assert len(moved) == 20
-    assert all(image.source.split("/")[0] == image.source.split("/")[1].split("_")[0] for image in images)
-    validation = mapping("919", "validation", categories("919", origin), origin)
-    assert sum(image.source != image.target for image in validation) == 1652
-
-
-@official
 def test_download_once_then_cache(tmp_path):
     files = {name: (OFFICIAL_LISTS / name).read_bytes() for name in SHA256}
+    cached = tmp_path / "cache/imagenets" / CATEGORIES
+    cached.parent.mkdir(parents=True)
+    cached.write_text("n00000000\n" * 50)  # damaged: fetched again
     with serve(files) as host:
         origin = Origin(host.url)
-        categories("50", origin)
+        assert categories("50", origin)[0] != "n00000000"
         mapping("50", "test", categories("50", origin), origin)
-        assert host.paths == [categories_path("50"), mapping_path("50", "test")]
-    cached = sorted(p.relative_to(tmp_path / "cache/imagenets") for p in (tmp_path / "cache").rglob("*.*"))
-    assert [str(path) for path in cached] == sorted([categories_path("50"), mapping_path("50", "test")])
-
-
-@official
-def test_a_damaged_cache_is_fetched_again(tmp_path):
-    cached = tmp_path / "cache/imagenets" / categories_path("50")
-    cached.parent.mkdir(parents=True)
-    cached.write_text("n00000000\n" * 50)
-    assert categories("50", Origin(str(OFFICIAL_LISTS)))[0] != "n00000000"
+        assert host.paths == [CATEGORIES, mapping_path("50", "test")]
+    kept = sorted(p.relative_to(tmp_path / "cache/imagenets") for p in (tmp_path / "cache").rglob("*.*"))
+    assert [str(path) for path in kept] == [CATEGORIES, mapping_path("50", "test")]
 
 
 @pytest.mark.parametrize("by", ["url", "folder"])
-def test_wrong_bytes_are_refused_and_not_kept(tmp_path, by):
-    name = categories_path("50")
-    (tmp_path / name).parent.mkdir()
-    (tmp_path / name).write_text("n00000001\n")
-    refused = pytest.raises(InputError, match=r"is not the official list: its SHA-256 is .*IMAGENETS_LISTS")
-    with serve({name: b"n00000001\n"}) as host, refused:
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"n00000001\n", "is not the official list: its SHA-256 is .*IMAGENETS_LISTS"),
+        (b"<!DOCTYPE html><html></html>", "a web page, not the list"),
+    ],
+)
+def test_wrong_bytes_are_refused_and_not_kept(tmp_path, by, content, complaint):
+    (tmp_path / CATEGORIES).parent.mkdir()
+    (tmp_path / CATEGORIES).write_bytes(content)
+    with serve({CATEGORIES: content}) as host, pytest.raises(InputError, match=complaint):
         categories("50", Origin(host.url if by == "url" else str(tmp_path)))
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
@@ -93,11 +94,8 @@ def test_wrong_bytes_are_refused_and_not_kept(tmp_path, by):
 def test_a_failed_download_names_url_reason_and_ways_out():
     with serve({}) as host, pytest.raises(InputError) as caught:
         categories("50", Origin(host.url))
-    message = str(caught.value)
-    assert f"{host.url}/{categories_path('50')}" in message
-    assert "404" in message
-    assert "IMAGENETS_MIRROR, a URL" in message
-    assert "IMAGENETS_LISTS, a folder" in message
+    for text in (f"{host.url}/{CATEGORIES}", "404", "IMAGENETS_MIRROR, a URL", "IMAGENETS_LISTS, a folder"):
+        assert text in str(caught.value)
 
 
 @official
@@ -149,33 +147,22 @@ def test_without_a_home_lists_are_kept_where_the_user_is_told(tmp_path, monkeypa
         categories("50", Origin(host.url))
 
 
-def test_a_web_page_is_no_list():
-    page = {categories_path("50"): b"<!DOCTYPE html><html></html>"}
-    with serve(page) as host, pytest.raises(InputError, match=r"a web page, not the list"):
-        categories("50", Origin(host.url))
-
-
-def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
-    lists = write_toy_lists(tmp_path / "lists")
-    path = lists / categories_path("50")
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert categories("50", Origin(lists=lists))[0] == "n00001000"
-
-
-def test_own_lists_that_are_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"No such file or directory. IMAGENETS_LISTS") as caught:
-        categories("50", Origin(lists=tmp_path))
-    assert "network" not in str(caught.value)
-
-
-def test_own_lists_are_taken_as_they_are(tmp_path):
-    lists = write_toy_lists(tmp_path / "lists")
+def test_own_lists_are_taken_as_they_are(tmp_path, lists):
     origin = Origin(lists=lists)
+    path = lists / CATEGORIES
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark
     wnids = categories("50", origin)
-    assert len(wnids) == 50
+    assert len(wnids) == 50 and wnids[0] == "n00001000"
     assert not origin.official
     assert len(mapping("50", "validation", wnids, origin)) == 150
     assert not (tmp_path / "cache").exists()
+    path.write_text("n00000001\nn00000001\n")
+    with pytest.raises(InputError, match="1 different classes, mode 50 has 50"):
+        categories("50", origin)
+    path.unlink()
+    with pytest.raises(InputError, match=r"No such file or directory. IMAGENETS_LISTS") as caught:
+        categories("50", origin)
+    assert "network" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -191,25 +178,12 @@ def test_own_lists_are_taken_as_they_are(tmp_path):
         ("n00001001/x.JPEG n00001000/a.JPEG\nn00001000/a.JPEG n00001000/a.JPEG", "is listed twice"),
     ],
 )
-def test_own_lists_that_make_no_sense(tmp_path, line, complaint):
-    lists = write_toy_lists(tmp_path / "lists")
+def test_own_lists_that_make_no_sense(lists, line, complaint):
     (lists / mapping_path("50", "test")).write_text(line)
     origin = Origin(lists=lists)
     with pytest.raises(InputError, match=complaint) as caught:
         mapping("50", "test", categories("50", origin), origin)
     assert mapping_path("50", "test") in str(caught.value)
-
-
-def test_own_lists_with_another_number_of_classes(tmp_path):
-    lists = write_toy_lists(tmp_path / "lists")
-    (lists / categories_path("50")).write_text("n00000001\nn00000001\n")
-    with pytest.raises(InputError, match="1 different classes, mode 50 has 50"):
-        categories("50", Origin(lists=lists))
-
-
-def test_no_mirror_of_another_kind():
-    with pytest.raises(InputError, match="neither a http"):
-        Origin.chosen(mirror="ftp://example.org/lists")
 
 
 def test_arguments_go_before_the_environment(tmp_path, monkeypatch):
@@ -218,6 +192,8 @@ def test_arguments_go_before_the_environment(tmp_path, monkeypatch):
     assert Origin.chosen(mirror=str(tmp_path)).mirror == str(tmp_path)
     monkeypatch.setenv("IMAGENETS_LISTS", "one")
     assert str(Origin.chosen(lists="two").lists) == "two"
+    with pytest.raises(InputError, match="neither a http"):
+        Origin.chosen(mirror="ftp://example.org/lists")
 
 
 def test_a_script_without_a_network_says_what_to_do(tmp_path):
@@ -232,13 +208,3 @@ def test_a_script_without_a_network_says_what_to_do(tmp_path):
     )
     assert "IMAGENETS_MIRROR" in result.stderr
     assert not (tmp_path / "save").exists()
-
-
-@official
-def test_shared_lists_are_the_pinned_ones(tmp_path):
-    mirror = tmp_path / "mirror"
-    shutil.copytree(OFFICIAL_LISTS, mirror)
-    name = mapping_path("50", "validation")
-    (mirror / name).write_bytes((mirror / name).read_bytes() + b"\n")
-    with pytest.raises(InputError, match="not the official list"):
-        mapping("50", "validation", categories("50", Origin(str(mirror))), Origin(str(mirror)))

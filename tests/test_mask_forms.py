@@ -6,16 +6,28 @@ import json
 
 import numpy as np
 import pytest
-from masksets import script, write_mask
+from masksets import write_mask
 from PIL import Image
 from prepared_set import write_image
 
+from evaluation import convert_masks
 from imagenets.common.errors import InputError
 from imagenets.mask_forms import FORMS, convert_folder, read_labels, write_labels
 from imagenets.masks import decode_mask, resize_mask
 
 EVERY = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
-CONVERT = "evaluation/convert_masks.py"
+
+
+@pytest.fixture
+def convert(tmp_path, monkeypatch):
+    """Run the script from ``in`` to a new folder."""
+
+    def convert(new, *options):
+        arguments = ("--input", tmp_path / "in", "--output", tmp_path / new, "--from", "rgb", *options)
+        monkeypatch.setattr("sys.argv", ["convert_masks.py", *map(str, arguments)])
+        convert_masks.main()
+
+    return convert
 
 
 @pytest.mark.parametrize("form", ["rgb", "gray16", "npy"])
@@ -101,59 +113,49 @@ def test_what_is_not_of_the_form_is_told(tmp_path):
         write_labels(np.array([[255]]), tmp_path / "a.png", "gray8")
 
 
-def test_the_script_converts_all_or_nothing(tmp_path):
+def test_the_script_converts_all_or_nothing(tmp_path, convert, capsys):
     for i in range(3):
-        write_mask(tmp_path / f"rgb/n01/{i}.png", np.full((3, 4), 60 * i))
-    write_mask(tmp_path / "rgb/n02/.hidden.png", np.full((3, 4), 999))
-    arguments = ("--input", tmp_path / "rgb", "--output", tmp_path / "gray", "--from", "rgb", "--to", "gray8")
-    done = script(CONVERT, *arguments)
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'gray'}: 3 masks, gray8\n")
+        write_mask(tmp_path / f"in/n01/{i}.png", np.full((3, 4), 60 * i))
+    write_mask(tmp_path / "in/n02/.hidden.png", np.full((3, 4), 999))
+    convert("gray", "--to", "gray8")
+    assert capsys.readouterr().out == f"{tmp_path / 'gray'}: 3 masks, gray8\n"
     assert sorted(path.name for path in (tmp_path / "gray").rglob("*.png")) == ["0.png", "1.png", "2.png"]
-    again = script(CONVERT, *arguments)
-    assert again.returncode == 1
-    assert f"{tmp_path / 'gray'}: exists already" in again.stderr
+    with pytest.raises(InputError, match=f"{tmp_path / 'gray'}: exists already"):
+        convert("gray", "--to", "gray8")
     for i in (1, 2):
-        write_mask(tmp_path / f"rgb/n03/{i}.png", np.full((3, 4), 254 + i))
-    arguments = ("--input", tmp_path / "rgb", "--output", tmp_path / "new", "--from", "rgb", "--to", "gray8")
-    refused = script(CONVERT, *arguments)
-    assert refused.returncode == 1
-    assert "2 masks cannot be converted; nothing was written" in refused.stderr
-    assert f"{tmp_path}/rgb/n03/1.png: label 255 exists already" in refused.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gray", "rgb"]
+        write_mask(tmp_path / f"in/n03/{i}.png", np.full((3, 4), 254 + i))
+    told = f"2 masks cannot be converted; nothing was written:\n  {tmp_path}/in/n03/1.png: label 255 exists"
+    with pytest.raises(InputError, match=told):
+        convert("new", "--to", "gray8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gray", "in"]
 
 
-def test_wrong_usage(tmp_path):
-    common = ("--input", tmp_path, "--output", tmp_path / "out", "--from", "rgb", "--to")
+def test_wrong_usage(convert, capsys):
     for options in (("gray8", "--ignore", "256"), ("gray16", "--ignore=-1"), ("rgb", "--ignore", "255")):
-        done = script(CONVERT, *common, *options)
-        assert done.returncode == 2
-        assert "--ignore" in done.stderr
-    done = script(CONVERT, *common, "npy")
-    assert done.returncode == 1
-    assert "no .png files in it" in done.stderr
+        with pytest.raises(SystemExit) as ended:
+            convert("out", "--to", *options)
+        assert ended.value.code == 2 and "--ignore" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"no \.png files in it"):
+        convert("out", "--to", "npy")
 
 
-def test_masks_of_network_size_get_the_size_of_their_ground_truth(tmp_path):
+def test_masks_of_network_size_get_the_size_of_their_ground_truth(tmp_path, convert, capsys):
     """Nearest neighbour, as resize_mask does it; a mask that fits, also as EXIF turns the image, stays."""
     rng = np.random.default_rng(0)
-    small, fits, turned = (
-        rng.integers(0, 50, (8, 8)),
-        rng.integers(0, 50, (6, 9)),
-        rng.integers(0, 50, (9, 6)),
-    )
-    for name, labels in (("a", small), ("b", fits), ("c", turned)):
+    sizes = {"a": (8, 8), "b": (6, 9), "c": (9, 6)}
+    given = {name: rng.integers(0, 50, size) for name, size in sizes.items()}
+    for name, labels in given.items():
         write_mask(tmp_path / f"in/n01/{name}.png", labels)
     for name in "ab":
         write_mask(tmp_path / f"gt/n01/{name}.png", np.zeros((6, 9), int))
     write_image(tmp_path / "gt/n01/c.JPEG", 6, 9, orientation=6)
-    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--from", "rgb", "--to", "rgb")
-    done = script(CONVERT, *arguments, "--size-of", tmp_path / "gt")
-    assert done.returncode == 0, done.stderr
-    assert f"resized (nearest neighbour): 1 of 3, to sizes in {tmp_path / 'gt'}" in done.stdout
-    for name, labels in (("a", resize_mask(small, 6, 9)), ("b", fits), ("c", turned)):
+    convert("out", "--to", "rgb", "--size-of", str(tmp_path / "gt"))
+    printed = capsys.readouterr().out
+    assert f"resized (nearest neighbour): 1 of 3, to sizes in {tmp_path / 'gt'}" in printed
+    for name, labels in (given | {"a": resize_mask(given["a"], 6, 9)}).items():
         assert (decode_mask(tmp_path / f"out/n01/{name}.png") == labels).all()
     record = json.loads((tmp_path / "out/conversion.json").read_text())
-    assert (record["masks"], record["resized"], record["size_of"]) == (3, 1, str(tmp_path / "gt"))
+    assert record == {"from": "rgb", "to": "rgb", "masks": 3, "resized": 1, "size_of": str(tmp_path / "gt")}
 
 
 def test_transposed_masks_and_masks_without_a_namesake_are_refused(tmp_path):
@@ -162,9 +164,13 @@ def test_transposed_masks_and_masks_without_a_namesake_are_refused(tmp_path):
     write_mask(tmp_path / "gt/n01/a.png", np.zeros((6, 9), int))
     with pytest.raises(InputError) as caught:
         convert_folder(tmp_path / "in", tmp_path / "out", "rgb", "rgb", size_of=tmp_path / "gt")
-    assert "2 masks cannot be converted; nothing was written" in str(caught.value)
-    assert "n01/a.png: 8 x 12 pixels, and " in str(caught.value) and "it is transposed" in str(caught.value)
-    assert f"{tmp_path}/gt/n01/b.JPEG: no such image" in str(caught.value)
+    for text in (
+        "2 masks cannot be converted; nothing was written",
+        "n01/a.png: 8 x 12 pixels, and ",
+        "it is transposed",
+        f"{tmp_path}/gt/n01/b.JPEG: no such image",
+    ):
+        assert text in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

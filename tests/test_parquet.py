@@ -23,7 +23,7 @@ from helpers.generated_imagenet import (
     write_shard,
     write_toy_lists,
 )
-from helpers.scripts import CHECKOUT, command, environment, run
+from helpers.scripts import CHECKOUT, environment, killed_at, run
 
 from imagenets.common.errors import InputError
 from imagenets.preparation import image_folders, parquet
@@ -36,9 +36,23 @@ PLACES = [f"n0000{1000 + i % 4}/n0000{1000 + i % 4}_{i}.JPEG" for i in range(60)
 WNIDS = [f"n0000{1000 + i}" for i in range(4)]
 
 
+EVERY = {place: jpeg(place) for place in PLACES}
+
+
 @pytest.fixture
 def shard(tmp_path):
     return write_shard(tmp_path / "imagenet/data/train-00000-of-00001.parquet", PLACES, row_group=7)
+
+
+@pytest.fixture
+def prepared(tmp_path, shard):
+    """Prepare sets of these modes from the shard; returns what was done."""
+
+    def prepared(*modes, workers=2):
+        plans = [plan_of(shard.parents[1], mode) for mode in modes or ("50",)]
+        return prepare(plans, shard.parents[1], tmp_path / "save", workers)
+
+    return prepared
 
 
 def plan_of(imagenet, mode="50"):
@@ -48,9 +62,6 @@ def plan_of(imagenet, mode="50"):
 def made_in(save, mode="50"):
     folder = save / f"ImageNetS{mode}/train"
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in folder.rglob("*.JPEG")}
-
-
-EVERY = {place: jpeg(place) for place in PLACES}
 
 
 def test_names():
@@ -65,7 +76,7 @@ def test_names():
     assert class_of_name("ILSVRC2012_val_00000293.JPEG") is None
 
 
-def test_a_row_is_read_once_for_all_sets_and_never_again(tmp_path, shard, monkeypatch):
+def test_a_row_is_read_once_for_all_sets_and_never_again(tmp_path, prepared, monkeypatch):
     asked = []
 
     def counting(path, rows):
@@ -73,28 +84,25 @@ def test_a_row_is_read_once_for_all_sets_and_never_again(tmp_path, shard, monkey
         return parquet.read_rows(path, rows)
 
     monkeypatch.setattr(image_folders, "read_rows", counting)
-    plans = [plan_of(shard.parents[1], mode) for mode in ("50", "300", "919")]
-    prepare(plans, shard.parents[1], tmp_path / "save", 3)
+    modes = ("50", "300", "919")
+    prepared(*modes, workers=3)
     assert sorted(asked) == list(range(60))
-    for mode in ("50", "300", "919"):
+    for mode in modes:
         assert made_in(tmp_path / "save", mode) == EVERY
     before = snapshot(tmp_path / "save")
-    lost = [tmp_path / "save/ImageNetS300/train" / PLACES[place] for place in (11, 40)]
-    for path in lost:
-        path.unlink()
+    for place in (11, 40):
+        (tmp_path / "save/ImageNetS300/train" / PLACES[place]).unlink()
     asked.clear()
-    done = prepare(plans, shard.parents[1], tmp_path / "save", 1)
+    assert sum(folder.made for folder in prepared(*modes)) == 2
     assert asked == [11, 40]
-    assert sum(folder.made for folder in done) == 2
-    asked.clear()
-    prepare(plans, shard.parents[1], tmp_path / "save", 1)
-    assert asked == []
+    prepared(*modes)
+    assert asked == [11, 40]
     assert snapshot(tmp_path / "save") == before
 
 
-def test_a_second_run_reads_no_image(tmp_path, shard):
+def test_a_second_run_reads_no_image(tmp_path, shard, prepared):
     """Not one byte of the images' column: they are overwritten by then."""
-    prepare([plan_of(shard.parents[1])], shard.parents[1], tmp_path / "save", 2)
+    prepared()
     meta = pyarrow.parquet.ParquetFile(shard).metadata
     content = bytearray(shard.read_bytes())
     for group in range(meta.num_row_groups):
@@ -103,10 +111,10 @@ def test_a_second_run_reads_no_image(tmp_path, shard):
         begin = column.dictionary_page_offset or column.data_page_offset
         content[begin : begin + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     shard.write_bytes(content)
-    prepare([plan_of(shard.parents[1])], shard.parents[1], tmp_path / "save", 2)
+    prepared()
     (tmp_path / "save/ImageNetS50/train" / PLACES[0]).unlink()
     with pytest.raises(InputError, match=f"{shard}: damaged or truncated"):
-        prepare([plan_of(shard.parents[1])], shard.parents[1], tmp_path / "save", 2)
+        prepared()
     assert list((tmp_path / "save").iterdir()) == [tmp_path / "save/ImageNetS50"]
     assert [path.name for path in (tmp_path / "save/ImageNetS50").iterdir()] == ["train"]
 
@@ -146,24 +154,19 @@ def refused(imagenet, message, find=find_train):
         plan_train("50", WNIDS, find(imagenet), copy=False)
 
 
-def test_missing_shards_are_told(tmp_path):
-    data = tmp_path / "imagenet/data"
-    for i in (0, 3):
-        write_shard(data / f"train-{i:05d}-of-00004.parquet", PLACES[i::4])
-    refused(
-        tmp_path / "imagenet", r"(?s)data: not all 4 shards .*\n  train-00001-of-00004\.parquet\n  .*-00002-"
-    )
-    write_shard(data / "train-00001-of-00002.parquet", PLACES[:3])
-    refused(tmp_path / "imagenet", "with different totals, -of-00002 .* and -of-00004")
-    shutil.rmtree(data)
-    write_shard(data / "train-00000-of-00001.parquet", PLACES)
-    write_shard(data / "train-00000-of-00001-0a1b2c.parquet", PLACES)
-    refused(tmp_path / "imagenet", "are the same shard; keep one")
-    shutil.rmtree(data)
-    write_shard(data / "train-00002-of-00002.parquet", PLACES)
-    write_shard(data / "train-00001-of-00002.parquet", PLACES)
-    write_shard(data / "train-00000-of-00002.parquet", PLACES)
-    refused(tmp_path / "imagenet", "train-00002-of-00002.parquet announces more shards than exist")
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["00000-of-00004", "00003-of-00004"], r"(?s)data: not all 4 shards .*-00001-of-.*-00002-of-"),
+        (["00000-of-00004", "00001-of-00002"], "with different totals, -of-00002 .* and -of-00004"),
+        (["00000-of-00001", "00000-of-00001-0a1b2c"], "are the same shard; keep one"),
+        ([f"0000{i}-of-00002" for i in range(3)], "train-00002-of-00002.parquet announces more shards than"),
+    ],
+)
+def test_missing_shards_are_told(tmp_path, names, message):
+    for name in names:
+        write_shard(tmp_path / f"imagenet/data/train-{name}.parquet", PLACES)
+    refused(tmp_path / "imagenet", message)
 
 
 @pytest.mark.parametrize("cut", [0, 3, 500, -1])
@@ -195,7 +198,7 @@ def test_what_is_no_shard_is_told(shard):
         (None, "row 7 has no name in image.path"),
     ],
 )
-def test_rows_that_lack_something_are_told(tmp_path, shard, change, message):
+def test_rows_that_lack_something_are_told(tmp_path, shard, prepared, change, message):
     table = pyarrow.parquet.read_table(shard)
     images = table.column("image").to_pylist()
     images[7] = None if change is None else images[7] | change
@@ -203,7 +206,7 @@ def test_rows_that_lack_something_are_told(tmp_path, shard, change, message):
         table.set_column(0, "image", pyarrow.array(images, table.schema.field("image").type)), shard
     )
     with pytest.raises(InputError, match=f"{shard}: {message}"):
-        prepare([plan_of(shard.parents[1])], shard.parents[1], tmp_path / "save", 1)
+        prepared(workers=1)
     assert not (tmp_path / "save/ImageNetS50" / image_folders.STAGING).exists()
     for place, content in made_in(tmp_path / "save").items():
         assert content == jpeg(place)
@@ -222,49 +225,25 @@ def test_missing_rows_are_told_together(tmp_path):
     assert not (tmp_path / "save").exists()
 
 
-def test_without_pyarrow_its_name_is_told(tmp_path, shard):
-    program = "import runpy, sys; sys.modules['pyarrow'] = None; sys.argv = sys.argv[1:]; "
-    program += "sys.path.insert(0, ''); runpy.run_path(sys.argv[0], run_name='__main__')"
-    arguments = ("--imagenet-dir", shard.parents[1], "--save-dir", tmp_path / "save", "--mode", "50")
-    python, *rest = command("datapreparation_train.py", *arguments)
-    env = environment(IMAGENETS_LISTS=write_toy_lists(tmp_path / "lists"))
-    done = subprocess.run([python, "-c", program, *rest], env=env, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert f"needs pyarrow, which this Python lacks: {sys.executable} -m pip install pyarrow" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_without_pyarrow_its_name_is_told(shard, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    refused(
+        shard.parents[1], f"needs pyarrow, which this Python lacks: {sys.executable} -m pip install pyarrow"
+    )
 
 
-def test_the_disk_is_too_small(tmp_path, shard, monkeypatch):
+def test_the_disk_is_too_small(prepared, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
     with pytest.raises(InputError, match=r"needs 245\.8 kB in .*, and only 100\.0 kB are free"):
-        prepare([plan_of(shard.parents[1])], shard.parents[1], tmp_path / "save", 1)
+        prepared()
 
 
-@pytest.mark.parametrize("moment", [1, 30, 60])
-def test_killed_between_two_files(tmp_path, shard, moment):
-    program = f"""
-import os, signal
-from pathlib import Path
-from imagenets.preparation import image_folders, plans
-from imagenets.preparation.layouts import find_train
-rename, count = os.rename, 0
-def counting(*arguments):
-    global count
-    count += 1
-    if count == {moment}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(*arguments)
-os.rename = counting
-imagenet = Path({str(shard.parents[1])!r})
-plan = plans.plan_train("50", {WNIDS}, find_train(imagenet), copy=False)
-image_folders.prepare([plan], imagenet, Path({str(tmp_path / "save")!r}), 2)
-"""
-    died = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT)
-    assert died.returncode == -9
-    for place, content in made_in(tmp_path / "save").items():
-        if image_folders.STAGING not in place:
-            assert content == jpeg(place)
-    prepare([plan_of(shard.parents[1])], shard.parents[1], tmp_path / "save", 2)
+def test_killed_again_and_again(tmp_path, prepared):
+    for moment in (1, 30, 29):
+        assert killed_at(moment, ["rename"], prepared)
+        assert made_in(tmp_path / "save").items() <= EVERY.items()
+    prepared()
     assert made_in(tmp_path / "save") == EVERY
     assert [path.name for path in (tmp_path / "save/ImageNetS50").iterdir()] == ["train"]
 
@@ -292,41 +271,29 @@ def test_unpacked_archives_in_class_folders_and_in_data(tmp_path):
     refused(tmp_path, "train_images_0 is missing or empty, train_images_2 is there: unpack it")
 
 
-def nearly_cases(root):
-    def only_train():
-        write_images(root / "train", PLACES)
-        return (
-            find_val,
-            r"looked there for .*\. Only the training images are there, class folders in .*train$",
-        )
-
-    def only_val():
-        write_images(root / "val", PLACES)
-        return find_train, "Only the validation images are there"
-
-    def empty_data():
-        (root / "data").mkdir(parents=True)
-        return find_train, "data is there, but empty"
-
-    def too_deep():
-        write_images(root / "train/train", PLACES)
-        return find_train, "train: one level too deep, its class folders or images lie in .*train/train; move"
-
-    def packed():
-        (root / "data").mkdir(parents=True)
-        (root / "data/val_images.tar.gz").touch()
-        return find_val, "data/val_images.tar.gz is not unpacked: unpack it into a folder val_images"
-
-    def other_names():
-        write_shard(root / "data/0000.parquet", PLACES)
-        return find_val, "0000.parquet is not named like train-00000-of-"
-
-    return [only_train, only_val, empty_data, too_deep, packed, other_names]
+NEARLY = {
+    "data/": (find_train, "data is there, but empty"),
+    "data/val_images.tar.gz": (find_val, "is not unpacked: unpack it into a folder val_images"),
+    "data/0000.parquet": (find_val, "0000.parquet is not named like train-00000-of-"),
+    "train/n00001000/n00001000_0.JPEG": (
+        find_val,
+        r"looked there for .*\. Only the training images are there, class folders in .*train$",
+    ),
+    "val/n00001000/n00001000_0.JPEG": (find_train, "Only the validation images are there"),
+    "train/train/n00001000/n00001000_0.JPEG": (
+        find_train,
+        "train: one level too deep, its class folders or images lie in .*train/train; move",
+    ),
+}
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_what_is_nearly_a_copy_is_told_as_what_it_is(tmp_path, number):
-    find, message = nearly_cases(tmp_path)[number]()
+@pytest.mark.parametrize("place", NEARLY)
+def test_what_is_nearly_a_copy_is_told_as_what_it_is(tmp_path, place):
+    folder, _, name = place.rpartition("/")
+    (tmp_path / folder).mkdir(parents=True)
+    if name:
+        (tmp_path / place).write_bytes(b"x")
+    find, message = NEARLY[place]
     with pytest.raises(InputError, match=message):
         find(tmp_path)
 

@@ -20,10 +20,8 @@ READING = Reading((0.5,) * 3, (0.5,) * 3, side=6)
 def test_pictures_without_a_mask_are_turned_as_viewers_do(tmp_path, orientation):
     write_image(tmp_path / "in/a.JPEG", 6, 9, orientation)
     with Image.open(tmp_path / "in/a.JPEG") as image:
-        viewed = np.asarray(ImageOps.exif_transpose(image))
-        stored = np.asarray(image)
-    images = images_below(tmp_path / "in", tmp_path / "out")
-    picture = read_picture(images, "a.JPEG", READING)
+        viewed, stored = np.asarray(ImageOps.exif_transpose(image)), np.asarray(image)
+    picture = read_picture(images_below(tmp_path / "in", tmp_path / "out"), "a.JPEG", READING)
     assert picture.size == viewed.shape[:2]
     assert (picture.pixels == viewed).all()
     of_a_set = read_picture(Images(tmp_path / "in", ["a.JPEG"]), "a.JPEG", READING)

@@ -59,7 +59,11 @@ def decoded(rle):
     return np.array(pixels, bool).reshape(width, height).T
 
 
-def test_run_lengths_are_read_back():
+def test_run_lengths_are_those_of_pycocotools_and_are_read_back():
+    """Written by pycocotools 2 once, for masks that anyone can make again."""
+    y, x = np.mgrid[:40, :50]
+    disc = "j`05P16K4M2N2N2O0O2O000O2O00000001N10001N101N2N2N3L5Ja>"
+    assert encode_rle((y - 20) ** 2 + (x - 25) ** 2 < 150) == {"size": [40, 50], "counts": disc}
     rng = np.random.default_rng(0)
     masks = [
         rng.random(rng.integers(1, 50, 2)) < share for share in (0, 0.03, 0.5, 0.97, 1) for _ in range(20)
@@ -70,24 +74,17 @@ def test_run_lengths_are_read_back():
         assert (decoded(encode_rle(mask)) == mask).all()
 
 
-def test_run_lengths_are_those_of_pycocotools():
-    """Written by pycocotools 2 once, for masks that anyone can make again."""
-    y, x = np.mgrid[:40, :50]
-    assert encode_rle((y - 20) ** 2 + (x - 25) ** 2 < 150) == {"size": [40, 50], "counts": PYCOCO_DISC}
-    assert encode_rle(np.ones((2, 3), bool))["counts"] == "06"
-    assert encode_rle(np.zeros((2, 3), bool))["counts"] == "6"
-
-
-PYCOCO_DISC = "j`05P16K4M2N2N2O0O2O000O2O00000001N10001N101N2N2N3L5Ja>"
-
-
-@pytest.mark.parametrize("shape", [(5, 8), (8, 5), (6, 9), (7, 7), (375, 500), (333, 500)])
-def test_the_square_is_alpha_clips(shape):
-    height, width = shape
-    side = min(shape)
-    rows, columns = square_crop(height, width)
-    assert (rows.start, columns.start) == (height // 2 - side // 2, width // 2 - side // 2)
-    assert np.zeros(shape)[rows, columns].shape == (side, side)
+@pytest.mark.parametrize(
+    ("shape", "square"),
+    [
+        ((5, 8), np.s_[0:5, 2:7]),
+        ((8, 5), np.s_[2:7, 0:5]),
+        ((6, 9), np.s_[0:6, 1:7]),
+        ((7, 7), np.s_[0:7, 0:7]),
+    ],
+)
+def test_the_square_is_alpha_clips(shape, square):
+    assert square_crop(*shape) == square
 
 
 def test_inputs_are_those_of_torchvision_on_tensors():
@@ -149,20 +146,12 @@ def test_every_form_holds_the_same_regions(save, tmp_path):
 
 
 def test_the_script(save, tmp_path, monkeypatch, capsys):
-    common = [
-        "export_regions.py",
-        "--save-dir",
-        str(save),
-        "--mode",
-        "50",
-        "--output-dir",
-        str(tmp_path / "o"),
-    ]
-    monkeypatch.setattr(sys, "argv", [*common, "--form", "png", "--size", "8"])
+    common = ["x", "--save-dir", str(save), "--mode", "50", "--output-dir", str(tmp_path / "o"), "--size=8"]
+    monkeypatch.setattr(sys, "argv", [*common, "--form", "png"])
     with pytest.raises(SystemExit) as wrong:
         script.main()
     assert wrong.value.code == 2
-    monkeypatch.setattr(sys, "argv", [*common, "--form", "npz", "--square", "--size", "8"])
+    monkeypatch.setattr(sys, "argv", [*common, "--form", "npz", "--square"])
     script.main()
     printed = capsys.readouterr().out
     assert "4 regions, npz" in printed and "1 images do not show the class of their folder" in printed

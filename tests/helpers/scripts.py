@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +47,35 @@ def run(
     assert result.returncode == status, f"{script}: {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert "Traceback" not in result.stderr, result.stderr
     return result
+
+
+def killed_at(moment: int, calls: Iterable[str], work: Callable[[], object]) -> bool:
+    """Do ``work`` in a fork that dies (SIGKILL) before the ``moment``-th of these calls of ``os``.
+
+    A file that the kernel was to copy is half there then. Returns False where there were fewer calls.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    left = iter(range(moment))
+
+    def dying(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            if next(left, None) == moment - 1:
+                if name == "copy_file_range":
+                    source, target, size, offset, at = given
+                    os.pwrite(target, os.pread(source, size // 2, offset), at)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*given, **named)
+
+        return call
+
+    try:
+        for name in calls:
+            setattr(os, name, dying(name, getattr(os, name)))
+        work()
+    finally:
+        os._exit(0)
 
 
 def _run_here(
