@@ -28,15 +28,22 @@ ZIP, tars and shards, only the images needed are extracted."""
 
 
 def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentParser:
-    """Begin a script's parser with the arguments that all of them take."""
+    """Begin a script's parser with the arguments of all, and with ``layouts`` those of image folders."""
     parser = argparse.ArgumentParser(
-        description=description,
-        epilog=LAYOUTS if layouts else None,
-        allow_abbrev=False,
+        description=description, epilog=LAYOUTS if layouts else None, allow_abbrev=False
     )
     if layouts:
         parser.add_argument(
             "--imagenet-dir", type=path_argument, required=True, help="your copy of ImageNet; it is only read"
+        )
+        parser.add_argument(
+            "--absolute",
+            action="store_true",
+            help="make links with the full path (default: relative if ImageNet and the prepared sets lie "
+            "below one folder, which can then be moved or mounted elsewhere)",
+        )
+        parser.add_argument(
+            "--workers", type=whole_number(1, 1024), default=4, help="threads that copy (default: 4)"
         )
     parser.add_argument(
         "--save-dir",
@@ -49,7 +56,7 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
     )
     parser.add_argument(
         "--mirror",
-        type=mirror_argument,
+        type=_mirror_argument,
         help="URL or folder that holds the official lists and archives (default: $IMAGENETS_MIRROR)",
     )
     parser.add_argument(
@@ -60,27 +67,9 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
     return parser
 
 
-def mirror_argument(text: str) -> str:
-    """Argument type: a URL or a path."""
-    path_argument(text)
+def _mirror_argument(text: str) -> str:
+    path_argument(text)  # not empty; a Path would change a URL
     return text
-
-
-def add_workers(parser: argparse.ArgumentParser) -> None:
-    """Add ``--workers``."""
-    parser.add_argument(
-        "--workers", type=whole_number(1, 1024), default=4, help="threads that copy (default: 4)"
-    )
-
-
-def add_absolute(parser: argparse.ArgumentParser) -> None:
-    """Add ``--absolute``."""
-    parser.add_argument(
-        "--absolute",
-        action="store_true",
-        help="make links with the full path (default: relative if ImageNet and the prepared sets lie below "
-        "one folder, which can then be moved or mounted elsewhere)",
-    )
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -110,19 +99,19 @@ def origin_of(arguments: argparse.Namespace) -> Origin:
 
 
 def carry_out(plans: Sequence[Plan], arguments: argparse.Namespace, cure: str) -> list[Done]:
-    """Carry out plans as the command line says; ``cure`` is what to do where the disk takes no links."""
+    """Carry out plans as the command line says, and print what is in each folder now.
+
+    ``cure`` is what to do where the disk takes no links.
+    """
     try:
-        return prepare(
+        done = prepare(
             plans, arguments.imagenet_dir, arguments.save_dir, arguments.workers, bar, arguments.absolute
         )
     except NoLinksError as error:
         raise InputError(f"{error}: {cure}") from error
-
-
-def print_done(done: Sequence[Done]) -> None:
-    """Print what is in each folder now."""
     for folder in done:
         counts = {"images": folder.copies, "links": folder.links}
         things = [f"{number} {what}" for what, number in counts.items() if number]
         made = f"{folder.made} made now" if folder.made else "all there before"
         print(f"{folder.folder}: {' and '.join(things)}, {made}")
+    return done

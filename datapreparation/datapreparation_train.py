@@ -6,21 +6,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.preparation import (
-    add_absolute,
-    add_workers,
-    carry_out,
-    modes_of,
-    new_parser,
-    origin_of,
-    parse,
-    print_done,
-)
+from command_line.preparation import carry_out, modes_of, new_parser, origin_of, parse
 from command_line.progress import bar, warn
 from imagenets.classes import MODES
 from imagenets.lists import categories
 from imagenets.preparation.folder_layouts import TrainFolder, TrainFolders
-from imagenets.preparation.image_folders import Done
 from imagenets.preparation.layouts import find_train, packed_in
 from imagenets.preparation.plans import plan_train
 
@@ -34,8 +24,6 @@ def main() -> None:
         layouts=True,
     )
     parser.add_argument("--copy", action="store_true", help="copy the images; train-full remains a link")
-    add_absolute(parser)
-    add_workers(parser)
     arguments = parse(parser)
     origin = origin_of(arguments)
     wnids = {mode: categories(mode, origin, bar, warn) for mode in modes_of(arguments)}
@@ -48,20 +36,12 @@ def main() -> None:
         print("train has class folders with a link for each image, and there is no train-full")
     plans = [plan_train(mode, wnids[mode], train, arguments.copy) for mode in wnids]
     done = carry_out(plans, arguments, "set COPY to true (--copy) to make real files")
-    print_done(done)
-    if origin.official:
-        warn_of_totals(done, counted=arguments.copy or not isinstance(train, TrainFolder))
-
-
-def warn_of_totals(done: list[Done], counted: bool) -> None:
-    """Warn if the number of images is not the official one; behind folder links they are not counted."""
-    if not counted:
-        return
+    counted = arguments.copy or not isinstance(train, TrainFolder)  # not behind links to class folders
     official = {f"{mode.folder}/train": mode.train for mode in MODES.values()}
     for folder in done:
-        expected = official.get(folder.folder)
         images = folder.copies + folder.links
-        if expected is not None and images != expected:
+        expected = official.get(folder.folder, images)
+        if origin.official and counted and images != expected:
             warn(
                 f"{folder.folder} has {images} images, the official set {expected}: "
                 "is the copy of ImageNet complete?"

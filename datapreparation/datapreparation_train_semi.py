@@ -6,16 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.preparation import (
-    add_absolute,
-    add_workers,
-    carry_out,
-    modes_of,
-    new_parser,
-    origin_of,
-    parse,
-    print_done,
-)
+from command_line.preparation import carry_out, modes_of, new_parser, origin_of, parse
 from command_line.progress import bar, warn
 from imagenets.lists import categories, train_semi
 from imagenets.preparation.layouts import find_train, packed_in
@@ -29,8 +20,6 @@ def main() -> None:
         layouts=True,
     )
     parser.add_argument("--link", action="store_true", help="make symbolic links, not copies")
-    add_absolute(parser)
-    add_workers(parser)
     arguments = parse(parser)
     origin = origin_of(arguments)
     lists = {
@@ -43,7 +32,7 @@ def main() -> None:
     if arguments.link and packed_in(train):
         print(f"from {packed_in(train)}, train-semi has real files, even with --link")
     plans = [plan_train_semi(mode, images, train, arguments.link) for mode, images in lists.items()]
-    print_done(carry_out(plans, arguments, "leave out --link to make real files"))
+    carry_out(plans, arguments, "leave out --link to make real files")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line.startup import run
-from command_line.preparation import (
-    add_absolute,
-    add_workers,
-    carry_out,
-    modes_of,
-    new_parser,
-    origin_of,
-    parse,
-    print_done,
-)
+from command_line.preparation import carry_out, modes_of, new_parser, origin_of, parse
 from command_line.progress import bar, warn
 from imagenets.lists import MappedImage, categories, mapping
 from imagenets.preparation.layouts import find_val, packed_in
@@ -31,8 +22,6 @@ def main() -> None:
     )
     parser.add_argument("--link", action="store_true", help="make symbolic links, not copies")
     parser.add_argument("--check", action="store_true", help="only check that the images exist")
-    add_absolute(parser)
-    add_workers(parser)
     arguments = parse(parser)
     origin = origin_of(arguments)
     lists: dict[str, dict[str, list[MappedImage]]] = {}
@@ -51,7 +40,7 @@ def main() -> None:
     if arguments.check:
         refuse_missing(plans, arguments.imagenet_dir)
         return
-    print_done(carry_out(plans, arguments, "leave out --link to make real files"))
+    carry_out(plans, arguments, "leave out --link to make real files")
 
 
 if __name__ == "__main__":

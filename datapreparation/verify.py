@@ -68,13 +68,10 @@ def print_report(report: SetReport) -> None:
     """Print a set's table, what is wrong, and the verdict."""
     rows = [COLUMNS, *(row(split) for split in report.splits)]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(COLUMNS))]
-    print(f"{report.folder}")
-    for cells in rows:
-        first, *others = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        print("  " + "  ".join((first, *others)).rstrip())
+    print(report.folder)
+    for name, *cells in rows:
+        line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        print(f"  {name.ljust(widths[0])}  {line}".rstrip())
     for split in report.splits:
         print_faults(split)
     print(f"{report.folder.name}: {verdict(report)}")
@@ -115,35 +112,28 @@ def print_faults(split: SplitReport) -> None:
 
 def cures(report: SetReport) -> list[str]:
     """Say what to do about the problems."""
-    found = []
     faulty = [split for split in report.splits if not split.right]
-    if any(split.missing for split in faulty):
-        found.append("missing: run data_preparation.sh again, which makes what is missing")
-    dangling = any(split.dangling for split in faulty)
-    if dangling:
-        found.append(
-            "broken links: mount the disk of ImageNet, or run data_preparation.sh with the folder "
-            "where ImageNet is now, which makes them again"
-        )
     train = [split for split in faulty if split.name.startswith("train (")]
-    if any((split.lacking and not dangling) or split.surplus or split.unreadable for split in train):
-        found.append("train: is the copy of ImageNet complete?")
+    dangling = any(split.dangling for split in faulty)
     masks = [split for split in report.splits if split.name.endswith("-segmentation")]
     misfits = sum(len(split.misfits) for split in masks)
     resized = 2 * misfits > sum(split.found for split in masks)
-    if resized:
-        found.append(
-            f"this ImageNet is a resized copy: {misfits} masks do not have their image's size; move the "
-            "images away and prepare the set from the original ImageNet"
-        )
-    if any(split.unreadable or (split.misfits and not resized) for split in faulty if split not in train):
-        found.append(
-            "unreadable, empty or of the wrong size: remove those files, then run data_preparation.sh again "
-            "(only masks: datapreparation_anno.sh)"
-        )
-    if any(split.unexpected for split in faulty):
-        found.append("unexpected: move it away")
-    return found
+    advice = {
+        "missing: run data_preparation.sh again, which makes what is missing": any(s.missing for s in faulty),
+        "broken links: mount the disk of ImageNet, or run data_preparation.sh with the folder where ImageNet "
+        "is now, which makes them again": dangling,
+        "train: is the copy of ImageNet complete?": any(
+            (split.lacking and not dangling) or split.surplus or split.unreadable for split in train
+        ),
+        f"this ImageNet is a resized copy: {misfits} masks do not have their image's size; move the images "
+        "away and prepare the set from the original ImageNet": resized,
+        "unreadable, empty or of the wrong size: remove those files, then run data_preparation.sh again "
+        "(only masks: datapreparation_anno.sh)": any(
+            split.unreadable or (split.misfits and not resized) for split in faulty if split not in train
+        ),
+        "unexpected: move it away": any(split.unexpected for split in faulty),
+    }
+    return [cure for cure, needed in advice.items() if needed]
 
 
 def verdict(report: SetReport) -> str:

@@ -7,6 +7,7 @@ docs/backgrounds.md, Conditions.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from imagenets.common.progress import Show, no_bar
 from imagenets.common.tables import csv_text
 from imagenets.common.whole_files import whole_folder
 from imagenets.common.workers import process_map
-from imagenets.dataset import SPLITS_WITH_MASKS, folder_ids, image_files
+from imagenets.dataset import split_with_masks
 from imagenets.images import read_image
 from imagenets.lists import mask_of
 from imagenets.masks import decode_mask
@@ -215,26 +216,23 @@ class _Fills(NamedTuple):
     others: str
 
 
-def _ground(pixels: np.ndarray, target: np.ndarray, rest: np.ndarray, fill: str, others: str) -> np.ndarray:
-    """Make a ground; if other classes and the void are filled too, each gets the same fill."""
-    hidden = target | rest if others == "fill" else target
-    return composite(pixels, hidden, "ground", fill)
-
-
 def _make(of_set: _Set, fills: _Fills, output: Path, job: tuple[str, tuple[str, ...], Pair | None]) -> None:
     """Write the pictures of one image."""
+
+    def ground(pixels: np.ndarray, target: np.ndarray, rest: np.ndarray, fill: str) -> np.ndarray:
+        hidden = target | rest if fills.others == "fill" else target
+        return composite(pixels, hidden, "ground", fill)
+
     image, conditions, pair = job
     pixels, target, rest = of_set.read(image)
     for condition in conditions:
         if condition == "object-only":
             made = composite(pixels, target, "object", fills.object_fill)
         elif condition == "ground-only":
-            made = _ground(pixels, target, rest, fills.ground_fill, fills.others)
+            made = ground(pixels, target, rest, fills.ground_fill)
         else:
             assert pair is not None
-            other = _ground(
-                *of_set.read(pair.same if condition == "mixed-same" else pair.random), "tiles", fills.others
-            )
+            other = ground(*of_set.read(pair.same if condition == "mixed-same" else pair.random), "tiles")
             size = (pixels.shape[1], pixels.shape[0])
             scaled = Image.fromarray(other).resize(size, Image.Resampling.BICUBIC)
             made = composite(pixels, target, "object", scaled)
@@ -268,21 +266,26 @@ def make_composites(
     Raises InputError if ``output`` exists already, or images or masks cannot be read.
     """
     found = find_mode(mode)
-    if split not in SPLITS_WITH_MASKS:
-        raise ValueError(f"{split!r} has no masks; choose from {', '.join(SPLITS_WITH_MASKS)}")
-    folder = found.set_folder(None if root is None else Path(root)) / split
-    images = image_files(folder)
-    of_set = _Set(
-        folder, folder.with_name(f"{split}-segmentation"), folder_ids(found, folder, images), found.classes
-    )
+    folder, images, ids = split_with_masks(root, found, split)
+    of_set = _Set(folder, folder.with_name(f"{split}-segmentation"), ids, found.classes)
     with whole_folder(output) as new, process_map(workers) as mapped:
         looked = list(mapped(partial(_look, of_set, others), images))
         refuse([each for each in looked if isinstance(each, str)])
         grounds = [each for each in looked if isinstance(each, Ground)]
-        usable = [g.image for g in grounds if not g.absent and not g.box_fills and not _dropped(g, others)]
+        usable = [
+            g.image
+            for g in grounds
+            if not g.absent and not g.box_fills and not (g.others and others == "drop")
+        ]
         objects = [g.image for g in grounds if not g.absent]
         pairs = draw_pairs(objects, usable, seed) if pairs is None else pairs
-        jobs, left_out = _plan(grounds, conditions, ground_fill, others, pairs)
+        jobs, left_out = [], []
+        for ground in grounds:
+            obstacles = {c: _obstacle(ground, c, ground_fill, others, pairs) for c in conditions}
+            left_out += [(ground.image, condition, why) for condition, why in obstacles.items() if why]
+            wanted = tuple(condition for condition, why in obstacles.items() if not why)
+            if wanted:
+                jobs.append((ground.image, wanted, pairs.get(ground.image)))
         with show("pictures", len(jobs), unit="image") as advance:
             make = partial(_make, of_set, _Fills(object_fill, ground_fill, others), new)
             for _ in mapped(make, jobs):
@@ -290,41 +293,9 @@ def make_composites(
         (new / "pairs.csv").write_text(pairs_csv(pairs), encoding="utf-8")
         left_out_csv = csv_text(("image", "condition", "reason"), left_out)
         (new / "left_out.csv").write_text(left_out_csv, encoding="utf-8")
-    reasons: dict[str, int] = {}
-    for _, condition, reason in left_out:
-        reasons[f"{condition}: {reason}"] = reasons.get(f"{condition}: {reason}", 0) + 1
+    reasons = Counter(f"{condition}: {reason}" for _, condition, reason in left_out)
     counts = {name: sum(name in made for _, made, _ in jobs) for name in conditions}
     return Made(counts, reasons, sum(g.others for g in grounds))
-
-
-def _dropped(ground: Ground, others: str) -> bool:
-    return others == "drop" and ground.others
-
-
-_LeftOut = list[tuple[str, str, str]]
-
-
-def _plan(
-    grounds: Sequence[Ground],
-    conditions: Sequence[str],
-    ground_fill: str,
-    others: str,
-    pairs: Mapping[str, Pair],
-) -> tuple[list[tuple[str, tuple[str, ...], Pair | None]], _LeftOut]:
-    """List the pictures to make of each image, and those that cannot be made, with condition and reason."""
-    jobs: list[tuple[str, tuple[str, ...], Pair | None]] = []
-    left_out: _LeftOut = []
-    for ground in grounds:
-        wanted = []
-        for condition in conditions:
-            reason = _obstacle(ground, condition, ground_fill, others, pairs)
-            if reason is None:
-                wanted.append(condition)
-            else:
-                left_out.append((ground.image, condition, reason))
-        if wanted:
-            jobs.append((ground.image, tuple(wanted), pairs.get(ground.image)))
-    return jobs, left_out
 
 
 def _obstacle(
@@ -338,7 +309,7 @@ def _obstacle(
             return "the object fills the image"
         if ground.box_fills and ground_fill == "tiles":
             return "the object's box fills the image"
-        if _dropped(ground, others):
+        if ground.others and others == "drop":
             return "the ground shows another class"
     if condition.startswith("mixed") and ground.image not in pairs:
         return "there is no ground to paste it on"

@@ -25,7 +25,6 @@ from imagenets.masks import decode_mask, png_size
 SPLITS = ("train", "train-semi", "validation", "test")
 SPLIT_ALIASES = {"val": "validation"}
 SPLITS_WITH_MASKS = ("train-semi", "validation")
-SPLITS_OF_VAL = ("validation", "test")
 
 _PNG_HEADER = 33  # bytes
 _THREADS = 8  # headers that are read at a time, for disks and networks that are slow to answer
@@ -141,6 +140,20 @@ class ImageNetS(Dataset[dict[str, Any]]):
         return both[0], both[1]
 
 
+def split_with_masks(
+    root: Path | str | None, mode: Mode, split: str
+) -> tuple[Path, list[str], dict[str, int]]:
+    """Find a split's folder, its images ``<wnid>/<file>``, sorted, and the class id of each wnid.
+
+    Raises ValueError for a split without masks, InputError as ``image_files`` and ``folder_ids``.
+    """
+    if split not in SPLITS_WITH_MASKS:
+        raise ValueError(f"{split!r} has no masks; choose from {', '.join(SPLITS_WITH_MASKS)}")
+    folder = mode.set_folder(None if root is None else Path(root)) / split
+    images = image_files(folder)
+    return folder, images, folder_ids(mode, folder, images)
+
+
 def image_files(folder: Path) -> list[str]:
     """List the images ``<wnid>/<file>`` of a folder, sorted. Raises InputError when there are none."""
     return _files(folder, IMAGE_SUFFIXES)
@@ -176,21 +189,16 @@ def _warn_of_other_number(folder: Path, images: int, mode: Mode, split: str) -> 
         warnings.warn(f"{folder}: {images} images; the official number is {official}", stacklevel=3)
 
 
-def _stem(place: str) -> str:
-    """Drop the suffix of ``<wnid>/<file>``."""
-    return place.rpartition(".")[0]
-
-
 def check_pairs(folder: Path, images: list[str], mask_folder: Path) -> None:
     """Refuse images and masks without partner, two of one stem, and pairs of different size, all at once.
 
     ``images`` are ``<wnid>/<file>`` below ``folder``; sizes are read from the headers. Raises InputError.
     """
-    masks = {_stem(mask) for mask in _files(mask_folder, (".png",))}
+    masks = {mask.removesuffix(".png") for mask in _files(mask_folder, (".png",))}
     by_stem: dict[str, str] = {}
     problems = []
     for image in images:
-        stem = _stem(image)
+        stem = image.rpartition(".")[0]
         if stem in by_stem:
             problems.append(f"{folder / image}: has the same stem as {by_stem[stem]}")
         elif stem not in masks:
@@ -226,7 +234,7 @@ def _pair_problem(image: Path, mask: Path) -> str | None:
 
 def _imagenet_indices(images: list[str], mode: Mode, split: str, wnids: Iterable[str]) -> np.ndarray:
     """ImageNet's own label of each image, (images,) int16; -1 if it is not known."""
-    if split in SPLITS_OF_VAL:
+    if split in ("validation", "test"):
         rows = mapping_at_hand(mode.name, split, wnids) if mode.own is None else None
         sources = {row.target: row.source for row in rows or []}
         labels = [sources.get(image, "").partition("/")[0] for image in images]

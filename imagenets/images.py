@@ -53,17 +53,6 @@ def mask_sizes(image: Image.Image) -> list[tuple[int, int]]:
     return [(height, width)]
 
 
-def must_turn(image: Image.Image, mask_size: tuple[int, int] | None) -> bool | None:
-    """Decide whether an opened image is rotated by EXIF; its pixels are not decoded.
-
-    The size must be the mask's, (height, width) in pixels: True if only the rotated image fits. False if both
-    fit, or there is no mask (None): the pixels are read as stored. None if neither fits.
-    """
-    if mask_size is None or mask_size == image.size[::-1]:
-        return False  # most images end here, and their EXIF is not read
-    return True if mask_size in mask_sizes(image) else None
-
-
 def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:
     """Compare an image's size with its mask's, (height, width) in pixels; only the header is read.
 
@@ -71,7 +60,7 @@ def check_size(path: Path | str, mask_size: tuple[int, int]) -> None:
     read.
     """
     with _open_image(path) as image:
-        _turn_or_refuse(path, image, mask_size)
+        _must_turn(path, image, mask_size)
 
 
 def read_image(
@@ -79,12 +68,12 @@ def read_image(
 ) -> Image.Image:
     """Decode an image to RGB, as stored or rotated to fit its mask of ``mask_size`` (height, width).
 
-    ``must_turn`` has the rule. With ``upright`` it is always rotated by EXIF, as viewers do. 16-bit grayscale
-    is scaled to 8 bits. Raises InputError, naming the file,     if it fits in neither way or is damaged,
-    OSError when it cannot be read.
+    Without a mask, and where both fit, it is as stored; with ``upright`` it is always rotated by EXIF, as
+    viewers do. 16-bit grayscale is scaled to 8 bits. Raises InputError, naming the file, if it fits in
+    neither way or is damaged, OSError when it cannot be read.
     """
     with _open_image(path) as image:
-        turn = upright or _turn_or_refuse(path, image, mask_size)
+        turn = upright or _must_turn(path, image, mask_size)
         return _to_rgb(path, ImageOps.exif_transpose(image) if turn else image)
 
 
@@ -119,14 +108,14 @@ def sizes_that_differ(set_folder: Path, most: int = 200) -> tuple[int, int]:
     return compared, different
 
 
-def _turn_or_refuse(path: Path | str, image: Image.Image, mask_size: tuple[int, int] | None) -> bool:
-    turn = must_turn(image, mask_size)
-    if turn is None and mask_size is not None:
-        width, height = image.size
-        raise InputError(
-            f"{path}: {width} x {height} pixels, but its mask has {mask_size[1]} x {mask_size[0]}"
-        )
-    return bool(turn)
+def _must_turn(path: Path | str, image: Image.Image, mask_size: tuple[int, int] | None) -> bool:
+    """Decide whether an opened image is rotated by EXIF; its pixels are not decoded."""
+    if mask_size is None or mask_size == image.size[::-1]:
+        return False  # most images end here, and their EXIF is not read
+    if mask_size in mask_sizes(image):
+        return True
+    width, height = image.size
+    raise InputError(f"{path}: {width} x {height} pixels, but its mask has {mask_size[1]} x {mask_size[0]}")
 
 
 @contextmanager

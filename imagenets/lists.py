@@ -72,10 +72,6 @@ WAYS_OUT = (
     "Without a network, name a copy: IMAGENETS_MIRROR, a URL or a folder with categories/, "
     "mapping/, names/ and the archives; or IMAGENETS_LISTS, a folder of your own lists"
 )
-OWN_LISTS = (
-    "IMAGENETS_LISTS names a folder with categories/, mapping/ and names/, which hold lists of "
-    "the official names"
-)
 
 
 @dataclass(frozen=True)
@@ -108,13 +104,10 @@ class Origin:
 
     def archive(self, mode: str) -> str | Path:
         """URL or path of a mode's annotation archive."""
-        return self._place(ARCHIVES_URL, ARCHIVES[mode])
+        return self.place(ARCHIVES_URL, ARCHIVES[mode])
 
-    def list_place(self, name: str) -> str | Path:
-        """URL or path of the list with the relative path ``name``, ignoring the cache."""
-        return self._place(LISTS_URL, name)
-
-    def _place(self, official_url: str, name: str) -> str | Path:
+    def place(self, official_url: str, name: str) -> str | Path:
+        """URL or path of what the official host has as ``name`` below ``official_url``."""
         if self.mirror and not _is_url(self.mirror):
             folder = Path(self.mirror)
             in_clone = folder / "data" / name  # a clone of the official repository
@@ -148,11 +141,7 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "imagenets"
     except RuntimeError:
-        return _homeless_folder()
-
-
-def _homeless_folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"imagenets-{os.getuid()}"
+        folder = Path(tempfile.gettempdir()) / f"imagenets-{os.getuid()}"
     if folder.exists() and folder.stat().st_uid != os.getuid():
         raise InputError(f"{folder}: not yours; name a folder of your own for the lists: XDG_CACHE_HOME")
     return folder
@@ -297,7 +286,7 @@ def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, by
     cached = cache_folder() / name
     if _is_official(cached, name):
         return str(cached), cached.read_bytes()
-    place = origin.list_place(name)
+    place = origin.place(LISTS_URL, name)
     if isinstance(place, Path):
         content = _read(place, WAYS_OUT)
         _refuse_other(content, name, place)
@@ -307,7 +296,9 @@ def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, by
         return str(place), content
     from imagenets.common.locks import locked  # not at the top: with it, scoring would start 0.1 s later
 
-    _tell_homeless(warn)
+    folder = cache_folder()
+    if folder.parent == Path(tempfile.gettempdir()) and not folder.exists():
+        warn(f"no home folder is known: the lists are kept in {folder}; XDG_CACHE_HOME names another place")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with locked(cached.with_name(f".{cached.name}.lock"), wait=True):
@@ -319,12 +310,6 @@ def _content(name: str, origin: Origin, show: Show, warn: Warn) -> tuple[str, by
             f"{error.filename or cached.parent}: {error.strerror}. Lists are kept there; "
             "choose another folder with XDG_CACHE_HOME"
         ) from error
-
-
-def _tell_homeless(warn: Warn) -> None:
-    folder = cache_folder()
-    if folder.parent == Path(tempfile.gettempdir()) and not folder.exists():
-        warn(f"no home folder is known: the lists are kept in {folder}; XDG_CACHE_HOME names another place")
 
 
 def _fetch(name: str, cached: Path, place: str, show: Show, warn: Warn) -> None:
@@ -364,11 +349,14 @@ def _is_official(path: Path, name: str) -> bool:
 def _way_out(folder: Path, name: str) -> str:
     """Describe the folder of the user's own lists, and its modes if the one of ``name`` is missing."""
     there = [mode for mode in MODES if (folder / categories_path(mode)).is_file()]
-    if not there or any(f"_im{mode}" in name for mode in there):
-        return OWN_LISTS
+    if there and not any(f"_im{mode}" in name for mode in there):
+        return (
+            f"{folder}, which IMAGENETS_LISTS names, has lists of mode {' and '.join(there)} only: "
+            "take that mode, or leave IMAGENETS_LISTS out, for the official lists"
+        )
     return (
-        f"{folder}, which IMAGENETS_LISTS names, has lists of mode {' and '.join(there)} only: "
-        "take that mode, or leave IMAGENETS_LISTS out, for the official lists"
+        "IMAGENETS_LISTS names a folder with categories/, mapping/ and names/, which hold lists of the "
+        "official names"
     )
 
 

@@ -6,9 +6,7 @@ import io
 import json
 import struct
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,8 +124,7 @@ def _check_pixels(path: Path, height: int, width: int) -> None:
         raise InputError(f"{path}: {width} x {height} pixels, and a mask has 1 to {MAX_MASK_PIXELS:,}")
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(NamedTuple):
     """What ``convert_folder`` did: masks in all, and how many of them were resized."""
 
     masks: int
@@ -162,15 +159,19 @@ def convert_folder(
 
         def convert(name: Path) -> str | None:
             made = (folder / name).with_suffix(FORMS[target_form].suffix)
-
-            def convert_one() -> None:
+            try:
                 labels = read_labels(source / name, source_form, ignore)
                 sized = labels if size_of is None else _resized(labels, source / name, size_of, name)
-                _write(sized, source / name, made, target_form, ignore)
-                if sized.shape != labels.shape:
-                    resized.append(name)
-
-            return _problem(convert_one, folder)
+                write_labels(sized, made, target_form, ignore)
+            except InputError as error:
+                return str(error).replace(str(made), str(source / name))
+            except OSError as error:
+                if error.filename is None or str(error.filename).startswith(str(folder)):
+                    raise  # the disk, not a mask
+                return problem_of(error)
+            if sized.shape != labels.shape:
+                resized.append(name)
+            return None
 
         with ThreadPoolExecutor(workers) as pool, show("masks", len(names), unit="mask") as advance:
             problems = []
@@ -226,22 +227,3 @@ def _sizes_of(folder: Path, name: Path) -> list[tuple[int, int]]:
             return mask_sizes(image)
     except (SyntaxError, ValueError, Image.DecompressionBombError, OSError) as error:
         raise InputError(f"{path}: not an image, or damaged ({error}); get it again") from error
-
-
-def _write(labels: np.ndarray, source: Path, target: Path, form: str, ignore: int | None) -> None:
-    try:
-        write_labels(labels, target, form, ignore)
-    except InputError as error:
-        raise InputError(f"{source}: {str(error).removeprefix(f'{target}: ')}") from error
-
-
-def _problem(convert: Callable[[], None], folder: Path) -> str | None:
-    try:
-        convert()
-    except InputError as error:
-        return str(error)
-    except OSError as error:
-        if error.filename is None or str(error.filename).startswith(str(folder)):
-            raise  # the disk, not a mask
-        return problem_of(error)
-    return None

@@ -122,27 +122,21 @@ def decode_mask(source: Path | str | bytes, max_label: int | None = None) -> np.
     Raises InputError, naming the file when a path is given, for what the format forbids, OSError when the
     file cannot be read.
     """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    try:
-        return _decode_labels(data, max_label)
-    except InputError as error:
-        if isinstance(source, bytes):
-            raise
-        raise InputError(f"{source}: {error}") from error
-
-
-def _decode_labels(data: bytes, max_label: int | None) -> np.ndarray:
-    rgb = decode_rgb(data)
+    if not isinstance(source, bytes):
+        try:
+            return decode_mask(Path(source).read_bytes(), max_label)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+    rgb = decode_rgb(source)
     problem = colour_problem(bool(rgb[..., 0].any()), bool(rgb[..., 2].any()))
     if problem:
         raise InputError(problem)
-    labels = rgb[..., 0] | rgb[..., 1].astype(np.uint16) << 8
+    labels: np.ndarray = rgb[..., 0] | rgb[..., 1].astype(np.uint16) << 8
     if max_label is not None:
         outside = labels[(labels > max_label) & (labels != IGNORE)]
         if outside.size:
             raise InputError(f"label {outside.max()} is outside 0..{max_label} and not {IGNORE}")
-    result: np.ndarray = labels
-    return result
+    return labels
 
 
 def labels_to_rgb(labels: np.ndarray) -> np.ndarray:

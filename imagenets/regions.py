@@ -6,7 +6,6 @@ evaluation on ImageNet-S shows it the largest square of each. Formulas: docs/reg
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -21,7 +20,7 @@ from imagenets.classes import Mode, find_mode
 from imagenets.common.errors import InputError
 from imagenets.common.progress import Show, no_bar
 from imagenets.common.whole_files import whole_folder
-from imagenets.dataset import SPLITS_WITH_MASKS, folder_ids, image_files
+from imagenets.dataset import split_with_masks
 from imagenets.lists import mask_of
 from imagenets.masks import decode_mask, target_mask
 
@@ -61,11 +60,7 @@ def target_regions(
     mode or a split without masks.
     """
     found = find_mode(mode)
-    if split not in SPLITS_WITH_MASKS:
-        raise ValueError(f"{split!r} has no masks; choose from {', '.join(SPLITS_WITH_MASKS)}")
-    folder = found.set_folder(None if root is None else Path(root)) / split
-    images = image_files(folder)
-    ids = folder_ids(found, folder, images)
+    folder, images, ids = split_with_masks(root, found, split)
     for image in images:
         class_id = ids[image.partition("/")[0]]
         path = folder.with_name(f"{split}-segmentation") / mask_of(image)
@@ -172,7 +167,7 @@ def export_regions(
     if size is not None and (form != "npz" or not square):
         raise ValueError("a size needs npz and squares: the other forms hold no values between 0 and 1")
     found = find_mode(mode)
-    images = len(image_files(found.set_folder(None if root is None else Path(root)) / split))
+    images = len(split_with_masks(root, found, split)[1])
     absent: list[str] = []
     entries: list[dict[str, Any]] = []
     with whole_folder(output) as folder, show("regions", images, unit="region") as advance:
@@ -181,7 +176,10 @@ def export_regions(
             held = list(of_class)
             absent += [region.image for region in held if region.absent]
             if form == "rle":
-                entries += [_entry(region) for region in held]
+                entries += [
+                    {"image_pth": region.image, "category_word": wnid, "mask": encode_rle(region.mask)}
+                    for region in held
+                ]
             else:
                 _write_class(folder / wnid, held, form, size)
             advance(len(held))
@@ -191,20 +189,14 @@ def export_regions(
     return Exported(images, absent)
 
 
-def _entry(region: Region) -> dict[str, Any]:
-    wnid = region.image.partition("/")[0]
-    return {"image_pth": region.image, "category_word": wnid, "mask": encode_rle(region.mask)}
-
-
 def _write_class(folder: Path, regions: Sequence[Region], form: str, size: int | None) -> None:
-    stems = [Path(region.image).stem for region in regions]
+    by_stem = {Path(region.image).stem: region.mask for region in regions}
     if form == "png":
         folder.mkdir()
-        for stem, region in zip(stems, regions, strict=True):
-            content = io.BytesIO()
-            Image.fromarray(region.mask.astype(np.uint8) * 255).save(content, "PNG")
-            (folder / f"{stem}.png").write_bytes(content.getvalue())
+        for stem, mask in by_stem.items():
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{stem}.png")
         return
-    masks = [region.mask if size is None else resize_alpha(region.mask, size) for region in regions]
-    arrays: dict[str, Any] = dict(zip(stems, masks, strict=True))
+    arrays: dict[str, Any] = by_stem
+    if size is not None:
+        arrays = {stem: resize_alpha(mask, size) for stem, mask in by_stem.items()}
     np.savez_compressed(folder.with_suffix(".npz"), **arrays)

@@ -42,3 +42,19 @@ def context():
     from helpers.processes import forking_context
 
     return forking_context()
+
+
+@pytest.fixture(scope="session")
+def lists(tmp_path_factory):
+    """Lists of mode 50 for a benchmark that nobody has."""
+    from helpers.generated_imagenet import write_toy_lists
+
+    return write_toy_lists(tmp_path_factory.mktemp("lists"))
+
+
+@pytest.fixture
+def env(tmp_path, lists):
+    """The environment of a user who has these lists, and nothing in the cache."""
+    from helpers.scripts import environment
+
+    return environment(IMAGENETS_LISTS=lists, XDG_CACHE_HOME=tmp_path / "cache")

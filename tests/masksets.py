@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from unittest.mock import patch
 
@@ -99,6 +100,7 @@ def in_process(path, *arguments, cwd=None, env=None):
         with (
             patch.object(sys, "argv", command),
             patch.dict(os.environ, env or {}),
+            warnings.catch_warnings(),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):

@@ -14,12 +14,14 @@ from masksets import write_mask
 from PIL import Image
 from prepared_set import VALIDATION, WNIDS, write_image, write_lists, write_set
 from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from imagenets import ImageNetS
 from imagenets.common.errors import InputError
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def without_torchvision(monkeypatch):
     """Make torchvision look absent, wherever the tests run."""
     original = builtins.__import__
@@ -93,16 +95,17 @@ def test_train_and_test_have_no_masks(save):
 
 
 def test_a_merged_class_keeps_its_imagenet_label_in_train(tmp_path, monkeypatch):
-    from test_class_mapping import WNIDS_919
+    from test_class_mapping import WNIDS as WNIDS_OF_MODES
 
+    wnids = WNIDS_OF_MODES["919"]
     (tmp_path / "lists/categories").mkdir(parents=True)
-    (tmp_path / "lists/categories/ImageNetS_categories_im919.txt").write_text("\n".join(WNIDS_919))
+    (tmp_path / "lists/categories/ImageNetS_categories_im919.txt").write_text("\n".join(wnids))
     monkeypatch.setenv("IMAGENETS_LISTS", str(tmp_path / "lists"))
     for stem in ("n04355933_1", "n04356056_1"):
         write_image(tmp_path / f"ImageNetS919/train/n04355933/{stem}.JPEG", 3, 4)
     items = list(ImageNetS(tmp_path, "919", "train"))
     assert [item["imagenet_index"] for item in items] == [836, 837]
-    assert {item["class_id"] for item in items} == {WNIDS_919.index("n04355933") + 1}
+    assert {item["class_id"] for item in items} == {wnids.index("n04355933") + 1}
 
 
 def test_pairs_are_made_by_stem_not_by_sorted_position(save):
@@ -166,7 +169,7 @@ def test_an_image_without_mask_stays_raw_and_one_that_fits_in_no_way_is_refused(
         validation(save)
 
 
-def test_transforms(save):
+def test_transforms(save, without_torchvision):
     dataset = ImageNetS(
         save,
         "50",
@@ -180,6 +183,43 @@ def test_transforms(save):
     assert batch["mask"].dtype == torch.int64
     assert batch["class_id"].tolist() == [1, 3, 3, 50]
     assert isinstance(batch["stem"][0], str)
+
+
+def test_image_and_mask_are_transformed_together(save):
+    plain = validation(save)[0]
+    flipped = validation(save, joint_transform=v2.RandomHorizontalFlip(p=1))[0]
+    assert isinstance(flipped["image"], tv_tensors.Image)
+    assert isinstance(flipped["mask"], tv_tensors.Mask)
+    assert (flipped["mask"].numpy() == plain["mask"][:, ::-1]).all()
+    assert (flipped["image"].permute(1, 2, 0).numpy() == np.asarray(plain["image"])[:, ::-1]).all()
+
+
+def test_resizing_invents_no_label(save):
+    to_float, resize = v2.ToDtype(torch.float32, scale=True), v2.Resize((64, 77))
+    for item in validation(save, transform=to_float, joint_transform=resize):
+        assert item["image"].shape == (3, 64, 77)
+        assert item["image"].dtype == torch.float32
+        assert set(item["mask"].unique().tolist()) == {0, item["class_id"], 1000}
+
+
+def test_masks_are_padded_as_the_docs_say(save):
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: 1000}
+    pad = v2.RandomCrop(48, pad_if_needed=True, fill=fill)
+    for item in validation(save, joint_transform=pad):
+        assert item["mask"].shape == (48, 48) and item["mask"][0, 0] == 1000
+
+
+def as_albumentations(image, mask):
+    return {"image": image, "mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("transform", "name"),
+    [(as_albumentations, "as_albumentations returned dict"), (lambda image, mask: image, "returned Image")],
+)
+def test_a_transform_that_does_not_return_both_is_named(save, transform, name):
+    with pytest.raises(TypeError, match=name):
+        validation(save, joint_transform=transform)[0]
 
 
 def test_class_ids_without_lists(save, monkeypatch):

@@ -6,11 +6,17 @@ from types import SimpleNamespace
 import pytest
 from helpers.loopback import Fault, serve
 
-from imagenets.common.download import Patience, download
+from imagenets.common import download as module
+from imagenets.common.download import download
 from imagenets.common.errors import InputError
 
 BODY = b"PK" + bytes(range(256)) * 4000  # about a megabyte
-QUICK = Patience(attempts=3, first_wait=0.01, connect=2, read=0.3)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    for name, value in (("ATTEMPTS", 3), ("FIRST_WAIT", 0.01), ("TIME_OUTS", (2, 0.3))):
+        monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture
@@ -23,7 +29,7 @@ def host():
 def get(host, tmp_path):
     def call(**options):
         warnings: list[str] = []
-        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK, warn=warnings.append, **options)
+        download(f"{host.url}/a.zip", tmp_path / "a.zip", warn=warnings.append, **options)
         assert (tmp_path / "a.zip").read_bytes() == BODY
         assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
         return warnings
@@ -35,7 +41,7 @@ def get(host, tmp_path):
 def refused(host, tmp_path):
     def call(message, **options):
         with pytest.raises(InputError, match=message):
-            download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK, **options)
+            download(f"{host.url}/a.zip", tmp_path / "a.zip", **options)
         assert not (tmp_path / "a.zip").exists()
 
     return call
@@ -106,13 +112,14 @@ def test_a_part_of_unknown_origin_is_not_trusted(host, get, tmp_path):
     get()
 
 
+@pytest.mark.parametrize("end", [".part", ".part.json"])
 def test_a_link_is_not_written_through(host, get, tmp_path, monkeypatch, end):
     """Also where the link came after somebody had looked."""
     monkeypatch.setattr("pathlib.Path.unlink", lambda path, missing_ok=False: None)
     (tmp_path / "mine").write_bytes(b"mine")
     (tmp_path / f"a.zip{end}").symlink_to("mine")
     with pytest.raises(OSError, match="symbolic links"):
-        download(f"{host.url}/a.zip", tmp_path / "a.zip", patience=QUICK)
+        download(f"{host.url}/a.zip", tmp_path / "a.zip")
     assert (tmp_path / "mine").read_bytes() == b"mine"
 
 
@@ -134,7 +141,7 @@ def test_4xx_is_refused_at_once(host, tmp_path, refused, status):
 def test_patience_ends(host, refused, fault):
     host.faults = [fault] * 9
     refused(rf"{host.url}/a.zip: ")
-    assert len(host.asked) == QUICK.attempts or fault.announce
+    assert len(host.asked) == 3 or fault.announce
 
 
 def test_patience_counts_attempts_without_a_new_byte(host, get):
@@ -162,7 +169,7 @@ def test_sent_on_to_what_is_no_url(host, refused):
 
 def test_nobody_listens(tmp_path):
     with pytest.raises(InputError, match=r"cannot download http://127\.0\.0\.1:9/a\.zip: .*refused"):
-        download("http://127.0.0.1:9/a.zip", tmp_path / "a.zip", patience=QUICK)
+        download("http://127.0.0.1:9/a.zip", tmp_path / "a.zip")
 
 
 def test_full_disk_is_told_before_the_first_byte(refused, monkeypatch):
@@ -176,5 +183,5 @@ def test_the_proxy_of_the_environment_is_used(host, tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", host.url)
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    download("http://no.such.host.invalid/a.zip", tmp_path / "a.zip", patience=QUICK)
+    download("http://no.such.host.invalid/a.zip", tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == BODY

@@ -21,9 +21,8 @@ from helpers.generated_imagenet import (
     write_imagenet,
     write_images,
     write_shard,
-    write_toy_lists,
 )
-from helpers.scripts import CHECKOUT, environment, killed_at, run
+from helpers.scripts import CHECKOUT, killed_at, run
 
 from imagenets.common.errors import InputError
 from imagenets.preparation import image_folders, parquet
@@ -158,7 +157,7 @@ def refused(imagenet, message, find=find_train):
     ("names", "message"),
     [
         (["00000-of-00004", "00003-of-00004"], r"(?s)data: not all 4 shards .*-00001-of-.*-00002-of-"),
-        (["00000-of-00004", "00001-of-00002"], "with different totals, -of-00002 .* and -of-00004"),
+        (["00000-of-00004", "00001-of-00002"], "with different totals, -of-00002 and -of-00004"),
         (["00000-of-00001", "00000-of-00001-0a1b2c"], "are the same shard; keep one"),
         ([f"0000{i}-of-00002" for i in range(3)], "train-00002-of-00002.parquet announces more shards than"),
     ],
@@ -212,16 +211,14 @@ def test_rows_that_lack_something_are_told(tmp_path, shard, prepared, change, me
         assert content == jpeg(place)
 
 
-def test_missing_rows_are_told_together(tmp_path):
-    lists = write_toy_lists(tmp_path / "lists")
+def test_missing_rows_are_told_together(tmp_path, lists, env):
     images = needed(lists, ["50"])
     imagenet = write_imagenet(tmp_path / "imagenet", "parquet", Needed(images.train, images.val[2:]))
-    env = environment(IMAGENETS_LISTS=lists)
     arguments = ("--imagenet-dir", imagenet, "--save-dir", tmp_path / "save", "--mode", "50")
     told = run("datapreparation_val.py", *arguments, env=env, status=1).stderr
     assert "lacks 2 needed images" in told
     name = images.val[0].split("/")[1]
-    assert f"{imagenet}/data/validation-*.parquet (2 shards): no {name} in them (needed by 50)" in told
+    assert f"{imagenet}/data/validation-*.parquet (2 shards): no {name} in it (needed by 50)" in told
     assert not (tmp_path / "save").exists()
 
 

@@ -33,13 +33,7 @@ from command_line.preparation import carry_out
 from imagenets.classes import MERGED, MODES
 from imagenets.common.errors import InputError
 from imagenets.common.locks import locked
-from imagenets.lists import (
-    ARCHIVES,
-    SHA256,
-    categories_path,
-    mapping_path,
-    train_semi_path,
-)
+from imagenets.lists import ARCHIVES, SHA256, categories_path, mapping_path, train_semi_path
 from imagenets.preparation import image_folders as preparation
 from imagenets.preparation.image_folders import copy_image, prepare
 from imagenets.preparation.layouts import find_train, find_val
@@ -59,11 +53,7 @@ RECOGNISED = {
 }
 TRAIN, VAL, SEMI = (f"datapreparation_{step}.py" for step in ("train", "val", "train_semi"))
 DATA, ANNO = "data_preparation.sh", "datapreparation_anno.sh"
-
-
-@pytest.fixture(scope="session")
-def lists(tmp_path_factory):
-    return write_toy_lists(tmp_path_factory.mktemp("lists"))
+PLACE = "ImageNetS50/validation/n00001001/ILSVRC2012_val_00000000.JPEG"
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +65,6 @@ def toy(lists):
 def imagenet(tmp_path_factory, toy):
     """A copy in class folders; only read."""
     return write_imagenet(tmp_path_factory.mktemp("toy") / "imagenet", "folders", toy)
-
-
-@pytest.fixture
-def env(tmp_path, lists):
-    return environment(IMAGENETS_LISTS=lists, XDG_CACHE_HOME=tmp_path / "cache")
 
 
 def step(script, imagenet, save, *options, mode="50", **how):
@@ -111,34 +96,36 @@ def files_below(folder, *tops):
 
 
 @official
-def test_official_lists_every_mode(tmp_path):
-    images = needed(OFFICIAL_LISTS, MODES, train_images=1)
-    source, save = write_imagenet(tmp_path / "imagenet", "folders", images), tmp_path / "save"
+def test_official_lists(tmp_path):
+    """Of the large mode, what is particular to it: merged classes, and images in folders of other classes."""
+    train, val = needed(OFFICIAL_LISTS, MODES, train_images=1).train, needed(OFFICIAL_LISTS, ["50"]).val
+    source, save = write_imagenet(tmp_path / "imagenet", "folders", Needed(train, val)), tmp_path / "save"
     env = environment(IMAGENETS_MIRROR=OFFICIAL_LISTS, XDG_CACHE_HOME=tmp_path / "cache")
     before = [p.stat().st_mtime_ns for p in (source, *source.iterdir())]
-    for script in (TRAIN, VAL, SEMI):
-        step(script, source, save, mode="all", env=env)
+    step(TRAIN, source, save, mode="all", env=env)
+    step(VAL, source, save, mode="50", env=env)
+    step(SEMI, source, save, mode="all", env=env)
     result = step(TRAIN, source, tmp_path / "copied", "--copy", mode="919", env=env)
-    assert f"{len(images.train)} images, the official set 1183322" in result.stderr
+    assert f"{len(train)} images, the official set 1183322" in result.stderr
     assert [p.stat().st_mtime_ns for p in (source, *source.iterdir())] == before
     assert sorted(path.name for path in save.iterdir()) == ["ImageNetS300", "ImageNetS50", "ImageNetS919"]
     for name, mode in MODES.items():
-        folder = save / mode.folder
-        files = files_below(folder, "validation", "test", "train-semi")
-        assert files == expected_images(OFFICIAL_LISTS, name)
-        assert len(files) == mode.validation + mode.test + mode.train_semi
-        assert_train(folder, name, images)
+        expected = expected_images(OFFICIAL_LISTS, name)
+        if name != "50":
+            expected = {place: image for place, image in expected.items() if place.startswith("train-semi/")}
+        assert files_below(save / mode.folder, "validation", "test", "train-semi") == expected
+        assert_train(save / mode.folder, name, train)
     for folder in (save / "ImageNetS919", tmp_path / "copied/ImageNetS919"):
         assert (folder / "train-full").resolve() == source / "train"
-    assert_train(tmp_path / "copied/ImageNetS919", "919", images, copied=True)
+    assert_train(tmp_path / "copied/ImageNetS919", "919", train, copied=True)
 
 
-def assert_train(folder, mode, images, copied=False):
+def assert_train(folder, mode, places, copied=False):
     """Each class folder has its images, and in mode 919 those of the class merged into it."""
     wnids = set((OFFICIAL_LISTS / categories_path(mode)).read_text().split())
     merged = MERGED if mode == "919" else {}
     wanted = {wnid: set() for wnid in wnids}
-    for place in images.train:
+    for place in places:
         wnid, name = place.split("/")
         if merged.get(wnid, wnid) in wnids:
             wanted[merged.get(wnid, wnid)].add(name)
@@ -223,48 +210,26 @@ def test_links_are_right_whatever_path_was_given(tmp_path, env, imagenet, script
         assert snapshot(tmp_path / save) == before
 
 
-@pytest.fixture
-def linked(tmp_path):
-    """ImageNet and a set of one class, made by links, in one folder; and how to make it."""
-    write_images(tmp_path / "disk/imagenet/train", ["n01/n01_1.JPEG", "n02/n02_1.JPEG"])
+def test_links_lead_to_where_things_really_are(tmp_path):
+    disk = tmp_path / "disk"
+    write_images(disk / "imagenet/train", ["n01/n01_1.JPEG", "n02/n02_1.JPEG"])
 
-    def make(imagenet, save, **how):
-        return prepare([plan_train("50", ["n01"], find_train(imagenet), False)], imagenet, save, 1, **how)
+    def made(imagenet, save):
+        (done,) = prepare([plan_train("50", ["n01"], find_train(imagenet), False)], imagenet, save, 1)
+        assert (save / "ImageNetS50/train/n01/n01_1.JPEG").read_bytes() == jpeg("n01_1.JPEG")
+        return done.made
 
-    make(tmp_path / "disk/imagenet", tmp_path / "disk/sets")
-    return tmp_path / "disk", make
-
-
-def test_imagenet_and_sets_can_be_moved_together(tmp_path, linked):
-    disk, make = linked
-    made = disk.rename(tmp_path / "mounted elsewhere")
-    link = made / "sets/ImageNetS50/train/n01"
-    assert link.readlink() == Path("../../../imagenet/train/n01")
-    assert (link / "n01_1.JPEG").read_bytes() == jpeg("n01_1.JPEG")
-    assert [done.made for done in make(made / "imagenet", made / "sets")] == [0]
-
-
-def test_links_count_from_where_the_sets_really_are(tmp_path, linked):
-    """SAVE is reached through a link to a deeper folder, from which as many .. lead elsewhere."""
-    disk, make = linked
-    (disk / "a/b/c").mkdir(parents=True)
-    (tmp_path / "alias").symlink_to(disk / "a/b/c")
-    make(disk / "imagenet", tmp_path / "alias")
-    assert (tmp_path / "alias/ImageNetS50/train/n01/n01_1.JPEG").is_file()
-
-
-def test_links_are_absolute_where_only_the_root_is_shared():
-    assert link_text("/data/imagenet/train/n01", "/scratch/sets/train") == "/data/imagenet/train/n01"
-    assert link_text("/data/imagenet/train/n01", "/data/sets/train") == "../../imagenet/train/n01"
-
-
-def test_links_that_lead_nowhere_are_made_again(tmp_path, linked):
-    disk, make = linked
-    (disk / "imagenet").rename(tmp_path / "moved")
+    assert made(disk / "imagenet", disk / "sets") == 1
     link = disk / "sets/ImageNetS50/train/n01"
-    assert link.is_symlink() and not link.exists()
-    assert [done.made for done in make(tmp_path / "moved", disk / "sets")] == [1]
-    assert (link / "n01_1.JPEG").is_file()
+    assert link.readlink() == Path("../../../imagenet/train/n01")
+    (disk / "a/b/c").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to(disk / "a/b/c")  # from there, as many .. lead elsewhere
+    assert made(disk / "imagenet", tmp_path / "alias") == 1
+    disk = disk.rename(tmp_path / "mounted elsewhere")
+    assert made(disk / "imagenet", disk / "sets") == 0
+    (disk / "imagenet").rename(tmp_path / "moved")
+    assert made(tmp_path / "moved", disk / "sets") == 1
+    assert link_text("/data/imagenet/train/n01", "/scratch/sets/train") == "/data/imagenet/train/n01"
 
 
 def test_a_disk_without_links_is_named_with_the_cure(tmp_path, imagenet, monkeypatch):
@@ -280,12 +245,6 @@ def test_a_disk_without_links_is_named_with_the_cure(tmp_path, imagenet, monkeyp
         InputError, match=r"n00001000: this disk takes no symbolic links .*: set COPY to true"
     ):
         carry_out([plan], arguments, "set COPY to true")
-
-
-def test_a_right_link_by_another_path_is_accepted(tmp_path, env, imagenet):
-    (tmp_path / "alias").symlink_to(imagenet)
-    step(TRAIN, tmp_path / "alias", tmp_path / "save", env=env)
-    step(TRAIN, imagenet, tmp_path / "save", env=env)
 
 
 def test_flat_and_sorted_at_once(tmp_path, env, lists, toy):
@@ -313,6 +272,8 @@ def test_nothing_recognised(tmp_path, env, imagenet, script):
     (tmp_path / "other/images/n00001000").mkdir(parents=True)
     (tmp_path / "data/copies").mkdir(parents=True)
     (tmp_path / "data/copies/imagenet").symlink_to(imagenet)
+    (tmp_path / "flat/val").mkdir(parents=True)
+    (tmp_path / "flat/val/a.JPEG").touch()
     for given, message in {
         "other": "looked there for",
         "nowhere": "no such folder",
@@ -321,13 +282,9 @@ def test_nothing_recognised(tmp_path, env, imagenet, script):
         "data/copies": f"They are in {tmp_path}/data/copies/imagenet: name that folder",
     }.items():
         assert message in step(script, tmp_path / given, tmp_path / "save", env=env, status=1).stderr
+    told = step(VAL, tmp_path / "flat/val", tmp_path / "save", env=env, status=1).stderr
+    assert f"They are in {tmp_path}/flat: name that folder" in told
     assert not (tmp_path / "save").exists()
-
-
-def test_one_level_too_deep_without_class_folders(tmp_path, env, toy):
-    copy = write_imagenet(tmp_path / "flat", "flat", toy)
-    result = step(VAL, copy / "val", tmp_path / "save", env=env, status=1)
-    assert f"They are in {copy}: name that folder" in result.stderr
 
 
 def test_a_folder_of_another_name_is_recognised(tmp_path, env, imagenet):
@@ -379,8 +336,7 @@ def test_a_tar_that_is_cut_off(tmp_path, env, toy, cut):
     for tar in imagenet.iterdir():
         os.truncate(tar, cut)
     for script in (TRAIN, VAL, SEMI):
-        result = step(script, imagenet, tmp_path / "save", env=env, status=1)
-        assert "ILSVRC2012_img_" in result.stderr
+        assert "ILSVRC2012_img_" in step(script, imagenet, tmp_path / "save", env=env, status=1).stderr
     assert not (tmp_path / "save").exists()
 
 
@@ -435,7 +391,7 @@ def test_class_tars_without_end_blocks(tmp_path, env, toy):
     assert made == {Path(place).name for place in toy.train}
     rewrite_class_tars(whole, lambda name, content: b"" if "1007" in name else content)
     result = step(TRAIN, whole.parent, tmp_path / "other", env=env, status=1)
-    assert f"{whole}: no image in its n00001007.tar" in result.stderr
+    assert f"{whole}: no image of n00001007 in it" in result.stderr
 
 
 @pytest.mark.parametrize("empty", ["--imagenet-dir", "--save-dir", "--lists", "--mirror"])
@@ -448,9 +404,6 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, env, imagenet, empty)
 
 
 # Nothing of the user's is lost.
-
-
-PLACE = "ImageNetS50/validation/n00001001/ILSVRC2012_val_00000000.JPEG"
 
 
 @pytest.mark.parametrize(
@@ -478,18 +431,10 @@ def test_what_is_in_the_way_is_named_and_kept(tmp_path, env, imagenet, place, ki
     assert snapshot(save) == before
 
 
-def test_an_empty_file_is_nothing_of_the_users(tmp_path, env, imagenet):
-    step(VAL, imagenet, tmp_path / "save", env=env)
-    whole = snapshot(tmp_path / "save")
-    empty = tmp_path / "save/ImageNetS50/validation/n00001001/ILSVRC2012_val_00000000.JPEG"
-    empty.write_bytes(b"")
-    result = step(VAL, imagenet, tmp_path / "save", env=env)
-    assert "1 made now" in result.stdout
-    assert snapshot(tmp_path / "save") == whole
-
-
 def test_links_and_copies_do_not_mix(tmp_path, env, imagenet):
-    step(TRAIN, imagenet, tmp_path / "save", env=env)
+    (tmp_path / "alias").symlink_to(imagenet)
+    step(TRAIN, tmp_path / "alias", tmp_path / "save", env=env)
+    step(TRAIN, imagenet, tmp_path / "save", env=env)  # a right link by another path
     before = snapshot(imagenet)
     result = step(TRAIN, imagenet, tmp_path / "save", "--copy", env=env, status=1)
     assert "ImageNetS50/train/n00001000: a link to " in result.stderr
@@ -529,23 +474,22 @@ def test_imagenet_in_the_set_is_refused_and_in_save_is_fine(tmp_path, env, toy):
     step(VAL, save / "imagenet", save, env=env)
 
 
-def test_a_second_run_writes_nothing(tmp_path, env, imagenet):
+def test_a_second_run_writes_nothing_but_empty_files(tmp_path, env, imagenet):
     save = tmp_path / "save"
-    for script, options in ((TRAIN, ["--copy"]), (VAL, []), (SEMI, [])):
-        step(script, imagenet, save, *options, env=env)
+    steps = [partial(step, script, imagenet, save, env=env) for script in (VAL, SEMI)]
+    steps.append(partial(step, TRAIN, imagenet, save, "--copy", env=env))
+    for each in steps:
+        each()
+    (save / "ImageNetS50/test/n00001000/notes.txt").write_text("mine")
+    whole = snapshot(save)
     for path in (save, *save.rglob("*")):
         os.utime(path, (1, 1), follow_symlinks=False)
-    for script, options in ((TRAIN, ["--copy"]), (VAL, []), (SEMI, [])):
-        assert "all there before" in step(script, imagenet, save, *options, env=env).stdout
+    for each in steps:
+        assert "all there before" in each().stdout
     assert all(path.lstat().st_mtime == 1 for path in (save, *save.rglob("*")))
-
-
-def test_an_own_file_in_a_class_folder_stays(tmp_path, env, imagenet):
-    step(VAL, imagenet, tmp_path / "save", env=env)
-    mine = tmp_path / "save/ImageNetS50/test/n00001000/notes.txt"
-    mine.write_text("mine")
-    step(VAL, imagenet, tmp_path / "save", env=env)
-    assert mine.read_text() == "mine"
+    (save / PLACE).write_bytes(b"")
+    assert "1 made now" in steps[0]().stdout
+    assert snapshot(save) == whole
 
 
 def test_names_of_folders(tmp_path, env, lists, imagenet):
@@ -694,13 +638,11 @@ def test_a_file_in_place_of_the_lock_is_kept(tmp_path, env, imagenet, linked):
     assert mine.read_text() == "mine"
 
 
-def test_merged_classes_only_where_they_are_no_classes_themselves():
+def test_merged_classes(tmp_path):
+    """They are merged only where they are no classes themselves, and their images' names differ."""
     assert merged_into("919", ["n04355933"], "n04355933") == ["n04356056"]
     assert merged_into("919", ["n04355933", "n04356056"], "n04355933") == []
     assert merged_into("300", ["n04355933"], "n04355933") == []
-
-
-def test_two_images_for_one_place(tmp_path):
     write_images(tmp_path / "train", ["n04355933/a.JPEG", "n04356056/a.JPEG"])
     with pytest.raises(InputError, match=r"a second image for ImageNetS919/train/n04355933/a\.JPEG"):
         plan_train("919", ["n04355933"], find_train(tmp_path), copy=True)

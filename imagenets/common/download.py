@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,14 +18,10 @@ from imagenets.common.progress import Show, Warn, no_bar, no_warning
 CHUNK = 1 << 16  # bytes; a broken connection loses at most this
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long a download is tried: attempts in a row without a new byte, waits and time-outs in seconds."""
-
-    attempts: int = 4
-    first_wait: float = 1.0  # doubled from attempt to attempt
-    connect: float = 15.0
-    read: float = 60.0
+# How long a download is tried.
+ATTEMPTS = 4  # in a row without a new byte
+FIRST_WAIT = 1.0  # seconds, doubled from attempt to attempt
+TIME_OUTS = (15.0, 60.0)  # seconds to connect, and without a byte
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,6 @@ def download(
     zip_expected: bool = False,
     show: Show = no_bar,
     warn: Warn = no_warning,
-    patience: Patience | None = None,
 ) -> None:
     """Download ``url`` to ``target``, which appears only when it is whole; its folder must exist.
 
@@ -61,21 +55,20 @@ def download(
     Raises InputError (the URL and the reason) on answers 4xx, on a web page instead of a ZIP, if the disk is
     too small, and if all attempts fail.
     """
-    patience = patience or Patience()
     part = target.with_name(target.name + ".part")
     failures = furthest = 0
     with requests.Session() as session:
         while True:
             try:
-                _one_attempt(session, url, part, zip_expected, show, patience)
+                _one_attempt(session, url, part, zip_expected, show)
                 break
             except _PassingError as error:
                 reached = _size(part)
                 failures = 1 if reached > furthest else failures + 1
                 furthest = max(furthest, reached)
-                if failures >= patience.attempts:
+                if failures >= ATTEMPTS:
                     raise InputError(f"cannot download {url}: {error}") from error
-                wait = patience.first_wait * 2 ** (failures - 1)
+                wait = FIRST_WAIT * 2 ** (failures - 1)
                 warn(f"{url}: {error}; trying again in {wait:g} s")
                 time.sleep(wait)
     with part.open("rb") as file:
@@ -101,9 +94,7 @@ def places(target: Path) -> list[Path]:
     return [target, part, _state(part)]
 
 
-def _one_attempt(
-    session: requests.Session, url: str, part: Path, zip_expected: bool, show: Show, patience: Patience
-) -> None:
+def _one_attempt(session: requests.Session, url: str, part: Path, zip_expected: bool, show: Show) -> None:
     """Get the rest of ``part``. Raises _PassingError if another attempt may succeed."""
     known = _read_state(part, url)
     have = _size(part) if known else 0
@@ -113,22 +104,19 @@ def _one_attempt(
     if have:
         headers["Range"] = f"bytes={have}-"
     try:
-        with session.get(
-            url, headers=headers, stream=True, timeout=(patience.connect, patience.read)
-        ) as response:
+        with session.get(url, headers=headers, stream=True, timeout=TIME_OUTS) as response:
             if response.status_code == 416 and have:
                 part.unlink()
                 raise _PassingError("the server has no more bytes than we hold, starting again")
             _refuse(response, url, zip_expected)
             version = _version(response, url)
-            if response.status_code == 206 and (version != known or _range_start(response) != have):
+            begins = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            if response.status_code == 206 and not (version == known and begins):
                 part.unlink(missing_ok=True)
                 raise _PassingError("the file has changed on the server, starting again")
             if response.status_code != 206:
                 have = 0
-                part.unlink(
-                    missing_ok=True
-                )  # before its version is written: the old bytes are not of this one
+                part.unlink(missing_ok=True)  # the old bytes are not of the version that is written now
                 with _opened_here(_state(part), "wb") as file:
                     file.write(json.dumps(asdict(version)).encode())
             _receive(response, part, have, version.length, zip_expected, show)
@@ -156,26 +144,14 @@ def _receive(
         _opened_here(part, "ab" if have else "wb") as file,
         show(name, length, unit="B", done=have) as advance,
     ):
-        for chunk in _with_long_first(response.iter_content(CHUNK)):
-            if zip_expected and not have and not chunk.startswith(b"PK"):
+        for chunk in response.iter_content(CHUNK):
+            if zip_expected and not have and chunk[:2] not in (b"PK", b"P"):  # "P" may come alone
                 part.unlink()
                 _state(part).unlink()
                 raise InputError(f"{response.url} is not a ZIP: it begins with {chunk[:40]!r}")
             have += file.write(chunk)
             file.flush()  # these bytes count for a resume, however the process ends
             advance(len(chunk))
-
-
-def _with_long_first(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Join the first chunks until they show the kind of file; a server may send single bytes."""
-    first = b""
-    for chunk in chunks:
-        first += chunk
-        if len(first) >= 4:
-            break
-    if first:
-        yield first
-    yield from chunks
 
 
 def _opened_here(path: Path, mode: str) -> IO[bytes]:
@@ -202,12 +178,6 @@ def _version(response: requests.Response, url: str) -> _Version:
     if headers.get("Content-Encoding", "identity") != "identity":
         length = None  # it counts compressed bytes
     return _Version(url, validator, int(length) if length and length.isdecimal() else None)
-
-
-def _range_start(response: requests.Response) -> int:
-    """First byte of a 206 answer, ``bytes 100-199/200``; -1 when it does not say."""
-    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(start) if start.isdecimal() else -1
 
 
 def _reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ from imagenets.common.progress import Show, Warn, no_bar, no_warning
 from imagenets.common.zip_files import BROKEN_ZIP, read_member
 from imagenets.lists import ARCHIVES, Origin
 from imagenets.masks import MAX_MASK_BYTES
-from imagenets.preparation.image_folders import LOCK, is_empty_file, is_there
+from imagenets.preparation.image_folders import LOCK, is_empty_file
 
 VALIDATION = "validation-segmentation"
 TRAIN_SEMI = "train-semi-segmentation"
@@ -82,7 +82,8 @@ def put_annotations(
     """
     root = save / MODES[masks.mode].folder
     lacking = _lacking(masks, root, archive)
-    if lacking or _left_behind(root, masks.mode) or is_there(save / LOCK):
+    left_behind = (save / LOCK, root / STAGING, *leftovers(_download_path(root, masks.mode)))
+    if lacking or any(os.path.lexists(path) for path in left_behind):
         if lacking and archive is not None:
             with _open_archive(archive) as opened:  # refused before anything is written
                 _select(opened, archive, masks, no_warning)
@@ -92,7 +93,7 @@ def put_annotations(
             _fill(masks, root, lacking, origin, archive, show, warn)
     return [
         Placed(f"{root.name}/{name}", len(wanted), len(lacking.get(name, ())))
-        if is_there(root / name)
+        if (root / name).exists()
         else Placed(f"{root.name}/{name}", 0, 0)
         for name, wanted in masks.by_folder.items()
     ]
@@ -115,7 +116,8 @@ def _fill(
             shutil.rmtree(root / STAGING)
         if lacking:
             path = archive or _fetch(masks.mode, root, origin, show, warn)
-            _warn_of_md5(path, masks.mode, origin, warn)
+            if origin.official:
+                _warn_of_md5(path, masks.mode, warn)
             _extract(masks, path, root, lacking, show, warn)
     except _RefusedArchiveError as error:
         if archive is not None or not leftovers(download_path):
@@ -154,33 +156,22 @@ def _lacking(masks: MaskList, root: Path, archive: Path | None) -> dict[str, set
             f"Move them away and run this again:\n{listed(problems)}"
         )
     # Validation comes last: if it exists, the archive of that run had no masks for train-semi.
-    given_up = set(lacking) == {TRAIN_SEMI} and archive is None and not is_there(root / TRAIN_SEMI)
+    given_up = set(lacking) == {TRAIN_SEMI} and archive is None and not os.path.lexists(root / TRAIN_SEMI)
     return {} if given_up else lacking
 
 
 def _obstacles(folder: Path, absent: set[str]) -> list[str]:
     """List what is in the way of a mask folder, or of masks missing in it."""
-    if not is_there(folder):
-        return []
-    folders = [folder, *sorted({(folder / mask).parent for mask in absent})]
-    no_folders = [path for path in folders if is_there(path) and (path.is_symlink() or not path.is_dir())]
+    parents = [folder, *sorted({(folder / mask).parent for mask in absent})]
+    no_folders = [path for path in parents if path.is_symlink() or (path.exists() and not path.is_dir())]
     if no_folders:
         return [f"{path}: no real folder, where a folder of masks would be made" for path in no_folders]
-    there = [folder / mask for mask in sorted(absent) if is_there(folder / mask)]
+    there = [folder / mask for mask in sorted(absent) if os.path.lexists(folder / mask)]
     return [f"{path}: no real file, where a mask would be made" for path in there if not is_empty_file(path)]
 
 
 def _is_filled_file(path: Path) -> bool:
-    try:
-        status = path.lstat()
-    except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size > 0
-
-
-def _left_behind(root: Path, mode: str) -> bool:
-    """Did a killed run leave something that does not belong to the set?"""
-    return (root / STAGING).exists() or bool(leftovers(_download_path(root, mode)))
+    return not path.is_symlink() and path.is_file() and path.stat().st_size > 0
 
 
 def _download_path(root: Path, mode: str) -> Path:
@@ -207,17 +198,15 @@ def _fetch(mode: str, root: Path, origin: Origin, show: Show, warn: Warn) -> Pat
     return target
 
 
-def _warn_of_md5(path: Path, mode: str, origin: Origin, warn: Warn) -> None:
+def _warn_of_md5(path: Path, mode: str, warn: Warn) -> None:
     """Compare with what seems to be the MD5 in the official name; it is unconfirmed, so only warn."""
-    if not origin.official:
-        return
     named = ARCHIVES[mode].removesuffix(".zip").rpartition("-")[2]
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    if digest.hexdigest() != named:
-        found = digest.hexdigest()
+    found = digest.hexdigest()
+    if found != named:
         warn(f"{path}: its MD5 is {found}, the official name says {named}; it is used anyway")
 
 
@@ -232,60 +221,47 @@ def _extract(
             for name, members in _select(archive, path, masks, warn).items()
             if name in lacking
         }
-        unmended = [str(root / name) for name in lacking if name not in selected and is_there(root / name)]
-        if unmended:
-            raise _RefusedArchiveError(f"{path}: no mask in it for {unmended[0]}, which lacks some")
-        infos = [info for members in selected.values() for info in members.values()]
-        _refuse_large(infos, path)
-        check_room(root, sum(on_disk(info.file_size) for info in infos), "unpacking the masks")
+        for name in lacking:
+            if name not in selected and os.path.lexists(root / name):
+                raise _RefusedArchiveError(f"{path}: no mask in it for {root / name}, which lacks some")
+        members = [
+            (staging / n / mask, info) for n, found in selected.items() for mask, info in found.items()
+        ]
+        _refuse(
+            f"{path}: masks of more than {readable(MAX_MASK_BYTES)}, which no mask needs",
+            [f"{i.filename}: {readable(i.file_size)}" for _, i in members if i.file_size > MAX_MASK_BYTES],
+        )
+        check_room(root, sum(on_disk(info.file_size) for _, info in members), "unpacking the masks")
         staging.mkdir()
         try:
-            with show(root.name, len(infos), unit="mask") as advance:
-                broken = []
-                for name, members in selected.items():
-                    for mask, info in members.items():
-                        broken += _extract_member(archive, info, staging / name / mask)
-                        advance(1)
-            if broken:
-                raise _RefusedArchiveError(
-                    f"{path}: {len(broken)} masks are broken, get it again:\n{listed(broken)}"
-                )
-            _sync(staging / name / mask for name, members in selected.items() for mask in members)
-            for name, members in selected.items():
-                _move(staging / name, root / name, members)
+            broken = []
+            with show(root.name, len(members), unit="mask") as advance:
+                for target, info in members:
+                    broken += _extract_member(archive, info, target)
+                    advance(1)
+            _refuse(f"{path}: {len(broken)} masks are broken, get it again", broken)
+            with ThreadPoolExecutor(_SYNCERS) as pool:
+                list(pool.map(_sync, (target for target, _ in members)))
+            for name, found in selected.items():
+                _move(staging / name, root / name, found)
         finally:
             shutil.rmtree(staging)
 
 
-def _refuse_large(infos: Iterable[zipfile.ZipInfo], path: Path) -> None:
-    large = [
-        f"{info.filename}: {readable(info.file_size)}" for info in infos if info.file_size > MAX_MASK_BYTES
-    ]
-    if large:
-        raise _RefusedArchiveError(
-            f"{path}: {quantity(len(large), 'mask')} of more than {readable(MAX_MASK_BYTES)}, which no mask "
-            f"needs; nothing was unpacked:\n{listed(large)}"
-        )
+def _refuse(what: str, problems: Sequence[str]) -> None:
+    if problems:
+        raise _RefusedArchiveError(f"{what}:\n{listed(problems)}")
 
 
-def _sync(files: Iterable[Path]) -> None:
-    """Wait until the files are on the disk: a rename can reach it before the content does."""
-
-    def sync(file: Path) -> None:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    with ThreadPoolExecutor(_SYNCERS) as pool:
-        for _ in pool.map(sync, files):
-            pass
+def _sync(file: Path) -> None:
+    """Wait until a file is on the disk: a rename can reach it before the content does."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def _move(staged: Path, folder: Path, masks: Iterable[str]) -> None:
     """Rename a whole folder if there is none, else each of its masks, also over empty ones."""
-    if not is_there(folder):
+    if not os.path.lexists(folder):
         staged.rename(folder)
         return
     for mask in masks:
@@ -302,8 +278,7 @@ def _extract_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Pat
     if not content.startswith(_PNG):
         return [f"{info.filename}: {'no PNG' if content else 'empty'}"]
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as file:
-        file.write(content)
+    target.write_bytes(content)
     return []
 
 
@@ -327,7 +302,18 @@ def _select(
     Raises InputError for members that lead elsewhere, duplicate masks and missing ones. If all masks of
     train-semi are missing, that folder is left out with a warning.
     """
-    _refuse_hostile(archive, path)
+    # Other programs would unpack these elsewhere; we write only names from the lists.
+    hostile = [
+        f"{info.filename!r}"
+        for info in archive.infolist()
+        if _ELSEWHERE.search(info.orig_filename)
+        or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
+    ]
+    _refuse(
+        f"{path}: refused, {quantity(len(hostile), 'member')} with an absolute path, '..' or a drive letter, "
+        "or no regular file",
+        hostile,
+    )
     wanted = {name: set(listed_masks) for name, listed_masks in masks.by_folder.items()}
     found: dict[str, dict[str, zipfile.ZipInfo]] = {name: {} for name in wanted}
     unknown, duplicates = [], []
@@ -342,8 +328,7 @@ def _select(
             duplicates.append(f"{info.filename}, and {found[folder][mask].filename}")
         else:
             found[folder][mask] = info
-    if duplicates:
-        raise _RefusedArchiveError(f"{path}: {len(duplicates)} masks are in it twice:\n{listed(duplicates)}")
+    _refuse(f"{path}: {len(duplicates)} masks are in it twice", duplicates)
     if unknown:
         warn(f"{path}: skipped {len(unknown)} members that are not in the list:\n{listed(unknown)}")
     if masks.train_semi and not found[TRAIN_SEMI]:
@@ -352,24 +337,7 @@ def _select(
     missing = [
         f"{name}/{mask}" for name in found for mask in masks.by_folder[name] if mask not in found[name]
     ]
-    if missing:
-        raise _RefusedArchiveError(
-            f"{path}: {len(missing)} masks of mode {masks.mode} are missing (another mode's archive?):\n"
-            f"{listed(missing)}"
-        )
+    _refuse(
+        f"{path}: {len(missing)} masks of mode {masks.mode} are missing (another mode's archive?)", missing
+    )
     return found
-
-
-def _refuse_hostile(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse an archive that other programs would unpack elsewhere; we write only names from the lists."""
-    hostile = [
-        f"{info.filename!r}"
-        for info in archive.infolist()
-        if _ELSEWHERE.search(info.orig_filename)
-        or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
-    ]
-    if hostile:
-        raise _RefusedArchiveError(
-            f"{path}: refused, {quantity(len(hostile), 'member')} with an absolute path, '..' or a drive "
-            f"letter, or no regular file:\n{listed(hostile)}"
-        )

@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 
 from imagenets.common.disk_space import check_room, on_disk
@@ -32,7 +31,7 @@ from imagenets.preparation.layouts import KAGGLE
 from imagenets.preparation.links import is_dangling, link_text, make_link, wrong_link
 from imagenets.preparation.parquet import largest_row_group, read_rows
 from imagenets.preparation.plans import Plan, refuse_missing
-from imagenets.preparation.source_images import SourceImage, ZipMember
+from imagenets.preparation.source_images import SourceImage
 
 LOCK = ".imagenets.lock"  # in the folder of all sets
 STAGING = ".incomplete-images"  # in a set's folder: files while they are written
@@ -69,7 +68,7 @@ def prepare(
     for plan in plans:
         _refuse_nested(imagenet, save, plan.folder)
     todo = [_Todo.of(plan, save, absolute) for plan in plans]
-    if any(work.anything for work in todo) or is_there(save / LOCK):
+    if any(work.anything for work in todo) or os.path.lexists(save / LOCK):
         todo.clear()  # a million images would be in memory twice
         save.mkdir(parents=True, exist_ok=True)
         with locked(save / LOCK):
@@ -81,14 +80,9 @@ def prepare(
     return [done for work in todo for done in work.summary()]
 
 
-def is_there(path: Path) -> bool:
-    """Is there anything at this path, even a broken link?"""
-    return os.path.lexists(path)
-
-
 def is_empty_file(path: Path | os.DirEntry[str]) -> bool:
     """Is this an empty real file? It can be replaced; a crash of the computer can leave one."""
-    status = path.lstat() if isinstance(path, Path) else path.stat(follow_symlinks=False)
+    status = path.stat(follow_symlinks=False)
     return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
@@ -172,8 +166,8 @@ class _Todo:
 
     def do(self, workers: int, show: Show) -> None:
         """Make what is left, except rows of shards; files are staged in a folder, then renamed."""
-        jobs = self._copy_tasks()
-        filled = {job.folder for job in jobs}
+        jobs = self._copy_jobs()
+        filled = {folder for folder, _ in jobs}
         for folder in self.folders:
             if str(folder) not in filled:
                 folder.mkdir()
@@ -182,22 +176,16 @@ class _Todo:
         if self.staged:
             shutil.rmtree(self.root / STAGING)
         if jobs:
-            number = sum(len(job.copies) for job in jobs)
-            with self.staging() as staging, show(self.plan.folder, number, unit="image") as advance:
-                _run_all([partial(job.do, f"{staging}/{i}") for i, job in enumerate(jobs)], workers, advance)
+            number = sum(len(copies) for _, copies in jobs)
+            with _staging(self.root) as staging, show(self.plan.folder, number, unit="image") as advance:
+                _run_all(
+                    [partial(_copy_all, *job, f"{staging}/{i}") for i, job in enumerate(jobs)],
+                    workers,
+                    advance,
+                )
 
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
-        """Make a folder for unfinished files; it is removed afterwards."""
-        staging = self.root / STAGING
-        staging.mkdir()
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging)
-
-    def _copy_tasks(self) -> list[_CopyTask]:
-        """Divide the copies: new class folders as a whole, else a few files each."""
+    def _copy_jobs(self) -> list[tuple[str | None, list[tuple[SourceImage, str]]]]:
+        """Divide the copies: new class folders as a whole, else (None) a few files each."""
         by_folder: dict[str, list[tuple[SourceImage, str]]] = {}
         for image, target in self.copies:
             if image.row is None:
@@ -205,12 +193,12 @@ class _Todo:
                 by_folder.setdefault(path.rpartition("/")[0], []).append((image, path))
         with_links = {f"{self.root}/{target}".rpartition("/")[0] for _, target in self.links}
         new = {str(folder) for folder in self.folders} - with_links
-        jobs = []
+        jobs: list[tuple[str | None, list[tuple[SourceImage, str]]]] = []
         for folder, copies in by_folder.items():
             if folder in new:
-                jobs.append(_CopyTask(folder, copies))
+                jobs.append((folder, copies))
             else:
-                jobs += [_CopyTask(None, copies[i : i + BATCH]) for i in range(0, len(copies), BATCH)]
+                jobs += [(None, copies[i : i + BATCH]) for i in range(0, len(copies), BATCH)]
         return jobs
 
     def summary(self) -> list[Done]:
@@ -238,10 +226,8 @@ def _entries(folder: Path, problems: list[str]) -> dict[str, os.DirEntry[str]] |
     """Content of a real folder; None if there is nothing, a problem if there is anything else."""
     try:
         status = folder.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter: of its parent, which is a problem already
         return None
-    except NotADirectoryError:
-        return None  # the parent is not a folder, which is reported separately
     if not stat.S_ISDIR(status.st_mode):
         what = f"a link to {os.readlink(folder)}" if stat.S_ISLNK(status.st_mode) else "a file"
         problems.append(f"{folder}: {what}, where a folder would be made")
@@ -265,25 +251,23 @@ def _wrong_copy(entry: os.DirEntry[str], image: SourceImage) -> str | None:
     return None if size == image.size else f"{entry.path}: {size} bytes, {image.path} has {image.size}"
 
 
-@dataclass(frozen=True)
-class _CopyTask:
-    """Copies that one thread makes: a complete new folder, or some files of an existing one."""
-
-    folder: str | None
-    copies: list[tuple[SourceImage, str]]
-
-    def do(self, staged: str) -> int:
-        """Copy under the unused name ``staged``, rename, return the number of images."""
-        if self.folder is None:
-            for image, target in self.copies:
-                copy_image(image, staged)
-                os.rename(staged, target)
+def _copy_all(
+    folder: str | None, copies: Sequence[tuple[SourceImage, str]], staged: str, stop: threading.Event
+) -> int:
+    """Copy images under the unused name ``staged``, as one new ``folder`` or each by itself, and rename."""
+    if folder is not None:
+        os.mkdir(staged)
+    for image, target in copies:
+        if stop.is_set():
+            return 0
+        if folder is None:
+            copy_image(image, staged)
+            os.rename(staged, target)
         else:
-            os.mkdir(staged)
-            for image, target in self.copies:
-                copy_image(image, f"{staged}/{target.rpartition('/')[2]}")
-            os.rename(staged, self.folder)
-        return len(self.copies)
+            copy_image(image, f"{staged}/{target.rpartition('/')[2]}")
+    if folder is not None:
+        os.rename(staged, folder)
+    return len(copies)
 
 
 def _copy_rows(todo: Sequence[_Todo], workers: int, show: Show) -> None:
@@ -291,80 +275,65 @@ def _copy_rows(todo: Sequence[_Todo], workers: int, show: Show) -> None:
 
     The images of a class lie in many shards, so folders fill up gradually; files appear complete.
     """
-    by_shard: dict[str, list[tuple[_Todo, _Rows]]] = {}
-    total = 0
+    by_shard: dict[str, _Rows] = {}
     for work in todo:
-        of_work: dict[str, _Rows] = {}
-        for copy in work.copies:
-            if copy[0].row is not None:
-                of_work.setdefault(copy[0].path, []).append(copy)
-                total += 1
-        for shard, copies in of_work.items():
-            by_shard.setdefault(shard, []).append((work, copies))
+        for image, target in work.copies:
+            if image.row is not None:
+                targets = by_shard.setdefault(image.path, {}).setdefault(image.row, [])
+                targets.append((work.root, target))
     if not by_shard:
         return
+    places = [place for rows in by_shard.values() for targets in rows.values() for place in targets]
     largest = max(largest_row_group(shard) for shard in by_shard)
-    stop = threading.Event()
-    jobs = [
-        partial(_write_rows, shard, copies, str(i), stop)
-        for i, (shard, copies) in enumerate(sorted(by_shard.items(), key=itemgetter(0)))
-    ]
+    jobs = [partial(_write_rows, shard, by_shard[shard], str(i)) for i, shard in enumerate(sorted(by_shard))]
     with ExitStack() as stack:
-        for work in {id(work): work for parts in by_shard.values() for work, _ in parts}.values():
-            stack.enter_context(work.staging())
-        advance = stack.enter_context(show("parquet", total, unit="image"))
-        _run_all(jobs, min(workers, max(1, ROW_GROUP_ROOM // max(largest, 1))), advance, stop)
+        for root in {root for root, _ in places}:
+            stack.enter_context(_staging(root))
+        advance = stack.enter_context(show("parquet", len(places), unit="image"))
+        _run_all(jobs, min(workers, max(1, ROW_GROUP_ROOM // max(largest, 1))), advance)
 
 
 _RESUME = "; run the same command again to resume"
 
-_Rows = list[tuple[SourceImage, str]]  # copies whose images are rows of one shard
+_Rows = dict[int, list[tuple[Path, str]]]  # root and path below it of the files that are a row's copies
 
 
-def _write_rows(shard: str, copies: Sequence[tuple[_Todo, _Rows]], staged: str, stop: threading.Event) -> int:
+def _write_rows(shard: str, rows: _Rows, staged: str, stop: threading.Event) -> int:
     """Write a shard's files under the unused name ``staged``, rename them, return their number."""
-    targets: dict[int, list[tuple[Path, str]]] = {}
-    for work, rows in copies:
-        for image, target in rows:
-            if image.row is not None:
-                targets.setdefault(image.row, []).append((work.root, target))
-    for row, content in read_rows(shard, sorted(targets)):
+    for row, content in read_rows(shard, sorted(rows)):
         if stop.is_set():
             break
-        for root, target in targets[row]:
+        for root, target in rows[row]:
             unfinished = root / STAGING / staged
             with os_errors_named(f"cannot write {root}/{target}", _RESUME):
                 unfinished.write_bytes(content)
             os.rename(unfinished, f"{root}/{target}")
-    return sum(map(len, targets.values()))
+    return sum(map(len, rows.values()))
 
 
 def _run_all(
-    jobs: Sequence[Callable[[], int]],
-    workers: int,
-    advance: Callable[[int], None],
-    stop: threading.Event | None = None,
+    jobs: Sequence[Callable[[threading.Event], int]], workers: int, advance: Callable[[int], None]
 ) -> None:
-    """Do jobs in threads; each returns how many images it made. If one fails, ``stop`` is set."""
-    with _interruptible(ThreadPoolExecutor(workers)) as pool:
-        try:
-            for made in pool.map(lambda job: job(), jobs):
-                advance(made)
-        except BaseException:
-            if stop is not None:
-                stop.set()
-            raise
+    """Do jobs in threads; each returns how many images it made. If one fails, the others are stopped."""
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for made in pool.map(lambda job: job(stop), jobs):
+            advance(made)
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def _interruptible(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """A pool that drops jobs not yet started when one fails."""
+def _staging(root: Path) -> Iterator[Path]:
+    """Make a folder for unfinished files; it is removed afterwards."""
+    staging = root / STAGING
+    staging.mkdir()
     try:
-        yield pool
-    except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
-    pool.shutdown()
+        yield staging
+    finally:
+        shutil.rmtree(staging)
 
 
 def copy_image(image: SourceImage, target: str) -> None:
@@ -373,31 +342,24 @@ def copy_image(image: SourceImage, target: str) -> None:
     The kernel does it if it can, and shares blocks between the files if the file system can.
     """
     if image.member is not None:
-        _unpack_image(image.path, image.member, target)
-        return
-    with os_errors_named(f"cannot copy {image.path}", _RESUME):
-        source = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            try:
-                copied = _transfer(source, copy, image.offset or 0, image.size)
-            finally:
-                os.close(copy)
-        finally:
-            os.close(source)
+            content = read_member(*image.member)
+        except BROKEN_ZIP as error:
+            name = image.member.info.filename
+            raise InputError(f"{image.path}: {name} is damaged ({error}): get it again") from error
+        with os_errors_named(f"cannot write {target}", _RESUME), Path(target).open("xb") as file:
+            file.write(content)
+        return
+    with (
+        os_errors_named(f"cannot copy {image.path}", _RESUME),
+        Path(image.path).open("rb", buffering=0) as source,
+        Path(target).open("xb", buffering=0) as copy,
+    ):
+        copied = _transfer(source.fileno(), copy.fileno(), image.offset or 0, image.size)
     if copied != image.size:
         raise InputError(
             f"{image.path} ended after {copied} of {image.size} bytes: has it changed in the meantime?"
         )
-
-
-def _unpack_image(path: str, member: ZipMember, target: str) -> None:
-    try:
-        content = read_member(*member)
-    except BROKEN_ZIP as error:
-        raise InputError(f"{path}: {member.info.filename} is damaged ({error}): get it again") from error
-    with os_errors_named(f"cannot write {target}", _RESUME), Path(target).open("xb") as file:
-        file.write(content)
 
 
 def _transfer(source: int, target: int, offset: int, size: int) -> int:

@@ -15,15 +15,15 @@ from imagenets.common.folders import subfolders, visible
 from imagenets.images import is_image
 from imagenets.preparation.folder_layouts import TrainFolder, TrainFolders, ValFolder, repeats_class
 from imagenets.preparation.other_data import recognise, refuse_other_data
-from imagenets.preparation.parquet import TrainParquet, ValParquet, find_shards, stray_parquet
-from imagenets.preparation.source_images import class_of_name
-from imagenets.preparation.tar_layouts import TRAIN_TAR, VAL_TAR, TrainTar, ValTar
-from imagenets.preparation.zip_layout import NAME, ROOT, TrainZip, ValZip, find_zip, holds
+from imagenets.preparation.parquet import find_shards, stray_parquet, train_parquet, val_parquet
+from imagenets.preparation.source_images import PackedTrain, PackedVal, class_of_name
+from imagenets.preparation.tar_layouts import TRAIN_TAR, VAL_TAR, train_tar, val_tar
+from imagenets.preparation.zip_layout import NAME, ROOT, find_zip, holds, train_zip, val_zip
 
 KAGGLE = ROOT
 
-Train = TrainFolder | TrainFolders | TrainTar | TrainZip | TrainParquet
-Val = ValFolder | ValTar | ValZip | ValParquet
+Train = TrainFolder | TrainFolders | PackedTrain
+Val = ValFolder | PackedVal
 
 _WNID = re.compile(r"n\d{8}")
 _TRAIN_PART = re.compile(r"train_images_(\d+)")
@@ -84,11 +84,7 @@ def find_val(imagenet: Path) -> Val:
 
 def packed_in(images: Train | Val) -> str | None:
     """Name the archive that the images are packed in, to which no link can lead; None if they are files."""
-    if isinstance(images, TrainTar | ValTar):
-        return "a tar"
-    if isinstance(images, TrainZip | ValZip):
-        return "a ZIP"
-    return "parquet shards" if isinstance(images, TrainParquet | ValParquet) else None
+    return images.kind if isinstance(images, PackedTrain | PackedVal) else None
 
 
 def _find_train(imagenet: Path) -> Train | None:
@@ -105,12 +101,12 @@ def _find_train(imagenet: Path) -> Train | None:
             return TrainFolders(parts)
     for root in _roots(imagenet):
         if (root / TRAIN_TAR).is_file():
-            return TrainTar(root / TRAIN_TAR)
+            return train_tar(root / TRAIN_TAR)
     archive = find_zip(imagenet)
     if archive and holds(archive, "train"):
-        return TrainZip(archive)
+        return train_zip(archive)
     shards = find_shards(imagenet, "train")
-    return TrainParquet(shards) if shards else None
+    return train_parquet(shards) if shards else None
 
 
 def _find_val(imagenet: Path) -> Val | None:
@@ -122,12 +118,12 @@ def _find_val(imagenet: Path) -> Val | None:
                 return ValFolder(root / name, class_folders, images)
     for root in _roots(imagenet):
         if (root / VAL_TAR).is_file():
-            return ValTar(root / VAL_TAR)
+            return val_tar(root / VAL_TAR)
     archive = find_zip(imagenet)
     if archive and holds(archive, "val"):
-        return ValZip(archive)
+        return val_zip(archive)
     shards = find_shards(imagenet, "validation")
-    return ValParquet(shards) if shards else None
+    return val_parquet(shards) if shards else None
 
 
 def _roots(imagenet: Path) -> list[Path]:

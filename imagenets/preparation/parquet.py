@@ -11,17 +11,22 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from imagenets.common.errors import InputError, listed, problem_of
+from imagenets.common.errors import InputError, listed, problem_of, quantity
 from imagenets.common.whole_files import refuse_pointer
-from imagenets.preparation.source_images import MissingError, SourceImage, class_of_name, plain_name
+from imagenets.preparation.source_images import (
+    PackedTrain,
+    PackedVal,
+    SourceImage,
+    class_of_name,
+    plain_name,
+)
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -34,97 +39,58 @@ ROWS_AT_ONCE = 16  # images that are in memory at a time: 2 MB, at most some 100
 AGAIN = "get it again"
 
 
-@dataclass(frozen=True)
-class Shards:
-    """All shards of one split, in order."""
+def train_parquet(shards: Sequence[Path]) -> PackedTrain:
+    """Return the training images in shards; their names contain the class."""
 
-    split: str
-    paths: tuple[Path, ...]
-
-    def __str__(self) -> str:
-        """Describe them for people."""
-        folder, number = self.paths[0].parent, len(self.paths)
-        return f"{folder}/{self.split}-*.parquet ({number} shard{'s' * (number > 1)})"
-
-    def rows(self) -> Iterator[tuple[str, SourceImage]]:
-        """Yield the names of all images, as stored, and their positions.
-
-        Raises InputError, which names the shard, when it is damaged or lacks names.
-        """
-        for path in self.paths:
-            with _open_shard(path) as shard:
-                groups = _row_groups(path, shard)
-                sizes = np.repeat([group.size for group in groups], [group.rows for group in groups])
-                for row, name in enumerate(_names(path, shard)):
-                    yield name, SourceImage(str(path), int(sizes[row]), row=row)
-
-
-@dataclass(frozen=True)
-class TrainParquet:
-    """Shards of training images, whose names contain the class."""
-
-    shards: Shards
-
-    def __str__(self) -> str:
-        """Describe it for people."""
-        return f"parquet, {self.shards}"
-
-    @cached_property
-    def _classes(self) -> dict[str, dict[str, SourceImage]]:
-        classes: dict[str, dict[str, SourceImage]] = {}
-        for name, image in self.shards.rows():
+    @cache
+    def classes() -> dict[str, dict[str, SourceImage]]:
+        found: dict[str, dict[str, SourceImage]] = {}
+        for name, image in _rows(shards):
             wnid = class_of_name(name)
             if wnid is None:
                 raise InputError(
                     f"{image.path}: row {image.row} is {name!r}, which does not name a class; {AGAIN}"
                 )
-            _add_once(classes.setdefault(sys.intern(wnid), {}), plain_name(name)[0], image)
-        return classes
+            _add_once(found.setdefault(sys.intern(wnid), {}), plain_name(name)[0], image)
+        return found
 
-    def images(self, wnid: str) -> dict[str, SourceImage]:
-        """Plain name and row of each image of a class."""
-        if wnid not in self._classes:
-            raise MissingError(f"{self.shards}: no image of {wnid} in them")
-        return self._classes[wnid]
-
-    def image(self, place: str) -> SourceImage:
-        """Find one image, ``<wnid>/<name>``."""
-        wnid, name = place.split("/")
-        image = self._classes.get(wnid, {}).get(name)
-        if image is None:
-            raise MissingError(f"{self.shards}: no {name} in them")
-        return image
+    where = _described("train", shards)
+    return PackedTrain("parquet shards", f"parquet, {where}", where, lambda wnid: classes().get(wnid, {}))
 
 
-@dataclass(frozen=True)
-class ValParquet:
-    """Shards of validation images."""
+def val_parquet(shards: Sequence[Path]) -> PackedVal:
+    """Return the validation images in shards."""
 
-    shards: Shards
+    @cache
+    def images() -> dict[str, SourceImage]:
+        found: dict[str, SourceImage] = {}
+        for name, image in _rows(shards):
+            _add_once(found, plain_name(name)[0], image)
+        return found
 
-    def __str__(self) -> str:
-        """Describe it for people."""
-        return f"parquet, {self.shards}"
-
-    @cached_property
-    def _images(self) -> dict[str, SourceImage]:
-        images: dict[str, SourceImage] = {}
-        for name, image in self.shards.rows():
-            _add_once(images, plain_name(name)[0], image)
-        return images
-
-    flat = True
-
-    def image(self, place: str) -> SourceImage:
-        """Find one image, ``<wnid>/<name>``, by its name only."""
-        name = place.rpartition("/")[2]
-        if name not in self._images:
-            raise MissingError(f"{self.shards}: no {name} in them")
-        return self._images[name]
+    where = _described("validation", shards)
+    return PackedVal("parquet shards", f"parquet, {where}", where, images)
 
 
-def find_shards(imagenet: Path, split: str) -> Shards | None:
-    """Find all shards of a split: in the folder itself, its ``data``, or a Hugging Face cache's snapshot.
+def _described(split: str, shards: Sequence[Path]) -> str:
+    return f"{shards[0].parent}/{split}-*.parquet ({quantity(len(shards), 'shard')})"
+
+
+def _rows(shards: Sequence[Path]) -> Iterator[tuple[str, SourceImage]]:
+    """Yield the names of all images, as stored, and their positions.
+
+    Raises InputError, which names the shard, when it is damaged or lacks names.
+    """
+    for path in shards:
+        with _open_shard(path) as shard:
+            groups = _row_groups(path, shard)
+            sizes = np.repeat([group.size for group in groups], [group.rows for group in groups])
+            for row, name in enumerate(_names(path, shard)):
+                yield name, SourceImage(str(path), int(sizes[row]), row=row)
+
+
+def find_shards(imagenet: Path, split: str) -> list[Path]:
+    """Find a split's shards, in order: in the folder, its ``data``, or a snapshot of Hugging Face's cache.
 
     Raises InputError if there are some, but not all that their names announce.
     """
@@ -138,8 +104,8 @@ def find_shards(imagenet: Path, split: str) -> Shards | None:
             )
         for folder, paths in found.items():
             _refuse_incomplete(folder, split, paths)
-            return Shards(split, tuple(paths))
-    return None
+            return paths
+    return []
 
 
 def stray_parquet(folder: Path) -> Path | None:
@@ -149,33 +115,31 @@ def stray_parquet(folder: Path) -> Path | None:
 
 
 def _shards_in(folder: Path, split: str) -> list[Path]:
-    paths = [path for path in folder.glob(f"{split}-*.parquet") if _SHARD.fullmatch(path.name)]
-    return sorted(paths)
+    return sorted(path for path in folder.glob(f"{split}-*.parquet") if _SHARD.fullmatch(path.name))
 
 
 def _refuse_incomplete(folder: Path, split: str, paths: Sequence[Path]) -> None:
-    """Check the shards against their own names, ``-00003-of-00014``."""
-    matches = [match for path in paths if (match := _SHARD.fullmatch(path.name))]
-    totals = sorted({match[3] for match in matches})
+    """Check the shards against their own names, ``train-00003-of-00014.parquet``."""
+    totals = sorted({match[3] for path in paths if (match := _SHARD.fullmatch(path.name))})
     if len(totals) > 1:
         raise InputError(
-            f"{folder}: shards of {split} with different totals, -of-{totals[0]} ({paths[0].name}) and "
-            f"-of-{totals[-1]}; keep one kind"
+            f"{folder}: shards of {split} with different totals, -of-{totals[0]} and -of-{totals[-1]}; "
+            "keep one kind"
         )
-    numbers = [int(match[2]) for match in matches]
-    for first, second in pairwise(paths):
-        if first.name.split("-of-")[0] == second.name.split("-of-")[0]:
-            raise InputError(f"{folder}: {first.name} and {second.name} are the same shard; keep one")
-    total = int(totals[0])
-    missing = [f"{split}-{i:05d}-of-{totals[0]}.parquet" for i in sorted(set(range(total)) - set(numbers))]
-    if missing or max(numbers) >= total:
-        surplus = [path.name for path, number in zip(paths, numbers, strict=True) if number >= total]
+    named: dict[str, str] = {}
+    for path in paths:
+        first = named.setdefault(path.name.partition("-of-")[0], path.name)
+        if first != path.name:
+            raise InputError(f"{folder}: {first} and {path.name} are the same shard; keep one")
+    announced = [f"{split}-{i:05d}" for i in range(int(totals[0]))]
+    missing = [f"{number}-of-{totals[0]}.parquet" for number in announced if number not in named]
+    if missing:
         raise InputError(
-            f"{folder}: not all {total} shards of {split}, which their names announce; get what is missing:\n"
-            f"{listed(missing)}"
-            if missing
-            else f"{folder}: {surplus[0]} announces more shards than exist"
+            f"{folder}: not all {len(announced)} shards of {split}, which their names announce; get what is "
+            f"missing:\n{listed(missing)}"
         )
+    if len(named) > len(announced):
+        raise InputError(f"{folder}: {paths[-1].name} announces more shards than exist")
 
 
 def read_rows(path: str, rows: Sequence[int]) -> Iterator[tuple[int, bytes]]:

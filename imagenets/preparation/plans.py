@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,10 +35,10 @@ class Plan:
         return MODES[self.mode].folder
 
     def add(self, target: str, image: SourceImage, link: bool) -> None:
-        """Put an image at ``target``, as a link or as a copy."""
+        """Put an image at ``target``: as a link, which only a file can be, or as a copy."""
         if target in self.copies or target in self.links:
             raise InputError(f"{image.path}: a second image for {self.folder}/{target}")
-        if link:
+        if link and image.is_file:
             self.links[target] = os.path.abspath(image.path)
         else:
             self.copies[target] = image
@@ -54,21 +55,13 @@ def plan_train(mode: str, wnids: Sequence[str], train: Train, copy: bool) -> Pla
     plan = Plan(mode)
     for wnid in wnids:
         sources = [wnid, *merged_into(mode, wnids, wnid)]
-        try:
-            if isinstance(train, TrainFolder) and not copy and len(sources) == 1:
-                plan.links[f"train/{wnid}"] = os.path.abspath(train.folder(wnid))
-                continue
-        except MissingError as error:
-            plan.missing.append(str(error))
-            continue
         for source in sources:
-            try:
-                images = train.images(source)
-            except MissingError as error:
-                plan.missing.append(str(error))
-                continue
-            for name, image in images.items():
-                plan.add(f"train/{wnid}/{name}", image, link=image.is_file and not copy)
+            with _noting_missing(plan):
+                if isinstance(train, TrainFolder) and not copy and len(sources) == 1:
+                    plan.links[f"train/{wnid}"] = os.path.abspath(train.folder(wnid))
+                    continue
+                for name, image in train.images(source).items():
+                    plan.add(f"train/{wnid}/{name}", image, link=not copy)
     if MODES[mode].merges and isinstance(train, TrainFolder):
         plan.links["train-full"] = os.path.abspath(train.path)
     return plan
@@ -89,7 +82,8 @@ def plan_val(mode: str, splits: Mapping[str, Sequence[MappedImage]], val: Val, l
         _refuse_shared_names([image for images in splits.values() for image in images], val)
     for split, images in splits.items():
         for source, target in images:
-            _plan_image(plan, f"{split}/{target}", val, source, link)
+            with _noting_missing(plan):
+                plan.add(f"{split}/{target}", val.image(source), link)
     return plan
 
 
@@ -97,17 +91,17 @@ def plan_train_semi(mode: str, images: Sequence[SemiImage], train: Train, link: 
     """Plan ``train-semi``."""
     plan = Plan(mode)
     for image in images:
-        _plan_image(plan, f"train-semi/{image.target}", train, image.source, link)
+        with _noting_missing(plan):
+            plan.add(f"train-semi/{image.target}", train.image(image.source), link)
     return plan
 
 
-def _plan_image(plan: Plan, target: str, images: Train | Val, source: str, link: bool) -> None:
+@contextmanager
+def _noting_missing(plan: Plan) -> Iterator[None]:
     try:
-        image = images.image(source)
+        yield
     except MissingError as error:
         plan.missing.append(str(error))
-    else:
-        plan.add(target, image, link=link and image.is_file)
 
 
 def _refuse_shared_names(images: Sequence[MappedImage], val: Val) -> None:

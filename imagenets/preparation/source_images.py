@@ -14,7 +14,9 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from imagenets.common.errors import problem_of
@@ -83,7 +85,9 @@ def first_file(paths: Sequence[str]) -> SourceImage:
             continue
         if not stat.S_ISREG(status.st_mode):
             raise MissingError(f"{path}: no file")
-        return not_empty(SourceImage(path, status.st_size), path)
+        if status.st_size == 0:
+            raise MissingError(f"{path}: empty")
+        return SourceImage(path, status.st_size)
     for path in paths:
         stem, _, suffix = path.rpartition(".")
         for other in _OTHER_SUFFIXES:
@@ -92,8 +96,55 @@ def first_file(paths: Sequence[str]) -> SourceImage:
     raise MissingError(reason)
 
 
-def not_empty(image: SourceImage, place: str) -> SourceImage:
-    """Return the image itself. Raises MissingError, which names ``place``, when it has no bytes."""
-    if image.size == 0:
-        raise MissingError(f"{place}: empty")
-    return image
+@dataclass(frozen=True)
+class PackedTrain:
+    """Training images in an archive, which is read in place; no link can lead to them."""
+
+    kind: str  # "a tar"
+    description: str  # for people
+    where: Path | str
+    read: Callable[[str], dict[str, SourceImage]]  # images of a class by plain name, cached
+
+    def __str__(self) -> str:
+        """Describe it for people."""
+        return self.description
+
+    def images(self, wnid: str) -> dict[str, SourceImage]:
+        """Plain name and place of each image of a class."""
+        found = self.read(wnid)
+        if not found:
+            raise MissingError(f"{self.where}: no image of {wnid} in it")
+        return found
+
+    def image(self, place: str) -> SourceImage:
+        """Find one image, ``<wnid>/<name>``."""
+        wnid, name = place.split("/")
+        return _in_archive(self.where, name, self.images(wnid))
+
+
+@dataclass(frozen=True)
+class PackedVal:
+    """Validation images in an archive, which is read in place; no link can lead to them."""
+
+    kind: str
+    description: str
+    where: Path | str
+    read: Callable[[], dict[str, SourceImage]]  # images by plain name, cached
+
+    flat = True
+
+    def __str__(self) -> str:
+        """Describe it for people."""
+        return self.description
+
+    def image(self, place: str) -> SourceImage:
+        """Find one image, ``<wnid>/<name>``, by its name only."""
+        return _in_archive(self.where, place.rpartition("/")[2], self.read())
+
+
+def _in_archive(where: Path | str, name: str, images: dict[str, SourceImage]) -> SourceImage:
+    if name not in images:
+        raise MissingError(f"{where}: no {name} in it")
+    if images[name].size == 0:
+        raise MissingError(f"{where}: {name} in it is empty")
+    return images[name]

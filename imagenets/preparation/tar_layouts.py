@@ -5,79 +5,42 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from imagenets.common.errors import InputError
 from imagenets.images import is_image
-from imagenets.preparation.source_images import MissingError, SourceImage, not_empty
+from imagenets.preparation.source_images import PackedTrain, PackedVal, SourceImage
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 
 
-@dataclass(frozen=True)
-class TrainTar:
+def train_tar(path: Path) -> PackedTrain:
     """``ILSVRC2012_img_train.tar``: a tar with one tar per class, read in place."""
 
-    path: Path
-    _known: dict[str, dict[str, SourceImage]] = field(default_factory=dict, compare=False, repr=False)
+    @cache
+    def class_tars() -> dict[str, SourceImage]:
+        return {name.removesuffix(".tar"): tar for name, tar in _members(path) if name.endswith(".tar")}
 
-    def __str__(self) -> str:
-        """Describe it for people."""
-        return f"tar of class tars, {self.path}"
+    @cache
+    def images(wnid: str) -> dict[str, SourceImage]:
+        if wnid not in class_tars():
+            return {}
+        return {name: image for name, image in _members(path, class_tars()[wnid]) if is_image(name)}
 
-    @cached_property
-    def _classes(self) -> dict[str, SourceImage]:
-        return {name.removesuffix(".tar"): tar for name, tar in _members(self.path) if name.endswith(".tar")}
-
-    def images(self, wnid: str) -> dict[str, SourceImage]:
-        """Name, size and place in the tar of each image of a class."""
-        if wnid not in self._known:
-            if wnid not in self._classes:
-                raise MissingError(f"{self.path}: no {wnid}.tar in it")
-            found = {
-                name: image for name, image in _members(self.path, self._classes[wnid]) if is_image(name)
-            }
-            if not found:
-                raise MissingError(f"{self.path}: no image in its {wnid}.tar")
-            self._known[wnid] = found
-        return self._known[wnid]
-
-    def image(self, place: str) -> SourceImage:
-        """Find one image, ``<wnid>/<name>``."""
-        wnid, name = place.split("/")
-        image = self.images(wnid).get(name)
-        if image is None:
-            raise MissingError(f"{self.path}: no {name} in its {wnid}.tar")
-        return not_empty(image, f"{self.path}: {name} in its {wnid}.tar")
+    return PackedTrain("a tar", f"tar of class tars, {path}", path, images)
 
 
-@dataclass(frozen=True)
-class ValTar:
+def val_tar(path: Path) -> PackedVal:
     """``ILSVRC2012_img_val.tar``: a flat tar of the images, read in place."""
 
-    path: Path
+    @cache
+    def images() -> dict[str, SourceImage]:
+        return {name: image for name, image in _members(path) if is_image(name)}
 
-    def __str__(self) -> str:
-        """Describe it for people."""
-        return f"tar of images, {self.path}"
-
-    @cached_property
-    def _images(self) -> dict[str, SourceImage]:
-        return {name: image for name, image in _members(self.path) if is_image(name)}
-
-    flat = True
-
-    def image(self, place: str) -> SourceImage:
-        """Find one image, ``<wnid>/<name>``, by its name only."""
-        name = place.rpartition("/")[2]
-        image = self._images.get(name)
-        if image is None:
-            raise MissingError(f"{self.path}: no {name} in it")
-        return not_empty(image, f"{self.path}: {name} in it")
+    return PackedVal("a tar", f"tar of images, {path}", path, images)
 
 
 def _members(path: Path, inner: SourceImage | None = None) -> Iterator[tuple[str, SourceImage]]:

@@ -1,23 +1,21 @@
 """Compare a prepared ImageNet-S with its lists: missing, unexpected, unreadable, of the wrong size."""
 
 # Paths are plain strings if there are a million of them: pathlib would take longer than the disk.
-# ruff: noqa: PTH115, PTH116, PTH123, PTH208
+# ruff: noqa: PTH115, PTH123, PTH208
 
 from __future__ import annotations
 
 import io
 import os
-import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from imagenets.classes import IGNORE, MODES
+from imagenets.classes import MODES
 from imagenets.common.errors import InputError, os_errors_named, problem_of
 from imagenets.common.folders import visible
 from imagenets.common.progress import Show, no_bar
@@ -99,18 +97,17 @@ def verify_set(save: Path, lists: SetLists, deep: bool = False, show: Show = no_
 
 def _verify_splits(save: Path, lists: SetLists, deep: bool, show: Show) -> list[SplitReport]:
     root = save / MODES[lists.mode].folder
-    semi = [image.target for image in lists.train_semi]
-    validation = [image.target for image in lists.validation]
-    splits = [] if not MODES[lists.mode].merges else [_verify_train_full(root)]
-    splits += _verify_train(root, lists, show)
-    splits.append(_verify_images(root, "train-semi", semi, show))
-    splits.append(
-        _verify_masks(root, "train-semi", [(i.mask, i.target) for i in lists.train_semi], lists, deep, show)
-    )
-    splits.append(_verify_images(root, "validation", validation, show))
-    splits.append(_verify_masks(root, "validation", [(mask_of(i), i) for i in validation], lists, deep, show))
-    splits.append(_verify_images(root, "test", [image.target for image in lists.test], show))
-    return splits
+    train_semi = {image.target: image.mask for image in lists.train_semi}
+    validation = {image.target: mask_of(image.target) for image in lists.validation}
+    return [
+        *([_verify_train_full(root)] if MODES[lists.mode].merges else []),
+        *_verify_train(root, lists, show),
+        _verify_images(root, "train-semi", list(train_semi), show),
+        _verify_masks(root, "train-semi", train_semi, lists, deep, show),
+        _verify_images(root, "validation", list(validation), show),
+        _verify_masks(root, "validation", validation, lists, deep, show),
+        _verify_images(root, "test", [image.target for image in lists.test], show),
+    ]
 
 
 def _verify_train_full(root: Path) -> SplitReport:
@@ -163,11 +160,12 @@ def _count_images(folder: Path, images: SplitReport, classes: SplitReport) -> in
     try:
         for entry in visible(folder):
             if is_image(entry.name):
-                fault = _stat_fault(entry.path)
-                if entry.is_symlink() and is_dangling(entry.path):
+                if is_dangling(entry.path):
                     images.dangling.append(_nowhere(entry.path))
-                elif fault:
-                    images.unreadable.append(fault)
+                elif not entry.is_file():
+                    images.unreadable.append(f"{entry.path}: no file")
+                elif not entry.stat().st_size:
+                    images.unreadable.append(f"{entry.path}: empty")
                 count += not entry.is_dir()
     except OSError as error:
         classes.unreadable.append(problem_of(error, folder))
@@ -182,49 +180,50 @@ def _verify_images(root: Path, name: str, wanted: Sequence[str], show: Show) -> 
     folder = root / name
     report, there = _compare(folder, name, wanted)
 
-    report.dangling = [_nowhere(f"{folder}/{image}") for image in there if is_dangling(f"{folder}/{image}")]
-
     def fault(image: str) -> str | None:
+        if is_dangling(f"{folder}/{image}"):
+            report.dangling.append(_nowhere(f"{folder}/{image}"))
+            return None
         try:
-            _image_size(f"{folder}/{image}")
+            _image_sizes(f"{folder}/{image}")
         except InputError as error:
-            return None if is_dangling(f"{folder}/{image}") else str(error)
+            return str(error)
         return None
 
-    with show(f"{root.name}/{name}", len(there), unit="image") as advance:
-        report.unreadable += _faults(there, fault, advance)
+    report.unreadable += _faults(f"{root.name}/{name}", "image", there, fault, show)
+    report.dangling.sort()
     return report
 
 
 def _verify_masks(
-    root: Path, split: str, pairs: Sequence[tuple[str, str]], lists: SetLists, deep: bool, show: Show
+    root: Path, split: str, masks: Mapping[str, str], lists: SetLists, deep: bool, show: Show
 ) -> SplitReport:
-    """Check that these masks exist in the size of their images and, with ``deep``, can be decoded."""
+    """Check that the masks of images exist in their sizes and, with ``deep``, can be decoded."""
     name = f"{split}-segmentation"
     folder = root / name
-    image_of = dict(pairs)
-    report, there = _compare(folder, name, [mask for mask, _ in pairs])
-    misfits = []
+    image_of = {mask: image for image, mask in masks.items()}
+    report, there = _compare(folder, name, list(image_of))
 
     def fault(mask: str) -> str | None:
         path = f"{folder}/{mask}"
         try:
             size = _mask_size(path)
             if deep:
-                _check_labels(path, len(lists.wnids))
+                decode_mask(path, len(lists.wnids))
         except InputError as error:
             return str(error)
         try:
-            sizes = _image_size(f"{root}/{split}/{image_of[mask]}")
+            sizes = _image_sizes(f"{root}/{split}/{image_of[mask]}")
         except InputError:
             return None  # reported for the image's own split; without images there is no size to compare
         if size not in sizes:
-            misfits.append(f"{path}: {size[1]}x{size[0]} pixels, its image {sizes[0][1]}x{sizes[0][0]}")
+            report.misfits.append(
+                f"{path}: {size[1]}x{size[0]} pixels, its image {sizes[0][1]}x{sizes[0][0]}"
+            )
         return None
 
-    with show(f"{root.name}/{name}", len(there), unit="mask") as advance:
-        report.unreadable += _faults(there, fault, advance)
-    report.misfits = sorted(misfits)
+    report.unreadable += _faults(f"{root.name}/{name}", "mask", there, fault, show)
+    report.misfits.sort()
     return report
 
 
@@ -265,16 +264,16 @@ def _names(folder: Path, report: SplitReport) -> set[str]:
 
 
 def _faults(
-    names: Sequence[str], fault: Callable[[str], str | None], advance: Callable[[int], None]
+    name: str, unit: str, files: Sequence[str], fault: Callable[[str], str | None], show: Show
 ) -> list[str]:
-    """Check each file in a few threads; problems are in the order of the names."""
+    """Check each file in a few threads; problems are in the order of the files."""
 
     def faults_of(batch: Sequence[str]) -> list[str]:
-        return [found for name in batch if (found := fault(name)) is not None]
+        return [found for file in batch if (found := fault(file)) is not None]
 
-    batches = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
+    batches = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
     found = []
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool, show(name, len(files), unit=unit) as advance:
         for batch, results in zip(batches, pool.map(faults_of, batches), strict=True):
             found += results
             advance(len(batch))
@@ -285,28 +284,17 @@ def _nowhere(path: Path | str) -> str:
     return f"{path}: a link to {os.readlink(path)}, where nothing is"
 
 
-def _stat_fault(path: str) -> str | None:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        return problem_of(error, path)
-    if not stat.S_ISREG(status.st_mode):
-        return f"{path}: no file"
-    return None if status.st_size else f"{path}: empty"
-
-
-def _image_size(path: str) -> list[tuple[int, int]]:
+def _image_sizes(path: str) -> list[tuple[int, int]]:
     """Sizes (height, width) that an image's mask may have: as stored, and rotated by EXIF."""
     head = _head(path, HEAD)
     try:
-        sizes = _sizes_in_header(io.BytesIO(head))
+        return _sizes_in_header(io.BytesIO(head))
     except _NO_HEADER:
-        # Or the header is longer than the part that was read.
-        try:
-            sizes = _sizes_in_header(path)
-        except _NO_HEADER as error:
-            raise InputError(f"{path}: not an image, or damaged ({error})") from error
-    return sizes
+        pass  # or the header is longer than the part that was read
+    try:
+        return _sizes_in_header(path)
+    except _NO_HEADER as error:
+        raise InputError(f"{path}: not an image, or damaged ({error})") from error
 
 
 def _sizes_in_header(source: str | io.BytesIO) -> list[tuple[int, int]]:
@@ -316,8 +304,9 @@ def _sizes_in_header(source: str | io.BytesIO) -> list[tuple[int, int]]:
 
 def _mask_size(path: str) -> tuple[int, int]:
     """(height, width) from a mask's header. Raises InputError."""
+    head = _head(path, PNG_HEAD)
     try:
-        return png_size(_head(path, PNG_HEAD))
+        return png_size(head)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -329,11 +318,3 @@ def _head(path: str, length: int) -> bytes:
     if not head:
         raise InputError(f"{path}: empty")
     return head
-
-
-def _check_labels(path: str, classes: int) -> None:
-    """Decode a ground-truth mask: labels are 0..N, and 1000 for ignored pixels. Raises InputError."""
-    labels = np.unique(decode_mask(path))
-    wrong = labels[(labels > classes) & (labels != IGNORE)]
-    if wrong.size:
-        raise InputError(f"{path}: label {wrong[0]}, there are 0 to {classes} and {IGNORE}")

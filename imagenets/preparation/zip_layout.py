@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from imagenets.common.errors import InputError
 from imagenets.common.zip_files import BROKEN_ZIP
 from imagenets.images import is_image
-from imagenets.preparation.source_images import MissingError, SourceImage, ZipMember, not_empty
+from imagenets.preparation.source_images import PackedTrain, PackedVal, SourceImage, ZipMember
 
 NAME = "imagenet-object-localization-challenge.zip"
 ROOT = "ILSVRC/Data/CLS-LOC"
@@ -25,63 +24,29 @@ def find_zip(imagenet: Path) -> Path | None:
     return min(found, default=None)
 
 
-@dataclass(frozen=True)
-class TrainZip:
-    """The training images of Kaggle's ZIP."""
+def train_zip(path: Path) -> PackedTrain:
+    """Return the training images of Kaggle's ZIP."""
 
-    path: Path
-
-    def __str__(self) -> str:
-        """Describe it for people."""
-        return f"Kaggle's ZIP, {self.path}"
-
-    @cached_property
-    def _by_class(self) -> dict[str, dict[str, SourceImage]]:
+    @cache
+    def classes() -> dict[str, dict[str, SourceImage]]:
         found: dict[str, dict[str, SourceImage]] = {}
-        for name, image in _members(self.path, "train"):
+        for name, image in _members(path, "train"):
             wnid, _, file = name.partition("/")
             if file and "/" not in file:
                 found.setdefault(wnid, {})[file] = image
         return found
 
-    def images(self, wnid: str) -> dict[str, SourceImage]:
-        """Name and place in the ZIP of each image of a class."""
-        if wnid not in self._by_class:
-            raise MissingError(f"{self.path}: no image in its {ROOT}/train/{wnid}")
-        return self._by_class[wnid]
-
-    def image(self, place: str) -> SourceImage:
-        """Find one image, ``<wnid>/<name>``."""
-        wnid, name = place.split("/")
-        image = self._by_class.get(wnid, {}).get(name)
-        if image is None:
-            raise MissingError(f"{self.path}: no {ROOT}/train/{place} in it")
-        return not_empty(image, f"{self.path}: {place} in it")
+    return PackedTrain("a ZIP", f"Kaggle's ZIP, {path}", path, lambda wnid: classes().get(wnid, {}))
 
 
-@dataclass(frozen=True)
-class ValZip:
-    """The validation images of Kaggle's ZIP, which lie flat."""
+def val_zip(path: Path) -> PackedVal:
+    """Return the validation images of Kaggle's ZIP, which lie flat."""
 
-    path: Path
+    @cache
+    def images() -> dict[str, SourceImage]:
+        return {name.rpartition("/")[2]: image for name, image in _members(path, "val")}
 
-    flat = True
-
-    def __str__(self) -> str:
-        """Describe it for people."""
-        return f"Kaggle's ZIP, {self.path}"
-
-    @cached_property
-    def _images(self) -> dict[str, SourceImage]:
-        return {name.rpartition("/")[2]: image for name, image in _members(self.path, "val")}
-
-    def image(self, place: str) -> SourceImage:
-        """Find one image, ``<wnid>/<name>``, by its name only."""
-        name = place.rpartition("/")[2]
-        image = self._images.get(name)
-        if image is None:
-            raise MissingError(f"{self.path}: no {ROOT}/val/{name} in it")
-        return not_empty(image, f"{self.path}: {name} in it")
+    return PackedVal("a ZIP", f"Kaggle's ZIP, {path}", path, images)
 
 
 def holds(path: Path, part: str) -> bool:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from masksets import SHARED
 from PIL import Image
 
 from imagenets.classes import MODES
 from imagenets.lists import categories_path, mapping_path, train_semi_path
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("IMAGENETS_SHARED", CHECKOUT.parent / "shared"))
 OFFICIAL_LISTS = SHARED / "official-lists"
 LAYOUTS = ("folders", "flat", "kaggle", "tars", "zip", "parquet", "snapshot", "unpacked", "repeated")
 
@@ -88,34 +87,32 @@ def needed(lists: Path, modes: Iterable[str], train_images: int = 2) -> Needed:
 def write_imagenet(root: Path, layout: str, images: Needed) -> Path:
     """Write an ImageNet copy in one of LAYOUTS, and give its folder."""
     root.mkdir(parents=True)
+    flat_val = [place.split("/")[1] for place in images.val]
     if layout == "tars":
         _write_train_tar(root / "ILSVRC2012_img_train.tar", images.train)
         with tarfile.open(root / "ILSVRC2012_img_val.tar", "w") as tar:
-            for place in images.val:
-                _add(tar, place.split("/")[1], jpeg(place))
-        return root
-    if layout == "zip":
-        return _write_kaggles_zip(root, images)
-    if layout in ("parquet", "snapshot"):
-        return _write_parquet_copy(root, layout, images)
-    if layout in ("unpacked", "repeated"):
-        return _write_unpacked_copy(root, layout, images)
-    inner = root / "ILSVRC/Data/CLS-LOC" if layout == "kaggle" else root
-    write_images(inner / "train", images.train)
-    if layout == "folders":
-        write_images(inner / "val", images.val)
+            for name in flat_val:
+                _add(tar, name, jpeg(name))
+    elif layout == "zip":
+        with zipfile.ZipFile(root / "imagenet-object-localization-challenge.zip", "w") as archive:
+            for part, places in (("train", images.train), ("val", flat_val), ("test", ["n1/a.JPEG"])):
+                for i, place in enumerate(places):
+                    packed = zipfile.ZIP_DEFLATED if i % 2 else zipfile.ZIP_STORED
+                    archive.writestr(f"ILSVRC/Data/CLS-LOC/{part}/{place}", jpeg(place), packed)
+    elif layout in ("parquet", "snapshot"):
+        _write_parquet_copy(root, layout, images)
+    elif layout == "repeated":  # Hugging Face's archives, unpacked into class folders
+        write_images(root / "train", images.train, named=repeated)
+        write_images(root / "val", images.val, named=repeated)
+    elif layout == "unpacked":  # and flat, into a folder each
+        for part in range(3):
+            names = images.train[part::3]
+            write_images(root / f"train_images_{part}", names, named=lambda p: repeated(p).split("/")[1])
+        write_images(root / "val_images", images.val, named=lambda p: repeated(p).split("/")[1])
     else:
-        write_images(inner / "val", [place.split("/")[1] for place in images.val])
-    return root
-
-
-def _write_kaggles_zip(root: Path, images: Needed) -> Path:
-    with zipfile.ZipFile(root / "imagenet-object-localization-challenge.zip", "w") as archive:
-        for part, places in (("train", images.train), ("val", images.val), ("test", ["n1/a.JPEG"])):
-            for i, place in enumerate(places):
-                name = place if part == "train" else place.split("/")[1]
-                packed = zipfile.ZIP_DEFLATED if i % 2 else zipfile.ZIP_STORED
-                archive.writestr(f"ILSVRC/Data/CLS-LOC/{part}/{name}", jpeg(place), packed)
+        inner = root / "ILSVRC/Data/CLS-LOC" if layout == "kaggle" else root
+        write_images(inner / "train", images.train)
+        write_images(inner / "val", images.val if layout == "folders" else flat_val)
     return root
 
 
@@ -126,35 +123,20 @@ def repeated(place: str) -> str:
     return f"{wnid}/{stem}_{wnid}.{suffix}"
 
 
-def _write_unpacked_copy(root: Path, layout: str, images: Needed) -> Path:
-    """Hugging Face's archives, unpacked: flat into a folder each, or into class folders."""
-    if layout == "repeated":
-        write_images(root / "train", images.train, named=repeated)
-        write_images(root / "val", images.val, named=repeated)
-        return root
-    for part in range(3):
-        names = images.train[part::3]
-        write_images(root / f"train_images_{part}", names, named=lambda p: repeated(p).split("/")[1])
-    write_images(root / "val_images", images.val, named=lambda p: repeated(p).split("/")[1])
-    return root
-
-
-def _write_parquet_copy(root: Path, layout: str, images: Needed) -> Path:
+def _write_parquet_copy(root: Path, layout: str, images: Needed) -> None:
     """Shards in data/, or links to them as in Hugging Face's cache; images shuffled."""
-    shards = {"train": 3, "validation": 2} if layout == "parquet" else {"train": 1, "validation": 1}
-    for split, places in (("train", images.train), ("validation", images.val)):
+    for split, places, shards in (("train", images.train, 3), ("validation", images.val, 2)):
+        shards = 1 if layout == "snapshot" else shards
         shuffled = random.Random(split).sample(places, len(places))
-        for i in range(shards[split]):
-            path = root / "data" / f"{split}-{i:05d}-of-{shards[split]:05d}.parquet"
-            write_shard(path, shuffled[i :: shards[split]])
+        for i in range(shards):
+            path = root / "data" / f"{split}-{i:05d}-of-{shards:05d}.parquet"
+            write_shard(path, shuffled[i::shards])
     if layout == "snapshot":
-        blobs = root / "blobs"
-        (root / "data").rename(blobs)
+        blobs = (root / "data").rename(root / "blobs")
         data = root / "snapshots/49e2ee26f3810fb5a7536bbf732a7b07389a47b5/data"
         data.mkdir(parents=True)
         for blob in blobs.iterdir():
             (data / blob.name).symlink_to(os.path.relpath(blob, data))
-    return root
 
 
 def write_shard(path: Path, places: Iterable[str], row_group: int = 100) -> Path:

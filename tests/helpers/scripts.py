@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import pytest
+from masksets import CHECKOUT, in_process
 
-from command_line.startup import _status_of
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 DATA = CHECKOUT / "datapreparation"
 
 
@@ -43,7 +37,8 @@ def run(
         words = command(script, *arguments)
         result = subprocess.run(words, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
     else:
-        result = _run_here(script, arguments, env, cwd)
+        with patch.dict(os.environ, env, clear=True):
+            result = in_process(f"datapreparation/{script}", *arguments, cwd=cwd)
     assert result.returncode == status, f"{script}: {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert "Traceback" not in result.stderr, result.stderr
     return result
@@ -76,29 +71,3 @@ def killed_at(moment: int, calls: Iterable[str], work: Callable[[], object]) -> 
         work()
     finally:
         os._exit(0)
-
-
-def _run_here(
-    script: str, arguments: tuple[str | Path, ...], env: Mapping[str, str], cwd: Path | None
-) -> subprocess.CompletedProcess[str]:
-    main = import_module(f"datapreparation.{Path(script).stem}").main
-    out, err = io.TextIOWrapper(io.BytesIO()), io.TextIOWrapper(io.BytesIO())
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        redirect_stdout(out),
-        redirect_stderr(err),
-        warnings.catch_warnings(),
-    ):
-        for name in os.environ.keys() - env.keys():
-            patch.delenv(name)
-        for name, value in env.items():
-            patch.setenv(name, value)
-        if cwd is not None:
-            patch.chdir(cwd)
-        patch.setattr(sys, "argv", [script, *map(str, arguments)])
-        status = _status_of(main, resumes=True)
-        texts = []
-        for stream in (out, err):
-            stream.seek(0)
-            texts.append(stream.read())
-    return subprocess.CompletedProcess(script, status, *texts)
