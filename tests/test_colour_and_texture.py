@@ -114,3 +114,12 @@ def test_where_nothing_is_counted_all_is_equal():
     found = colour_and_texture(np.full((20, 20, 3), 90, np.uint8), np.ones((20, 20), bool))
     np.testing.assert_allclose(found[-16:-8], 1.5 / 5**0.5 * (1 / 8) ** 0.5, rtol=1e-5)
     np.testing.assert_allclose(found[-8:], [1.5 / 5**0.5, *[0] * 7], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 200), (30, 3)])
+def test_features_of_tiny_foregrounds_are_numbers(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    mask = np.zeros(shape, bool)
+    mask[0, 0] = True
+    found = colour_and_texture(image, mask)
+    assert found.shape == (198,) and np.isfinite(found).all()

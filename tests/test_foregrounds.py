@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from functools import partial
 from types import SimpleNamespace
 
@@ -22,6 +21,7 @@ from imagenets.learning.kmeans.foregrounds import (
     by_hand,
     centre_weight,
     grab_cut,
+    otsu,
     rare_colours,
     resized_mask,
     smoothed,
@@ -37,68 +37,55 @@ PHOTOS = SHARED / "photos"
 def test_border_distance_is_one_minus_the_cosine_with_the_rings_mean_direction(height, width):
     maps = torch.randn(2, 5, height, width, generator=torch.Generator().manual_seed(0))
     found = border_distance(maps)
-    assert found.shape == (2, height, width)
-    for of_one, of_map in zip(found, maps.double().numpy(), strict=True):
-        ring = np.zeros(5)
-        for y, x in itertools.product(range(height), range(width)):
-            if y in (0, height - 1) or x in (0, width - 1):
-                ring += of_map[:, y, x] / np.linalg.norm(of_map[:, y, x])
-        for y, x in itertools.product(range(height), range(width)):
-            cosine = of_map[:, y, x] @ ring / np.linalg.norm(of_map[:, y, x]) / np.linalg.norm(ring)
-            assert of_one[y, x].item() == pytest.approx(1 - cosine, abs=1e-5)
+    unit = maps.double() / maps.double().norm(dim=1, keepdim=True)
+    places = [(y, x) for y, x in np.ndindex(height, width) if y in (0, height - 1) or x in (0, width - 1)]
+    for of_one, of_map in zip(found, unit, strict=True):
+        ring = sum(of_map[:, y, x] for y, x in places)
+        expected = 1 - torch.einsum("chw,c->hw", of_map, ring / ring.norm())
+        torch.testing.assert_close(of_one, expected.float(), atol=1e-5, rtol=0)
 
 
 def test_centre_weight_is_a_gaussian_of_the_places_middles():
-    found = centre_weight(3, 4)
-    for y, x in itertools.product(range(3), range(4)):
+    for (y, x), found in np.ndenumerate(centre_weight(3, 4)):
         v, u = (y + 0.5) / 1.5 - 1, (x + 0.5) / 2 - 1
-        assert found[y, x] == pytest.approx(np.exp(-(u**2 + v**2) / (2 * 0.7**2)), rel=1e-5)
+        assert found == pytest.approx(np.exp(-(u**2 + v**2) / (2 * 0.7**2)), rel=1e-5)
 
 
 def solved_slowly(image, guess):
-    """The bilateral solver by loops over cells and a dense matrix, with the values of docs/methods.md."""
-    yuv = cv2.cvtColor(image, cv2.COLOR_RGB2YUV).astype(int)
-    cells, of_pixel = {}, {}
-    for y, x in np.ndindex(guess.shape):
-        cell = tuple(
-            value // size for value, size in zip((y, x, *yuv[y, x]), (16, 16, 16, 8, 8), strict=True)
-        )
-        of_pixel[y, x] = cells.setdefault(cell, len(cells))
-    n = len(cells)
-    blur = 10 * np.eye(n)
-    for cell, i in cells.items():
-        for dimension, step in itertools.product(range(5), (-1, 1)):
-            near = list(cell)
-            near[dimension] += step
-            if tuple(near) in cells:
-                blur[i, cells[tuple(near)]] += 1
-    pixels, sums = np.zeros(n), np.zeros(n)
-    for place, i in of_pixel.items():
-        pixels[i] += 1
-        sums[i] += guess[place]
-    scale = np.ones(n)
+    """The bilateral solver by a dense matrix over cells, with the values of docs/methods.md."""
+    place = np.moveaxis(np.indices(guess.shape), 0, -1)
+    points = np.dstack((place, cv2.cvtColor(image, cv2.COLOR_RGB2YUV))).reshape(-1, 5)
+    cells, of_pixel, pixels = np.unique(
+        points // (16, 16, 16, 8, 8), axis=0, return_inverse=True, return_counts=True
+    )
+    distance = np.abs(cells[:, None].astype(int) - cells).sum(2)
+    blur = 10 * (distance == 0) + (distance == 1)
+    scale = np.ones(len(cells))
     for _ in range(10):
         scale = np.sqrt(scale * pixels / (blur @ scale))
     smooth = np.diag(scale * (blur @ scale)) - scale[:, None] * blur * scale
-    values = np.linalg.solve(256 * smooth + 0.999 * np.diag(pixels), 0.999 * sums)
-    return np.array([values[of_pixel[place]] for place in np.ndindex(guess.shape)]).reshape(guess.shape)
+    sums = np.bincount(of_pixel, weights=guess.ravel())
+    return np.linalg.solve(256 * smooth + 0.999 * np.diag(pixels), 0.999 * sums)[of_pixel].reshape(
+        guess.shape
+    )
 
 
 def test_the_bilateral_solver_is_the_dense_one():
+    """Also where the last cell of a row must be no neighbour of the next row's first: all of one colour."""
     random = np.random.default_rng(0)
     image = cv2.resize(random.integers(0, 256, (3, 4, 3)).astype(np.uint8), (57, 40))
-    guess = np.zeros((40, 57), bool)
-    guess[8:30, 15:44] = True
-    found, slow = solve(image, guess), solved_slowly(image, guess)
+    guess = square(slice(8, 30), slice(15, 44), (40, 57))
+    slow = solved_slowly(image, guess)
     assert 0.05 < slow.std() < guess.std() - 0.01
-    np.testing.assert_allclose(found, slow, atol=1e-5)
-
-
-def test_rows_of_cells_end_at_the_pictures_edge():
-    """In a picture of one colour, the last cell of a row is no neighbour of the next row's first."""
-    image, guess = np.full((40, 57, 3), 90, np.uint8), np.zeros((40, 57), bool)
-    guess[:8, 40:] = True
+    np.testing.assert_allclose(solve(image, guess), slow, atol=1e-5)
+    image, guess = np.full((40, 57, 3), 90, np.uint8), square(slice(0, 8), slice(40, 57), (40, 57))
     np.testing.assert_allclose(solve(image, guess), solved_slowly(image, guess), atol=1e-5)
+
+
+def square(rows, columns, shape=(100, 100)):
+    mask = np.zeros(shape, bool)
+    mask[rows, columns] = True
+    return mask
 
 
 def scene(side=96):
@@ -119,8 +106,15 @@ def test_a_blob_is_found_and_mirrored_in_a_mirrored_picture(find):
     image, blob = scene()
     found = find(image)
     mirrored = find(np.ascontiguousarray(image[:, ::-1]))[:, ::-1]
-    assert (found & blob).sum() / (found | blob).sum() > 0.9
-    assert (found & mirrored).sum() / (found | mirrored).sum() > 0.97
+    assert iou(found, blob) > 90 and iou(found, mirrored) > 97
+    cv2.setRNGSeed(7)
+    assert (find(image) == found).all(), "whatever was asked before"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 2), (40, 40)])
+def test_foreground_of_a_picture_of_one_colour_is_some_of_it(shape):
+    found = by_hand(np.full((*shape, 3), 200, np.uint8))
+    assert found.shape == shape and found.any()
 
 
 def test_where_grab_cut_runs_away_the_guess_stays():
@@ -134,14 +128,21 @@ def test_where_grab_cut_runs_away_the_guess_stays():
 
 def slow_otsu(values):
     """The middle of the gap in the sorted values that leaves most variance between its sides."""
-    ordered = sorted(values)
+    ordered = np.sort(values)
 
     def between(cut):
         low, high = ordered[:cut], ordered[cut:]
-        return len(low) * len(high) * (np.mean(low) - np.mean(high)) ** 2
+        return len(low) * len(high) * (low.mean() - high.mean()) ** 2
 
     best = max(range(1, len(ordered)), key=between)
     return (ordered[best - 1] + ordered[best]) / 2
+
+
+def test_otsus_threshold_leaves_most_variance_between_its_sides():
+    values = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)).exp()
+    for of_one, found in zip(values, otsu(values).flatten(), strict=True):
+        assert found.item() == pytest.approx(slow_otsu(of_one.flatten().numpy()))
+    assert otsu(torch.full((1, 2, 3), 7.0)).flatten().tolist() == [7]
 
 
 def smoothed_histogram(counts):
@@ -161,20 +162,14 @@ def test_rare_colours_are_those_of_loops():
     image = cv2.resize(rng.integers(0, 256, (3, 4, 3)).astype(np.uint8), (44, 30))
     weight = centre_weight(30, 44)
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(int)
-    outside, inside, bins = np.zeros((8, 16, 16)), np.zeros((8, 16, 16)), {}
-    for y, x in np.ndindex(30, 44):
-        lightness, a, b = lab[y, x]
-        bins[y, x] = (
-            lightness // 32,
-            min(max((a - 128) // 8 + 8, 0), 15),
-            min(max((b - 128) // 8 + 8, 0), 15),
-        )
-        border = min(y, 29 - y, x, 43 - x) < 2
-        (outside if border else inside)[bins[y, x]] += 1
-    outside, inside = (smoothed_histogram(counts / counts.sum()) for counts in (outside, inside))
-    rarity = np.zeros((30, 44), np.float32)
-    for place, of_bin in bins.items():
-        rarity[place] = inside[of_bin] / (inside[of_bin] + outside[of_bin] + 1e-6) * weight[place]
+    border = ~square(slice(2, -2), slice(2, -2), (30, 44))
+    bins = lab[..., 0] // 32, *np.moveaxis((lab[..., 1:] // 8 - 8).clip(0, 15), 2, 0)
+    shares = []
+    for where in (border, ~border):
+        counts = np.zeros((8, 16, 16))
+        np.add.at(counts, tuple(of_one[where] for of_one in bins), 1 / where.sum())
+        shares.append(smoothed_histogram(counts)[bins])
+    rarity = (shares[1] / (shares[0] + shares[1] + 1e-6) * weight).astype(np.float32)
     salience = cv2.GaussianBlur(rarity, (0, 0), 2)
     threshold = slow_otsu(salience.ravel().astype(float))
     clear = np.abs(salience - threshold) > 1e-4
@@ -195,12 +190,6 @@ def cut_as(monkeypatch, found):
 
     monkeypatch.setattr(cv2, "grabCut", grab)
     return asked
-
-
-def square(rows, columns, side=100):
-    mask = np.zeros((side, side), bool)
-    mask[rows, columns] = True
-    return mask
 
 
 @pytest.mark.parametrize(
@@ -224,17 +213,15 @@ def test_grab_cut_is_believed_where_it_agrees_with_the_guess(monkeypatch, found,
     assert (labels == np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD)).all()
 
 
-@pytest.mark.parametrize("everything", [True, False])
-def test_a_guess_of_all_or_nothing_stays(monkeypatch, everything):
+def test_a_guess_of_all_or_nothing_stays_and_where_grab_cut_takes_everything(monkeypatch):
+    image = np.zeros((100, 100, 3), np.uint8)
     asked = cut_as(monkeypatch, square(slice(20, 40), slice(20, 40)))
-    guess = np.full((100, 100), everything)
-    assert (grab_cut(np.zeros((100, 100, 3), np.uint8), guess) == guess).all() and not asked
-
-
-def test_a_guess_stays_where_grab_cut_takes_everything(monkeypatch):
+    for everything in (True, False):
+        guess = np.full((100, 100), everything)
+        assert (grab_cut(image, guess) == guess).all() and not asked
     guess = square(slice(0, 60), slice(None))
     cut_as(monkeypatch, square(slice(None), slice(None)))
-    assert (grab_cut(np.zeros((100, 100, 3), np.uint8), guess) == guess).all()
+    assert (grab_cut(image, guess) == guess).all()
 
 
 def test_holes_are_filled_and_specks_dropped(monkeypatch):
@@ -254,19 +241,15 @@ def test_holes_are_filled_and_specks_dropped(monkeypatch):
 )
 def test_grab_cut_sees_the_picture_at_128_pixels(monkeypatch, size, seen):
     """Of the longer side; smaller pictures as they are."""
-    height, width = seen
-    found = np.zeros(seen, bool)
-    found[: height // 2] = True
-    asked = cut_as(monkeypatch, found)
-    guess = np.zeros(size, bool)
-    guess[: size[0] // 2] = True
+    asked = cut_as(monkeypatch, square(slice(0, seen[0] // 2), slice(None), seen))
+    guess = square(slice(0, size[0] // 2), slice(None), size)
     image = np.zeros((*size, 3), np.uint8)
     assert (grab_cut(image, guess) == guess).all()
-    assert asked[0][0].shape == (height, width, 3)
+    assert asked[0][0].shape == (*seen, 3)
     monkeypatch.setattr(foregrounds, "rare_colours", lambda small, weight: small[..., 0] >= 0)
     monkeypatch.setattr(foregrounds, "grab_cut", lambda small, guess: asked.append(small.shape) or guess)
     assert by_hand(image).shape == size
-    assert asked[-1] == (height, width, 3)
+    assert asked[-1] == (*seen, 3)
 
 
 def test_half_of_a_pixel_is_enough():
@@ -276,6 +259,9 @@ def test_half_of_a_pixel_is_enough():
     assert resized_mask(mask, (2, 2), cv2.INTER_AREA).tolist() == [[True, False], [False, False]]
     mask[0, 0:2] = False
     assert resized_mask(mask, (2, 2), cv2.INTER_AREA).tolist() == [[False, False], [True, False]]
+    for size in ((73, 51), (400, 500)):
+        assert resized_mask(square(20, 30, (50, 50)), size, cv2.INTER_LINEAR).any(), "a speck"
+    assert not resized_mask(np.zeros((5, 5), bool), (9, 9), cv2.INTER_LINEAR).any()
 
 
 def test_smoothed_is_above_one_half_or_the_guess(monkeypatch):
@@ -326,14 +312,11 @@ def test_a_guess_is_above_otsus_threshold_once_the_map_is_enlarged():
 def test_pictures_are_taken_back_to_8_bits():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     image = torch.arange(2 * 4 * 6 * 3, dtype=torch.uint8).view(2, 4, 6, 3)
-    pictures = (image.permute(0, 3, 1, 2) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
-        3, 1, 1
-    )
+    pictures = ((image / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
     found = rgb_pictures(pictures, mean, std)
     assert found.dtype == np.uint8 and (found == image.numpy()).all()
-    assert rgb_pictures(torch.tensor([[-9.0, 9, 0]]).view(1, 3, 1, 1), mean, std).ravel().tolist() == [
-        0, 255, round(0.406 * 255),
-    ]  # fmt: skip
+    found = rgb_pictures(torch.tensor([-9.0, 9, 0]).view(1, 3, 1, 1), mean, std)
+    assert found.ravel().tolist() == [0, 255, round(0.406 * 255)]
 
 
 @pytest.mark.parametrize("coarse", [True, False])
@@ -345,21 +328,17 @@ def test_foregrounds_of_a_network_follow_the_kind_of_its_map(monkeypatch, coarse
         stride=32 if coarse else 8, network=None, mean=(0.5, 0.25, 0.75), std=(1.0, 1.0, 1.0)
     )
     seen = []
-
-    def refining(name):
-        return lambda image, guess: seen.append((name, image, guess)) or ~guess
-
     for name in ("smoothed", "smoothed_and_cut"):
-        monkeypatch.setattr(clusters, name, refining(name))
+        refine = partial(lambda name, image, guess: seen.append((name, image, guess)) or ~guess, name)
+        monkeypatch.setattr(clusters, name, refine)
     monkeypatch.setattr(clusters, "available_cores", lambda: 1)
     found = network_foregrounds(backbone, maps, pictures)
     salience = maps.norm(dim=1) * torch.from_numpy(centre_weight(4, 6)) if coarse else border_distance(maps)
     guesses = above_threshold(salience, (40, 60))
-    assert [name for name, _, _ in seen] == ["smoothed_and_cut" if coarse else "smoothed"] * 2
-    for (_, image, guess), expected in zip(seen, guesses.numpy(), strict=True):
-        assert (guess == expected).all()
-        assert image.shape == (40, 60, 3) and (image == (128, 64, 191)).all()
     assert torch.equal(found, ~guesses)
+    for (name, image, guess), expected in zip(seen, guesses.numpy(), strict=True):
+        assert name == ("smoothed_and_cut" if coarse else "smoothed") and (guess == expected).all()
+        assert image.shape == (40, 60, 3) and (image == (128, 64, 191)).all()
 
 
 def photographs(split, every):

@@ -1,4 +1,4 @@
-"""The baseline with a backbone: features of its last map, foregrounds of either kind, on the engine."""
+"""methods/kmeans.py with a backbone: features of its last map, foregrounds of either kind, on the engine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 from helpers.scripts import environment
 from masksets import CHECKOUT
 from PIL import Image
-from test_kmeans import CLASS_COUNT, FOLDERS, clusters_by_name, make_set, options
+from test_kmeans import CLASS_COUNT, call, clusters_by_name, make_set, options
 
 from imagenets.common.errors import InputError
 from imagenets.learning.engine.inference import Batch
 from imagenets.learning.kmeans.clusters import network
-from imagenets.learning.kmeans.foregrounds import by_hand, otsu
+from imagenets.learning.kmeans.foregrounds import by_hand
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.masks import decode_mask
@@ -28,11 +28,17 @@ from methods import kmeans
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def prepared(tmp_path_factory):
+    """A set of one picture of each class in each split, a network's weights, and each picture's class."""
+    folder = tmp_path_factory.mktemp("prepared")
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
-    return path
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet18.pth")
+    return folder, make_set(folder / "ImageNetS50", train=1, validation=1)
+
+
+def with_network(folder, output, *more):
+    network = ("--backbone", "resnet18", "--checkpoint", folder / "resnet18.pth", "--device", "cpu")
+    return options(folder, output, *network, *more)
 
 
 def test_features_are_the_mean_of_the_last_map_over_the_foreground():
@@ -59,28 +65,25 @@ def test_how_pictures_are_read_and_what_features_are_known_by():
         assert found.identity == f"{foreground}, the weights, size {backbone.reading(64).size_text}"
 
 
-def test_the_network_of_the_command_line_reaches_the_features(tmp_path, monkeypatch, capsys):
+def test_the_network_of_the_command_line_reaches_the_features(prepared, tmp_path, monkeypatch):
     """The chosen copy of its weights, with batch norms folded, at its size and with its foreground."""
-    make_set(tmp_path / "save/ImageNetS50", FOLDERS, train=1, validation=1)
     torch.manual_seed(0)
     states = {name: torchvision.models.resnet18().state_dict() for name in ("student", "teacher")}
     torch.save(states, tmp_path / "both.pth")
     asked = []
 
-    def described(backbone, identity, *more):
-        asked.append((backbone, identity, *more))
+    def described(*given):
+        asked.extend(given)
         raise InputError("seen")
 
     monkeypatch.setattr(kmeans, "network", described)
     more = ("--backbone", "resnet18", "--checkpoint", tmp_path / "both.pth", "--weights", "student")
     more += ("--foreground", "features", "--size", 64, "--precision", "bfloat16", "--device", "cpu")
-    arguments = options(tmp_path / "save", tmp_path / "out", *more)
-    monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments)])
     with pytest.raises(InputError, match="seen"):
-        kmeans.main()
-    ((backbone, identity, *rest),) = asked
-    assert rest == ["features", 64]
-    assert identity == f"resnet18 {weights_digest(tmp_path / 'both.pth', 'student')}, bfloat16"
+        call(kmeans, *options(prepared[0], tmp_path / "out", *more))
+    backbone, *rest = asked
+    digest = weights_digest(tmp_path / "both.pth", "student")
+    assert rest == [f"resnet18 {digest}, bfloat16", "features", 64]
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in backbone.network.modules())
     student = make_backbone("resnet18")
     student.network.load_state_dict(states["student"], strict=False)
@@ -89,94 +92,54 @@ def test_the_network_of_the_command_line_reaches_the_features(tmp_path, monkeypa
         torch.testing.assert_close(backbone(pictures), student(pictures), rtol=1e-3, atol=1e-4)
 
 
-def test_the_threshold_leaves_most_variance_between_its_sides():
-    values = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)).exp()
-
-    def between(of_one, cut):
-        low, high = of_one[of_one <= cut], of_one[of_one > cut]
-        return len(low) * len(high) * (low.mean() - high.mean()) ** 2
-
-    for of_one, found in zip(values, otsu(values).flatten(), strict=True):
-        ordered = of_one.flatten().sort().values
-        best = max(ordered[:-1].tolist(), key=lambda cut: between(of_one, cut))
-        after = ordered[ordered > best][0].item()
-        assert found.item() == pytest.approx((best + after) / 2)
-    assert otsu(torch.full((1, 2, 3), 7.0)).flatten().tolist() == [7]
-
-
 def test_a_picture_without_contrast_is_all_foreground():
-    backbone = make_backbone("resnet18")
     with torch.inference_mode():
         batch = Batch([0], torch.zeros(1, 3, 64, 64), [], [], [])
-        vectors, inside = network(backbone, "", "features").describe(batch)
+        vectors, inside = network(make_backbone("resnet18"), "", "features").describe(batch)
     assert torch.isfinite(vectors).all() and inside.any()
 
 
 @pytest.mark.parametrize("foreground", ["handmade", "features"])
-def test_a_run_with_a_backbone(foreground, checkpoint, tmp_path, monkeypatch, capsys):
-    truth = make_set(tmp_path / "save" / "ImageNetS50", FOLDERS, train=1, validation=1)
-    more = ("--backbone", "resnet18", "--checkpoint", checkpoint, "--foreground", foreground)
-    arguments = options(tmp_path / "save", tmp_path / "out", *more, "--device", "cpu", "--batch-size", "8")
-    monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments)])
-    kmeans.main()
-    assert "6 predictions, 6 made now" in capsys.readouterr().out
-    found = clusters_by_name(tmp_path / "out" / "validation")
-    assert set(found) == set(truth) and set(found.values()) <= set(range(1, CLASS_COUNT + 1))
-    assert np.load(tmp_path / "out" / "centres.npy").shape == (CLASS_COUNT, 512)
-    kmeans.main()
-    assert "6 predictions, 0 made now" in capsys.readouterr().out
+def test_a_run_with_a_backbone(foreground, prepared, tmp_path, capsys):
+    arguments = with_network(prepared[0], tmp_path, "--foreground", foreground, "--batch-size", "8")
+    for made in (6, 0):
+        call(kmeans, *arguments)
+        assert f"6 predictions, {made} made now" in capsys.readouterr().out
+    found = clusters_by_name(tmp_path / "validation")
+    assert set(found) == set(prepared[1]) and set(found.values()) <= set(range(1, CLASS_COUNT + 1))
+    assert np.load(tmp_path / "centres.npy").shape == (CLASS_COUNT, 512)
 
 
-def test_torchrun_writes_the_bytes_of_one_process(checkpoint, tmp_path, monkeypatch):
-    make_set(tmp_path / "save" / "ImageNetS50", FOLDERS, train=1, validation=1)
-    more = ("--backbone", "resnet18", "--checkpoint", checkpoint, "--foreground", "features")
-    more += ("--device", "cpu", "--batch-size", "2")
-
-    def files(output):
-        return {
-            path.relative_to(output): path.read_bytes()
-            for path in output.rglob("*")
-            if path.suffix in (".png", ".npy", ".npz")
-        }
-
-    command = [CHECKOUT / "methods/kmeans.py", *options(tmp_path / "save", tmp_path / "two", *more)]
+def test_torchrun_writes_the_bytes_of_one_process(prepared, tmp_path):
+    more = ("--foreground", "features", "--batch-size", "2")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = [CHECKOUT / "methods/kmeans.py", *with_network(prepared[0], tmp_path / "two", *more)]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            *map(str, command),
-        ],
-        env=environment(OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+        [*launcher, *map(str, script)],
+        env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("6 predictions, 6 made now") == 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        arguments = options(tmp_path / "save", tmp_path / "one", *more)
-        monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments)])
-        kmeans.main()
-    finally:
-        torch.set_num_threads(threads)
-    assert len(files(tmp_path / "one")) > 8
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+    call(kmeans, *with_network(prepared[0], tmp_path / "one", *more))
+    torch.set_num_threads(threads)
+    one, two = (
+        {path.relative_to(output): path.read_bytes() for path in output.rglob("*.[pn][np]*")}
+        for output in (tmp_path / "one", tmp_path / "two")
+    )
+    assert len(one) > 8 and one == two
 
 
-def test_any_pictures_are_clustered(tmp_path, monkeypatch, capsys):
-    make_set(tmp_path / "photos" / "of mine", FOLDERS, train=1, validation=1)
-    arguments = ["--images", tmp_path / "photos", "--clusters", "3", "--output-dir", tmp_path / "out"]
-    monkeypatch.setattr(sys, "argv", ["kmeans.py", *map(str, arguments), "--workers", "0", "--overlays"])
-    kmeans.main()
-    assert len(list((tmp_path / "out" / "overlays" / "images").rglob("*.jpg"))) == 12
+def test_any_pictures_are_clustered(prepared, tmp_path, capsys):
+    pictures = prepared[0] / "ImageNetS50"
+    call(
+        *(kmeans, "--images", pictures, "--clusters", "3", "--output-dir", tmp_path),
+        *("--workers", "0", "--overlays"),
+    )
+    assert len(list((tmp_path / "overlays" / "images").rglob("*.jpg"))) == 12
     assert "12 predictions, 12 made now" in capsys.readouterr().out
-    for path in (tmp_path / "photos").rglob("*.JPEG"):
-        place = path.relative_to(tmp_path / "photos").with_suffix(".png")
+    for path in pictures.rglob("*.JPEG"):
         with Image.open(path) as image:
-            assert decode_mask(tmp_path / "out" / "images" / place).shape == image.size[::-1]
+            place = path.relative_to(pictures).with_suffix(".png")
+            assert decode_mask(tmp_path / "images" / place).shape == image.size[::-1]

@@ -14,14 +14,17 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 import torch
+from helpers.kmeans_calls import noted
 from masksets import CHECKOUT, table_of
 from PIL import Image
 from prepared_set import WNIDS, write_lists, write_set
 from torch import nn
 from torch.nn.functional import interpolate
+from torchvision.transforms import functional as transforms
 
 from imagenets.common.errors import InputError
 from imagenets.learning.engine.inference import Batch
+from imagenets.learning.images import IMAGENET_MEAN, IMAGENET_STD
 from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.pass_method import attended_labels
 from imagenets.learning.pass_method import centroids as kmeans_of_pass
@@ -41,39 +44,28 @@ from imagenets.scoring.matching import find_matching, shared_with_class
 from imagenets.scoring.metrics import evaluate
 from methods import cluster, pseudo_labels
 
-MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
-
 # --- thresholds
 
 
-def noise_images(rng, count, classes, clusters):
+def noise_image(rng, classes, clusters):
     """Ground truth, clusters and attention; some of it exactly on a threshold, as float32 has it."""
-    images = []
-    for _ in range(count):
-        size = rng.integers(3, 14, 2)
-        truth = rng.choice([0, *range(1, classes + 1), 1000], size)
-        found = rng.integers(1, clusters + 1, size)
-        attention = rng.uniform(0, 0.9, size).astype(np.float32)
-        exact = rng.random(size) < 0.3
-        attention[exact] = rng.choice(np.array(THRESHOLDS, np.float32), exact.sum())
-        images.append((truth, found, attention))
-    return images
+    size = rng.integers(3, 14, 2)
+    attention = rng.uniform(0, 0.9, size).astype(np.float32)
+    exact = rng.choice(np.float32(THRESHOLDS), size)
+    truth = rng.choice([*range(classes + 1), 1000], size)
+    return truth, rng.integers(1, clusters + 1, size), np.where(rng.random(size) < 0.3, exact, attention)
 
 
 def test_the_sweep_is_81_separate_evaluations():
     rng = np.random.default_rng(0)
     classes, clusters = 4, 6
-    images = noise_images(rng, 9, classes, clusters)
+    images = [noise_image(rng, classes, clusters) for _ in range(9)]
     counted = [count_steps(t, torch.from_numpy(c), torch.from_numpy(a)).numpy() for t, c, a in images]
-    image = np.concatenate([np.full(len(rows), index) for index, rows in enumerate(counted)])
-    found = sweep(image, np.concatenate(counted), len(images), classes, clusters)
+    image = np.repeat(range(9), [len(rows) for rows in counted])
+    found = sweep(image, np.concatenate(counted), 9, classes, clusters)
     assert len(found.miou) == len(found.matched_images) == 81
     for index, threshold in enumerate(THRESHOLDS):
-        thresholded = [
-            (truth, np.where(attention < np.float32(threshold), 0, labels))
-            for truth, labels, attention in images
-        ]
-        table = table_of(thresholded)
+        table = table_of([(t, np.where(a < np.float32(threshold), 0, c)) for t, c, a in images])
         matching = find_matching(table, "image", classes, clusters)
         scores = evaluate(table, classes, matching.classes).scores
         assert found.miou[index] == scores["mIoU"], threshold
@@ -102,12 +94,7 @@ def blobs(rng, rows=600, width=8, clusters=5):
 
 
 def objective(features, centroids):
-    unit = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)
-    return min_distances(unit, centroids).sum()
-
-
-def min_distances(unit, centroids):
-    return ((unit[:, None] - centroids[None]) ** 2).sum(2).min(1)
+    return ((unit_rows(features)[:, None] - centroids) ** 2).sum(2).min(1).sum()
 
 
 def test_the_best_of_all_restarts_is_kept_as_it_is():
@@ -128,48 +115,21 @@ def test_the_best_of_all_restarts_is_kept_as_it_is():
     np.testing.assert_array_equal(best, fit_centroids(features, 9, restarts=12, seed=3))
 
 
-class Noted:
-    """What scikit-learn's k-means, of either kind, is asked for and given."""
-
-    def __init__(self, monkeypatch):
-        self.settings, self.rows, self.threads = [], [], []
-        for name, method in (("KMeans", "fit"), ("MiniBatchKMeans", "partial_fit")):
-            monkeypatch.setattr(kmeans_of_pass, name, self.noting(getattr(kmeans_of_pass, name), method))
-        limits = kmeans_of_pass.threadpool_limits
-        monkeypatch.setattr(
-            kmeans_of_pass, "threadpool_limits", lambda number: self.threads.append(number) or limits(1)
-        )
-
-    def noting(self, kind, method):
-        notes = self
-
-        class Noting(kind):
-            pass
-
-        def noted(own, rows):
-            notes.settings.append(own.get_params())
-            notes.rows.append(rows.copy())
-            return getattr(kind, method)(own, rows)
-
-        setattr(Noting, method, noted)
-        return Noting
-
-
 def test_k_means_has_the_published_settings(monkeypatch):
-    noted = Noted(monkeypatch)
+    calls = noted(monkeypatch, kmeans_of_pass)
     features = blobs(np.random.default_rng(0), rows=40)
     fit_centroids(features, 3)
-    (settings,), (rows,) = noted.settings, noted.rows
+    ((settings, rows),) = calls.fits
     asked = ("n_clusters", "init", "n_init", "max_iter", "tol", "random_state")
     assert [settings[name] for name in asked] == [3, "random", 30, 20, 0, 0]
     np.testing.assert_allclose(rows, features / np.linalg.norm(features, axis=1, keepdims=True), rtol=1e-5)
     assert kmeans_of_pass.EXACT_ROWS >= 64_431, "mode 50's images have the same bits every time"
     monkeypatch.setattr(kmeans_of_pass, "EXACT_ROWS", 39)
     fit_centroids(features, 3, restarts=2, seed=7)
-    assert [noted.settings[1][name] for name in ("n_init", "random_state")] == [2, 7]
+    assert [calls.fits[1][0][name] for name in ("n_init", "random_state")] == [2, 7]
     monkeypatch.setattr(kmeans_of_pass, "EXACT_ROWS", 40)
     fit_centroids(features, 3, restarts=1)
-    assert noted.threads == [1, None, 1], "one thread up to EXACT_ROWS"
+    assert calls.threads == [1, None, 1], "one thread up to EXACT_ROWS"
 
 
 def test_features_that_do_not_fit_are_clustered_in_batches(tmp_path, monkeypatch):
@@ -178,27 +138,25 @@ def test_features_that_do_not_fit_are_clustered_in_batches(tmp_path, monkeypatch
     np.save(tmp_path / "train.npy", features)
     mapped = np.load(tmp_path / "train.npy", mmap_mode="r")
     whole = fit_centroids(mapped, 5, restarts=5)
-    noted = Noted(monkeypatch)
+    calls = noted(monkeypatch, kmeans_of_pass)
     monkeypatch.setattr(kmeans_of_pass, "_BLOCK", 300)
     parts = fit_centroids(mapped, 5, restarts=5, seed=4, memory=4 * 8 * 500)
     assert parts.dtype == np.float32
     assert objective(features, parts) < 1.02 * objective(features, whole)
     np.testing.assert_array_equal(np.load(tmp_path / "train.npy"), features)
-    first, *batches = noted.rows
-    unit = unit_rows(features)
-    places = {row.tobytes(): place for place, row in enumerate(unit)}
-    chosen = [places[row.tobytes()] for row in first]
-    assert len(set(chosen)) == 500 and max(chosen) > 1800
-    assert [len(batch) for batch in batches] == [300] * 6 + [200] + ([300] * 6 + [200]) * 4
-    epochs = np.split(np.array([places[row.tobytes()] for batch in batches for row in batch]), 5)
+    place_of = {row.tobytes(): place for place, row in enumerate(unit_rows(features))}
+    first, *batches = [[place_of[row.tobytes()] for row in rows] for _, rows in calls.fits]
+    assert len(set(first)) == 500 and max(first) > 1800
+    assert [len(batch) for batch in batches] == ([300] * 6 + [200]) * 5
+    epochs = np.split(np.concatenate(batches), 5)
     assert all((np.sort(epoch) == np.arange(2000)).all() for epoch in epochs)
     assert (epochs[0][:300] != epochs[1][:300]).any()
-    settings = noted.settings[1]
+    settings = calls.fits[1][0]
     assert (settings["n_clusters"], settings["n_init"], settings["random_state"]) == (5, 1, 4)
     assert settings["init"].shape == (5, 8)
-    noted.rows.clear()
+    calls.fits.clear()
     fit_centroids(mapped, 5, restarts=1, memory=4 * 8 * 2000)
-    assert [len(rows) for rows in noted.rows] == [2000], "what just fits is clustered at once"
+    assert [len(rows) for _, rows in calls.fits] == [2000], "what just fits is clustered at once"
 
 
 def test_blocks_are_joined_in_their_order(monkeypatch):
@@ -213,14 +171,10 @@ def test_blocks_are_joined_in_their_order(monkeypatch):
 
 
 def test_the_nearest_centroid_is_that_of_the_row_at_length_1():
-    """(10, 9) itself is nearer to (1, 0)."""
+    """(10, 9) itself is nearer to (1, 0). Rows of nothing stay so."""
     centroids = np.float32([[0.5, 0.5], [1, 0]])
     assert nearest_rows(np.float32([[10, 9], [9, 0.1]]), centroids).tolist() == [1, 2]
-
-
-def test_rows_of_nothing_stay_so():
     np.testing.assert_array_equal(unit_rows(np.array([[0, 0], [3, 4]])), np.float32([[0, 0], [0.6, 0.8]]))
-    assert unit_rows(np.ones((1, 2))).dtype == np.float32
 
 
 def test_k_means_refuses_what_it_cannot_do():
@@ -261,24 +215,27 @@ def found():
 CENTROIDS = torch.tensor([[1.0, 0, 0, 0, 2], [0, 3, 0, 1, 0], [0, 0, -1, 0, 0.5], [-9, 1, 1, -2, 0]])
 
 
-def slow_places(backbone, attention, picture):
-    """Of one picture: enlarged features (5, h, w), attention (5, h, w), and cluster by place."""
+@torch.no_grad()
+def slow_places(backbone, attention, picture, centroids):
+    """Of one picture: enlarged features (C, h, w), attention (C, h, w), and clusters (h, w)."""
     maps = backbone(picture[None])
     x = interpolate(maps, scale_factor=4, mode="bilinear", align_corners=False)[0]
-    a = attention((x / x.norm(dim=0))[None])[0]
-    clusters = torch.zeros(x.shape[1:])
-    for place in np.ndindex(*clusters.shape):
-        vector = x[(slice(None), *place)]
-        cosines = [float(vector @ c / vector.norm() / c.norm()) for c in CENTROIDS]
-        clusters[place] = 1 + int(np.argmax(cosines))
-    return x, a, clusters
+    unit = x / x.square().sum(0).sqrt()
+    cosines = torch.einsum("kc,chw->khw", centroids / centroids.norm(dim=1, keepdim=True), unit)
+    return x, attention(unit[None])[0], cosines.argmax(0) + 1
+
+
+def slow_labels(attention, clusters, size):
+    """Clusters (H, W) and mean attention (H, W) at an image's size."""
+    large = interpolate(attention.mean(0)[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    return interpolate(clusters[None, None].float(), size, mode="nearest")[0, 0].int(), large
 
 
 def test_features_of_a_batch(found):
     batch, backbone, attention = found
     rows = feature_step(backbone, attention)(batch)
     for row, picture in zip(rows, batch.pictures, strict=True):
-        x, a, _ = slow_places(backbone, attention, picture)
+        x, a, _ = slow_places(backbone, attention, picture, CENTROIDS)
         assert row.keys() == {"features"} and row["features"].shape == (1, 5)
         torch.testing.assert_close(row["features"][0], (x * a).mean((1, 2)))
 
@@ -286,15 +243,10 @@ def test_features_of_a_batch(found):
 def test_labels_and_counts_of_a_batch(found):
     """The threshold is the median attention, of one pixel, which stays foreground as higher ones do."""
     batch, backbone, attention = found
-    slow = []
-    for picture, size in zip(batch.pictures, batch.sizes, strict=True):
-        _, a, clusters = slow_places(backbone, attention, picture)
-        slow.append(
-            (
-                interpolate(clusters[None, None], size, mode="nearest")[0, 0].int(),
-                interpolate(a.mean(0)[None, None], size, mode="bilinear", align_corners=False)[0, 0],
-            )
-        )
+    slow = [
+        slow_labels(*slow_places(backbone, attention, picture, CENTROIDS)[1:], size)
+        for picture, size in zip(batch.pictures, batch.sizes, strict=True)
+    ]
     (_, attended), _ = attended_labels._full_size(batch, backbone, attention, CENTROIDS)
     place = np.unravel_index(int(attended.flatten().argsort()[attended.numel() // 2]), attended.shape)
     threshold = float(attended[place])
@@ -313,9 +265,8 @@ def test_labels_and_counts_of_a_batch(found):
         assert np.abs(steps - np.bincount(reached, minlength=82)).sum() <= 4, "all but rounding"
         assert of_one["image"].tolist() == [index] * len(rows)
         for label, number in itertools.product((0, 1, 2, 1000), range(1, 5)):
-            pixels = ((mask == label) & (clusters.numpy() == number)).sum()
-            counted_pixels = rows[(rows[:, 0] == label) & (rows[:, 1] == number), 3].sum()
-            assert counted_pixels == (0 if label == 1000 else pixels)
+            pixels = ((mask == label) & (clusters.numpy() == number)).sum() * (label != 1000)
+            assert rows[(rows[:, 0] == label) & (rows[:, 1] == number), 3].sum() == pixels
 
 
 def test_parts_of_features_are_joined_in_their_order(tmp_path):
@@ -371,37 +322,22 @@ def clustered(prepared):
 
 
 def slow_picture(path, crop=None):
-    """The shorter side 256, and maybe the middle; normalised, (1, 3, H, W)."""
+    """The shorter side 256, and maybe the middle; normalised, (3, H, W); and the image's size."""
     image = Image.open(path).convert("RGB")
-    width, height = image.size
-    short = min(width, height)
-    image = image.resize((int(256 * width / short), int(256 * height / short)), Image.BILINEAR)
-    if crop:
-        left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
-        image = image.crop((left, top, left + crop, top + crop))
-    values = (np.asarray(image) / 255 - MEAN) / STD
-    return torch.from_numpy(values.transpose(2, 0, 1)[None].astype(np.float32)), (height, width)
-
-
-@torch.no_grad()
-def slow_parts(network, picture):
-    """Enlarged features (C, 4h, 4w) and their attention, one operation after the other."""
-    maps = network.backbone(picture)
-    x = interpolate(maps, size=(4 * maps.shape[2], 4 * maps.shape[3]), mode="bilinear", align_corners=False)
-    length = x.square().sum(1, keepdim=True).sqrt()
-    attention = torch.sigmoid(network.fbg.atten(x / length) + network.fbg.threshold)
-    return x[0], attention[0]
+    picture = transforms.resize(image, 256)
+    picture = transforms.to_tensor(transforms.center_crop(picture, crop) if crop else picture)
+    return transforms.normalize(picture, IMAGENET_MEAN, IMAGENET_STD), (image.height, image.width)
 
 
 def test_pooled_features(prepared, clustered):
     folder, network = prepared
     for split in ("train", "validation"):
-        root = folder / "save/ImageNetS50" / split
-        paths = sorted(root.glob("*/*.JPEG"), key=lambda path: f"{path.parent.name}/{path.name}")
+        paths = sorted((folder / "save/ImageNetS50" / split).glob("*/*.JPEG"))
         features = np.load(folder / f"att/features/{split}.npy")
         assert (features.dtype, features.shape) == (np.float32, (len(paths), 512))
         for path, found in zip(paths, features, strict=True):
-            x, attention = slow_parts(network, slow_picture(path, 224)[0])
+            picture, _ = slow_picture(path, 224)
+            x, attention, _ = slow_places(network.backbone, network.fbg, picture, torch.ones(1, 512))
             np.testing.assert_allclose(found, (x * attention).mean((1, 2)), rtol=1e-3, atol=1e-5)
 
 
@@ -433,95 +369,89 @@ def test_label_maps_and_threshold(prepared, clustered):
     assert (folder / "labels/threshold.png").read_bytes()[:4] == b"\x89PNG"
     assert not (folder / "labels/threshold-parts").exists()
     centroids = torch.from_numpy(np.load(folder / "att/centroids.npy"))
-    unit = centroids / centroids.norm(dim=1, keepdim=True)
-    different = pixels = 0
-    pairs = []
+    found_labels, expected, pairs = [], [], []
     for path in sorted((folder / "save/ImageNetS50").glob("[vt][ar]*n/*/*.JPEG")):
         picture, size = slow_picture(path)
-        x, attention = slow_parts(network, picture)
-        cosines = torch.einsum("kc,chw->khw", unit, x / x.norm(dim=0, keepdim=True))
-        clusters = interpolate((cosines.argmax(0)[None, None] + 1).float(), size, mode="nearest")[0, 0]
-        m = interpolate(attention.mean(0)[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        expected = torch.where(m < found["best"], 0, clusters).numpy()
-        split, wnid = path.parts[-3:-1]
-        labels = decode_mask(folder / "labels" / split / wnid / f"{path.stem}.png")
-        different += (labels != expected).sum()
-        pixels += labels.size
+        places = slow_places(network.backbone, network.fbg, picture, centroids)
+        clusters, attended = slow_labels(*places[1:], size)
+        expected.append(torch.where(attended < found["best"], 0, clusters).flatten())
+        split, mask = path.parts[-3], f"{path.parent.name}/{path.stem}.png"
+        labels = decode_mask(folder / "labels" / split / mask)
+        found_labels.append(labels.ravel())
         if split == "validation":
-            masks = folder / "save/ImageNetS50/validation-segmentation"
-            pairs.append((decode_mask(masks / wnid / f"{path.stem}.png"), labels))
+            pairs.append((decode_mask(folder / "save/ImageNetS50/validation-segmentation" / mask), labels))
     assert len(pairs) == 4
-    assert different <= pixels / 5000
+    assert (np.concatenate(found_labels) != np.concatenate(expected)).mean() <= 1 / 5000
     table = table_of(pairs)
     matching = find_matching(table, "image", 50, 3)
-    scores = evaluate(table, 50, matching.classes).scores
-    assert scores["mIoU"] == max(found["mIoU"])
+    assert evaluate(table, 50, matching.classes).scores["mIoU"] == max(found["mIoU"])
 
 
-@pytest.mark.parametrize(
-    ("centroids", "words"),
-    [
+def test_files_that_hold_no_centroids_of_this_network_are_refused(tmp_path):
+    path = tmp_path / "bad.npy"
+
+    def refused(words):
+        with pytest.raises(InputError, match=rf"bad\.npy: {words}"):
+            load_centroids(path, 512)
+
+    for centroids, words in (
         (np.ones((3, 2048), np.float32), r"centroids are \(3, 2048\), but the backbone has 512 channels"),
         (np.ones(512, np.float32), r"centroids are \(512,\), but the backbone has 512"),
         (np.ones((3, 512), int), "centroids must be finite numbers"),
         (np.full((3, 512), np.nan), "centroids must be finite numbers"),
-    ],
-)
-def test_centroids_of_another_network_are_refused(tmp_path, centroids, words):
-    np.save(tmp_path / "bad.npy", centroids)
-    with pytest.raises(InputError, match=f"bad.npy: {words}"):
-        load_centroids(tmp_path / "bad.npy", 512)
-
-
-def test_files_that_hold_no_centroids_are_refused(tmp_path):
-    (tmp_path / "text.npy").write_text("no array")
-    with pytest.raises(InputError, match=r"text\.npy: no NumPy file of centroids"):
-        load_centroids(tmp_path / "text.npy", 512)
-    with (tmp_path / "archive.npy").open("wb") as file:
+    ):
+        np.save(path, centroids)
+        refused(words)
+    path.write_text("no array")
+    refused("no NumPy file of centroids")
+    with path.open("wb") as file:
         np.savez(file, centroids=np.ones((3, 512)))
-    with pytest.raises(InputError, match=r"archive\.npy: centroids are no array"):
-        load_centroids(tmp_path / "archive.npy", 512)
-    np.save(tmp_path / "double.npy", np.ones((3, 512)))
-    assert load_centroids(tmp_path / "double.npy", 512).dtype == np.float32
+    refused("centroids are no array")
+    np.save(path, np.ones((3, 512)))
+    assert load_centroids(path, 512).dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    "arguments", [(), ("SAVE", "51", "OUT"), ("SAVE", "50", "OUT", "large"), ("", "50", "OUT")]
-)
-def test_pass_sh_says_how_it_is_used(arguments):
-    result = subprocess.run(
-        ["bash", CHECKOUT / "methods/pass.sh", *arguments], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("usage: bash methods/pass.sh PREPARED MODE OUT [small]")
+def pass_sh(*arguments, **variables):
+    return subprocess.run(
+        ["bash", CHECKOUT / "methods/pass.sh", *arguments],
+        env=os.environ | variables, capture_output=True, text=True,
+    )  # fmt: skip
 
 
-def test_pass_sh_says_how_it_is_used_on_demand():
-    done = subprocess.run(["bash", CHECKOUT / "methods/pass.sh", "--help"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: bash methods/pass.sh")
+def test_pass_sh_says_how_it_is_used():
+    usage = "usage: bash methods/pass.sh PREPARED MODE OUT [small]"
+    for arguments in ((), ("SAVE", "51", "OUT"), ("SAVE", "50", "OUT", "large"), ("", "50", "OUT")):
+        done = pass_sh(*arguments)
+        assert done.returncode == 2 and done.stderr.startswith(usage)
+    done = pass_sh("--help")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(usage)
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Writes a stand-in for Python, of so many GPUs; it notes its arguments on the standard error."""
+
+    def write(counting):
+        path = tmp_path / "python"
+        path.write_text(f'#!/bin/sh\n[ "$1" = -c ] && {counting}\necho "$@" >&2\nexit 1\n')
+        path.chmod(0o755)
+        return str(path)
+
+    return write
 
 
 @pytest.mark.parametrize(("gpus", "used"), [(2, 2), (3, 2), (5, 4), (7, 4), (8, 8), (12, 8)])
-def test_pass_sh_takes_as_many_gpus_as_divide_a_batch(tmp_path, gpus, used):
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo {gpus} && exit\necho "$@" >&2\nexit 1\n')
-    python.chmod(0o755)
-    done = subprocess.run(
-        ["bash", CHECKOUT / "methods/pass.sh", tmp_path, "50", tmp_path / "out"],
-        env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True,
-    )  # fmt: skip
+def test_pass_sh_takes_as_many_gpus_as_divide_a_batch(tmp_path, python, gpus, used):
+    done = pass_sh(tmp_path, "50", tmp_path / "out", PYTHON=python(f"echo {gpus} && exit"))
     assert f"--nproc-per-node {used} " in done.stderr
 
 
-def test_pass_sh_says_what_an_interpreter_lacks(tmp_path):
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 1\n")
-    python.chmod(0o755)
-    result = subprocess.run(
-        ["bash", CHECKOUT / "methods/pass.sh", tmp_path, "50", tmp_path / "out", "small"],
-        env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 1
-    assert result.stderr == f"error: {python}: it has no PyTorch; make one that has: bash setup.sh methods\n"
+def test_pass_sh_says_what_an_interpreter_lacks(tmp_path, python):
+    for interpreter, words in (
+        (python("exit 1"), "it has no PyTorch; make one that has"),
+        (str(tmp_path / "none"), "no such interpreter; make it"),
+    ):
+        done = pass_sh(tmp_path, "50", tmp_path / "out", "small", PYTHON=interpreter)
+        assert done.returncode == 1
+        assert done.stderr == f"error: {interpreter}: {words}: bash setup.sh methods\n"
     assert not (tmp_path / "out").exists()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
 import subprocess
 
 import numpy as np
@@ -48,31 +46,22 @@ def python(tmp_path_factory):
         yield path
 
 
-def started(prepared, python, output):
-    return subprocess.Popen(
-        ["bash", CHECKOUT / "methods/pass.sh", prepared / "save", "50", output, "small"],
-        env=environment(PYTHON=python, IMAGENETS_LISTS=prepared / "lists", OMP_NUM_THREADS="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def ended(process):
-    try:
-        printed, _ = process.communicate(timeout=400)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, printed
-    return printed
+def run(prepared, python, script, *arguments, **variables):
+    done = subprocess.run(
+        ["bash", CHECKOUT / "methods" / script, prepared / "save", "50", *arguments],
+        env=environment(
+            PYTHON=python, IMAGENETS_LISTS=prepared / "lists", OMP_NUM_THREADS="1", **variables
+        ),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def whole(prepared, python, tmp_path_factory):
     output = tmp_path_factory.mktemp("pass output") / "whole"
-    return output, ended(started(prepared, python, output))
+    return output, run(prepared, python, "pass.sh", output, "small")
 
 
 def predictions(output):
@@ -103,7 +92,7 @@ def test_what_is_there_stays_and_what_is_not_is_made_alike(prepared, python, who
         path.unlink()
     kept = [*labels[1::2], *(output / name for name in KEPT)]
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in kept]
-    printed = ended(started(prepared, python, output))
+    printed = run(prepared, python, "pass.sh", output, "small")
     assert printed.count("== ") == 7
     assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in kept] == before
     assert predictions(output) == predictions(whole[0])
@@ -112,24 +101,9 @@ def test_what_is_there_stays_and_what_is_not_is_made_alike(prepared, python, who
 
 
 def self_training(prepared, python, output, *options):
-    done = subprocess.run(
-        [
-            *("bash", CHECKOUT / "methods/self_training.sh", prepared / "save", "50", output),
-            *("test_resnet", "none", *options, "--epochs", "1", "--batch-size", "16"),
-            *("--crop", "64", "--workers", "0"),
-        ],
-        env=environment(
-            PYTHON=python,
-            IMAGENETS_LISTS=prepared / "lists",
-            CLUSTERS="5",
-            OMP_NUM_THREADS="1",
-        ),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    short = ("--epochs", "1", "--batch-size", "16", "--crop", "64", "--workers", "0")
+    network = (output, "test_resnet", "none")
+    return run(prepared, python, "self_training.sh", *network, *options, *short, CLUSTERS="5")
 
 
 def test_self_training_ends_with_scores(prepared, python, tmp_path):
@@ -155,19 +129,18 @@ def test_a_second_round_learns_the_predictions_of_the_first(prepared, tmp_path):
     """All that one round runs two rounds run in the same words, so that they can go on from it."""
     (tmp_path / "python").write_text(RECORDER)
     (tmp_path / "python").chmod(0o755)
-    output = tmp_path / "out"
+    output, noted = tmp_path / "out", tmp_path / "commands"
     output.mkdir()
 
     def commands(*options):
+        noted.write_text("")
         self_training(prepared, tmp_path / "python", output, *options)
-        found = (tmp_path / "commands").read_text().splitlines()
-        (tmp_path / "commands").unlink()
+        found = noted.read_text().splitlines()
         return [command for command in found if command.startswith(("kmeans", "finetune", "predict"))]
 
     one, two = commands(), commands("--rounds", "2")
-    assert [command.split()[0] for command in two] == [
-        *("kmeans.py", "finetune.py", "predict.py", "predict.py", "finetune.py", "predict.py")
-    ]
+    names = "kmeans.py finetune.py predict.py predict.py finetune.py predict.py"
+    assert " ".join(command.split()[0] for command in two) == names
     assert two[:3] == one
     assert all("--recipe self-training " in command for command in (two[1], two[4]))
     assert all(" --sharpen " in command for command in (two[2], two[3], two[5]))
