@@ -34,8 +34,8 @@ from imagenets.learning.networks.backbones import make_backbone
 from imagenets.learning.pass_method.crops import MEAN, STD, CropReader, CropSettings
 from imagenets.learning.pass_method.heads import DIMENSIONS, HeadSizes, PassNetwork
 from imagenets.learning.pass_method.recipes import PUBLISHED_PRETRAINING
-from imagenets.learning.pass_method.sinkhorn import FeatureQueue
-from imagenets.learning.pass_method.steps import CollapseWatch, PretrainingStep, assignments_of_views
+from imagenets.learning.pass_method.sinkhorn import FeatureQueue, assignments_of_views
+from imagenets.learning.pass_method.steps import CollapseWatch, PretrainingStep
 from imagenets.learning.pass_method.thresholds import THRESHOLDS, count_steps, sweep
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.optimisers import Lars
@@ -163,7 +163,9 @@ def bench_step(folder: Path, names: list[str], workers: int, batch: int) -> None
         timed("network", loss.backward)
         features = torch.randn(2 * batch, DIMENSIONS, device=device)
         scores = torch.rand(2, batch, recipe.prototypes, device=device).unbind()
-        timed("assignments", partial(assignments_of_views, features, scores, queue, network.prototypes))
+        timed(
+            "assignments", partial(assignments_of_views, features, scores, queue, network.prototypes.weight)
+        )
         timed("optimiser", optimiser.step)
         optimiser.zero_grad()
         step_number, images = step_number + 1, images + batch

@@ -14,7 +14,6 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,8 +31,8 @@ from command_line.networks import (
     run_method,
 )
 from command_line.progress import warn
-from imagenets.learning.distance_matching.bank import CODE, unusable_vectors
-from imagenets.learning.distance_matching.kinds import KINDS, PATCHES, REGIONS, BankKind, kind_of_file
+from imagenets.learning.distance_matching import bank as banks
+from imagenets.learning.distance_matching.bank import KINDS, PATCHES, REGIONS
 from imagenets.learning.distance_matching.patches import PER_PICTURE
 from imagenets.learning.engine.inference import LabelStep, Running, store_arrays
 from imagenets.learning.engine.label_overlays import class_names
@@ -120,12 +119,12 @@ class Job:
     arguments: argparse.Namespace
     backbone: Backbone
     reading: Reading
-    kind: BankKind
+    kind: banks.BankKind
     neighbours: int
     temperature: float
 
 
-def bank_of(job: Job, running: Running, record: Record) -> Any:  # noqa: ANN401 - of either kind
+def bank_of(job: Job, running: Running, record: Record) -> banks.AnyBank:
     """Read the bank, or make it of train-semi; called on all processes."""
     processes, arguments, kind = running.processes, job.arguments, job.kind
     path = arguments.output_dir / BANK if arguments.bank in KINDS else arguments.bank
@@ -136,13 +135,13 @@ def bank_of(job: Job, running: Running, record: Record) -> Any:  # noqa: ANN401 
         step = kind.step(job.backbone, arguments.patches_per_picture or PER_PICTURE)
         store = partial(store_arrays, images, parts, identity, step, job.reading, running, with_masks=True)
         paths = processes.together(store)
-        made = processes.from_first(partial(kind.join, paths, path))
+        made = processes.from_first(partial(banks.join_bank, kind, paths, path))
         if processes.first:
             shutil.rmtree(parts)
             print(f"{path}: {made} {kind.noun} of {len(images.names)} images")
-    channels = job.backbone.channels
-    bank = processes.together(partial(kind.load, path, channels, job.neighbours, arguments.mode))
-    unusable = unusable_vectors(bank.embeddings)
+    load = partial(banks.load_bank, path, job.backbone.channels, job.neighbours, arguments.mode)
+    bank = processes.together(load)
+    unusable = banks.unusable_vectors(bank.embeddings)
     if unusable and processes.first:
         warn(f"{path}: {unusable}; labels found by them mean nothing, is it the right checkpoint?")
     return bank.to(processes.device)
@@ -161,7 +160,7 @@ def prepare(arguments: argparse.Namespace) -> Method:
     backbone = make_backbone(arguments.backbone)
     line = load_backbone(backbone, arguments.checkpoint, arguments.weights)
     reading = backbone.reading(arguments.size)
-    kind = KINDS[arguments.bank if arguments.bank in KINDS else kind_of_file(arguments.bank)]
+    kind = KINDS[arguments.bank if arguments.bank in KINDS else banks.kind_of_file(arguments.bank)]
     neighbours = arguments.neighbours or kind.neighbours
     temperature = arguments.temperature or kind.temperature
     job = Job(arguments, backbone, reading, kind, neighbours, temperature)
@@ -179,7 +178,7 @@ def prepare(arguments: argparse.Namespace) -> Method:
             "size": reading.size_text,
             "precision": precision_of(arguments),
             "sharpen": SHARPENING if arguments.sharpen else None,
-            "code": made_by(CODE),
+            "code": made_by(banks.CODE),
         },
         "distance_matching.json",
         loaded=[line],
@@ -193,9 +192,7 @@ def label_step(job: Job, running: Running, record: Record) -> LabelStep:
     fold_batch_norms(job.backbone)
     on_device(job.backbone, running.processes.device)
     bank = bank_of(job, running, record)
-    sharpen = job.arguments.sharpen
-    step: LabelStep = job.kind.label_step(job.backbone, bank, job.neighbours, job.temperature, sharpen)
-    return step
+    return job.kind.label_step(job.backbone, bank, job.neighbours, job.temperature, job.arguments.sharpen)
 
 
 def main() -> None:

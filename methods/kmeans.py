@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,17 +29,17 @@ from command_line.networks import (
     add_source,
     add_weights,
     check_source,
-    chosen_splits,
+    listed_images,
     precision_of,
     running_of,
 )
-from command_line.progress import bar, warn
-from imagenets.classes import MAX_LABEL, Mode
+from command_line.progress import bar
+from imagenets.classes import MAX_LABEL
 from imagenets.common.whole_files import whole_file
 from imagenets.learning.engine.inference import Running
 from imagenets.learning.engine.label_overlays import overlay_paths, write_label_overlays
 from imagenets.learning.engine.segmentation import write_split
-from imagenets.learning.images import Images, images_below, shuffled, split_images, target_paths
+from imagenets.learning.images import Images, shuffled, split_images, target_paths
 from imagenets.learning.kmeans.clusters import (
     CODE,
     FOREGROUNDS,
@@ -54,7 +53,7 @@ from imagenets.learning.kmeans.clusters import (
     store_features,
     write_clusters,
 )
-from imagenets.learning.networks.backbones import make_backbone
+from imagenets.learning.networks.backbones import Backbone, make_backbone
 from imagenets.learning.networks.checkpoint_files import weights_digest
 from imagenets.learning.networks.checkpoints import load_backbone
 from imagenets.learning.networks.precision import fold_batch_norms, on_device
@@ -136,12 +135,13 @@ def parse_arguments() -> argparse.Namespace:
     check_source(parser, arguments)
     if (arguments.backbone is None) != (arguments.checkpoint is None):
         parser.error("--backbone and --checkpoint go together: no weights are downloaded")
-    if arguments.backbone is None and arguments.foreground == "features":
-        parser.error("--foreground features needs a --backbone")
-    if arguments.backbone is None and arguments.size is not None:
-        parser.error("--size is that of a --backbone's pictures")
-    if arguments.backbone is None and arguments.weights is not None:
-        parser.error("--weights chooses among those of a --backbone's --checkpoint")
+    for flag, given in (
+        ("foreground features", arguments.foreground == "features"),
+        ("size", arguments.size is not None),
+        ("weights", arguments.weights is not None),
+    ):
+        if given and arguments.backbone is None:
+            parser.error(f"--{flag} needs a --backbone")
     if arguments.clusters is None:
         if arguments.mode is None:
             parser.error("--images needs --clusters")
@@ -157,69 +157,53 @@ class Job:
     train: Images
     splits: dict[str, Images]  # by the folder of OUTPUT that their label maps go to
     descriptor: Descriptor
-    to_device: Callable[[Running], object]
-    loaded: str
     code: str
+    backbone: Backbone | None = None
+    loaded: str = ""
+
+    def to_device(self, running: Running) -> None:
+        """Move the network, where there is one."""
+        if self.backbone is not None:
+            on_device(self.backbone, running.processes.device)
 
     def record(self, seed: int) -> Record:
         """All that decides what the run of a seed writes."""
         arguments = self.arguments
-        return Record(
-            RECORD,
-            {
-                "mode": arguments.mode and arguments.mode.identity,
-                "clusters": arguments.clusters,
-                "restarts": arguments.restarts,
-                "seed": seed,
-                "features": self.descriptor.identity,
-                "training images": len(self.train.names),
-                "left out": arguments.leave_out,
-                "code": self.code,
-            },
-            OWNED,
-            digests_of({"training": self.train, **self.splits}),
-        )
+        settings = {
+            "mode": arguments.mode and arguments.mode.identity,
+            "clusters": arguments.clusters,
+            "restarts": arguments.restarts,
+            "seed": seed,
+            "features": self.descriptor.identity,
+            "training images": len(self.train.names),
+            "left out": arguments.leave_out,
+            "code": self.code,
+        }
+        return Record(RECORD, settings, OWNED, digests_of({"training": self.train, **self.splits}))
 
 
 def prepare(arguments: argparse.Namespace) -> Job:
     """Read and check all that the command line names."""
-    train, splits = listed_images(arguments)
+    train, splits = images_of(arguments)
     code = made_by(CODE)
     if arguments.backbone is None:
-        return Job(arguments, train, splits, handmade(), lambda running: None, "", code)
+        return Job(arguments, train, splits, handmade(), code)
     backbone = make_backbone(arguments.backbone)
     loaded = load_backbone(backbone, arguments.checkpoint, arguments.weights)
     fold_batch_norms(backbone)
     digest = weights_digest(arguments.checkpoint, arguments.weights)
     identity = f"{arguments.backbone} {digest}, {precision_of(arguments)}"
     descriptor = network(backbone, identity, arguments.foreground, arguments.size)
-    return Job(
-        arguments,
-        train,
-        splits,
-        descriptor,
-        lambda running: on_device(backbone, running.processes.device),
-        loaded,
-        code,
-    )
+    return Job(arguments, train, splits, descriptor, code, backbone, loaded)
 
 
-def listed_images(arguments: argparse.Namespace) -> tuple[Images, dict[str, Images]]:
+def images_of(arguments: argparse.Namespace) -> tuple[Images, dict[str, Images]]:
     """Images to cluster, and those to segment by their folder of OUTPUT; in an order without classes."""
-    if arguments.images is not None:
-        found = images_below(arguments.images, arguments.output_dir, warn)
-        images = replace(found, names=shuffled(found.names))
-        return replace(images, names=images.names[: arguments.train_images]), {"images": images}
-    chosen = chosen_splits(arguments.mode.set_folder(arguments.save_dir), arguments.splits)
-    splits = {split: shuffled_split(arguments.save_dir, arguments.mode, split) for split in chosen}
-    train = shuffled_split(arguments.save_dir, arguments.mode, "train")
-    return replace(train, masks=None, names=train.names[: arguments.train_images]), splits
-
-
-def shuffled_split(save_dir: Path | None, mode: Mode, split: str) -> Images:
-    """List the images of a split in an order without classes."""
-    found = split_images(save_dir, mode, split)
-    return replace(found, names=shuffled(found.names))
+    splits = listed_images(arguments)
+    train = splits.get("images") or split_images(arguments.save_dir, arguments.mode, "train")
+    names = shuffled(train.names)[: arguments.train_images]
+    segmented = {name: replace(images, names=shuffled(images.names)) for name, images in splits.items()}
+    return replace(train, masks=None, names=names), segmented
 
 
 def segment(job: Job, seed: int, output: Path, running: Running) -> None:

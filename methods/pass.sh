@@ -5,7 +5,6 @@
 # divide a batch of 256. PYTHON names an interpreter with the packages of the methods (default: the checkout's .venv,
 # made by bash setup.sh methods). SEED replaces the seeds of all steps.
 set -euo pipefail
-root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 usage() { echo "usage: bash methods/pass.sh PREPARED MODE OUT [small], with MODE 50, 300 or 919"; }
 wrong() { usage >&2 && exit 2; }
 case ${1:-} in -h | --help) usage && exit 0 ;; esac
@@ -17,29 +16,14 @@ case $mode in
 *) wrong ;;
 esac
 case $save:$out in :* | *: | -* | *:-*) wrong ;; esac
-PYTHON=${PYTHON:-$root/.venv/bin/python}
-if ! command -v "$PYTHON" >/dev/null; then
-    echo "error: $PYTHON: no such interpreter; make it: bash setup.sh methods" >&2 && exit 1
-fi
+source "$(dirname -- "${BASH_SOURCE[0]}")/steps.sh"
+while ((gpus > 1 && 256 % gpus)); do gpus=$((gpus - 1)); done # a batch is split evenly
 
 recipe=(--recipe pass) restarts=30 finetuning=()
 if [ "$size" = small ]; then
     recipe=(--recipe small) backbone=timm/test_resnet restarts=10
     finetuning=(--epochs 10 --batch-size 32 --crop 128 --lr 2)
 fi
-seed=(${SEED:+--seed "$SEED"})
-if ! gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null); then
-    echo "error: $PYTHON: it has no PyTorch; make one that has: bash setup.sh methods" >&2 && exit 1
-fi
-launch=("$PYTHON")
-if [ "$gpus" -gt 1 ]; then
-    while ((256 % gpus)); do gpus=$((gpus - 1)); done # a batch is split evenly
-    launch=("$PYTHON" "$root/command_line/torchrun.py" --standalone --nproc-per-node "$gpus")
-fi
-set=$save/ImageNetS$mode
-common=(--save-dir "$save" --mode "$mode")
-step() { printf '\n== %s\n' "$1"; }
-method() { "${launch[@]}" "$root/methods/$1.py" "${common[@]}" "${@:2}"; }
 features=(--backbone "$backbone" --checkpoint "$out/attention/last.pth")
 
 step "1. pre-training"

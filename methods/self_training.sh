@@ -8,7 +8,6 @@
 # bash setup.sh methods). SEED replaces the seeds of all steps, CLUSTERS the number of clusters (default: the mode's
 # classes).
 set -euo pipefail
-root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 usage() {
     echo "usage: bash methods/self_training.sh PREPARED MODE OUT BACKBONE CHECKPOINT [--rounds 2] [options of finetune.py]" >&2
     exit 2
@@ -22,22 +21,9 @@ if [ "${1:-}" = --rounds ]; then
     case ${2:-} in [1-9]) rounds=$2 ;; *) usage ;; esac
     shift 2
 fi
-PYTHON=${PYTHON:-$root/.venv/bin/python}
-if ! command -v "$PYTHON" >/dev/null; then
-    echo "error: $PYTHON: no such interpreter; make it: bash setup.sh methods" >&2 && exit 1
-fi
-if ! gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null); then
-    echo "error: $PYTHON: it has no PyTorch; make one that has: bash setup.sh methods" >&2 && exit 1
-fi
-launch=("$PYTHON")
-if [ "$gpus" -gt 1 ]; then
-    launch=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$gpus")
-fi
-set=$save/ImageNetS$mode
-clusters=${CLUSTERS:-$mode} seed=(${SEED:+--seed "$SEED"}) splits=(validation)
+source "$(dirname -- "${BASH_SOURCE[0]}")/steps.sh"
+clusters=${CLUSTERS:-$mode} splits=(validation)
 if [ -d "$set/test" ]; then splits+=(test); fi
-step() { printf '\n== %s\n' "$1"; }
-method() { "${launch[@]}" "$root/methods/$1.py" --save-dir "$save" --mode "$mode" "${@:2}"; }
 network=(--backbone "$backbone" --checkpoint "$checkpoint")
 
 step "1. foregrounds and clusters; the farthest fifth of each cluster is left out"

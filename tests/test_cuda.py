@@ -24,7 +24,6 @@ from command_line.attention import AttendedNetwork
 from imagenets.classes import MODES
 from imagenets.learning.distance_matching import bank as banks
 from imagenets.learning.distance_matching import neighbours, patches
-from imagenets.learning.distance_matching.kinds import KINDS
 from imagenets.learning.distance_matching.neighbours import Bank
 from imagenets.learning.engine import inference, segmentation
 from imagenets.learning.engine.inference import Batch, Running
@@ -312,12 +311,14 @@ def place_by_predict(network, monkeypatch):
 def place_by_distance_matching(network, monkeypatch):
     stubs(monkeypatch, distance_matching, bank_of=None)
     network.stride = 8
-    job = distance_matching.Job(argparse.Namespace(sharpen=False), network, None, KINDS["regions"], 10, 0.07)
+    job = distance_matching.Job(
+        argparse.Namespace(sharpen=False), network, None, banks.KINDS["regions"], 10, 0.07
+    )
     distance_matching.label_step(job, Running(ALONE), None)
 
 
 def place_by_kmeans(network, monkeypatch):
-    stubs(monkeypatch, kmeans, listed_images=(None, None), make_backbone=network)
+    stubs(monkeypatch, kmeans, images_of=(None, None), make_backbone=network)
     stubs(monkeypatch, kmeans, load_backbone="", weights_digest="", network=None)
     given = {"backbone": "a", "checkpoint": None, "weights": None, "foreground": "features", "size": None}
     kmeans.prepare(argparse.Namespace(**given, precision="float32")).to_device(Running(ALONE))

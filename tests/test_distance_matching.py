@@ -23,7 +23,7 @@ from torchvision.transforms import functional as transforms
 
 from imagenets.common.errors import InputError
 from imagenets.learning import run_folder
-from imagenets.learning.distance_matching.kinds import KINDS, PATCHES, REGIONS
+from imagenets.learning.distance_matching.bank import KINDS, PATCHES, REGIONS, join_bank, load_bank
 from imagenets.learning.engine import inference, label_files
 from imagenets.learning.engine.inference import Batch
 from imagenets.learning.engine.label_files import LabelFile, enlarged, write_label_file
@@ -136,13 +136,13 @@ def test_bank_and_labels_are_those_of_one_picture_after_the_other(
         parts.append(tmp_path / f"{len(parts)}.npz")
         (arrays,) = kind.step(backbone, 40)(batch)
         np.savez(parts[-1], **arrays)
-    kind.join(parts, tmp_path / "bank.npz")
+    join_bank(kind, parts, tmp_path / "bank.npz")
     with np.load(tmp_path / "bank.npz") as expected, np.load(finished[name] / "bank.npz") as made:
         assert len(set(made["labels"].tolist())) == 5 and len(made["labels"]) > 15
         for array in expected:
             assert made[array].dtype == expected[array].dtype
             np.testing.assert_allclose(made[array], expected[array], atol=1e-5)
-    bank = kind.load(tmp_path / "bank.npz", backbone.channels, neighbours, None)
+    bank = load_bank(tmp_path / "bank.npz", backbone.channels, neighbours)
     step = kind.label_step(backbone, bank, neighbours, temperature, False)
     found, expected = [], []
     for batch, place in batches(save, "validation", backbone):

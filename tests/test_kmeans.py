@@ -163,8 +163,8 @@ def test_what_cannot_be_done_is_refused(prepared, tmp_path, change, message):
         (("--seed", "-1"), "--seed"),
         (("--clusters", "65536"), "--clusters"),
         (("--features-dir", ""), "--features-dir: an empty path"),
-        (("--weights", "ema"), "--weights chooses among those of a --backbone"),
-        (("--size", "256"), "--size is that of a --backbone"),
+        (("--weights", "ema"), "--weights needs a --backbone"),
+        (("--size", "256"), "--size needs a --backbone"),
         (("--foreground", "features"), "--foreground features needs a --backbone"),
     ],
 )

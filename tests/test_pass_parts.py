@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from imagenets.learning.pass_method.heads import (
     sample,
     start_convolutions,
 )
-from imagenets.learning.pass_method.sinkhorn import FeatureQueue, assignments_of_crop, balanced_assignments
+from imagenets.learning.pass_method.sinkhorn import FeatureQueue, assignments_of_views, balanced_assignments
 
 SIZES = HeadSizes(hidden=24, prototypes=11)
 
@@ -74,18 +73,22 @@ def test_a_queue_that_fills():
     generator = torch.manual_seed(0)
     queue = FeatureQueue(length=9, batch=4, dimensions=3)  # rounded down to 8
     kept = torch.zeros(2, 8, 3)
-    for step, crop in itertools.product(range(4), (0, 1)):
+    for step in range(4):
         prototypes = unit(torch.randn(5, 3, generator=generator))
-        features = unit(torch.randn(4, 3, generator=generator))
-        assert queue.filled(crop) == (step >= 2)
-        rows = torch.cat((kept[crop], features)) if step >= 2 else features
-        assignments = assignments_of_crop(features @ prototypes.T, crop, queue, prototypes)
-        np.testing.assert_allclose(
-            assignments, slow_assignments(rows @ prototypes.T, 4), rtol=2e-4, atol=1e-7
-        )
-        queue.push(crop, features)
-        kept[crop] = torch.cat((features, kept[crop][:4]))
-        assert torch.equal(queue.features[crop], kept[crop])
+        features = unit(torch.randn(8, 3, generator=generator))
+        own = features.view(2, 4, 3)
+        assert queue.filled(0) == queue.filled(1) == (step >= 2)
+        rows = torch.cat((kept, own), 1) if step >= 2 else own
+        assignments = assignments_of_views(features, own @ prototypes.T, queue, prototypes)
+        for found, of_crop in zip(assignments, rows, strict=True):
+            np.testing.assert_allclose(
+                found, slow_assignments(of_crop @ prototypes.T, 4), rtol=2e-4, atol=1e-7
+            )
+        kept = torch.cat((own, kept[:, :4]), 1)
+        assert torch.equal(queue.features, kept)
+    scores = own @ prototypes.T
+    for found, of_crop in zip(assignments_of_views(features, scores, None, prototypes), scores, strict=True):
+        np.testing.assert_allclose(found, slow_assignments(of_crop, 4), rtol=2e-4, atol=1e-7)
 
 
 def test_a_queue_of_less_than_a_batch_is_none():
@@ -248,10 +251,8 @@ def test_losses_of_half_precision_are_computed_in_float32(views, dtype):
 
 def test_total_loss():
     terms = [torch.tensor(float(value)) for value in (3, 5, -0.5)]
-    assert losses.pass_loss(terms[0], [terms[1]], terms[2], (1, 1)).item() == (3 + 5) / 2 - 0.5
-    assert losses.pass_loss(terms[0], [terms[1]], terms[2], (3, 1)).item() == (9 + 5) / 4 - 0.5
-    with pytest.raises(ValueError, match="3 weights for 2 losses"):
-        losses.pass_loss(terms[0], [terms[1]], terms[2], (1, 1, 1))
+    assert losses.pass_loss(*terms, (1, 1)).item() == (3 + 5) / 2 - 0.5
+    assert losses.pass_loss(*terms, (3, 1)).item() == (9 + 5) / 4 - 0.5
 
 
 # --- the network

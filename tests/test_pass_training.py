@@ -37,7 +37,7 @@ from imagenets.learning.pass_method.recipes import (
     pretraining_recipe,
 )
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue
-from imagenets.learning.pass_method.steps import CollapseWatch, QueueState
+from imagenets.learning.pass_method.steps import CollapseWatch
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.augmentation import Colours, cropped, distort, random_crop
 from imagenets.learning.training.loop import train
@@ -300,10 +300,10 @@ def test_a_queues_state_is_taken_back():
     for batch in nn.functional.normalize(torch.randn(3, 4, 3), dim=2):
         queue.push(1, batch)
     queue.push(0, torch.ones(4, 3))
-    state = QueueState(queue).state_dict()
+    state = queue.state_dict()
     queue.push(0, torch.full((4, 3), 2.0))
     again = FeatureQueue(8, 4, 3)
-    QueueState(again).load_state_dict(state)
+    again.load_state_dict(state)
     assert torch.equal(again.features[1], queue.features[1])
     assert again.features[0].tolist() == [[1, 1, 1]] * 4 + [[0, 0, 0]] * 4, "as it was when it was saved"
     assert [again.filled(crop) for crop in (0, 1)] == [False, True]

@@ -1,15 +1,18 @@
-"""Distance matching: classes of pixels by the nearest embeddings of annotated regions.
+"""Distance matching: classes of pixels by the nearest vectors of annotated pictures, and the files of these.
 
-A network that has seen no label is judged: the images of train-semi yield, for each label in their masks, one
-embedding; each pixel of another image takes the label that its nearest embeddings vote for. Source:
-docs/methods.md, Distance matching.
+A network that has seen no label is judged. The images of train-semi yield a bank of regions, one embedding of
+each label in each mask, or of patches; each pixel of another image takes the label that its nearest vectors
+vote for. Source: docs/methods.md, Distance matching.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,6 +21,7 @@ import torch
 from imagenets.classes import IGNORE, Mode
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
+from imagenets.learning.distance_matching import patches
 from imagenets.learning.distance_matching.neighbours import Bank, label_maps, unit_vectors
 from imagenets.learning.distance_matching.patches import PatchBank, labels_by_shares
 from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, LabelStep, load_arrays
@@ -50,49 +54,11 @@ def embeddings_of(maps: torch.Tensor, stride: int, masks: list[np.ndarray]) -> l
 
 
 def bank_step(backbone: Backbone) -> ArrayStep:
-    """Find the embeddings of pictures with masks, for ``store_arrays`` and ``join_bank``."""
+    """Find the embeddings of pictures with masks, for ``store_arrays``."""
     return lambda batch: embeddings_of(batch.through(backbone), backbone.stride, batch.shown_masks)
 
 
-def join_bank(paths: Sequence[Path], bank: Path) -> int:
-    """Write the bank of stored embeddings, in their order, whole or not at all; returns how many they are.
-
-    ``embeddings`` (M, C) float32 are unit vectors, ``labels`` (M,) int64. Raises InputError when there is
-    none.
-    """
-    embeddings, labels = load_arrays(paths, "embeddings"), load_arrays(paths, "labels")
-    if not len(labels):
-        raise InputError(f"no mask has a label but {IGNORE}: there is nothing to match with")
-    with whole_file(bank) as temporary, temporary.open("wb") as file:
-        np.savez(file, embeddings=unit_vectors(embeddings), labels=labels)
-    return len(labels)
-
-
-def load_bank(path: Path, channels: int, neighbours: int, mode: Mode | None = None) -> Bank:
-    """Read a bank, on the CPU, for a network with this many channels.
-
-    Raises InputError, naming the file, when it is no bank, another network's, or of another mode, or has
-    fewer embeddings than ``neighbours``.
-    """
-    try:
-        with np.load(path) as arrays:
-            embeddings, labels = arrays["embeddings"], arrays["labels"]
-    except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile) as error:
-        raise InputError(f"{path}: no bank of embeddings; distance_matching.py writes one") from error
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not len(labels):
-        raise InputError(f"{path}: no bank of embeddings; distance_matching.py writes one")
-    if embeddings.shape[1] != channels:
-        raise InputError(
-            f"{path}: embeddings of {embeddings.shape[1]} numbers, but this backbone has {channels}; "
-            "a bank belongs to the network that made it"
-        )
-    if neighbours > len(labels):
-        raise InputError(
-            f"{path}: {len(labels)} embeddings, fewer than the {neighbours} neighbours asked for"
-        )
-    if mode is not None and labels.max() > mode.classes:
-        raise InputError(f"{path}: label {labels.max()} is no class of mode {mode.name}")
-    return Bank(torch.from_numpy(embeddings.astype(np.float32)), torch.from_numpy(labels.astype(np.int64)))
+AnyBank = Bank | PatchBank
 
 
 def unusable_vectors(embeddings: torch.Tensor) -> str | None:
@@ -123,3 +89,110 @@ def label_step(
         return labels_by_shares(batch, maps, votes, neighbours, temperature, backbone)
 
     return step
+
+
+@dataclass(frozen=True)
+class BankKind:
+    """How a kind of bank is made and used, and with what ``neighbours`` and ``temperature`` by default.
+
+    - ``arrays`` of its file: ``embeddings`` (M, C) float32 are unit vectors, ``labels`` int64.
+    - ``step(backbone, per_picture)``: what pictures with masks bring to it, for ``store_arrays``.
+    - ``label_step(backbone, bank, neighbours, temperature, sharpen)``: label pictures by it.
+    """
+
+    noun: str
+    arrays: Sequence[str]
+    neighbours: int
+    temperature: float
+    step: Callable[[Backbone, int], ArrayStep]
+    label_step: Callable[[Backbone, Any, int, float, bool], LabelStep]
+
+
+REGIONS, PATCHES = "regions", "patches"
+KINDS = {
+    REGIONS: BankKind(
+        "embeddings",
+        ("embeddings", "labels"),
+        10,
+        0.07,
+        lambda backbone, per_picture: bank_step(backbone),
+        label_step,
+    ),
+    PATCHES: BankKind(
+        "patches",
+        ("embeddings", "counts", "labels", "shares"),
+        30,
+        0.02,
+        patches.bank_step,
+        patches.label_step,
+    ),
+}
+
+
+def join_bank(kind: BankKind, paths: Sequence[Path], bank: Path) -> int:
+    """Write the bank of what was stored, in order, whole or not at all; returns how many vectors it has.
+
+    Raises InputError when there is none.
+    """
+    arrays: dict[str, Any] = {name: load_arrays(paths, name) for name in kind.arrays}
+    number = len(arrays["embeddings"])
+    if not number:
+        raise InputError(f"no mask has a label but {IGNORE}: there is nothing to match with")
+    if kind is KINDS[REGIONS]:
+        arrays["embeddings"] = unit_vectors(arrays["embeddings"])
+    with whole_file(bank) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    return number
+
+
+def kind_of_file(path: Path) -> str:
+    """Kind of a bank, by its arrays. Raises InputError, naming the file, where it is no bank."""
+    with _opened(path) as arrays:
+        return PATCHES if "shares" in arrays else REGIONS
+
+
+def load_bank(path: Path, channels: int, neighbours: int, mode: Mode | None = None) -> AnyBank:
+    """Read a bank of either kind, on the CPU, for a network with this many channels.
+
+    Raises InputError, naming the file, when it is no bank, another network's, or of another mode, or has
+    fewer vectors than ``neighbours``.
+    """
+    kind = KINDS[kind_of_file(path)]
+    with _opened(path) as file:
+        arrays = {name: file[name] for name in kind.arrays}
+        embeddings = arrays["embeddings"].astype(np.float32, copy=False)
+        labels = arrays["labels"].astype(np.int64, copy=False)
+        counts = arrays.get("counts", np.ones_like(labels))
+        if embeddings.ndim != 2 or counts.shape != embeddings.shape[:1] or not len(counts):
+            raise ValueError("arrays of other shapes")
+    if embeddings.shape[1] != channels:
+        raise InputError(
+            f"{path}: {kind.noun} of {embeddings.shape[1]} channels, but this backbone has {channels}; "
+            "a bank belongs to the network that made it"
+        )
+    if neighbours > len(embeddings):
+        raise InputError(
+            f"{path}: {len(embeddings)} {kind.noun}, fewer than the {neighbours} neighbours asked for"
+        )
+    if mode is not None and labels.max() > mode.classes:
+        raise InputError(f"{path}: label {labels.max()} is no class of mode {mode.name}")
+    if "shares" not in arrays:
+        return Bank(torch.from_numpy(embeddings), torch.from_numpy(labels))
+    owner = np.repeat(np.arange(len(counts)), counts)
+    column = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    of_patches = np.zeros((len(counts), counts.max()), np.int64)
+    shares = np.zeros(of_patches.shape, np.float32)
+    of_patches[owner, column], shares[owner, column] = labels, arrays["shares"]
+    return PatchBank(*map(torch.from_numpy, (embeddings, of_patches, shares)))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a bank's file. Raises InputError, naming the file, where it is no bank."""
+    try:
+        with np.load(path) as arrays:
+            yield arrays
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such bank") from error
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile) as error:
+        raise InputError(f"{path}: no bank of embeddings; distance_matching.py writes one") from error

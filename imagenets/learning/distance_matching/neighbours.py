@@ -93,7 +93,9 @@ def _cosines(maps: torch.Tensor, grid: tuple[int, int], bank: torch.Tensor) -> I
     room = max(1, _SCORE_BYTES[maps.device.type] // (4 * grid[1] * len(bank)))  # rows of the grid in a block
     if grid == tuple(maps.shape[2:]):
         for lines in torch.split(features.flatten(0, 1), room):
-            yield _direct(lines.flatten(0, 1), bank)
+            vectors = lines.flatten(0, 1)
+            lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+            yield (vectors @ bank.T).div_(lengths.clamp_min(_SHORTEST))
         return
     rows = _enlarging(maps.shape[2], grid[0])
     columns = torch.from_numpy(_enlarging(maps.shape[3], grid[1])).to(maps.device)
@@ -112,44 +114,28 @@ def _cosines(maps: torch.Tensor, grid: tuple[int, int], bank: torch.Tensor) -> I
                 yield _enlarged(products, vectors, part, columns)
 
 
-def _direct(vectors: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
-    """Cosines (P, M) of vectors (P, C)."""
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return (vectors @ bank.T).div_(lengths.clamp_min(_SHORTEST))
-
-
 def _enlarged(
     products: torch.Tensor, features: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
     """Cosines (n·R·W, M) of features (n, r, w, C), by their products with the bank (n, r, w·M).
 
-    Matrices (R, r) and (W, w) enlarge both.
+    Matrices (R, r) and (W, w) enlarge both. A vector between two neighbours is a·u + b·v, and its squared
+    length a²·u² + b²·v² + 2ab·uv.
     """
     number, height, width, channels = features.shape
     cosines = columns @ (rows @ products).reshape(number * len(rows), width, -1)
     lines = (rows @ features.reshape(number, height, -1)).reshape(-1, width, channels)
-    lengths = _lengths(lines, columns).clamp_min(_SHORTEST)
-    return cosines.div_(lengths[:, :, None]).flatten(0, 1)
-
-
-def _lengths(lines: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Lengths (n, W) of the vectors of lines (n, w, C) that a matrix (W, w) enlarges.
-
-    A vector there is a·u + b·v of two neighbours, and its square a²·u² + b²·v² + 2ab·uv.
-    """
     squares = lines.square().sum(2) @ columns.square().T
-    neighbours = (lines[:, 1:] * lines[:, :-1]).sum(2)
-    squares += neighbours @ (2 * columns[:, 1:] * columns[:, :-1]).T
-    return squares.clamp_min_(0).sqrt_()
+    squares += (lines[:, 1:] * lines[:, :-1]).sum(2) @ (2 * columns[:, 1:] * columns[:, :-1]).T
+    lengths = squares.clamp_min_(0).sqrt_().clamp_min(_SHORTEST)
+    return cosines.div_(lengths[:, :, None]).flatten(0, 1)
 
 
 @lru_cache(maxsize=256)
 def _enlarging(old: int, new: int) -> np.ndarray:
     """Return the matrix (new, old) float32 by which ``interpolate`` enlarges a line bilinearly."""
-    lines = torch.eye(old)[None, None]
-    matrix: np.ndarray = interpolate(lines, size=(new, old), mode="bilinear", align_corners=False)[
-        0, 0
-    ].numpy()
+    lines = interpolate(torch.eye(old)[None, None], size=(new, old), mode="bilinear", align_corners=False)
+    matrix: np.ndarray = lines[0, 0].numpy()
     return matrix
 
 
@@ -159,9 +145,8 @@ def _largest_by_groups(scores: torch.Tensor, neighbours: int) -> tuple[torch.Ten
     With fewer than ``neighbours`` columns all are returned.
     """
     neighbours = min(neighbours, scores.shape[1])
-    width = (
-        scores.shape[1] // _GROUP
-    )  # columns j, j + width, j + 2·width, … are a group: one vectorised maximum
+    # Columns j, j + width, j + 2·width, … are a group, so that one vectorised maximum finds the tops of all.
+    width = scores.shape[1] // _GROUP
     if width <= 2 * neighbours:
         return _largest(scores, neighbours)
     grouped = scores[:, : width * _GROUP].view(len(scores), _GROUP, width)

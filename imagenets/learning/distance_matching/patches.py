@@ -7,21 +7,16 @@ In-context Scene Understanding, NeurIPS 2023 (Hummingbird); docs/frozen_features
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from imagenets.classes import IGNORE, MAX_LABEL, Mode
-from imagenets.common.errors import InputError
-from imagenets.common.whole_files import whole_file
+from imagenets.classes import IGNORE, MAX_LABEL
 from imagenets.learning.distance_matching.neighbours import nearest
 from imagenets.learning.engine.full_size import label_map, reduced_size
-from imagenets.learning.engine.inference import ArrayStep, Batch, LabelStep, load_arrays
+from imagenets.learning.engine.inference import ArrayStep, Batch, LabelStep
 from imagenets.learning.engine.label_files import enlarged
 from imagenets.learning.engine.sharpening import sharpened
 from imagenets.learning.networks.backbones import Backbone
@@ -98,7 +93,7 @@ def choose_patches(patches: LabelledPatches, number: int, random: np.random.Gene
 
 
 def bank_step(backbone: Backbone, per_picture: int = PER_PICTURE, seed: int = 0) -> ArrayStep:
-    """Choose patches of pictures with masks, for ``store_arrays``; ``join_patches`` makes a bank of them.
+    """Choose patches of pictures with masks, for ``store_arrays``.
 
     For each picture ``embeddings`` (n, C) float32, unit vectors, and ``counts``, ``labels`` and ``shares`` of
     ``LabelledPatches``.
@@ -123,51 +118,6 @@ def bank_step(backbone: Backbone, per_picture: int = PER_PICTURE, seed: int = 0)
         return found
 
     return step
-
-
-def join_patches(paths: Sequence[Path], bank: Path) -> int:
-    """Write the bank of stored patches, in their order, whole or not at all; returns their number.
-
-    Raises InputError when there is none.
-    """
-    arrays = {name: load_arrays(paths, name) for name in ("embeddings", "counts", "labels", "shares")}
-    if not len(arrays["counts"]):
-        raise InputError(f"no mask has a label but {IGNORE}: there is nothing to match with")
-    with whole_file(bank) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    return len(arrays["counts"])
-
-
-def load_patches(path: Path, channels: int, neighbours: int, mode: Mode | None = None) -> PatchBank:
-    """Read a bank of patches, on the CPU, for a network with this many channels.
-
-    Raises InputError, naming the file, when it is no such bank, another network's, of another mode, or has
-    fewer patches than ``neighbours``.
-    """
-    try:
-        with np.load(path) as file:
-            embeddings, counts, labels, shares = (
-                file[name] for name in ("embeddings", "counts", "labels", "shares")
-            )
-    except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile) as error:
-        raise InputError(f"{path}: not a bank of patches; distance_matching.py writes one") from error
-    if embeddings.shape[1] != channels:
-        raise InputError(
-            f"{path}: patches of {embeddings.shape[1]} channels, but this backbone has {channels}; a bank "
-            "belongs to the network that made it"
-        )
-    if neighbours > len(embeddings):
-        raise InputError(
-            f"{path}: {len(embeddings)} patches, fewer than the {neighbours} neighbours asked for"
-        )
-    if mode is not None and labels.max() > mode.classes:
-        raise InputError(f"{path}: label {labels.max()} is no class of mode {mode.name}")
-    owner = np.repeat(np.arange(len(counts)), counts)
-    column = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    padded_labels = np.zeros((len(counts), counts.max()), np.int64)
-    padded_shares = np.zeros(padded_labels.shape, np.float32)
-    padded_labels[owner, column], padded_shares[owner, column] = labels, shares
-    return PatchBank(*map(torch.from_numpy, (embeddings, padded_labels, padded_shares)))
 
 
 def vote(

@@ -39,8 +39,7 @@ def solve(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
         maxiter=_STEPS,
         M=diags_array(1 / matrix.diagonal()),
     )
-    result: np.ndarray = values[cells].reshape(guess.shape)
-    return result
+    return np.asarray(values[cells].reshape(guess.shape))
 
 
 def _grid(image: np.ndarray) -> tuple[np.ndarray, csr_array]:

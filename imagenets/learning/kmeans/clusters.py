@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +48,6 @@ FOREGROUNDS = ("handmade", "features")
 LLOYD_IMAGES = 100_000
 RESTARTS = 10  # of Lloyd's algorithm; the smallest objective counts
 EPOCHS = 5  # of mini-batches over all images, where they are more
-_FINEST_STRIDE_OF_CNNS = 16
 _PRINTED = ("Acc", "mIoU", "mBIoU", "FMeasure")
 
 Described = tuple[torch.Tensor, torch.Tensor]
@@ -68,25 +66,19 @@ class Descriptor:
     identity: str
 
 
-class _ByHand(NamedTuple):
-    foreground: np.ndarray
-    vector: np.ndarray
-
-
 def handmade() -> Descriptor:
     """Describe pictures without a network: ``by_hand`` and ``colour_and_texture``, in the workers."""
-    reading = Reading(mean=(0, 0, 0), std=(1, 1, 1), beside=_describe_by_hand)
-    return Descriptor(reading, _collect_by_hand, "handmade")
+    reading = Reading(mean=(0, 0, 0), std=(1, 1, 1), beside=_described_by_hand)
+    return Descriptor(reading, _collected, "handmade")
 
 
-def _describe_by_hand(image: np.ndarray) -> _ByHand:
+def _described_by_hand(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found = by_hand(image)
-    return _ByHand(found, colour_and_texture(image, found))
+    return colour_and_texture(image, found), found
 
 
-def _collect_by_hand(batch: Batch) -> Described:
-    vectors = torch.from_numpy(np.stack([of_one.vector for of_one in batch.beside]))
-    inside = torch.from_numpy(np.stack([of_one.foreground for of_one in batch.beside]))
+def _collected(batch: Batch) -> Described:
+    vectors, inside = (torch.from_numpy(np.stack(of_all)) for of_all in zip(*batch.beside, strict=True))
     return vectors.to(batch.pictures.device), inside.to(batch.pictures.device)
 
 
@@ -128,7 +120,7 @@ def network_foregrounds(backbone: Backbone, maps: torch.Tensor, pictures: torch.
     guesses = above_threshold(salience, pictures.shape[2:]).cpu().numpy()
     images = rgb_pictures(pictures, backbone.mean, backbone.std)
     refine = smoothed_and_cut if coarse else smoothed
-    # OpenCV and SciPy's products release the interpreter, so that threads do.
+    # OpenCV and SciPy's products release the interpreter: threads are enough.
     with ThreadPoolExecutor(available_cores()) as pool:
         found = list(pool.map(refine, images, guesses))
     return torch.from_numpy(np.stack(found)).to(maps.device)
@@ -137,7 +129,7 @@ def network_foregrounds(backbone: Backbone, maps: torch.Tensor, pictures: torch.
 def is_coarse(backbone: Backbone) -> bool:
     """Say whether a network's map needs GrabCut: stride 16 or more, and no ViT of patches of 16 or less."""
     patches = getattr(backbone.network, "patch_embed", None) or getattr(backbone.network, "conv_proj", None)
-    return backbone.stride >= _FINEST_STRIDE_OF_CNNS and not (patches is not None and backbone.stride <= 16)
+    return backbone.stride > 16 or (backbone.stride == 16 and patches is None)
 
 
 def above_threshold(salience: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -178,25 +170,25 @@ def fit_centres(chunks: Sequence[Path], clusters: int, restarts: int, seed: int)
 
     Raises InputError when there are fewer images than clusters.
     """
-    first, rows = [], 0
+    first: list[np.ndarray] = []
+    rows = 0
     for chunk in chunks:
+        features = load_arrays([chunk], "features")
         if rows < LLOYD_IMAGES:
-            first.append(load_arrays([chunk], "features")[: LLOYD_IMAGES - rows])
-            rows += len(first[-1])
+            first.append(features[: LLOYD_IMAGES - rows])
+        rows += len(features)
     if rows < clusters:
         raise InputError(f"{rows} training images cannot make {clusters} clusters; use more images")
     with threadpool_limits(1):
-        lloyd = KMeans(clusters, n_init=restarts, random_state=seed)
-        lloyd.fit(np.concatenate(first).astype(np.float32))
-        result: np.ndarray = lloyd.cluster_centers_
-        if sum(len(load_arrays([chunk], "features")) for chunk in chunks) == rows:
-            return result
-        first.clear()
-        batches = MiniBatchKMeans(clusters, init=result, n_init=1, random_state=seed)
-        for chunk in list(chunks) * EPOCHS:
-            batches.partial_fit(load_arrays([chunk], "features").astype(np.float32))
-        result = batches.cluster_centers_
-        return result
+        fitted = KMeans(clusters, n_init=restarts, random_state=seed)
+        fitted.fit(np.concatenate(first).astype(np.float32))
+        if rows > LLOYD_IMAGES:
+            first.clear()
+            fitted = MiniBatchKMeans(clusters, init=fitted.cluster_centers_, n_init=1, random_state=seed)
+            for chunk in list(chunks) * EPOCHS:
+                fitted.partial_fit(load_arrays([chunk], "features").astype(np.float32))
+    centres: np.ndarray = fitted.cluster_centers_
+    return centres
 
 
 def nearest_centres(vectors: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,12 +203,9 @@ def radii(chunks: Sequence[Path], centres: np.ndarray, share: float) -> np.ndarr
     The images are those of ``chunks``, files of ``store_features``; 0 for a cluster without images.
     """
     of_centres = torch.from_numpy(centres.astype(np.float32))
-    parts = [
-        nearest_centres(torch.from_numpy(load_arrays([chunk], "features").astype(np.float32)), of_centres)
-        for chunk in chunks
-    ]
-    distances = np.concatenate([distance.numpy() for distance, _ in parts])
-    clusters = np.concatenate([cluster.numpy() for _, cluster in parts])
+    vectors = (torch.from_numpy(load_arrays([chunk], "features").astype(np.float32)) for chunk in chunks)
+    parts = zip(*(nearest_centres(of_chunk, of_centres) for of_chunk in vectors), strict=True)
+    distances, clusters = (torch.cat(part).numpy() for part in parts)
     found = np.zeros(len(centres), np.float32)
     for cluster in np.unique(clusters):
         found[cluster] = np.quantile(distances[clusters == cluster], 1 - share)
@@ -260,14 +249,13 @@ def matched_scores(
     ``mIoU of occurring classes``, the mean over the labels that the ground truth ``truth`` holds, background
     too.
     """
-    rows: list[dict[str, float]] = []
+    rows: list[list[float]] = []
     for folder in predictions:
         table = count_masks(CountRequest(truth, folder, mode, clusters))
         matching = find_matching(table, "image", mode.classes, clusters)
         scored = evaluate(table, mode.classes, matching.for_table(table))
-        occurring = float(scored.iou[scored.pixels > 0].mean())
-        rows.append(
-            {**{name: scored.scores[name] for name in _PRINTED}, "mIoU of occurring classes": occurring}
-        )
-    values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    return {name: (float(of.mean()), float(of.std(ddof=1))) for name, of in values.items()}
+        rows.append([scored.scores[name] for name in _PRINTED] + [scored.iou[scored.pixels > 0].mean()])
+    names = (*_PRINTED, "mIoU of occurring classes")
+    return dict(
+        zip(names, zip(np.mean(rows, 0).tolist(), np.std(rows, 0, ddof=1).tolist(), strict=True), strict=True)
+    )

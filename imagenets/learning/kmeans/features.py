@@ -41,8 +41,7 @@ def _unit(histogram: np.ndarray) -> np.ndarray:
     """Square roots of the shares; all equal where nothing was counted."""
     total = histogram.sum()
     shares = histogram / total if total > 0 else np.full(histogram.shape, 1 / histogram.size)
-    result: np.ndarray = np.sqrt(shares).ravel()
-    return result
+    return np.asarray(np.sqrt(shares).ravel())
 
 
 def _chroma(lab: np.ndarray) -> np.ndarray:
@@ -50,16 +49,12 @@ def _chroma(lab: np.ndarray) -> np.ndarray:
     bins = (lab[:, 1:].astype(int) - 128) * _CHROMA_BINS // _CHROMA_RANGE + _CHROMA_BINS // 2
     a, b = np.clip(bins, 0, _CHROMA_BINS - 1).T
     counts = np.bincount(a * _CHROMA_BINS + b, minlength=_CHROMA_BINS**2)
-    result: np.ndarray = ndimage.gaussian_filter(
-        counts.reshape(_CHROMA_BINS, _CHROMA_BINS).astype(float), 0.7
-    )
-    return result
+    return np.asarray(ndimage.gaussian_filter(counts.reshape(_CHROMA_BINS, -1).astype(float), 0.7))
 
 
 def _lightness(lab: np.ndarray) -> np.ndarray:
     counts = np.bincount(lab[:, 0].astype(int) * _LIGHTNESS_BINS // 256, minlength=_LIGHTNESS_BINS)
-    result: np.ndarray = ndimage.gaussian_filter1d(counts.astype(float), 0.7)
-    return result
+    return np.asarray(ndimage.gaussian_filter1d(counts.astype(float), 0.7))
 
 
 def _patterns(grey: np.ndarray, foreground: np.ndarray, scale: int) -> np.ndarray:

@@ -59,24 +59,21 @@ def _colour_bins(image: np.ndarray) -> np.ndarray:
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(int)
     lightness = lab[..., 0] * _BINS[0] // 256
     chroma = np.clip((lab[..., 1:] - 128) // _CHROMA_BIN + _BINS[1] // 2, 0, _BINS[1] - 1)
-    result: np.ndarray = (lightness * _BINS[1] + chroma[..., 0]) * _BINS[2] + chroma[..., 1]
-    return result
+    return np.asarray((lightness * _BINS[1] + chroma[..., 0]) * _BINS[2] + chroma[..., 1])
 
 
 def _histogram(bins: np.ndarray) -> np.ndarray:
     """Smoothed share of each colour among pixels (n,), which may be none: _BINS float32."""
     counts = np.bincount(bins, minlength=int(np.prod(_BINS)))
     shares = counts.reshape(_BINS).astype(np.float32) / max(1, len(bins))
-    result: np.ndarray = ndimage.gaussian_filter(shares, 1, mode="nearest")
-    return result
+    return np.asarray(ndimage.gaussian_filter(shares, 1, mode="nearest"))
 
 
 def centre_weight(height: int, width: int) -> np.ndarray:
     """Weigh the places of a map by a Gaussian around its middle: (h, w) float32."""
     y = (2 * np.arange(height)[:, None] + 1) / height - 1  # -1..1 over the map, at the places' middles
     x = (2 * np.arange(width) + 1) / width - 1
-    result: np.ndarray = np.exp(-(x**2 + y**2) / (2 * CENTRE_SIGMA**2)).astype(np.float32)
-    return result
+    return np.asarray(np.exp(-(x**2 + y**2) / (2 * CENTRE_SIGMA**2)).astype(np.float32))
 
 
 def grab_cut(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
@@ -96,7 +93,10 @@ def grab_cut(image: np.ndarray, guess: np.ndarray) -> np.ndarray:
     ground, objects = np.zeros((1, 65)), np.zeros((1, 65))  # GrabCut's own colour models
     picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     cv2.grabCut(picture, labels, (0, 0, 0, 0), ground, objects, ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    found = _tidy(labels == cv2.GC_PR_FGD)
+    pieces, _ = ndimage.label(ndimage.binary_fill_holes(labels == cv2.GC_PR_FGD))
+    areas = np.bincount(pieces.ravel())
+    areas[0] = 0
+    found = (areas >= MIN_COMPONENT * max(areas.max(), 1))[pieces]
     if found.all() or (found & small).sum() < AGREEMENT * (found | small).sum():
         return guess
     return resized_mask(found, (width, height), cv2.INTER_LINEAR)
@@ -123,15 +123,6 @@ def _grab_cut_size(height: int, width: int) -> tuple[int, int]:
     """Size (width, height) at which GrabCut works."""
     scale = min(1, SIDE / max(height, width))
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _tidy(mask: np.ndarray) -> np.ndarray:
-    """Fill holes, drop specks."""
-    pieces, _ = ndimage.label(ndimage.binary_fill_holes(mask))
-    areas = np.bincount(pieces.ravel())
-    areas[0] = 0
-    result: np.ndarray = (areas >= MIN_COMPONENT * max(areas.max(), 1))[pieces]
-    return result
 
 
 def resized_mask(mask: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:

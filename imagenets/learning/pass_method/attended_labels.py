@@ -7,20 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate, normalize
 
 from imagenets.common.errors import InputError
 from imagenets.common.whole_files import whole_file
 from imagenets.learning.engine.inference import ENGINE, ArrayStep, Batch, LabelStep, load_arrays
 from imagenets.learning.images import IMAGENET_MEAN, IMAGENET_STD, Reading
 from imagenets.learning.networks.backbones import Backbone
-from imagenets.learning.pass_method.attention import (
-    PixelAttention,
-    attended_features,
-    attention_and_vectors,
-    attention_at,
-    nearest_centroids,
-)
+from imagenets.learning.pass_method.attention import PixelAttention, enlarged
 from imagenets.learning.pass_method.thresholds import count_steps
 
 # Raised by hand whenever features or labels change.
@@ -44,11 +38,15 @@ def load_centroids(path: Path, channels: int) -> np.ndarray:
 
 
 def feature_step(backbone: Backbone, attention: PixelAttention) -> ArrayStep:
-    """Pool the attended features of each picture, for clustering: ``features`` (1, C)."""
+    """Pool the attended features of each picture, for clustering: ``features`` (1, C).
+
+    The features that are pooled are not of unit length, other than in training.
+    """
 
     def step(batch: Batch) -> Sequence[Mapping[str, torch.Tensor]]:
-        pooled = attended_features(batch.through(backbone), attention)
-        return [{"features": row[None]} for row in pooled]
+        features = enlarged(batch.through(backbone))
+        weights: torch.Tensor = attention(normalize(features, dim=1))
+        return [{"features": row[None]} for row in (features * weights).mean((2, 3))]
 
     return step
 
@@ -59,11 +57,11 @@ def label_step(
     """Label each pixel by its nearest centroid (K, C), 1..K, and 0 where attention is below ``threshold``."""
 
     def step(batch: Batch) -> Sequence[torch.Tensor]:
-        maps = []
-        for clusters, attended in _full_size(batch, backbone, attention, centroids):
-            # A tensor of float32 is compared with the threshold as float32; equal ones stay foreground.
-            maps.append(torch.where(attended < threshold, torch.zeros_like(clusters), clusters))
-        return maps
+        # A tensor of float32 is compared with the threshold as float32; equal ones stay foreground.
+        return [
+            torch.where(attended < threshold, 0, clusters)
+            for clusters, attended in _full_size(batch, backbone, attention, centroids)
+        ]
 
     return step
 
@@ -86,12 +84,14 @@ def _full_size(
     batch: Batch, backbone: Backbone, attention: PixelAttention, centroids: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return each picture's clusters (H, W) int32 and mean attention (H, W) float32, in its image's size."""
-    attended, vectors = attention_and_vectors(batch.through(backbone), attention)
-    clusters = nearest_centroids(vectors, centroids)
+    vectors = normalize(enlarged(batch.through(backbone)), dim=1)
+    attended = attention(vectors).mean(1, keepdim=True)
+    # Cosines with all centroids; of equal ones the first counts.
+    clusters = conv2d(vectors, normalize(centroids, dim=1)[:, :, None, None]).argmax(1, keepdim=True) + 1
     return [
         (
-            interpolate(labels[None, None].float(), size, mode="nearest")[0, 0].int(),
-            attention_at(of_one, size),
+            interpolate(labels[None].float(), size, mode="nearest")[0, 0].int(),
+            interpolate(of_one[None], size, mode="bilinear", align_corners=False)[0, 0],
         )
         for labels, of_one, size in zip(clusters, attended, batch.sizes, strict=True)
     ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import conv2d, interpolate, normalize
+from torch.nn.functional import interpolate, normalize
 
 from imagenets.learning.pass_method.heads import (
     DIMENSIONS,
@@ -76,38 +76,7 @@ class AttentionNetwork(nn.Module):
         )
 
 
-def enlarged(maps: torch.Tensor, factor: int = 4) -> torch.Tensor:
-    """Enlarge maps (B, C, h, w) bilinearly: (B, C, ``factor`` h, ``factor`` w); 4 brings stride 32 to 8."""
+def enlarged(maps: torch.Tensor) -> torch.Tensor:
+    """Enlarge maps (B, C, h, w) bilinearly: (B, C, 4h, 4w), which brings stride 32 to 8."""
     height, width = maps.shape[2:]
-    return interpolate(maps, (factor * height, factor * width), mode="bilinear", align_corners=False)
-
-
-def attended_features(maps: torch.Tensor, attention: PixelAttention) -> torch.Tensor:
-    """Pool last maps (B, C, h, w) for clustering: (B, C), the mean of the features times their attention.
-
-    The features that are pooled are not of unit length, other than in training.
-    """
-    features = enlarged(maps)
-    weights: torch.Tensor = attention(normalize(features, dim=1))
-    return (features * weights).mean((2, 3))
-
-
-def attention_and_vectors(maps: torch.Tensor, attention: PixelAttention) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean attention over channels (B, 4h, 4w) and unit vectors (B, C, 4h, 4w) of maps (B, C, h, w)."""
-    vectors = normalize(enlarged(maps), dim=1)
-    return attention(vectors).mean(1), vectors
-
-
-def nearest_centroids(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """Label each pixel by the centroid of the largest cosine: (B, C, h, w) unit vectors to (B, h, w), 1..K.
-
-    ``centroids`` (K, C) need no unit length. On ties the first counts.
-    """
-    unit = normalize(centroids, dim=1)
-    labels: torch.Tensor = conv2d(vectors, unit[:, :, None, None]).argmax(1) + 1
-    return labels
-
-
-def attention_at(attention: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Enlarge a mean attention (h, w) bilinearly to a picture's ``size`` (height, width) in pixels."""
-    return interpolate(attention[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    return interpolate(maps, (4 * height, 4 * width), mode="bilinear", align_corners=False)

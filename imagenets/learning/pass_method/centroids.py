@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -40,7 +39,7 @@ def fit_centroids(
         raise InputError(f"{rows} images cannot make {clusters} clusters; ask for fewer")
     random = np.random.default_rng(seed)
     fitting = max(clusters, int(memory / (4 * width)))
-    chosen = None if rows <= fitting else np.sort(random.choice(rows, fitting, replace=False))
+    chosen = np.arange(rows) if rows <= fitting else np.sort(random.choice(rows, fitting, replace=False))
     with threadpool_limits(1 if rows <= EXACT_ROWS else None):
         first = _unit_copy(features, chosen)
         # In place: scikit-learn would make a copy to subtract the mean from.
@@ -54,7 +53,7 @@ def fit_centroids(
             copy_x=False,
         )
         lloyd.fit(first)
-        if chosen is None:
+        if rows <= fitting:
             return np.asarray(lloyd.cluster_centers_, np.float32)
         del first
         batches = MiniBatchKMeans(clusters, init=lloyd.cluster_centers_, n_init=1, random_state=seed)
@@ -67,7 +66,10 @@ def fit_centroids(
 
 def nearest_rows(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Cluster 1..K of each row of features (n, C), brought to length 1: the nearest centroid, (n,) int64."""
-    labels = [pairwise_distances_argmin(block, centroids) for block in _blocks(features)]
+    labels = [
+        pairwise_distances_argmin(unit_rows(features[start : start + _BLOCK]), centroids)
+        for start in range(0, len(features), _BLOCK)
+    ]
     return np.concatenate(labels).astype(np.int64) + 1
 
 
@@ -78,8 +80,7 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
     return np.asarray(rows / (lengths + np.float32(1e-8)), np.float32)
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """How clusters agree with class folders: ``nmi`` in 0..1, and ``accuracy`` in percent, one to one."""
 
     nmi: float
@@ -94,17 +95,10 @@ def agreement(clusters: np.ndarray, folders: np.ndarray) -> Agreement:
     return Agreement(float(nmi), 100 * float(shared[best].sum()) / len(clusters))
 
 
-def _unit_copy(features: np.ndarray, chosen: np.ndarray | None) -> np.ndarray:
-    rows = len(features) if chosen is None else len(chosen)
-    copy = np.empty((rows, features.shape[1]), np.float32)
-    for start in range(0, rows, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        copy[block] = unit_rows(features[block if chosen is None else chosen[block]])
+def _unit_copy(features: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    copy = np.empty((len(chosen), features.shape[1]), np.float32)
+    for start in range(0, len(chosen), _BLOCK):
+        copy[start : start + _BLOCK] = unit_rows(features[chosen[start : start + _BLOCK]])
     if not np.isfinite(copy).all():
         raise InputError("features are not finite; is the checkpoint whole?")
     return copy
-
-
-def _blocks(features: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(features), _BLOCK):
-        yield unit_rows(features[start : start + _BLOCK])

@@ -80,7 +80,7 @@ class PassNetwork(nn.Module):
         the image head all of them together.
         """
         shallow_map, deep_map = self.backbone.maps(large)
-        pooled = [_pooled(deep_map), *(_pooled(self.backbone(crops)) for crops in small)]
+        pooled = [maps.mean((2, 3)) for maps in (deep_map, *map(self.backbone, small))]
         features = normalize(self.projection_head(torch.cat(pooled)), dim=1)
         projection = sample(self.projection_head_pixel(deep_map), grids)
         return PassOutputs(
@@ -95,7 +95,7 @@ class PassNetwork(nn.Module):
     def _shallow_scores(self, shallow_map: torch.Tensor) -> torch.Tensor:
         pixels = self.projection_head_pixel_shallow["projection_head_pixel3"](shallow_map)
         head = self.projection_head_shallow["projection_head_shallow3"]
-        features = normalize(head(_pooled(pixels)), dim=1)
+        features = normalize(head(pixels.mean((2, 3))), dim=1)
         return nn.functional.linear(features, self.prototypes.weight.detach())
 
 
@@ -169,7 +169,3 @@ def load_library_state(network: nn.Module, state: Mapping[str, torch.Tensor]) ->
     """Take back what ``library_state`` returned, all of it."""
     names = {name.removeprefix(BACKBONE_PREFIX): name for name in network.state_dict()}
     network.load_state_dict({names[name]: tensor for name, tensor in state.items()})
-
-
-def _pooled(maps: torch.Tensor) -> torch.Tensor:
-    return maps.mean((2, 3))

@@ -20,10 +20,12 @@ def image_to_image(assignments: Sequence[torch.Tensor], scores: Sequence[torch.T
     the assignment's own, over pictures and over assignments.
     """
     log_shares = [_log_shares(view) for view in scores]
-    losses = []
-    for own, assignment in enumerate(assignments):
-        others = [_cross_entropy(assignment, view) for index, view in enumerate(log_shares) if index != own]
-        losses.append(torch.stack(others).mean())
+    losses = [
+        _cross_entropy(assignment, view)
+        for own, assignment in enumerate(assignments)
+        for index, view in enumerate(log_shares)
+        if index != own
+    ]
     return torch.stack(losses).mean()
 
 
@@ -51,18 +53,10 @@ def pixel_to_pixel(prediction: torch.Tensor, projection: torch.Tensor) -> torch.
 
 
 def pass_loss(
-    image: torch.Tensor, shallow: Sequence[torch.Tensor], pixel: torch.Tensor, weights: Sequence[float]
+    image: torch.Tensor, shallow: torch.Tensor, pixel: torch.Tensor, weights: tuple[float, float]
 ) -> torch.Tensor:
-    """Add up PASS's loss: the weighted mean of image and shallow losses, and the pixel loss at weight 1.
-
-    ``weights``: of the image loss, then of each of the ``shallow`` losses. Raises ValueError for another
-    number of weights.
-    """
-    terms = [image, *shallow]
-    if len(weights) != len(terms):
-        raise ValueError(f"{len(weights)} weights for {len(terms)} losses")
-    weighted = sum(weight * term for weight, term in zip(weights, terms, strict=True))
-    return weighted / sum(weights) + pixel
+    """Add up PASS's loss: the weighted mean of image and shallow loss, and the pixel loss at weight 1."""
+    return (weights[0] * image + weights[1] * shallow) / sum(weights) + pixel
 
 
 def _log_shares(scores: torch.Tensor) -> torch.Tensor:

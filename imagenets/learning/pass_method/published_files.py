@@ -26,12 +26,8 @@ def attention_network(
     Raises InputError, naming the file, when it is no file of PASS's pre-training (``pass*_pretrained``, or
     ``last.pth`` of pretrain.py), OSError when there is none.
     """
-    file = read_checkpoint(checkpoint, branch)
-    tensors = file.tensors
-    backbone = make_backbone(backbone_name)
-    line = load_checkpoint(backbone, file)
-    head = part_of(tensors, "projection_head.")
-    prototypes = part_of(tensors, "prototypes.")
+    backbone, tensors, line = _backbone(backbone_name, checkpoint, branch)
+    head, prototypes = part_of(tensors, "projection_head."), part_of(tensors, "prototypes.")
     if "0.weight" not in head or "weight" not in prototypes:
         raise InputError(
             f"{checkpoint}: has no projection_head and prototypes, so it is no file of PASS's pre-training; "
@@ -53,10 +49,7 @@ def attended_backbone(
     Raises InputError, naming the file, when it has no attention (``pass*_pixelatt``, or ``last.pth`` of
     pixel_attention.py, has one), OSError when it cannot be read.
     """
-    file = read_checkpoint(checkpoint, branch)
-    tensors = file.tensors
-    backbone = make_backbone(backbone_name)
-    line = load_checkpoint(backbone, file)
+    backbone, tensors, line = _backbone(backbone_name, checkpoint, branch)
     part = part_of(tensors, "fbg.")
     if not part:
         raise InputError(
@@ -66,6 +59,13 @@ def attended_backbone(
     attention = PixelAttention(backbone.channels)
     load_part(attention, part, "fbg", checkpoint)
     return backbone.eval(), attention.eval(), [line, f"attention loaded from {checkpoint.name}"]
+
+
+def _backbone(name: str, checkpoint: Path, branch: str | None) -> tuple[Backbone, Tensors, str]:
+    """Load a backbone; the file's tensors, and the line that says what was loaded."""
+    file = read_checkpoint(checkpoint, branch)
+    backbone = make_backbone(name)
+    return backbone, file.tensors, load_checkpoint(backbone, file)
 
 
 def part_of(tensors: Tensors, part: str) -> Tensors:

@@ -119,12 +119,8 @@ def attention_recipe(recipe: str, mode: str) -> Attention:
 
 def as_settings(recipe: Pretraining | Attention) -> dict[str, str | int | float | bool | None]:
     """List a recipe's values for a run folder's record."""
-    values = asdict(recipe)
-    for name in ("large", "small"):
-        if name in values:
-            crops = getattr(recipe, name)
-            values[name] = str(crops) if crops else None
-    values["colours"] = str(recipe.colours)
-    if "weights" in values:
-        values["weights"] = ":".join(f"{weight:g}" for weight in values["weights"])
+    values = asdict(recipe) | {"large": str(recipe.large), "colours": str(recipe.colours)}
+    if isinstance(recipe, Pretraining):
+        values["small"] = recipe.small and str(recipe.small)
+        values["weights"] = ":".join(f"{weight:g}" for weight in recipe.weights)
     return values

@@ -25,11 +25,11 @@ from imagenets.learning.pass_method.heads import (
 from imagenets.learning.pass_method.published_files import attention_network
 from imagenets.learning.pass_method.recipes import Attention, Pretraining, as_settings
 from imagenets.learning.pass_method.sinkhorn import FeatureQueue
-from imagenets.learning.pass_method.steps import AttentionStep, CollapseWatch, PretrainingStep, QueueState
+from imagenets.learning.pass_method.steps import AttentionStep, CollapseWatch, PretrainingStep
 from imagenets.learning.processes import Processes, described, join
 from imagenets.learning.training.loop import TrainingJob, train
 from imagenets.learning.training.optimisers import Lars, cosine
-from imagenets.learning.training.order import Plan, StepIndex
+from imagenets.learning.training.order import Plan
 from imagenets.learning.training.run_files import Settings, opened_run
 
 
@@ -134,41 +134,32 @@ class _Run:
                 f"{len(request.images)} images, {self.plan.steps} steps an epoch; {described(self.processes)}"
             )
         reader = CropReader(request.folder, request.images, recipe.seed, recipe.large, small, recipe.colours)
-        with opened_run(request.output, {**settings, **self._settings()}, self.processes) as run:
-            train(self._job(step), reader, self.plan, run, workers=request.workers, show=show, log=self.log)
-
-    def _job(self, step: PretrainingStep | AttentionStep) -> TrainingJob:
-        recipe, network = self.recipe, self.network
-        trained = (weight for weight in network.parameters() if weight.requires_grad)
-        return TrainingJob(
-            network=self.joined,
-            optimiser=Lars(trained, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay),
-            loss_of=step.loss_of,
-            rate=self._rate,
-            weights=lambda: library_state(network),
-            load_weights=lambda state: load_library_state(network, state),
-            about={
-                "backbone": self.backbone,
-                "mode": self.request.mode,
-                "recipe": self.request.recipe_name,
-            },
-            precision=self.request.precision,
-            before_update=step.before_update,
-            scores=self.watch.scores,
-            more={"queue": QueueState(self.queue), "watch": self.watch},
-        )
-
-    def _rate(self, at: StepIndex) -> float:
-        updates = self.plan.epochs * self.plan.steps
-        return cosine(at.update / updates, self.recipe.lr, self.recipe.final_lr)
-
-    def _settings(self) -> Settings:
-        request = self.request
-        return {
+        settings = {
+            **settings,
             "mode": request.mode,
             "recipe": request.recipe_name,
-            **as_settings(self.recipe),
+            **as_settings(recipe),
             "precision": request.precision,
             "images": len(request.images),
             "names of images": digest(request.images),
         }
+        with opened_run(request.output, settings, self.processes) as run:
+            train(self._job(step), reader, self.plan, run, workers=request.workers, show=show, log=self.log)
+
+    def _job(self, step: PretrainingStep | AttentionStep) -> TrainingJob:
+        request, recipe, network = self.request, self.recipe, self.network
+        trained = (weight for weight in network.parameters() if weight.requires_grad)
+        updates = self.plan.epochs * self.plan.steps
+        return TrainingJob(
+            network=self.joined,
+            optimiser=Lars(trained, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay),
+            loss_of=step.loss_of,
+            rate=lambda at: cosine(at.update / updates, recipe.lr, recipe.final_lr),
+            weights=lambda: library_state(network),
+            load_weights=lambda state: load_library_state(network, state),
+            about={"backbone": self.backbone, "mode": request.mode, "recipe": request.recipe_name},
+            precision=request.precision,
+            before_update=step.before_update,
+            scores=self.watch.scores,
+            more={"queue": self.queue, "watch": self.watch},
+        )

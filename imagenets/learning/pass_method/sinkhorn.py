@@ -6,6 +6,9 @@ Source: Caron et al., Unsupervised Learning of Visual Features by Contrasting Cl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.distributed
 
@@ -64,6 +67,14 @@ class FeatureQueue:
         self.features[crop] = torch.cat((features.detach().float(), kept))[: self.features.shape[1]]
         self.rows[crop] += len(features)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the ``features`` of all processes, which must all call it."""
+        return {"features": self.gathered()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take this process's share back."""
+        self.restore(state["features"])
+
     def gathered(self) -> torch.Tensor:
         """Return the queue of all processes, (2, length, D) on the CPU, as one process would have it.
 
@@ -86,17 +97,25 @@ class FeatureQueue:
 
 
 @torch.no_grad()
-def assignments_of_crop(
-    scores: torch.Tensor, crop: int, queue: FeatureQueue | None, prototypes: torch.Tensor
-) -> torch.Tensor:
-    """Assignments (B, K) float32 of one large crop from its scores (B, K), balanced together with its queue.
+def assignments_of_views(
+    features: torch.Tensor,
+    scores: Sequence[torch.Tensor],
+    queue: FeatureQueue | None,
+    prototypes: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Assignments (B, K) float32 of both large crops from their ``scores`` (B, K), each with its queue.
 
-    ``prototypes`` (K, D) are the current ones.
+    Their ``features`` (2B, D), unit vectors, enter the queue afterwards. ``prototypes`` (K, D) are those that
+    the scores are of.
     """
-    rows = scores.detach()
-    if queue is not None:
-        rows = torch.cat((queue.scores(crop, prototypes), rows))
-    return balanced_assignments(rows)[-len(scores) :]
+    assignments = []
+    for crop, (own, of_crop) in enumerate(zip(features.chunk(2), scores, strict=True)):
+        rows = of_crop.detach()
+        if queue is not None:
+            rows = torch.cat((queue.scores(crop, prototypes), rows))
+            queue.push(crop, own)
+        assignments.append(balanced_assignments(rows)[-len(of_crop) :])
+    return assignments
 
 
 def _processes() -> int:

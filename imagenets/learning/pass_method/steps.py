@@ -15,29 +15,13 @@ from imagenets.learning.pass_method.crops import MEAN, STD, shared_grids, views
 from imagenets.learning.pass_method.heads import PassNetwork, PassOutputs, normalize_prototypes
 from imagenets.learning.pass_method.losses import deep_to_shallow, image_to_image, pass_loss, pixel_to_pixel
 from imagenets.learning.pass_method.recipes import Pretraining
-from imagenets.learning.pass_method.sinkhorn import FeatureQueue, assignments_of_crop
+from imagenets.learning.pass_method.sinkhorn import FeatureQueue, assignments_of_views
 from imagenets.learning.processes import Processes
 from imagenets.learning.training.order import StepIndex, TrainingBatch
 
 # Below these a run has collapsed: all pictures look alike to it.
 COLLAPSED_SPREAD = 0.01
 COLLAPSED_SHARE = 0.01  # of the prototypes that any crop is nearest to
-
-
-class QueueState:
-    """A queue as a run's state, for all processes together."""
-
-    def __init__(self, queue: FeatureQueue) -> None:
-        """Save and restore ``queue``."""
-        self.queue = queue
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the features of all processes."""
-        return {"features": self.queue.gathered()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take this process's share back."""
-        self.queue.restore(state["features"])
 
 
 class CollapseWatch:
@@ -97,7 +81,41 @@ class CollapseWatch:
         self.sum = state["sum"].to(self.counts.device) * share
 
 
-class PretrainingStep:
+class _Step:
+    """What both steps have in common."""
+
+    def __init__(
+        self,
+        network: AttentionNetwork | PassNetwork,
+        joined: nn.Module,
+        queue: FeatureQueue,
+        watch: CollapseWatch,
+        precision: str,
+    ) -> None:
+        """Train ``network``, through ``joined``, which adds the gradients of all processes up."""
+        self.prototypes, self.queue, self.watch = network.prototypes, queue, watch
+        self.run = partial(run_network, joined, precision=precision)
+        self.normalised = Normalisation(MEAN, STD, watch.processes.device)
+
+
+class AttentionStep(_Step):
+    """What the training loop asks of step 2: the image loss of two crops."""
+
+    def loss_of(self, batch: TrainingBatch, at: StepIndex) -> dict[str, torch.Tensor]:
+        """Loss of this process's share, ``loss``."""
+        _, large = batch.tensors
+        normalize_prototypes(self.prototypes)
+        outputs: AttentionOutputs = self.run(self.normalised(views(large)))
+        scores = outputs.scores.chunk(2)
+        assignments = assignments_of_views(outputs.features, scores, self.queue, self.prototypes.weight)
+        self.watch.look(outputs.pooled, outputs.scores)
+        return {"loss": image_to_image(assignments, scores)}
+
+    def before_update(self, at: StepIndex) -> None:
+        """Let all gradients pass: attention and prototypes are trained from the first step on."""
+
+
+class PretrainingStep(_Step):
     """What the training loop asks of step 1: a batch's losses, and prototypes that are frozen at first."""
 
     def __init__(
@@ -109,78 +127,28 @@ class PretrainingStep:
         watch: CollapseWatch,
         precision: str,
     ) -> None:
-        """Train ``network``, through ``joined``, which adds the gradients of all processes up."""
-        self.network, self.joined = network, joined
-        self.recipe, self.queue, self.watch = recipe, queue, watch
-        self.run = partial(run_network, joined, precision=precision)
-        self.normalised = Normalisation(MEAN, STD, watch.processes.device)
+        """Train ``network``, through ``joined``, by ``recipe``."""
+        super().__init__(network, joined, queue, watch, precision)
+        self.recipe = recipe
 
     def loss_of(self, batch: TrainingBatch, at: StepIndex) -> dict[str, torch.Tensor]:
         """Losses of this process's share: ``loss``, and its parts ``image``, ``shallow`` and ``pixel``."""
         rectangles, large, *small = batch.tensors
-        normalize_prototypes(self.network.prototypes)
+        normalize_prototypes(self.prototypes)
         grids = torch.cat(shared_grids(rectangles[:, 0], rectangles[:, 1]))
         crops = [self.normalised(views(crops)) for crops in (large, *small)]
         outputs: PassOutputs = self.run(crops[0], crops[1:], grids)
         queue = self.queue if at.epoch >= self.recipe.queue_from else None
         scores = torch.split(outputs.scores, len(large))
-        assignments = assignments_of_views(outputs.features, scores[:2], queue, self.network.prototypes)
+        assignments = assignments_of_views(outputs.features, scores[:2], queue, self.prototypes.weight)
         self.watch.look(outputs.pooled, outputs.scores[: 2 * len(large)])
         image = image_to_image(assignments, scores)
         shallow = deep_to_shallow(assignments, outputs.shallow.chunk(2))
         pixel = pixel_to_pixel(outputs.prediction, outputs.projection)
-        loss = pass_loss(image, [shallow], pixel, self.recipe.weights)
+        loss = pass_loss(image, shallow, pixel, self.recipe.weights)
         return {"loss": loss, "image": image, "shallow": shallow, "pixel": pixel}
 
     def before_update(self, at: StepIndex) -> None:
         """Drop the gradient of the prototypes while they are frozen; they neither decay nor gain momentum."""
         if at.update < self.recipe.frozen_steps:
-            self.network.prototypes.weight.grad = None
-
-
-class AttentionStep:
-    """What the training loop asks of step 2: the image loss of two crops."""
-
-    def __init__(
-        self,
-        network: AttentionNetwork,
-        joined: nn.Module,
-        queue: FeatureQueue,
-        watch: CollapseWatch,
-        precision: str,
-    ) -> None:
-        """Train ``network``, through ``joined``, which adds the gradients of all processes up."""
-        self.network, self.joined, self.queue, self.watch = network, joined, queue, watch
-        self.run = partial(run_network, joined, precision=precision)
-        self.normalised = Normalisation(MEAN, STD, watch.processes.device)
-
-    def loss_of(self, batch: TrainingBatch, at: StepIndex) -> dict[str, torch.Tensor]:
-        """Loss of this process's share, ``loss``."""
-        _, large = batch.tensors
-        normalize_prototypes(self.network.prototypes)
-        outputs: AttentionOutputs = self.run(self.normalised(views(large)))
-        scores = outputs.scores.chunk(2)
-        assignments = assignments_of_views(outputs.features, scores, self.queue, self.network.prototypes)
-        self.watch.look(outputs.pooled, outputs.scores)
-        return {"loss": image_to_image(assignments, scores)}
-
-    def before_update(self, at: StepIndex) -> None:
-        """Let all gradients pass: attention and prototypes are trained from the first step on."""
-
-
-def assignments_of_views(
-    features: torch.Tensor,
-    scores: tuple[torch.Tensor, ...],
-    queue: FeatureQueue | None,
-    prototypes: nn.Linear,
-) -> list[torch.Tensor]:
-    """Assignments (B, K) of both large crops from their ``scores`` (B, K).
-
-    Their features enter the queue afterwards. ``features`` (2B, D): unit vectors of both crops.
-    """
-    assignments = []
-    for crop, (own, of_crop) in enumerate(zip(features.chunk(2), scores, strict=True)):
-        assignments.append(assignments_of_crop(of_crop, crop, queue, prototypes.weight))
-        if queue is not None:
-            queue.push(crop, own)
-    return assignments
+            self.prototypes.weight.grad = None
