@@ -119,35 +119,26 @@ def make_features(job: Job, split: str, running: Running) -> Path:
     return path
 
 
-def save_centroids(job: Job, features: Path) -> np.ndarray:
-    """Find the centroids where they are not there, and return them."""
+def cluster(job: Job, features: dict[str, Path]) -> None:
+    """Find the centroids where they are not there, and each image's cluster; print what they are like."""
     arguments = job.arguments
     path = arguments.output_dir / CENTROIDS
     if not path.exists():
-        train = np.load(features, mmap_mode="r")
-        count = job.record.settings["clusters"]
+        train, number = np.load(features["train"], mmap_mode="r"), job.record.settings["clusters"]
         memory = arguments.memory * 2**30
-        centroids = fit_centroids(train, count, arguments.restarts, arguments.seed, memory)
+        found = fit_centroids(train, number, arguments.restarts, arguments.seed, memory)
         with whole_file(path) as temporary, temporary.open("wb") as opened_file:
-            np.save(opened_file, centroids)
-    found = np.asarray(np.load(path))
-    print(f"{path}: {len(found)} centroids")
-    return found
-
-
-def cluster(job: Job, features: dict[str, Path]) -> None:
-    """Find the centroids, and the cluster of each image; print what they are like."""
-    arguments = job.arguments
-    centroids = save_centroids(job, features["train"])
+            np.save(opened_file, found)
+    centroids = np.load(path)
+    print(f"{path}: {len(centroids)} centroids")
     rows: list[tuple[str, str, int]] = []
     for split, file in features.items():
         names, clusters = job.images[split].names, nearest_rows(np.load(file, mmap_mode="r"), centroids)
         rows += zip([split] * len(names), names, clusters.tolist(), strict=True)
-        folders = np.array([name.partition("/")[0] for name in names])
-        likeness = agreement(clusters, folders)
+        nmi, accuracy = agreement(clusters, np.array([name.partition("/")[0] for name in names]))
         print(
-            f"{split}: with the class folders, which nothing is made of, NMI {likeness.nmi:.3f}, accuracy "
-            f"{likeness.accuracy:.2f} %; {len(np.unique(clusters))} clusters in use"
+            f"{split}: with the class folders, which nothing is made of, NMI {nmi:.3f}, accuracy "
+            f"{accuracy:.2f} %; {len(np.unique(clusters))} clusters in use"
         )
     write_whole(arguments.output_dir / CLUSTERS, csv_text(("split", "image", "cluster"), rows))
     print(f"saved: {arguments.output_dir / CLUSTERS}")

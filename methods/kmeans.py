@@ -216,8 +216,10 @@ def segment(job: Job, seed: int, output: Path, running: Running) -> None:
         path = output / CENTRES
         chunks: list[Path] = []
         if arguments.leave_out or not processes.from_first(path.exists):
-            chunks = processes.together(partial(features, job, running))
-            processes.from_first(partial(save_centres, job, chunks, seed, path))
+            store = arguments.features_dir or arguments.output_dir / "features"
+            make = partial(store_features, job.descriptor, job.train, store, job.code, running)
+            chunks = processes.together(make)
+            processes.from_first(partial(save_centres, job, store, chunks, seed, path))
         centres = np.load(path)
         radius = radii(chunks, centres, arguments.leave_out) if arguments.leave_out else None
         for name, images in job.splits.items():
@@ -228,22 +230,13 @@ def segment(job: Job, seed: int, output: Path, running: Running) -> None:
             processes.from_first(partial(draw_overlays, job, targets, output))
 
 
-def features(job: Job, running: Running) -> list[Path]:
-    """Features of the training images, made where they are not there."""
-    store = job.arguments.features_dir or job.arguments.output_dir / "features"
-    chunks = store_features(job.descriptor, job.train, store, job.code, running)
-    if running.processes.first:
-        print(f"features of {len(job.train.names)} training images: {store}")
-    return chunks
-
-
-def save_centres(job: Job, chunks: list[Path], seed: int, path: Path) -> None:
-    """Cluster stored features, where the centres are not there."""
-    if path.exists():
-        return
-    centres = fit_centres(chunks, job.arguments.clusters, job.arguments.restarts, seed)
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.save(file, centres)
+def save_centres(job: Job, store: Path, chunks: list[Path], seed: int, path: Path) -> None:
+    """Cluster the features that are stored in ``chunks``, where the centres are not there."""
+    print(f"features of {len(job.train.names)} training images: {store}")
+    if not path.exists():
+        centres = fit_centres(chunks, job.arguments.clusters, job.arguments.restarts, seed)
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.save(file, centres)
 
 
 def draw_overlays(job: Job, targets: dict[str, list[Path]], output: Path) -> None:
@@ -255,10 +248,9 @@ def draw_overlays(job: Job, targets: dict[str, list[Path]], output: Path) -> Non
 
 def print_scores(job: Job, folders: list[Path]) -> None:
     """Print mean and deviation over the seeds, where validation has masks."""
-    images = job.splits.get("validation")
+    images, arguments = job.splits.get("validation"), job.arguments
     if images is None or images.masks is None:
         return
-    arguments = job.arguments
     predictions = [folder / "validation" for folder in folders]
     scores = matched_scores(images.masks, predictions, arguments.mode, arguments.clusters)
     line = ", ".join(f"{name} {mean:.2f} ± {spread:.2f}" for name, (mean, spread) in scores.items())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -71,22 +70,12 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that the command line names, read and checked."""
-
-    arguments: argparse.Namespace
-    network: AttendedNetwork
-    centroids: torch.Tensor
-
-
 def prepare(arguments: argparse.Namespace) -> Method:
     """Read and check all that the command line names."""
     network = AttendedNetwork.of(arguments)
-    centroids = load_centroids(arguments.centroids, network.backbone.channels)
-    job = Job(arguments, network, torch.from_numpy(centroids))
+    centroids = torch.from_numpy(load_centroids(arguments.centroids, network.backbone.channels))
     return Method(
-        partial(attention_step, job),
+        partial(attention_step, arguments, network, centroids),
         {split: split_images(arguments.save_dir, arguments.mode, split) for split in arguments.splits},
         LABEL_READING,
         {
@@ -102,38 +91,38 @@ def prepare(arguments: argparse.Namespace) -> Method:
     )
 
 
-def chosen_threshold(job: Job, running: Running, record: Record) -> float:
-    """Return the threshold of the command line, or the best on validation; called on all processes."""
-    arguments, network = job.arguments, job.network
-    if arguments.threshold is not None:
-        return float(arguments.threshold)
+def attention_step(
+    arguments: argparse.Namespace,
+    network: AttendedNetwork,
+    centroids: torch.Tensor,
+    running: Running,
+    record: Record,
+) -> LabelStep:
+    """Label by the threshold of the command line, or the best on validation; called on all processes."""
+    network.to(running.processes.device)
+    parts = network.backbone, network.attention, centroids.to(running.processes.device)
+    threshold = arguments.threshold
+    if threshold is None:
+        threshold = best_threshold(
+            arguments.output_dir,
+            record.identity(),
+            partial(validation_images, arguments),
+            sweep_step(*parts),
+            partial(score, arguments.mode.classes, len(centroids)),
+            "attention",
+            LABEL_READING,
+            running,
+        )
+        if running.processes.first:
+            path = arguments.output_dir / SCORES
+            print(f"threshold {threshold:.2f}: the best on validation, whose masks were used for it; {path}")
+    return label_step(*parts, threshold)
 
-    def score(images: Images, files: list[Path]) -> Sweep:
-        rows, image = load_arrays(files, "rows"), load_arrays(files, "image")
-        return sweep(image, rows, len(images.names), arguments.mode.classes, len(job.centroids))
 
-    best = best_threshold(
-        arguments.output_dir,
-        record.identity(),
-        partial(validation_images, arguments),
-        sweep_step(network.backbone, network.attention, job.centroids.to(running.processes.device)),
-        score,
-        "attention",
-        LABEL_READING,
-        running,
-    )
-    if running.processes.first:
-        path = arguments.output_dir / SCORES
-        print(f"threshold {best:.2f}: the best on validation, whose masks were used for it; {path}")
-    return best
-
-
-def attention_step(job: Job, running: Running, record: Record) -> LabelStep:
-    """Choose the threshold; called on all processes."""
-    device, network = running.processes.device, job.network
-    network.to(device)
-    threshold = chosen_threshold(job, running, record)
-    return label_step(network.backbone, network.attention, job.centroids.to(device), threshold)
+def score(classes: int, clusters: int, images: Images, files: list[Path]) -> Sweep:
+    """Score all thresholds by what ``sweep_step`` counted."""
+    rows, image = load_arrays(files, "rows"), load_arrays(files, "image")
+    return sweep(image, rows, len(images.names), classes, clusters)
 
 
 def main() -> None:

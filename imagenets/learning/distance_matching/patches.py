@@ -8,6 +8,7 @@ In-context Scene Understanding, NeurIPS 2023 (Hummingbird); docs/frozen_features
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +43,7 @@ class PatchBank:
         return PatchBank(self.embeddings.to(device), self.labels.to(device), self.shares.to(device))
 
 
-@dataclass(frozen=True)
-class LabelledPatches:
+class LabelledPatches(NamedTuple):
     """Patches of one picture: their ``places`` on its map (n,), and the labels of each one's pixels.
 
     ``counts`` (n,) is the number of labels of each; ``labels`` and ``shares`` (Σ counts,) list them in turn.
@@ -106,15 +106,9 @@ def bank_step(backbone: Backbone, per_picture: int = PER_PICTURE, seed: int = 0)
         for index, mask, of_one in zip(batch.indices, batch.shown_masks, maps.flatten(2), strict=True):
             patches = label_patches(mask, size, grid)
             chosen = choose_patches(patches, per_picture, np.random.default_rng((seed, index)))
-            vectors = of_one.T[torch.from_numpy(chosen.places).to(maps.device)]
-            found.append(
-                {
-                    "embeddings": normalize(vectors),
-                    "counts": torch.from_numpy(chosen.counts),
-                    "labels": torch.from_numpy(chosen.labels),
-                    "shares": torch.from_numpy(chosen.shares),
-                }
-            )
+            arrays = {name: torch.from_numpy(array) for name, array in chosen._asdict().items()}
+            vectors = of_one.T[arrays.pop("places").to(maps.device)]
+            found.append({"embeddings": normalize(vectors), **arrays})
         return found
 
     return step

@@ -53,7 +53,7 @@ class PassNetwork(nn.Module):
         """Put the heads on ``backbone``. Raises InputError when it has no layer3 and layer4."""
         super().__init__()
         refuse_without_stages(backbone)
-        deep, shallow, hidden = backbone.channels, shallow_channels(backbone), sizes.hidden
+        deep, shallow, hidden = backbone.channels, _shallow_channels(backbone), sizes.hidden
         self.backbone = backbone
         self.projection_head = image_head(deep, hidden)
         self.projection_head_shallow = nn.ModuleDict(
@@ -152,7 +152,7 @@ def refuse_without_stages(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def shallow_channels(backbone: Backbone) -> int:
+def _shallow_channels(backbone: Backbone) -> int:
     """Count the channels of layer3: half of layer4's in the published ResNets, but not in every one."""
     return backbone.maps(torch.zeros(1, 3, 64, 64))[0].shape[1]
 

@@ -105,16 +105,12 @@ RECIPES = ("pass", "small")
 
 def pretraining_recipe(recipe: str, mode: str) -> Pretraining:
     """Settings of step 1 for one of ``RECIPES`` and a mode (one's own: those of 50)."""
-    if recipe == "small":
-        return SMALL_PRETRAINING
-    return PUBLISHED_PRETRAINING.get(mode, PUBLISHED_PRETRAINING["50"])
+    return SMALL_PRETRAINING if recipe == "small" else PUBLISHED_PRETRAINING.get(mode, _NARROW)
 
 
 def attention_recipe(recipe: str, mode: str) -> Attention:
     """Settings of step 2 for one of ``RECIPES`` and a mode (one's own: those of 50)."""
-    if recipe == "small":
-        return SMALL_ATTENTION
-    return PUBLISHED_ATTENTION.get(mode, PUBLISHED_ATTENTION["50"])
+    return SMALL_ATTENTION if recipe == "small" else PUBLISHED_ATTENTION.get(mode, PUBLISHED_ATTENTION["50"])
 
 
 def as_settings(recipe: Pretraining | Attention) -> dict[str, str | int | float | bool | None]:
