@@ -29,18 +29,12 @@ def inside_of(mask):
 
 
 def slow_chroma(lab, mask):
-    counts = np.zeros((12, 12))
-    for y, x in inside_of(mask):
-        a, b = (math.floor((int(value) - 128) * 12 / 160) + 6 for value in lab[y, x, 1:])
-        counts[min(max(a, 0), 11), min(max(b, 0), 11)] += 1
-    return smoothed(counts, 0.7)
+    a, b = ((lab[mask][:, 1:].astype(int) - 128) * 12 // 160 + 6).clip(0, 11).T
+    return smoothed(np.histogram2d(a, b, bins=range(13))[0], 0.7)
 
 
 def slow_lightness(lab, mask):
-    counts = np.zeros(8)
-    for y, x in inside_of(mask):
-        counts[lab[y, x, 0] // 32] += 1
-    return smoothed(counts, 0.7)
+    return smoothed(np.histogram(lab[mask][:, 0], bins=range(0, 257, 32))[0].astype(float), 0.7)
 
 
 RING = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))

@@ -117,15 +117,6 @@ def test_foreground_of_a_picture_of_one_colour_is_some_of_it(shape):
     assert found.shape == shape and found.any()
 
 
-def test_where_grab_cut_runs_away_the_guess_stays():
-    """A speck of the ground's colour: GrabCut would take what looks like it, all over the picture."""
-    image, _ = scene()
-    guess = np.zeros((96, 96), bool)
-    guess[70:90, 5:25] = True
-    assert (grab_cut(image, guess) == guess).all()
-    assert (smoothed_and_cut(image, guess) == smoothed(image, guess)).all()
-
-
 def slow_otsu(values):
     """The middle of the gap in the sorted values that leaves most variance between its sides."""
     ordered = np.sort(values)
@@ -192,48 +183,38 @@ def cut_as(monkeypatch, found):
     return asked
 
 
+GUESS, BLOCK = square(slice(20, 40), slice(20, 40)), square(slice(10, 50), slice(10, 50))
+EVERYTHING = square(slice(None), slice(None))
+A_TWENTIETH = square(slice(70, 78), slice(70, 80))  # 80 pixels of 1,600; smaller pieces are specks
+HOLE, SPECK = square(slice(20, 30), slice(20, 30)), square(slice(90, 93), slice(0, 26))
+
+
 @pytest.mark.parametrize(
-    ("found", "believed"),
+    ("guess", "found", "expected"),
     [
-        (square(slice(20, 40), slice(20, 86)), True),  # 400 of 1,320 pixels: 0.303
-        (square(slice(20, 40), slice(20, 87)), False),  # 400 of 1,340: 0.299
-        (square(slice(20, 40), slice(34, 54)), False),  # moved by 14 of 20: 120 of 680
-        (square(slice(20, 32), slice(20, 31)), True),  # 132 of 400: 0.33
-        (square(slice(20, 32), slice(20, 29)), False),  # 108 of 400: 0.27
-        (square(slice(None), slice(None)), False),
+        (GUESS, square(slice(20, 40), slice(20, 86)), square(slice(20, 40), slice(20, 86))),  # 400 of 1,320
+        (GUESS, square(slice(20, 40), slice(20, 87)), GUESS),  # 400 of 1,340 pixels: 0.299
+        (GUESS, square(slice(20, 40), slice(34, 54)), GUESS),  # moved by 14 of 20: 120 of 680
+        (GUESS, square(slice(20, 32), slice(20, 31)), square(slice(20, 32), slice(20, 31))),  # 132 of 400
+        (GUESS, square(slice(20, 32), slice(20, 29)), GUESS),  # 108 of 400: 0.27
+        (square(slice(0, 60), slice(None)), EVERYTHING, square(slice(0, 60), slice(None))),
+        (BLOCK, BLOCK & ~HOLE | A_TWENTIETH | SPECK, BLOCK | A_TWENTIETH),
     ],
 )
-def test_grab_cut_is_believed_where_it_agrees_with_the_guess(monkeypatch, found, believed):
-    guess = square(slice(20, 40), slice(20, 40))
+def test_grab_cut_is_believed_where_it_agrees_with_the_guess(monkeypatch, guess, found, expected):
+    """Holes are filled, and specks dropped."""
     asked = cut_as(monkeypatch, found)
     image = np.random.default_rng(0).integers(0, 256, (100, 100, 3)).astype(np.uint8)
-    assert (grab_cut(image, guess) == (found if believed else guess)).all()
+    assert (grab_cut(image, guess) == expected).all()
     ((picture, labels, rounds, how),) = asked
     assert (picture == image).all() and rounds == 2 and how == cv2.GC_INIT_WITH_MASK
     assert (labels == np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD)).all()
 
 
-def test_a_guess_of_all_or_nothing_stays_and_where_grab_cut_takes_everything(monkeypatch):
-    image = np.zeros((100, 100, 3), np.uint8)
-    asked = cut_as(monkeypatch, square(slice(20, 40), slice(20, 40)))
-    for everything in (True, False):
-        guess = np.full((100, 100), everything)
-        assert (grab_cut(image, guess) == guess).all() and not asked
-    guess = square(slice(0, 60), slice(None))
-    cut_as(monkeypatch, square(slice(None), slice(None)))
-    assert (grab_cut(image, guess) == guess).all()
-
-
-def test_holes_are_filled_and_specks_dropped(monkeypatch):
-    """Specks have less than a twentieth of the largest piece."""
-    block = square(slice(10, 50), slice(10, 50))  # 1,600 pixels
-    found = block.copy()
-    found[20:30, 20:30] = False
-    found[70:78, 70:80] = found[90:93, 0:26] = True  # 80 pixels, a twentieth; 78 pixels
-    cut_as(monkeypatch, found)
-    expected = block.copy()
-    expected[70:78, 70:80] = True
-    assert (grab_cut(np.zeros((100, 100, 3), np.uint8), block) == expected).all()
+def test_a_guess_of_all_or_nothing_stays(monkeypatch):
+    asked = cut_as(monkeypatch, GUESS)
+    for guess in (EVERYTHING, ~EVERYTHING):
+        assert (grab_cut(np.zeros((100, 100, 3), np.uint8), guess) == guess).all() and not asked
 
 
 @pytest.mark.parametrize(
