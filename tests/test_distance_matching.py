@@ -14,6 +14,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 
 import torch
+from helpers.method_scripts import run_ranks
 from helpers.patterns import write_patterns
 from helpers.scripts import environment
 from masksets import CHECKOUT
@@ -78,9 +79,9 @@ def command(save, output, name="resnet18", *more):
     ]  # fmt: skip
 
 
-def run(arguments, *launcher):
+def run(arguments):
     done = subprocess.run(
-        [sys.executable, *launcher, *arguments],
+        [sys.executable, *arguments],
         env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -163,10 +164,11 @@ def files_of(folder):
     }
 
 
-def test_several_processes_write_the_same_bytes(save, finished, tmp_path):
+def test_several_processes_write_the_same_bytes(context, save, finished, tmp_path):
     """Three, for two chunks of images: one of them has nothing to do."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
-    assert run(command(save, tmp_path / "out"), *launcher).count("8 predictions, 8 made now") == 1
+    arguments = command(save, tmp_path / "out")[1:]
+    printed = run_ranks(context, "distance_matching", arguments, 3, tmp_path)
+    assert printed.count("8 predictions, 8 made now") == 1
     assert files_of(tmp_path / "out") == files_of(finished["regions"])
 
 

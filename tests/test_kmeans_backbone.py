@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +10,7 @@ import pytest
 torchvision = pytest.importorskip("torchvision")
 
 import torch
-from helpers.scripts import environment
-from masksets import CHECKOUT
+from helpers.method_scripts import run_ranks
 from PIL import Image
 from test_kmeans import CLASS_COUNT, call, clusters_by_name, make_set, options
 
@@ -110,16 +107,11 @@ def test_a_run_with_a_backbone(foreground, prepared, tmp_path, capsys):
     assert np.load(tmp_path / "centres.npy").shape == (CLASS_COUNT, 512)
 
 
-def test_torchrun_writes_the_bytes_of_one_process(prepared, tmp_path):
+def test_two_processes_write_the_bytes_of_one(context, prepared, tmp_path):
     more = ("--foreground", "features", "--batch-size", "2")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    script = [CHECKOUT / "methods/kmeans.py", *with_network(prepared[0], tmp_path / "two", *more)]
-    done = subprocess.run(
-        [*launcher, *map(str, script)],
-        env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("6 predictions, 6 made now") == 1
+    arguments = with_network(prepared[0], tmp_path / "two", *more)
+    printed = run_ranks(context, "kmeans", arguments, 2, tmp_path)
+    assert printed.count("6 predictions, 6 made now") == 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     call(kmeans, *with_network(prepared[0], tmp_path / "one", *more))

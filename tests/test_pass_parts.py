@@ -42,7 +42,7 @@ def unit(x):
 def slow_assignments(scores, batch):
     """Assignments of the last ``batch`` rows, one prototype and one row after the other."""
     rows, prototypes = scores.shape
-    q = np.exp(np.float64(scores).T / 0.05)
+    q = np.exp(np.asarray(scores, float).T / 0.05)
     q /= q.sum()
     for _ in range(3):
         for of_prototype in q:

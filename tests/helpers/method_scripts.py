@@ -17,8 +17,9 @@ import torch
 from command_line.startup import run, stop_asked
 from command_line import startup
 from helpers import faults
+from helpers.processes import torchrun_variables
 from imagenets.learning.processes import started
-from methods import distance_matching, finetune, predict, pretrain  # noqa: F401
+from methods import distance_matching, finetune, kmeans, predict, pretrain  # noqa: F401
 
 torch.optim.AdamW([torch.zeros(1)])  # the first optimiser makes PyTorch load half of itself
 
@@ -38,6 +39,25 @@ def child(script, arguments, environment, said, fault=None):
     if fault is not None:
         faults.arm(*fault)
     runpy.run_path(str(CHECKOUT / f"methods/{script}.py"), run_name="__main__")
+
+
+def run_ranks(context, script, arguments, number, folder):
+    """Run a script in so many processes, as torchrun does; returns what the first one printed."""
+    said = [folder / f"said-{rank}" for rank in range(number)]
+    ranks = [
+        context.Process(target=child, args=(script, [*map(str, arguments)], variables, path))
+        for variables, path in zip(torchrun_variables(number), said, strict=True)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(300)
+    try:
+        assert [rank.exitcode for rank in ranks] == [0] * number, "".join(map(Path.read_text, said))
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return said[0].read_text()
 
 
 def stuck(environment, said, at_work):

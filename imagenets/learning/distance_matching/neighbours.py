@@ -74,10 +74,11 @@ def nearest(vectors: torch.Tensor, bank: torch.Tensor, neighbours: int) -> tuple
     places = torch.empty(len(units), 0, dtype=torch.int64, device=bank.device)
     for start in range(0, len(bank), rows):
         few, where = _largest_by_groups(units @ bank[start : start + rows].T, neighbours)
-        # Those of earlier blocks come first, and so win where values are equal.
         values, places = torch.cat((values, few), 1), torch.cat((places, where + start), 1)
         if values.shape[1] > neighbours:
-            values, order = _largest(values, neighbours)
+            # In the order of the bank, so that of equal ones the first count.
+            places, order = places.sort(dim=1)
+            values, order = _largest(values.gather(1, order), neighbours)
             places = places.gather(1, order)
     return values, places
 
