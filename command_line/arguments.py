@@ -87,8 +87,8 @@ def add_save_dir_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--save-dir",
         type=path_argument,
-        help="folder of the prepared sets: it holds ImageNetS50 and so on; not given with a class "
-        "list, whose data set lies beside it",
+        help="folder of the prepared sets, which holds ImageNetS50 etc.; leave it out with your own class "
+        "list, whose folder is the data set",
     )
 
 

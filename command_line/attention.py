@@ -29,7 +29,9 @@ def add_attention(parser: argparse.ArgumentParser) -> None:
         help="last.pth of pixel_attention.py, or the published pass*_pixelatt.pth.tar",
     )
     add_weights(parser)
-    parser.add_argument("--backbone", metavar="NAME", help="network of the checkpoint (default: the mode's)")
+    parser.add_argument(
+        "--backbone", metavar="NAME", help="the checkpoint's ResNet (default: that of the mode's recipe)"
+    )
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def add_workers_argument(parser: argparse.ArgumentParser, work: str) -> None:
     )
 
 
-def add_results_dir_argument(parser: argparse.ArgumentParser, holds: str = "folder of matchings") -> None:
+def add_results_dir_argument(parser: argparse.ArgumentParser, holds: str = "folder of the matchings") -> None:
     """Add --results-dir, which ``holds`` what scripts keep."""
     parser.add_argument(
         "--results-dir", type=path_argument, default=Path("results"), help=f"{holds} (default: results)"
@@ -62,11 +62,13 @@ def add_ground_truth_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="predictions hold cluster ids 1..K (default: the number of classes)",
     )
-    add_path(parser, "--names", "FILE", "only the masks listed there, one <wnid>/<name>.png a line")
+    add_path(parser, "--names", "FILE", "use only the masks listed in FILE, one <wnid>/<name>.png per line")
     add_workers_argument(parser, "decode")
-    add_results_dir_argument(parser, "folder of matchings, and of the cache of counted masks")
+    add_results_dir_argument(parser, "folder of the matchings and the cache of counted masks")
     add_problems_argument(parser)
-    parser.add_argument("--no-cache", action="store_true", help="count all masks again, and write no cache")
+    parser.add_argument(
+        "--no-cache", action="store_true", help="neither read nor write the cache of counted masks"
+    )
 
 
 def add_problems_argument(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +77,7 @@ def add_problems_argument(parser: argparse.ArgumentParser) -> None:
         parser,
         "--problems",
         "FILE",
-        "write the names of all unusable files there, one a line; messages show ten",
+        "list all unusable files in FILE, one per line (an error message shows only ten)",
     )
 
 
@@ -91,8 +93,8 @@ def add_match_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--match",
         metavar="NAME",
-        help="matching: the --session-name given to match.py, or the path of a matching file; without it, "
-        "predictions hold class ids",
+        help="matching: the --session-name given to match.py, or the path of its file (default: none, "
+        "predictions hold class ids)",
     )
 
 
@@ -103,15 +105,15 @@ def add_bootstrap_arguments(parser: argparse.ArgumentParser, resamples: int | No
         type=resample_count,
         default=resamples,
         metavar="B",
-        help="95%% intervals from B resamples of the images; usually 1000 (default: "
-        + ("none)" if resamples is None else f"{resamples})"),
+        help="number of bootstrap resamples of the images for 95%% intervals (default: "
+        + ("no intervals; 1000 is usual)" if resamples is None else f"{resamples})"),
     )
-    parser.add_argument("--seed", type=seed_number, help="seed of the resamples (default: 0)")
+    parser.add_argument("--seed", type=seed_number, help="random seed of the resamples (default: 0)")
 
 
 def add_report_arguments(parser: argparse.ArgumentParser, shows: str, images: str) -> None:
     """Add --report, a page that ``shows`` something, and --image-dir with what is said of its ``images``."""
-    add_path(parser, "--report", "FILE.html", f"write a page with {shows}")
+    add_path(parser, "--report", "FILE.html", f"write an HTML page with {shows}")
     add_path(parser, "--image-dir", "DIR", f"images for the report, <image-dir>/<wnid>/<name>.JPEG{images}")
 
 

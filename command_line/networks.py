@@ -35,9 +35,12 @@ def add_source(parser: argparse.ArgumentParser, splits: Sequence[str] = SPLITS) 
     source = parser.add_mutually_exclusive_group()
     add_save_dir_argument(source)
     source.add_argument(
-        "--images", type=path_argument, metavar="DIR", help="a folder of any pictures, at any depth"
+        "--images",
+        type=path_argument,
+        metavar="DIR",
+        help="instead of a prepared set: a folder of any images, searched with all its subfolders",
     )
-    add_mode_argument(parser, "the prepared set, or with --images only its classes", required=False)
+    add_mode_argument(parser, "the prepared set, or with --images only the classes", required=False)
     parser.add_argument(
         "--splits",
         nargs="+",
@@ -51,8 +54,8 @@ def add_weights(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--weights",
         metavar="NAME",
-        help="which copy of the weights to take from a checkpoint with several, by part of its tensors' "
-        "names (default: EMA, teacher, target_encoder of I-JEPA and MSN …; the choice is printed)",
+        help="if a checkpoint holds several copies of the weights, the one with NAME in its tensors' names "
+        "(default: EMA, teacher or target encoder; the choice is printed)",
     )
 
 
@@ -72,8 +75,8 @@ def add_sharpen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sharpen",
         action="store_true",
-        help="outlines follow edges of the picture (joint bilateral upsampling); not in the published "
-        "protocols",
+        help="make outlines follow the edges of the image (joint bilateral upsampling); not part of the "
+        "published protocols",
     )
 
 
@@ -84,7 +87,7 @@ def _add_machine(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help=f"where the network {does} (default: auto, which is CUDA if available)",
+        help=f"where the network {does} (default: auto, CUDA if available)",
     )
     parser.add_argument(
         "--precision",
@@ -110,7 +113,8 @@ def precision_of(arguments: argparse.Namespace) -> str:
 def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
     """Add how a network is run; results do not depend on it except for rounding."""
     workers = (
-        "and as many that write (default: one per core, shared by torchrun's processes; 0: only this process)"
+        "and as many that write (default: one per core, divided among torchrun's processes; 0: none, this "
+        "process does it)"
     )
     _add_machine(parser, "runs", "which is float32", workers, None)
     parser.add_argument(
@@ -118,15 +122,15 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
         type=whole_number(1, 100_000),
         metavar="B",
         default=batch_size,
-        help=f"pictures in a batch (default: {batch_size}); lower it if memory runs out",
+        help=f"images per batch (default: {batch_size}); lower it if memory runs out",
     )
 
 
 def add_machine(parser: argparse._ActionsContainer) -> None:
     """Add how a training uses the machine: device, precision and workers."""
-    auto = "on CUDA bfloat16 where the card has it, else float16; float32 on CPUs"
-    workers = "for each of torchrun's processes (default: its share of this machine's cores, at most 8)"
-    _add_machine(parser, "learns", auto, workers, 8)
+    auto = "bfloat16 on GPUs that support it, float16 on others, float32 on CPUs"
+    workers = "per process of torchrun (default: one per core of its share, at most 8)"
+    _add_machine(parser, "is trained", auto, workers, 8)
 
 
 def add_size(parser: argparse._ActionsContainer) -> None:
@@ -135,8 +139,8 @@ def add_size(parser: argparse._ActionsContainer) -> None:
         "--size",
         type=lambda text: text if text == "native" else whole_number(32, 4096)(text),
         metavar="N",
-        help="shorter side of the pictures in pixels, or native for the network's own; both sides are "
-        "rounded to whole patches (default: 256, not rounded)",
+        help="shorter side of the network's input in pixels, or native for the network's own; both sides are "
+        "then rounded to whole patches (default: 256, not rounded)",
     )
 
 
@@ -189,9 +193,11 @@ def method_arguments(description: str) -> argparse.Namespace:
     """Parse the command line of a method that takes images, and nothing of its own."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     add_source(parser)
-    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
+    parser.add_argument(
+        "--output-dir", type=path_argument, required=True, help="output folder of this run alone"
+    )
     add_running(parser)
-    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
+    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the images")
     arguments = parse(parser)
     check_source(parser, arguments)
     return arguments

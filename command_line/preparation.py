@@ -34,35 +34,40 @@ def new_parser(description: str, layouts: bool = False) -> argparse.ArgumentPars
     )
     if layouts:
         parser.add_argument(
-            "--imagenet-dir", type=path_argument, required=True, help="your copy of ImageNet; it is only read"
+            "--imagenet-dir", type=path_argument, required=True, help="your copy of ImageNet; never changed"
         )
         parser.add_argument(
             "--absolute",
             action="store_true",
-            help="make links with the full path (default: relative if ImageNet and the prepared sets lie "
-            "below one folder, which can then be moved or mounted elsewhere)",
+            help="make absolute links (default: relative ones if ImageNet and the prepared sets are in one "
+            "folder, at any depth; that folder can then be moved or mounted elsewhere)",
         )
         parser.add_argument(
-            "--workers", type=whole_number(1, 1024), default=4, help="threads that copy (default: 4)"
+            "--workers", type=whole_number(1, 1024), default=4, help="threads for copying (default: 4)"
         )
     parser.add_argument(
         "--save-dir",
         type=path_argument,
         required=True,
-        help="folder of the prepared sets: it holds ImageNetS50 and so on",
+        help="folder of the prepared sets, which holds ImageNetS50 etc.",
     )
     parser.add_argument(
-        "--mode", choices=[*MODES, "all"], required=True, help="which set to make; all: 50, 300 and 919"
+        "--mode",
+        choices=[*MODES, "all"],
+        required=True,
+        help="which set, by its number of classes, or all three",
     )
     parser.add_argument(
         "--mirror",
         type=_mirror_argument,
-        help="URL or folder that holds the official lists and archives (default: $IMAGENETS_MIRROR)",
+        help="URL or folder with the official lists and archives (default: $IMAGENETS_MIRROR, or else their "
+        "official addresses)",
     )
     parser.add_argument(
         "--lists",
         type=path_argument,
-        help="folder of your own lists, which are not checked by SHA-256 (default: $IMAGENETS_LISTS)",
+        help="folder of your own lists, whose checksums are not checked (default: $IMAGENETS_LISTS, or "
+        "else the official lists)",
     )
     return parser
 

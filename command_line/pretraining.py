@@ -33,24 +33,24 @@ def new_parser(description: str) -> argparse.ArgumentParser:
         "--output-dir",
         type=path_argument,
         required=True,
-        help="folder of the run, for last.pth, log.jsonl and curves.png",
+        help="output folder of this run alone, for last.pth, log.jsonl and curves.png",
     )
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
         default="pass",
-        help="pass: the published settings of the mode (default); small: for a few hundred pictures, "
-        "minutes on two cores",
+        help="pass: the published settings of the mode (default); small: for a few hundred images, "
+        "takes minutes on two cores",
     )
     parser.add_argument(
-        "--epochs", type=whole_number(1, 100_000), help="passes over the images (default: the recipe's)"
+        "--epochs", type=whole_number(1, 100_000), help="number of epochs (default: the recipe's)"
     )
     parser.add_argument(
         "--batch-size",
         type=whole_number(1, 1_000_000),
-        help="images of one step, over all processes (default: the recipe's)",
+        help="images per step, over all processes (default: the recipe's)",
     )
-    parser.add_argument("--lr", type=positive_number, help="highest learning rate (default: the recipe's)")
+    parser.add_argument("--lr", type=positive_number, help="peak learning rate (default: the recipe's)")
     parser.add_argument(
         "--weight-decay", type=number_in(0, 100), help="weight decay of the optimiser (default: the recipe's)"
     )
@@ -59,8 +59,8 @@ def new_parser(description: str) -> argparse.ArgumentParser:
         "--split",
         choices=("train", "train-full"),
         default="train",
-        help="images to train on (default: train); train-full is all of ImageNet, as for the published "
-        "network of mode 919, which the benchmark's rules do not allow",
+        help="images to train on (default: train); train-full is all of ImageNet: the published network of "
+        "mode 919 used it, but the benchmark's rules forbid it",
     )
     add_machine(parser)
     return parser

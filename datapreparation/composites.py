@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Make pictures with only the object, only its background (ground), or the object on another ground.
+"""Make images of only the object, of only its background, or of the object on another background.
 
-object-only   the object; the ground is filled
-ground-only   the ground; the object, or with tiles its bounding box, is filled
-mixed-same    the object on the ground of another image of its class
-mixed-random  the object on the ground of an image of another class
-Writes OUTPUT/<condition>/<wnid>/<name>.png, pairs.csv (the grounds drawn) and left_out.csv (pictures that
-cannot be made).
+object-only   the object; the background is filled
+ground-only   the background; the object, or with tiles its bounding box, is filled
+mixed-same    the object on the background of another image of its class
+mixed-random  the object on the background of an image of another class
+Writes OUTPUT/<condition>/<wnid>/<name>.png, pairs.csv (which background each object got) and left_out.csv
+(images that cannot be made).
 """
 
 from __future__ import annotations
@@ -47,38 +47,41 @@ def main() -> None:
         nargs="+",
         choices=CONDITIONS,
         default=CONDITIONS,
-        help="conditions to make (default: all)",
+        help="which of the four above to make (default: all)",
     )
     parser.add_argument(
-        "--object-fill", choices=OBJECT_FILLS, default="black", help="fill around the object (default: black)"
+        "--object-fill",
+        choices=OBJECT_FILLS,
+        default="black",
+        help="object-only: fill of the background (default: black)",
     )
     parser.add_argument(
         "--ground-fill",
         choices=GROUND_FILLS,
         default="tiles",
-        help="fill for the object in ground-only (default: tiles of the largest strip beside its box)",
+        help="ground-only: fill of the object (default: tiles of the largest strip beside its bounding box)",
     )
     parser.add_argument(
         "--others",
         choices=OTHERS,
         default="keep",
-        help="other labelled classes in a ground: keep them (default), fill them and the void pixels too, "
-        "or do not use the ground",
+        help="objects of other classes in a background: keep them (default), fill them and the void pixels, "
+        "or do not use the background",
     )
     parser.add_argument(
-        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="seed of the pairs (default: 0)"
+        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="random seed of the pairs (default: 0)"
     )
     parser.add_argument(
         "--pairs",
         type=path_argument,
         metavar="FILE",
-        help="use the pairs.csv of an earlier run, not --seed",
+        help="use the pairs.csv of an earlier run instead of --seed",
     )
     parser.add_argument(
         "--workers",
         type=whole_number(0, 1024),
         default=available_cores(),
-        help="processes that make pictures (default: one per core; 0: only this process)",
+        help="processes that make images (default: one per core; 0: only this process)",
     )
     arguments = parse(parser)
     check_save_dir(parser, arguments)

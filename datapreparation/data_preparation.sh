@@ -6,7 +6,7 @@
 # Stops at the first step that fails, with its exit status. PYTHON chooses the interpreter.
 set -euo pipefail
 usage() {
-    echo "usage: bash data_preparation.sh IMAGENET PREPARED {50,300,919,all} [copy train images: true|false [--absolute]]" >&2
+    echo "usage: bash data_preparation.sh IMAGENET PREPARED {50,300,919,all} [true|false [--absolute]]; true copies the training images, false (default) links them" >&2
     exit 2
 }
 if [ $# -lt 3 ] || [ $# -gt 5 ] || [ -z "$1" ] || [ -z "$2" ]; then usage; fi

@@ -16,14 +16,14 @@ from imagenets.preparation.annotations import MaskList, put_annotations
 def main() -> None:
     """Parse, fetch the archives, put the masks in place, print."""
     parser = new_parser(
-        "Put ImageNetS*/validation-segmentation and train-semi-segmentation in place, from the\n"
-        "archive of the official release, which is downloaded and removed afterwards."
+        "Make ImageNetS*/validation-segmentation and train-semi-segmentation: the official masks.\n"
+        "Their archive is downloaded, and removed afterwards."
     )
     parser.add_argument(
         "--archive",
         type=path_argument,
         metavar="FILE",
-        help="take this ZIP, not a download; for a single mode",
+        help="use this ZIP instead of downloading it; needs a single mode",
     )
     arguments = parse(parser)
     if arguments.archive is not None and arguments.mode == "all":

@@ -19,11 +19,11 @@ def main() -> None:
     """Parse, plan, prepare, print."""
     parser = new_parser(
         "Make ImageNetS*/train: a symbolic link for each class folder; the merged classes of mode 919\n"
-        "become real folders of links. Mode 919 also gets train-full, a link to the whole train folder of\n"
-        "ImageNet, even with --copy, unless your copy has no class folders.",
+        "become real folders of links. If your ImageNet consists of class folders, mode 919 also\n"
+        "gets train-full, a link to its whole train folder (also with --copy).",
         layouts=True,
     )
-    parser.add_argument("--copy", action="store_true", help="copy the images; train-full remains a link")
+    parser.add_argument("--copy", action="store_true", help="copy the images instead of linking them")
     arguments = parse(parser)
     origin = origin_of(arguments)
     wnids = {mode: categories(mode, origin, bar, warn) for mode in modes_of(arguments)}

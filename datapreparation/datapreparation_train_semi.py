@@ -16,10 +16,10 @@ from imagenets.preparation.plans import plan_train_semi
 def main() -> None:
     """Parse, plan, prepare, print."""
     parser = new_parser(
-        "Make ImageNetS*/train-semi: copies of the ten training images a class that have masks.",
+        "Make ImageNetS*/train-semi: copies of the ten training images per class that have masks.",
         layouts=True,
     )
-    parser.add_argument("--link", action="store_true", help="make symbolic links, not copies")
+    parser.add_argument("--link", action="store_true", help="make symbolic links instead of copies")
     arguments = parse(parser)
     origin = origin_of(arguments)
     lists = {

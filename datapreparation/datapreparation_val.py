@@ -16,12 +16,12 @@ from imagenets.preparation.plans import plan_val, refuse_missing
 def main() -> None:
     """Parse, plan, prepare, print."""
     parser = new_parser(
-        "Make ImageNetS*/validation and test: copies of ImageNet's validation images, in the class folders\n"
-        "of the lists, which differ from ImageNet's for 13% of them.",
+        "Make ImageNetS*/validation and test: copies of ImageNet's validation images, sorted into class\n"
+        "folders by ImageNet-S's lists. For 13% of the images this is not ImageNet's class.",
         layouts=True,
     )
-    parser.add_argument("--link", action="store_true", help="make symbolic links, not copies")
-    parser.add_argument("--check", action="store_true", help="only check that the images exist")
+    parser.add_argument("--link", action="store_true", help="make symbolic links instead of copies")
+    parser.add_argument("--check", action="store_true", help="only check that your ImageNet has the images")
     arguments = parse(parser)
     origin = origin_of(arguments)
     lists: dict[str, dict[str, list[MappedImage]]] = {}

@@ -2,9 +2,9 @@
 """Export the region of each image's own class, for region-aware models.
 
 png  <wnid>/<name>.png, 8-bit grayscale, 255 inside
-rle  regions.json, in the format of Alpha-CLIP's evaluation, masks as COCO's run lengths
-npz  <wnid>.npz, one array per <name>: bool, or with --size float32, resized as in Alpha-CLIP
-absent.txt lists the images that do not show the class of their folder; their regions are empty.
+rle  regions.json, in the format of Alpha-CLIP's evaluation, with masks as COCO RLE
+npz  <wnid>.npz, one array per image, by <name>: bool, or float32 with --size, as in Alpha-CLIP
+absent.txt lists the images that do not show the class of their folder: their regions are empty.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     """Parse, export, print."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_split_arguments(parser, SPLITS_WITH_MASKS)
-    parser.add_argument("--form", choices=FORMS, required=True, help="form of the regions, see above")
+    parser.add_argument("--form", choices=FORMS, required=True, help="file format, see above")
     parser.add_argument(
         "--square", action="store_true", help="crop to the largest centred square, as Alpha-CLIP does"
     )

@@ -23,11 +23,11 @@ def main() -> None:
     # error of the set
     parser = new_parser(
         "Compare ImageNetS* with its lists, split by split. The exit status is 0 if at least one split\n"
-        "exists and all that exist are right; missing splits are named. Train has no list of images: its\n"
-        "class folders and its total are compared. Nothing is written."
+        "exists and all existing splits are right; missing ones are named. The lists name no train images,\n"
+        "so only the class folders of train and the number of its images are compared. Nothing is written."
     )
     parser.add_argument(
-        "--deep", action="store_true", help="decode every mask; otherwise only headers are read"
+        "--deep", action="store_true", help="decode every mask, instead of reading only the headers"
     )
     arguments = parse(parser)
     refuse_wrong_folder(arguments.save_dir)

@@ -3,7 +3,7 @@
 
 Writes OUTPUT/imagenet/{train,val}/<wnid>/ or, with --layout parquet, OUTPUT/imagenet/data/*.parquet;
 OUTPUT/lists (for IMAGENETS_LISTS) and OUTPUT/mirror (for IMAGENETS_MIRROR). The class folders are named by
-wnids of ImageNet, but the pictures do not show these classes: see pictures.py.
+wnids of ImageNet, but the images do not show these classes: see pictures.py.
 """
 
 from __future__ import annotations
@@ -155,14 +155,14 @@ def main() -> None:
         "--seed",
         type=whole_number(0, 2**32 - 1),
         default=0,
-        help="random seed of the pictures (default: 0)",
+        help="random seed of the images (default: 0)",
     )
     parser.add_argument(
         "--validation",
         type=whole_number(VALIDATION, 1000),
         default=VALIDATION,
-        help=f"validation pictures per class (default: {VALIDATION}); with more, a matching depends less on "
-        "chance; all other pictures stay the same",
+        help=f"validation images per class (default and minimum: {VALIDATION}); with more, a matching "
+        "depends less on chance; the other images stay the same",
     )
     parser.add_argument(
         "--layout",

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Score a classifier on ImageNet-S: top-k accuracy as the mean over classes, as region-aware CLIPs report it.
+"""Score a classifier on ImageNet-S by its top-k accuracy, averaged over classes as region-aware CLIPs do.
 
-FILE holds for each image its logits (for the mode's N classes or ImageNet's 1000) or class indices:
-.npz, .safetensors   one array per image, under its name; or arrays names (.npz) and logits or predictions
-.npy                 (images, classes), with --names
-.csv                 columns name,prediction; name,prediction_1,prediction_2,...; or name and one per class
-An image is named <wnid>/<name> as in the prepared set, or only <name>, with or without its suffix.
+FILE holds the outputs for each image: logits (of the mode's N classes or ImageNet's 1000), or class indices.
+.npz, .safetensors   one array per image, with the image's name as key; or an array "logits" or "predictions"
+                     of all images, with their names in an array "names" (.npz) or in --names
+.npy                 array (images, classes), with --names
+.csv                 columns name,prediction; name,prediction_1,prediction_2,...; or name,<one per class>
+An image's name is <wnid>/<name> as in the prepared set, or only <name>, with or without suffix.
 """
 
 from __future__ import annotations
@@ -60,37 +61,40 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_path(parser, "--logits", "FILE", "outputs of the classifier")
-    add_path(parser, "--compare", "FILE", "outputs of a second classifier, B, on the same images")
+    add_path(parser, "--compare", "FILE", "outputs of a second classifier on the same images")
     parser.add_argument(
         "--condition",
         action="append",
         default=[],
         type=name_and_file,
         metavar="NAME=FILE",
-        help="instead of --logits: outputs on the pictures of one condition of "
-        "datapreparation/composites.py; may be repeated. With mixed-same and mixed-random, the gap of "
-        "backgrounds is printed",
+        help="instead of --logits: outputs on the images of one condition of "
+        "datapreparation/composites.py; may be repeated. With mixed-same and mixed-random, their difference "
+        "(BG-Gap) is printed",
     )
     add_mode_argument(parser, "classes")
     add_path(
         parser,
         "--gt-dir",
         "DIR",
-        "masks, <gt-dir>/<wnid>/<name>.png, which define the images and their classes (default: the "
-        "images of FILE, by their folders)",
+        "ground truth, <gt-dir>/<wnid>/<name>.png: which images are scored, and their classes (default: all "
+        "images of FILE, with the classes of their folders)",
     )
-    add_path(parser, "--names", "FILE", "names of the rows of a .npy, one a line")
+    add_path(
+        parser, "--names", "FILE", "names of the images in the order of the rows of an array, one per line"
+    )
     parser.add_argument(
         "--indices",
         choices=INDICES,
-        help="class indices are ImageNet's, 0..999, or the mode's class ids, 1..N",
+        help="what class indices mean: ImageNet's 0..999, or the mode's class ids 1..N (needed only "
+        "for indices)",
     )
     parser.add_argument(
         "--among",
         choices=AMONG,
         default="mode",
-        help="of 1000 logits, use those of the mode's classes (default) or all; then a class outside the "
-        "mode is wrong",
+        help="with 1000 logits: choose among the mode's classes (default) or among all; a class outside the "
+        "mode then counts as wrong",
     )
     parser.add_argument(
         "--topk",
@@ -98,10 +102,12 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         default=[1, 5],
         metavar="K",
-        help="an image is right if its class is among the K most probable (default: 1 5)",
+        help="count an image as right if its class is among the K most probable (default: 1 5)",
     )
     add_bootstrap_arguments(parser, resamples=1000)
-    add_path(parser, "--output", "FILE", "x.json: everything; x.csv: the classes")
+    add_path(
+        parser, "--output", "FILE", "save the results: all in a .json, or the table of classes in a .csv"
+    )
     add_report_arguments(
         parser, "scores, classes, and the best, worst and random images", ", with the masks of --gt-dir"
     )

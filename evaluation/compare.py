@@ -58,7 +58,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         allow_abbrev=False,
-        epilog="--clusters applies to methods with a MATCH; if their numbers differ, give the larger one.",
+        epilog="--clusters applies to methods with a MATCH; if they have different numbers of clusters, give "
+        "the larger one.",
     )
     for flag, which in (("--a", "the first method"), ("--b", "the second method")):
         parser.add_argument(
@@ -67,13 +68,13 @@ def parse_arguments() -> argparse.Namespace:
             required=True,
             metavar="[NAME=]PREDICT_DIR[,MATCH]",
             help=f"{which}: its predictions and, if they hold cluster ids, their matching (a name given to "
-            "match.py, or a path). A folder whose name contains a comma is recognised. "
+            "match.py, or a path). The folder's name may contain commas. "
             "NAME=GLOB[,MATCH]: the folders matched by a (quoted) pattern are its runs, one per seed; a * "
             "in MATCH stands for the same text as in the pattern",
         )
     add_ground_truth_arguments(parser)
     add_bootstrap_arguments(parser, resamples=1000)
-    add_path(parser, "--output", "FILE", "x.json: everything")
+    add_path(parser, "--output", "FILE", "save the results: a .json")
     add_report_arguments(
         parser,
         "differences, classes gained and lost, and images side by side",

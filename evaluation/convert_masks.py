@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Convert a folder of masks between the benchmark's form and those of other tools.
+"""Convert a folder of masks between the benchmark's format and those of other tools.
 
 rgb     8-bit RGB PNG, label = R + 256 G: what match.py and evaluator.py read
 gray16  16-bit grayscale PNG
 gray8   8-bit grayscale PNG, labels 0..255, as in mmsegmentation and Hugging Face (palette PNGs are read too)
 npy     NumPy array (height, width) of integers
 
-Labels do not change, except that of ignored pixels: 1000 in rgb, V in the other forms. OUTPUT gets the
-subfolders of INPUT, and conversion.json, a record of the conversion.
+Labels do not change, except that of ignored pixels: 1000 in rgb, V in the other formats. The output folder
+gets the subfolders of the input folder, and conversion.json, a record of the conversion.
 """
 
 from __future__ import annotations
@@ -27,26 +27,36 @@ from imagenets.mask_forms import FORMS, convert_folder
 def main() -> None:
     """Parse, convert, print."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--input", type=path_argument, required=True, metavar="DIR", help="masks, any tree")
+    parser.add_argument(
+        "--input",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="folder of masks, searched with all its subfolders",
+    )
     parser.add_argument(
         "--output", type=path_argument, required=True, metavar="DIR", help="a folder that does not exist yet"
     )
-    parser.add_argument("--from", dest="source_form", choices=FORMS, required=True, help="form of INPUT")
-    parser.add_argument("--to", dest="target_form", choices=FORMS, required=True, help="form of OUTPUT")
+    parser.add_argument(
+        "--from", dest="source_form", choices=FORMS, required=True, help="format of the input"
+    )
+    parser.add_argument("--to", dest="target_form", choices=FORMS, required=True, help="format of the output")
     parser.add_argument(
         "--ignore",
         type=int,
         metavar="V",
-        help="label of ignored pixels in forms other than rgb (default: 255 in gray8, else 1000)",
+        help="label of ignored pixels in formats other than rgb (default: 255 in gray8, otherwise 1000)",
     )
     add_path(
         parser,
         "--size-of",
         "GT",
-        "resize each mask to the size of GT/<wnid>/<name>, a mask or an image, by nearest neighbour; "
-        "only for predictions of whole images, not of crops",
+        "resize each mask by nearest neighbour to the size of its mask or image in this folder, "
+        "GT/<wnid>/<name>; not for predictions on crops",
     )
-    parser.add_argument("--workers", type=whole_number(1, 1024), default=4, help="threads (default: 4)")
+    parser.add_argument(
+        "--workers", type=whole_number(1, 1024), default=4, help="threads for converting (default: 4)"
+    )
     arguments = parse(parser)
     forms = (arguments.source_form, arguments.target_form)
     if arguments.ignore is not None:

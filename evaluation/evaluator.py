@@ -60,7 +60,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Add the files to write, and what they show."""
-    add_path(parser, "--output", "FILE", "x.json: everything; x.csv: the table of classes")
+    add_path(
+        parser, "--output", "FILE", "save the results: all in a .json, or the table of classes in a .csv"
+    )
     parser.add_argument("--quiet", action="store_true", help="do not print the table of classes")
     add_report_arguments(
         parser,
@@ -70,14 +72,14 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="the run's protocol: it is saved in x.json, its rule on matching is checked, and the report "
-        "shows only its published results (default: those of all protocols)",
+        help="protocol of the run: it is saved in the .json, its rule on matching is checked, and the report "
+        "shows only published results of this protocol (default: unknown, and all are shown)",
     )
     add_path(
         parser,
         "--results",
         "FILE.csv",
-        "your own results, which the report shows among the published ones; columns: see published.py",
+        "your own results, shown in the report among the published ones; columns: see published.py --help",
     )
     add_path(parser, "--per-image", "FILE.csv", "save the scores of every image")
     add_path(

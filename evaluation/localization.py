@@ -5,16 +5,16 @@ Scores are computed per image and averaged, in percent; void pixels are left out
 in the middle of every image is scored too.
 pointing_game             is the largest value inside the object?
 energy                    share of the positive values that lies inside the object
-relevance_mass            the same with signs
-relevance_rank            with as many largest values as the object has pixels: the share inside
-top_k                     share of the K largest values that lies inside the object
+relevance_mass            the same for the signed values: their sum inside the object, over that of all
+relevance_rank            share of the n largest values that lies inside the object, which has n pixels
+top_k                     the same for the K largest values
 attribution_localization  share of the absolute values that lies inside the object
 average_precision, auc    areas under the precision-recall curve and the ROC curve of the pixels
-sparseness, complexity    Gini index, and entropy in nats, of the absolute values; the object does not matter
-iou_best                  IoU of the object with the map, scaled to 0..1, at thresholds 0.05, ... 0.95: the
-                          best threshold for all images together
-miou_mean, miou_otsu      mIoU of object and background, pixels pooled over images; threshold: the map's mean,
-                          or Otsu's
+sparseness, complexity    Gini index and entropy (in nats) of the absolute values, wherever the object is
+iou_best                  IoU of the object with the map, scaled to 0..1 and thresholded at 0.05, ... 0.95,
+                          whichever is best over all images
+miou_mean, miou_otsu      mIoU of object and background, thresholded at the map's mean or by Otsu's method,
+                          pixels pooled over images
 """
 
 from __future__ import annotations
@@ -68,50 +68,50 @@ def parse_arguments() -> argparse.Namespace:
         type=path_argument,
         required=True,
         help="maps, <attribution-dir>/<wnid>/<name>.npy: floating point or uint8, (height, width) or (1, "
-        "height, width); or one file per class, <attribution-dir>/<wnid>.npz (or .safetensors), by <name>",
+        "height, width); or one .npz or .safetensors per class, <attribution-dir>/<wnid>.npz, with <name> "
+        "as key",
     )
     add_gt_dir_argument(parser)
     add_mode_argument(parser, "classes")
-    add_path(parser, "--names", "FILE", "only the images listed there, one <wnid>/<name>.png a line")
+    add_path(parser, "--names", "FILE", "use only the images listed in FILE, one <wnid>/<name>.png per line")
     parser.add_argument(
         "--geometry",
         type=geometry_argument,
         metavar="G",
-        help="how square maps lie on their images. squeeze: the whole image was squeezed into a square. "
-        "center-crop:256,224: Resize(256), CenterCrop(224); the mask is cropped the same way, and pixels "
-        "outside the crop do not count. paste:256,224: the same crop; maps are put back, and pixels outside "
-        "the crop are predicted background",
+        help="for square maps: how their input was made from the image (default: maps have the image's "
+        "size). squeeze: resized to a square. center-crop:256,224: Resize(256), CenterCrop(224); only the "
+        "crop is scored. paste:256,224: the same crop, pasted back; pixels outside it count as background",
     )
     parser.add_argument(
         "--resize",
         action="store_true",
-        help="resize maps bilinearly to their images, whose aspect ratio they must have",
+        help="resize maps bilinearly to the size of their images; the aspect ratios must be the same",
     )
     parser.add_argument(
         "--tolerance",
         type=_pixels,
         default=0.0,
         metavar="PIXELS",
-        help="pointing game: a point this close to the object is a hit too (default: 0; often 15)",
+        help="pointing game: a point this close to the object is a hit, too (default: 0; 15 is usual)",
     )
     parser.add_argument(
         "--ties",
         choices=TIES,
         default="first",
-        help="pointing game, if several values are largest: take the first in row order (default), count "
-        "any hit among them (as Quantus), or the share of hits",
+        help="pointing game, if several pixels share the largest value: take the first in row order "
+        "(default), count a hit if any is one (as Quantus does), or the share of hits among them",
     )
     parser.add_argument(
         "--top-k",
         type=whole_number(1, 100_000_000),
         default=1000,
         metavar="K",
-        help="K of the score top_k (default: 1000)",
+        help="K of the score top_k, in pixels (default: 1000)",
     )
     add_bootstrap_arguments(parser, resamples=None)
     add_workers_argument(parser, "score")
     add_problems_argument(parser)
-    add_path(parser, "--output", "FILE", "save the scores: x.json")
+    add_path(parser, "--output", "FILE", "save the scores: a .json")
     add_path(parser, "--per-image", "FILE.csv", "save the scores of every image")
     add_report_arguments(
         parser,

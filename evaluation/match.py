@@ -27,13 +27,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_arguments(parser)
     parser.add_argument(
-        "--session-name", required=True, help="the matching is saved as <results-dir>/<session-name>.json"
+        "--session-name",
+        required=True,
+        help="name of the matching, saved as <results-dir>/<session-name>.json",
     )
     parser.add_argument(
         "--method",
         choices=METHODS,
         default="image",
-        help="image: one-to-one, most images in common (the benchmark's own, default); pixel: one-to-one, "
+        help="image (default, the benchmark's): one-to-one, most images in common; pixel: one-to-one, "
         "most pixels in common; majority: each cluster takes the class that it overlaps most",
     )
     return parse(parser)

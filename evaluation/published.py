@@ -24,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
         "--results",
         type=path_argument,
         metavar="FILE.csv",
-        help="your own results to show among them; columns: protocol,mode,method,backbone,training,split,"
+        help="your own results, shown among them; columns: protocol,mode,method,backbone,training,split,"
         "mIoU,source",
     )
     return parse(parser)

@@ -74,18 +74,19 @@ def parse_arguments() -> argparse.Namespace:
         help="predictions hold cluster ids 1..K (default: the number of classes)",
     )
     for flag, line in zip(METHOD_FLAGS, METHOD_LINES, strict=True):
-        parser.add_argument(flag, type=one_line, metavar="TEXT", help=f"{METHOD}: {line}")
+        parser.add_argument(flag, type=one_line, metavar="TEXT", help=f"the line {line} of {METHOD}")
     add_path(parser, "--output", "FILE.zip", "the archive to write")
     add_path(
         parser,
         "--check",
         "FILE.zip",
-        "only check this archive; with --save-dir, also that it has every test image, in its size",
+        "only check this archive; with --save-dir, also that it has a prediction of the right size for every "
+        "test image",
     )
     parser.add_argument(
         "--incomplete",
         action="store_true",
-        help="a number of predictions other than that of the test images is only a warning",
+        help="only warn if the number of predictions is not that of the test images",
     )
     add_workers_argument(parser, "decode")
     add_results_dir_argument(parser)

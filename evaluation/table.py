@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="*",
         type=path_argument,
         metavar="A.json",
-        help="score files of evaluator.py --output; each is a method, named after its file or folder",
+        help="score files written by evaluator.py --output; each is a method, named after its file or folder",
     )
     parser.add_argument(
         "--group",
@@ -52,24 +52,26 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         type=method_and_pattern,
         metavar="METHOD=GLOB",
-        help="the score files matched by a (quoted) pattern are the runs of one method, one per seed; may be "
-        "repeated",
+        help="the runs of one method, one score file per seed, by a (quoted) pattern; may be repeated",
     )
     parser.add_argument("--published", action="store_true", help="also show the published mIoU of the mode")
     parser.add_argument(
-        "--results", type=path_argument, metavar="FILE.csv", help="show these too; columns: see published.py"
+        "--results",
+        type=path_argument,
+        metavar="FILE.csv",
+        help="also show your own results; columns: see published.py --help",
     )
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="show only published results of this protocol; a run's protocol is in its score file "
-        "(evaluator.py --protocol)",
+        help="show only published results, and yours of --results, of this protocol (evaluator.py --protocol "
+        "sets that of a run)",
     )
     parser.add_argument(
         "--scores",
         type=score_names,
         metavar="NAME,NAME",
-        help=f"columns, of {', '.join(SCORES)} (default: all)",
+        help=f"columns to show, out of {', '.join(SCORES)} (default: all)",
     )
     parser.add_argument(
         "--output", type=path_argument, metavar="FILE", help="save the table: x.md, x.tex, x.csv or x.html"

@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
         "--names",
         type=path_argument,
         metavar="FILE",
-        help="only the masks listed there, one <wnid>/<name>.png a line",
+        help="use only the masks listed in FILE, one <wnid>/<name>.png per line",
     )
     add_mode_argument(parser, "classes (default: found by the number of folders in --gt-dir)", required=False)
     add_match_argument(parser)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""PASS, step 2: cluster the attended features of the training images; docs/pass.md.
+"""PASS, step 2: cluster the training images by their features, pooled with the attention; docs/pass.md.
 
-Writes OUTPUT/centroids.npy (K, C), OUTPUT/features/<split>.npy (n, C), the features as they are pooled, rows
-by sorted path, and OUTPUT/clusters.csv, the cluster 1..K of each image. A stopped run resumes. Under
-torchrun every process takes a share of the images.
+Writes OUTPUT/centroids.npy (K, C), OUTPUT/features/<split>.npy (n, C), the pooled features, one row per image
+in the order of the paths, and OUTPUT/clusters.csv, the cluster 1..K of each image. The same command resumes a
+stopped run. Under torchrun every process takes a share of the images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_attention(parser)
     parser.add_argument(
-        "--output-dir", type=path_argument, required=True, help="that of pixel_attention.py, or another"
+        "--output-dir",
+        type=path_argument,
+        required=True,
+        help="output folder; it may be that of pixel_attention.py",
     )
     parser.add_argument(
         "--clusters",
@@ -55,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         "--restarts",
         type=whole_number(1, 10_000),
         default=RESTARTS,
-        help=f"runs of k-means, of which the best counts (default: {RESTARTS})",
+        help=f"number of k-means runs, of which the best is kept (default: {RESTARTS})",
     )
     parser.add_argument(
         "--seed", type=whole_number(0, 2**31 - 1), default=0, help="random seed of k-means (default: 0)"
@@ -65,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
         type=positive_number,
         default=16.0,
         metavar="GIB",
-        help="memory for the features in k-means; beyond that it uses mini-batches (default: 16)",
+        help="if the features need more than this memory, in GiB, k-means uses mini-batches (default: 16)",
     )
     add_running(parser, batch_size=64)
     arguments = parse(parser)

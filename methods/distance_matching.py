@@ -2,8 +2,8 @@
 """Segment images by the features of annotated regions or patches: the distance-matching protocol.
 
 Writes OUTPUT/bank.npz, the features of train-semi's masks, and OUTPUT/<split>/<wnid>/<name>.png, the
-predictions in class ids, for evaluator.py and submission.py. A stopped run resumes. With --images
-and --bank it segments any pictures. Under torchrun every process takes a share.
+predictions in class ids, for evaluator.py and submission.py. The same command resumes a stopped run. With
+--images and --bank it segments any images. Under torchrun every process takes a share.
 """
 
 from __future__ import annotations
@@ -62,14 +62,16 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_source(parser)
-    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
+    parser.add_argument(
+        "--output-dir", type=path_argument, required=True, help="output folder of this run alone"
+    )
     parser.add_argument("--backbone", required=True, help="a torchvision or timm model, by name")
     parser.add_argument(
         "--checkpoint",
         type=path_argument,
         required=True,
         metavar="FILE",
-        help="weights of the backbone; none: random weights",
+        help="weights of the backbone, or the word none for random ones",
     )
     add_weights(parser)
     parser.add_argument(
@@ -77,32 +79,32 @@ def parse_arguments() -> argparse.Namespace:
         type=bank_argument,
         default=REGIONS,
         metavar="BANK",
-        help="regions: one vector for each label of each annotated picture (default); patches: single "
-        "patches with the shares of their labels; or the path of an earlier bank.npz of this backbone",
+        help="regions (default): one vector per label of each annotated image; patches: single patches, each "
+        "with the proportions of its labels; or the path of a bank.npz made with this backbone",
     )
     parser.add_argument(
         "--patches-per-picture",
         type=whole_number(1, 1_000_000),
         metavar="N",
-        help="--bank patches: most patches of each annotated picture, rare labels first (default: "
+        help="with --bank patches: at most N patches per annotated image, rare labels first (default: "
         f"{PER_PICTURE})",
     )
     parser.add_argument(
         "--neighbours",
         type=whole_number(1, 10_000),
         metavar="K",
-        help="vectors of the bank that vote for the label of a place (default: 10; patches: 30)",
+        help="nearest vectors of the bank, which vote for a label (default: 10; with patches 30)",
     )
     parser.add_argument(
         "--temperature",
         type=positive_number,
         metavar="T",
-        help="a vote has weight exp(cosine / T) (default: 0.07; patches: 0.02)",
+        help="weight of a vote: exp(cosine / T) (default: 0.07; with patches 0.02)",
     )
     add_size(parser)
     add_sharpen(parser)
     add_running(parser)
-    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
+    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the images")
     arguments = parse(parser)
     check_source(parser, arguments)
     if arguments.images is not None and arguments.bank in KINDS:

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Train a network with masks: the semi-supervised protocol (train-semi), or label maps of clusters.
 
-All of a network is fine-tuned, or, with --recipe linear-probe or self-training, a head on its frozen maps.
-Writes RUN/last.pth (for predict.py), RUN/log.jsonl and RUN/curves.png. The same command resumes a run
-that was stopped or killed, and ends with the same weights. Start it with torchrun on several GPUs:
-torchrun --nproc-per-node 8 methods/finetune.py … Values that are not given are the recipe's; all are printed.
+The whole network is fine-tuned or, with --recipe linear-probe or self-training, a head on frozen features.
+Writes RUN/last.pth (for predict.py), RUN/log.jsonl and RUN/curves.png. The same command resumes a run that
+was stopped or killed, with the same result. On several GPUs:
+torchrun --nproc-per-node 8 methods/finetune.py …
+Values that you do not give are those of the recipe; all are printed.
 """
 
 from __future__ import annotations
@@ -50,43 +51,50 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_save_dir_argument(parser)
-    add_mode_argument(parser, "the set")
+    add_mode_argument(parser, "the prepared set")
     parser.add_argument(
-        "--output-dir", type=path_argument, required=True, metavar="RUN", help="of this run only"
+        "--output-dir",
+        type=path_argument,
+        required=True,
+        metavar="RUN",
+        help="output folder of this run alone",
     )
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
         required=True,
         help="semi-supervised: train-semi and its masks; pass: train and the label maps in --masks; "
-        "self-training: the same, the network frozen; linear-probe: train-semi, the network frozen",
+        "self-training: like pass, with the network frozen; linear-probe: like semi-supervised, with the "
+        "network frozen",
     )
-    parser.add_argument("--backbone", required=True, metavar="NAME", help="a torchvision or timm model")
+    parser.add_argument(
+        "--backbone", required=True, metavar="NAME", help="a torchvision or timm model, by name"
+    )
     parser.add_argument(
         "--checkpoint",
         type=checkpoint_argument,
         required=True,
         metavar="FILE",
-        help="weights of the backbone; none: start from random weights",
+        help="weights of the backbone, or the word none for random ones",
     )
     add_weights(parser)
     parser.add_argument(
         "--masks",
         type=path_argument,
         metavar="DIR",
-        help="pass, self-training: label maps <wnid>/<name>.png of train, ids 0..N",
+        help="for pass and self-training: label maps of train, <wnid>/<name>.png, with ids 0..N",
     )
     parser.add_argument(
         "--output-stride",
         type=int,
         choices=(16, 32),
-        help="pixels per feature of a ResNet (default: 32; 16 is finer and needs more memory)",
+        help="output stride of a ResNet (default: 32; 16 is finer but needs more memory)",
     )
     parser.add_argument(
         "--layers",
         type=whole_number(1, 100),
         metavar="L",
-        help="linear-probe: join the maps of a ViT's last L blocks (default: 1)",
+        help="for linear-probe: concatenate the features of a ViT's last L blocks (default: 1)",
     )
     add_size(parser)
     _add_values(parser)
@@ -105,22 +113,20 @@ def parse_arguments() -> argparse.Namespace:
 
 def _add_values(parser: argparse.ArgumentParser) -> None:
     values = parser.add_argument_group("values that replace those of the recipe")
-    batch_help = (
-        "images of one update, over all processes; without --lr, the learning rate changes in proportion"
-    )
+    batch_help = "images per step, over all processes; unless --lr is given, the learning rate scales with it"
     for option, kind, metavar, text in (
-        ("--epochs", whole_number(1, 100_000), "E", "passes over the images"),
+        ("--epochs", whole_number(1, 100_000), "E", "number of epochs"),
         ("--batch-size", whole_number(1, 1_000_000), "B", batch_help),
-        ("--lr", positive_number, "R", "the highest learning rate, absolute"),
+        ("--lr", positive_number, "R", "peak learning rate, whatever the batch size"),
         (
             "--layer-decay",
             number_in(0.01, 1),
             "D",
-            "each layer has D times the learning rate of the next one",
+            "layer-wise decay: each layer has D times the learning rate of the next one",
         ),
         ("--weight-decay", number_in(0, 100), "W", "weight decay of the optimiser"),
-        ("--drop-path", number_in(0, 0.99), "P", "rate of stochastic depth at the last block"),
-        ("--crop", whole_number(16, 4096), "C", "side of the pictures in pixels"),
+        ("--drop-path", number_in(0, 0.99), "P", "stochastic depth: drop rate of the last block"),
+        ("--crop", whole_number(16, 4096), "C", "side of the training crops in pixels"),
         ("--seed", whole_number(0, 2**31 - 1), "S", "random seed"),
     ):
         values.add_argument(option, type=kind, metavar=metavar, help=text)
@@ -133,7 +139,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         type=whole_number(1, 10_000),
         default=1,
         metavar="A",
-        help="split a batch into A micro-batches, if memory runs out (default: 1)",
+        help="gradient accumulation: split each batch into A, if memory runs out (default: 1)",
     )
     running.add_argument(
         "--evaluate-every",

@@ -2,8 +2,8 @@
 """Segment images without labels: foregrounds, their features, k-means over the training images.
 
 Writes OUTPUT/<split>/<wnid>/<name>.png, the foreground of each image with the id 1..K of its cluster, for
-match.py and evaluator.py. Class folders are not used, only the content of the training images. A stopped run
-resumes; the same command writes the same bytes. With --images it clusters any pictures. Under torchrun, each
+match.py and evaluator.py. Only the training images are used, not their class folders. The same command
+resumes a stopped run, with the same result. With --images it clusters any images. Under torchrun every
 process takes a share.
 """
 
@@ -70,13 +70,18 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_source(parser, SPLITS)
-    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     parser.add_argument(
-        "--backbone",
-        help="torchvision or timm model for the features (default: hand-made colour and texture)",
+        "--output-dir", type=path_argument, required=True, help="output folder of this run alone"
     )
     parser.add_argument(
-        "--checkpoint", type=path_argument, metavar="FILE", help="the backbone's weights; none: random ones"
+        "--backbone",
+        help="torchvision or timm model for the features, by name (default: hand-made colour and texture)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=path_argument,
+        metavar="FILE",
+        help="the backbone's weights, or the word none for random ones",
     )
     add_weights(parser)
     parser.add_argument(
@@ -101,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
         "--restarts",
         type=whole_number(1, 10_000),
         default=RESTARTS,
-        help=f"runs of k-means, of which the best counts (default: {RESTARTS})",
+        help=f"number of k-means runs, of which the best is kept (default: {RESTARTS})",
     )
     parser.add_argument(
         "--seed", type=whole_number(0, 2**31), default=0, help="random seed of k-means (default: 0)"
@@ -111,16 +116,16 @@ def parse_arguments() -> argparse.Namespace:
         type=whole_number(1, 1000),
         default=1,
         metavar="N",
-        help="do N runs, with the seeds from --seed on, in OUTPUT/seed<S>; prints mean and standard "
-        "deviation of their matched scores on validation",
+        help="repeat with N seeds, from --seed on, in OUTPUT/seed<S>, and print mean and standard deviation "
+        "of the matched scores on validation (default: 1)",
     )
     parser.add_argument(
         "--leave-out",
         type=number_in(0, 0.99),
         default=0.0,
         metavar="SHARE",
-        help="in the label maps of train, set this share of each cluster, the farthest from its centre, to "
-        "1000 (ignored), as self_training.sh does (default: 0)",
+        help="share of each cluster's training images, the farthest from its centre, whose foregrounds are "
+        "labelled 1000 (ignored), as self_training.sh does (0..0.99; default: 0)",
     )
     add_size(parser)
     add_running(parser)
@@ -130,7 +135,7 @@ def parse_arguments() -> argparse.Namespace:
         help="folder for the features of the training images, which other runs can reuse (default: "
         "OUTPUT/features)",
     )
-    parser.add_argument("--overlays", action="store_true", help="also draw the clusters over the pictures")
+    parser.add_argument("--overlays", action="store_true", help="also draw the clusters over the images")
     arguments = parse(parser)
     check_source(parser, arguments)
     if (arguments.backbone is None) != (arguments.checkpoint is None):

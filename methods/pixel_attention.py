@@ -28,7 +28,7 @@ def main() -> None:
         help="last.pth of pretrain.py, or the published pass*_pretrained.pth.tar",
     )
     add_weights(parser)
-    parser.add_argument("--backbone", metavar="NAME", help="of the checkpoint (default: the mode's)")
+    parser.add_argument("--backbone", metavar="NAME", help="the checkpoint's ResNet (default: the recipe's)")
     arguments = parse(parser)
     check_save_dir(parser, arguments)
     recipe = overridden(attention_recipe(arguments.recipe, arguments.mode.name), arguments)

@@ -2,8 +2,8 @@
 """Segment images with a fine-tuned network, written by finetune.py or published.
 
 Writes OUTPUT/<split>/<wnid>/<name>.png, predictions for evaluator.py and submission.py: class ids from
-semi-supervised fine-tuning, cluster ids (for match.py) from pseudo labels. A stopped run resumes.
-With --images it segments any pictures. Under torchrun every process takes a share.
+semi-supervised fine-tuning, cluster ids (for match.py) from pseudo labels. The same command resumes a
+stopped run. With --images it segments any images. Under torchrun every process takes a share.
 """
 
 from __future__ import annotations
@@ -43,31 +43,40 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_source(parser, ("train", *SPLITS))
-    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     parser.add_argument(
-        "--model", type=path_argument, required=True, metavar="FILE", help="RUN/last.pth, or a published file"
+        "--output-dir", type=path_argument, required=True, help="output folder of this run alone"
     )
     parser.add_argument(
-        "--backbone", metavar="NAME", help="the network of a published file, which does not say (resnet50 …)"
+        "--model",
+        type=path_argument,
+        required=True,
+        metavar="FILE",
+        help="last.pth of finetune.py, or a published file",
+    )
+    parser.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="network of a published file, such as resnet50; other files record it",
     )
     parser.add_argument(
         "--output-stride",
         type=int,
         choices=(16, 32),
-        help="of a published ResNet, which does not say (default: 32; d16 files: 16)",
+        help="output stride of a published ResNet (default: 32; of files named d16: 16); other files "
+        "record it",
     )
     parser.add_argument(
         "--longest",
         type=whole_number(16, 100_000),
         default=LONGEST,
         metavar="L",
-        help="images of more than L x L pixels are labelled at a size with a longer side of L "
+        help="label images of more than L x L pixels at a reduced size, whose longer side is L "
         f"(default: {LONGEST})",
     )
     add_size(parser)
     add_sharpen(parser)
     add_running(parser)
-    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
+    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the images")
     arguments = parse(parser)
     check_source(parser, arguments)
     return arguments

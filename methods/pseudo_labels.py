@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """PASS, step 2: label the pixels of images by attention and centroids; docs/pass.md.
 
-Writes OUTPUT/<split>/<wnid>/<name>.png with ids cluster + 1 (row of the centroids + 1), and 0 where the
-attention is below the threshold. With --threshold auto, the threshold is the one of 0.00 to 0.80 that scores
-best on validation, whose masks are used for it: OUTPUT/threshold.json and .png show all. A stopped run
-resumes. Under torchrun every process takes a share.
+Writes OUTPUT/<split>/<wnid>/<name>.png with cluster ids 1..K (row i of the centroids, from 0, has id i + 1),
+and 0 where the attention is below the threshold. --threshold auto takes the threshold from 0.00 to 0.80 that
+scores best on validation, and so uses its masks; OUTPUT/threshold.json and .png show the scores of all. The
+same command resumes a stopped run. Under torchrun every process takes a share.
 """
 
 from __future__ import annotations
@@ -60,10 +60,12 @@ def parse_arguments() -> argparse.Namespace:
         type=threshold_argument,
         required=True,
         metavar="T",
-        help="pixels with an attention (0..1) below T are background; published: 0.41 (50), 0.40 (300), 0.37 "
-        "(919); auto: the best on validation",
+        help="pixels with an attention (0..1) below T are background; published: 0.41 for mode 50, 0.40 for "
+        "300, 0.37 for 919; auto: the best on validation",
     )
-    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
+    parser.add_argument(
+        "--output-dir", type=path_argument, required=True, help="output folder of this run alone"
+    )
     add_running(parser)
     arguments = parse(parser)
     check_save_dir(parser, arguments)

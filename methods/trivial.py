@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Write trivial predictions, in the sizes of existing ones: a method should be better than these.
+"""Write trivial predictions, of the sizes of existing ones, which a method should beat.
 
-background: no foreground. random-clusters: the existing foregrounds, each image with a random cluster.
-random: a random box in each image, with a random cluster.
+background       background only
+random-clusters  the foregrounds of the existing predictions, with a random cluster for each image
+random           a random box in each image, with a random cluster
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> None:
         required=True,
         help="existing predictions, <predict-dir>/<wnid>/<name>.png",
     )
-    add_mode_argument(parser, "clusters")
+    add_mode_argument(parser, "clusters, as many as classes")
     parser.add_argument("--kind", choices=KINDS, required=True, help="see above")
     parser.add_argument(
         "--output-dir", type=path_argument, required=True, help="a folder that does not exist yet"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Segment with CLIP or SigLIP and class names as text, without training (protocol: free): docs/zero_shot.md.
+"""Segment with CLIP or SigLIP by the names of the classes, without training (protocol: free).
 
 Writes OUTPUT/<split>/<wnid>/<name>.png, predictions in class ids for evaluator.py; no matching is needed.
-A stopped run resumes. Under torchrun every process takes a share.
+The same command resumes a stopped run. Under torchrun every process takes a share. See docs/zero_shot.md.
 """
 
 from __future__ import annotations
@@ -63,9 +63,13 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_source(parser)
-    parser.add_argument("--output-dir", type=path_argument, required=True, help="a folder for this run only")
     parser.add_argument(
-        "--model", metavar="NAME", help="a model of open_clip; not needed where --checkpoint is a folder"
+        "--output-dir", type=path_argument, required=True, help="output folder of this run alone"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a model of open_clip, by name; not needed if --checkpoint is a folder",
     )
     parser.add_argument(
         "--checkpoint",
@@ -77,39 +81,40 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dense",
         choices=[*LAST_BLOCKS, SIGLIP_DENSE],
-        help=f"what the last block does with the patches (default: naclip; for SigLIP {SIGLIP_DENSE})",
+        help=f"how the last block treats the patches (default: naclip; for SigLIP {SIGLIP_DENSE})",
     )
     parser.add_argument(
         "--threshold",
         type=threshold_argument,
         metavar="T",
         default=None,
-        help="a pixel is background if its most probable class is below T, 0..1 (default: auto, the best on "
-        "validation, using its masks)",
+        help="pixels whose most probable class has a probability (0..1) below T are background (default: "
+        "auto, the best on validation, using its masks)",
     )
     parser.add_argument(
         "--names",
         type=names_argument,
         metavar="LIST",
-        help="class names: openai, toolbox, or a text file, one a line in the order of ids (default: openai; "
-        "with your own class list, its names)",
+        help="class names: openai, toolbox, or a text file, one per line in the order of class ids (default: "
+        "openai; with your own class list, its names)",
     )
     parser.add_argument(
         "--templates",
         type=int,
         choices=TEMPLATE_COUNTS,
         default=80,
-        help="sentences that a name is put into: 1, OpenAI's 80, or 85: those and 5 for scenes (default: 80)",
+        help="number of prompt templates: 1, OpenAI's 80, or 85, which adds 5 for scenes (default: 80)",
     )
     parser.add_argument(
         "--size",
         type=whole_number(32, 4096),
         default=SIZE,
         metavar="N",
-        help=f"shorter side in pixels; both sides are rounded to whole patches (default: {SIZE})",
+        help=f"shorter side of the network's input in pixels; both sides are then rounded to whole "
+        f"patches (default: {SIZE})",
     )
     add_running(parser, batch_size=8)
-    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the pictures")
+    parser.add_argument("--overlays", action="store_true", help="also draw the labels over the images")
     arguments = parse(parser)
     check_source(parser, arguments)
     if arguments.mode is None:
