@@ -353,16 +353,25 @@ def test_inference_places_networks_as_training_does(place, monkeypatch):
 def test_a_network_computes_in_the_precision_that_is_asked_for(precision):
     """On a CPU too; what it returns is at least float32, single tensors or several; float64 stays."""
     seen = []
+    several = namedtuple("Several", "product exact")
+    forms = {
+        several: lambda found: several(*found),
+        tuple: tuple,
+        list: list,
+        dict: lambda found: dict(zip(several._fields, found, strict=True)),
+    }
 
     def network(values):
-        product = values @ values
-        seen.append(product.dtype)
-        return Several(product, values.double()) if len(seen) > 1 else product
+        seen.append((values @ values).dtype)
+        return values @ values
 
-    Several = namedtuple("Several", "product exact")
     assert run_network(network, torch.eye(2), precision=precision).dtype == F32
-    assert [of_one.dtype for of_one in run_network(network, torch.eye(2), precision=precision)] == [F32, F64]
-    assert seen == [getattr(torch, precision)] * 2
+    for form, made in forms.items():
+        found = run_network(lambda x, m=made: m([network(x), x.double()]), torch.eye(2), precision=precision)
+        assert type(found) is form
+        tensors = found.values() if form is dict else found
+        assert [of_one.dtype for of_one in tensors] == [F32, F64]
+    assert set(seen) == {getattr(torch, precision)}
 
 
 def test_auto_is_what_the_card_has(monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -29,7 +29,8 @@ def training_precision(wanted: str, device: torch.device) -> str:
 def run_network(network: Callable[..., Any], *inputs: Any, precision: str) -> Any:  # noqa: ANN401 - as the network's
     """Call a network, or a function of one, in a precision (autocast).
 
-    Returns its tensor, or named tuple of tensors, as float32. Nothing else computes in less than float32.
+    Returns its tensor, or its tuple or dictionary of tensors, as float32. Nothing else computes in less than
+    float32.
     """
     if precision == "float32":
         return network(*inputs)
@@ -37,7 +38,10 @@ def run_network(network: Callable[..., Any], *inputs: Any, precision: str) -> An
         found = network(*inputs)
     if isinstance(found, torch.Tensor):
         return at_least_float32(found)
-    return type(found)(*map(at_least_float32, found))
+    if isinstance(found, Mapping):
+        return {name: at_least_float32(tensor) for name, tensor in found.items()}
+    converted = map(at_least_float32, found)
+    return found._make(converted) if hasattr(found, "_make") else type(found)(converted)
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
