@@ -89,6 +89,20 @@ def test_a_worker_that_dies_is_told_by_both_pools_in_the_same_words():
     assert str(of_loader.value) == str(of_map.value) == WORKER_DIED
 
 
+def lose_a_reader():
+    """As multiprocessing's thread that hands tensors over does when their reader has left."""
+    try:
+        raise EOFError
+    except EOFError:
+        sys.excepthook(*sys.exc_info())
+
+
+def test_readers_that_leave_are_no_traceback_of_a_worker(capfd):
+    with process_pool(1) as pool:
+        pool.submit(lose_a_reader).result()
+    assert capfd.readouterr().err == ""
+
+
 class Tensors(Squares):
     """The same as tensors, which workers hand over through shared memory."""
 
