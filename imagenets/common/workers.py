@@ -71,7 +71,7 @@ def _begin_worker(begin: Callable[[], None] | None, number: int = 0) -> None:
     """Prepare a worker; a DataLoader passes its number."""
     die_with_parent()
     signal.signal(_LEAVE, lambda *_: os._exit(0))
-    # multiprocessing's thread that hands tensors over would print a traceback when an interrupted reader leaves.
+    # multiprocessing's thread that hands tensors over prints a traceback when their reader was interrupted.
     sys.excepthook = lambda *_: None
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():  # it ended before prctl was called
