@@ -14,7 +14,7 @@ from torch.nn import functional
 from imagenets.classes import MODES
 from imagenets.common.errors import InputError
 from imagenets.learning.engine.full_size import label_map, reduced_size
-from imagenets.learning.finetuning.losses import OBJECT_WEIGHT, annotated_loss, label_map_loss, object_loss
+from imagenets.learning.finetuning.losses import annotated_loss, label_map_loss, object_loss
 from imagenets.learning.finetuning.recipes import Values, values_of
 from imagenets.learning.finetuning.run import FineTuneRequest, chosen_values
 from imagenets.learning.networks.backbones import make_backbone
@@ -268,7 +268,7 @@ def test_losses_against_loops(loss, step):
             terms.append(-pixel.log_softmax(0)[label])
             continue
         share = torch.sigmoid(pixel[1:].max() - pixel[0])
-        of_object = -OBJECT_WEIGHT * share.log() - pixel[1:].log_softmax(0)[label - 1]
+        of_object = -3 * share.log() - pixel[1:].log_softmax(0)[label - 1]
         terms.append(of_object if label else -(1 - share).log())
     assert 0 < len(terms) < 3 * side**2
     assert float(loss(logits, masks, ALONE)) == pytest.approx(float(sum(terms) / len(terms)), abs=1e-6)
